@@ -1,0 +1,1 @@
+"""Targets, drafters, verification and the one decoding step."""

@@ -1,0 +1,153 @@
+"""The contract: what a target, a drafter and a verification rule are to one another.
+
+    drafts   = drafter.propose(rows, budgets)
+    scores   = target.score(rows, drafts)
+    verdicts = rule(draft, scores.law, rng)
+    target.commit(rows, verdicts); drafter.observe(rows, verdicts, feedback)
+
+Protocols only. Which models, stores or rules stand behind them is not known here.
+
+Legend: B rows, N nodes, V vocabulary, D hidden, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import torch
+
+from draftsmith.infer.trace import Tried
+from draftsmith.infer.tree import Draft, Trial
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from draftsmith.infer.keyed import Stream
+    from draftsmith.infer.row import Row
+
+DraftShape = Literal["tree", "chain", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The limits of one row's draft in one step: nodes in all, and depth."""
+
+    nodes: int
+    depth: int
+
+
+class Law(Protocol):
+    """The target's law at the nodes of one row's draft, made only where it is asked for. ROOT (-1) is the prefix itself.
+
+    `greedy`: temperature 0; the law is a point mass and `choice` tells where.
+    """
+
+    greedy: bool
+    vocab_size: int
+
+    def choice(self, node: int) -> int: ...
+
+    def probs(self, node: int) -> torch.Tensor:
+        """[V], sums to one: the law after processors, temperature and truncation."""
+        ...
+
+    def draw(self, node: int, uniform: float) -> int:
+        """The target's own token at `node`, by inversion of `uniform`."""
+        ...
+
+
+class Scores(Protocol):
+    """What one target pass leaves: a law per row."""
+
+    def law(self, index: int) -> Law: ...
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a rule decided for one row.
+
+    `path` are the accepted nodes, `accepted` the trials that accepted them, `next_token` the target's own token after
+    them; `tried` every trial that was reached. `committed` is what the row keeps after stops and limits were applied
+    (path tokens, then next_token), and `stop` says which of them cut it.
+    """
+
+    path: list[int]
+    accepted: list[Trial]
+    next_token: int
+    tried: list[Tried] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    stop: str = ""
+
+    @property
+    def kept_path(self) -> list[int]:
+        """The accepted nodes whose tokens enter the cache: all committed tokens but the last, which stays pending."""
+        return self.path[: max(len(self.committed) - 1, 0)]
+
+
+class Rule(Protocol):
+    """A verification rule: the default is `draftsmith.infer.rejection.rejection`."""
+
+    def __call__(self, draft: Draft, law: Law, rng: Stream) -> Verdict: ...
+
+
+@dataclass(slots=True)
+class Feedback:
+    """What the target lends a drafter about one row.
+
+    `features[name]` is [T, D], one state for each position that entered the target's cache just now; state i is the one
+    that predicted token i + 1. `start` is the position of the first.
+    """
+
+    start: int
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Target(Protocol):
+    """The model whose law is preserved."""
+
+    draft_shape: DraftShape
+    buckets: tuple[int, ...]
+    vocab_size: int
+    max_positions: int
+    forward_seconds: float
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
+        """Make room for `rows` and bring all their tokens but the newest into the cache."""
+        ...
+
+    def release(self, rows: Sequence[Row]) -> None: ...
+
+    def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> Scores:
+        """One pass over each row's pending tokens and its tree."""
+        ...
+
+    def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
+        """Keep the accepted nodes in the cache, drop the rest. `row.ids` does not yet hold the committed tokens."""
+        ...
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes a token tree per row. `features` names the target states that it reads."""
+
+    name: str
+    features: tuple[str, ...]
+    forward_seconds: float
+
+    def bind(self, target: Target) -> None:
+        """Once, before the first row: check that this drafter fits this target."""
+        ...
+
+    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None: ...
+
+    def close(self, rows: Sequence[Row]) -> None: ...
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]: ...
+
+    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        """After the commit: `row.ids` already holds the committed tokens."""
+        ...

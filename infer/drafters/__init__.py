@@ -1,0 +1,1 @@
+"""Learned drafters and the controls that every measurement offers."""

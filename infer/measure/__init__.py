@@ -1,0 +1,1 @@
+"""Traces in, numbers out: bench, replay, compare."""

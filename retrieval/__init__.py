@@ -1,0 +1,1 @@
+"""Drafting from text that is already there."""
