@@ -1,0 +1,290 @@
+"""A causal LM with a preallocated tree cache: several rows, each with its context once and a tree in flight behind it.
+
+Rows lie left-aligned: the committed token at position t is in slot t, and the entries in flight (pending tokens and tree
+nodes that were run but not yet committed) follow behind. A forward pass writes its keys and values once; a commit moves
+the kept entries up to the committed end. Nothing is concatenated, and no context is copied per draft.
+
+Masks and windows come from positions, never from slots; a padding query attends to itself only, so that it gives no NaN.
+Target and draft model alike run through this class. It does not know drafts, laws or rules.
+
+Legend: B rows, Q queries (padded), S slots, H heads, D head size, F entries in flight.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from draftsmith.infer.masks import MaskPlan
+
+GROWTH = 256
+PREFILL_CHUNK = 512
+
+
+class TreeCache:
+    """What transformers' attention layers see as their cache: it stores what they write and shows the whole buffer.
+
+    `begin` names the rows and slots of the coming pass. Buffers are made when the first keys and values arrive, from
+    their shape: the config is not asked, so grouped, multi-query and unequal heads all fit.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.rows = 0
+        self.slots = 0
+        self.grown = 0
+        self._first = 0
+        self._count = 0
+        self._end = 0
+        self._start = -1
+        self._slots_BQ: torch.Tensor | None = None
+        self._index_B1: torch.Tensor | None = None
+
+    def begin(self, first: int, starts: list[int], width: int, device: torch.device) -> None:
+        """The coming pass writes `width` entries per row, from row `first` on, at each row's start."""
+        self._first, self._count = first, len(starts)
+        self._end = max(starts) + width
+        if len(set(starts)) == 1:
+            self._start = starts[0]
+            return
+        self._start = -1
+        starts_B1 = torch.tensor(starts, device=device)[:, None]
+        self._slots_BQ = starts_B1 + torch.arange(width, device=device)
+        self._index_B1 = torch.arange(first, first + len(starts), device=device)[:, None]
+
+    @torch.inference_mode()
+    def reserve(self, rows: int, slots: int) -> None:
+        """Make room for at least so many rows and slots; what is stored stays."""
+        if rows <= self.rows and slots <= self.slots:
+            return
+        self.rows = max(rows, self.rows)
+        if slots > self.slots:
+            self.slots = max(slots, self.slots + GROWTH)
+        self.grown += bool(self.keys)
+        for buffers in (self.keys, self.values):
+            for layer, old_BSHD in enumerate(buffers):
+                new_BSHD = old_BSHD.new_zeros((self.rows, self.slots, *old_BSHD.shape[2:]))
+                new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = old_BSHD
+                buffers[layer] = new_BSHD
+
+    def update(
+        self, key_BHQD: torch.Tensor, value_BHQD: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one layer's new entries; return its keys and values up to the last slot in use."""
+        if layer_idx == len(self.keys):
+            for buffers, new in ((self.keys, key_BHQD), (self.values, value_BHQD)):
+                buffers.append(new.new_zeros((self.rows, self.slots, new.shape[1], new.shape[3])))
+        last = self._first + self._count
+        shown = []
+        for buffer_BSHD, new_BHQD in ((self.keys[layer_idx], key_BHQD), (self.values[layer_idx], value_BHQD)):
+            if self._start >= 0:
+                buffer_BSHD[self._first : last, self._start : self._end] = new_BHQD.transpose(1, 2)
+            else:
+                buffer_BSHD[self._index_B1, self._slots_BQ] = new_BHQD.transpose(1, 2)
+            shown.append(buffer_BSHD[self._first : last, : self._end].transpose(1, 2))
+        return shown[0], shown[1]
+
+    @torch.inference_mode()
+    def keep(self, row: int, start: int, sources: list[int]) -> None:
+        """Move the entries in slots `sources` of a row, in order, to the slots from `start` on."""
+        if sources == list(range(start, start + len(sources))):
+            return
+        where = torch.tensor(sources, device=self.keys[0].device)
+        for buffers in (self.keys, self.values):
+            for buffer_BSHD in buffers:
+                buffer_BSHD[row, start : start + len(sources)] = buffer_BSHD[row].index_select(0, where)
+
+    @torch.inference_mode()
+    def move_row(self, source: int, target: int, used: int) -> None:
+        """Copy what row `source` holds to row `target`."""
+        for buffers in (self.keys, self.values):
+            for buffer_BSHD in buffers:
+                buffer_BSHD[target, :used] = buffer_BSHD[source, :used]
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for buffers in (self.keys, self.values) for t in buffers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._end
+
+
+@dataclass(slots=True)
+class Slot:
+    """One row's state: committed length, and the entries in flight with their positions and visibility."""
+
+    index: int
+    length: int = 0
+    positions: list[int] = field(default_factory=list)
+    visible: list[int] = field(default_factory=list)
+
+    @property
+    def flight(self) -> int:
+        return len(self.positions)
+
+    @property
+    def used(self) -> int:
+        return self.length + len(self.positions)
+
+
+@dataclass(slots=True)
+class Entries:
+    """What a forward pass appends to one row: tokens, and for each the entry in flight it stands under.
+
+    `parents[i]` is an index among the row's entries in flight (earlier ones, or earlier in this list, counted from the
+    last commit), or -1: right behind the committed tokens.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+
+    @classmethod
+    def chain(cls, tokens: list[int], flight: int = 0) -> Entries:
+        """Entries in a line, below the newest of `flight` entries."""
+        return cls(tokens, list(range(flight - 1, flight - 1 + len(tokens))))
+
+
+class CachedLM:
+    """A causal LM and its tree cache. Rows are known by the objects that the caller passes."""
+
+    def __init__(self, model: Any, mask_plan: MaskPlan, buckets: tuple[int, ...] = ()) -> None:
+        self.model = model
+        self.buckets = buckets
+        self.cache = TreeCache()
+        self.forward_seconds = 0.0
+        self.forwards = 0
+        self._plan = mask_plan
+        self._slots: dict[Any, Slot] = {}
+        self._order: list[Any] = []
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+
+    # rows
+
+    def open(self, row: Any, room: int) -> None:
+        """A new row; `room` is how many slots it will need in all."""
+        assert row not in self._slots, "row is open already"
+        self._slots[row] = Slot(len(self._order))
+        self._order.append(row)
+        self.cache.reserve(len(self._order), room)
+
+    def close(self, row: Any) -> None:
+        """Forget a row; the last row takes its place, so that live rows stay side by side."""
+        slot = self._slots.pop(row)
+        last = self._order.pop()
+        if last is not row:
+            moved = self._slots[last]
+            self.cache.move_row(moved.index, slot.index, moved.used)
+            moved.index = slot.index
+            self._order[slot.index] = last
+
+    def has(self, row: Any) -> bool:
+        return row in self._slots
+
+    def length(self, row: Any) -> int:
+        """How many of the row's tokens are committed to the cache."""
+        return self._slots[row].length
+
+    def flight(self, row: Any) -> int:
+        return self._slots[row].flight
+
+    # passes
+
+    @torch.inference_mode()
+    def forward(
+        self, rows: Sequence[Any], entries: Sequence[Entries], hidden: bool = False, last_only: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run `entries` of `rows`: logits [B, Q, V] in the order of `rows` (right-padded), and hidden states if asked.
+
+        `last_only`: logits of the last padded query alone, for passes that only fill the cache.
+        """
+        slots = [self._slots[row] for row in rows]
+        first = min(slot.index for slot in slots)
+        span = self._order[first : max(slot.index for slot in slots) + 1]
+        place = {id(slot): entry for slot, entry in zip(slots, entries)}
+        width = self._bucket(max(len(entry.tokens) for entry in entries))
+        spanned = [self._slots[row] for row in span]
+        starts = [slot.used for slot in spanned]
+        self.cache.reserve(len(self._order), max(starts) + width)
+        tokens_BQ = np.zeros((len(span), width), dtype=np.int64)
+        positions_BQ = np.zeros((len(span), width), dtype=np.int64)
+        for b, slot in enumerate(spanned):
+            entry = place.get(id(slot))
+            if entry is not None:
+                self._append(slot, entry, tokens_BQ[b], positions_BQ[b])
+        counts = [len(place[id(slot)].tokens) if id(slot) in place else 0 for slot in spanned]
+        self.cache.begin(first, starts, width, self.device)
+        mask = self._plan.build(spanned, counts, width, max(starts) + width, self.device, self.dtype, positions_BQ)
+        ran = time.perf_counter()
+        output = self.model(
+            input_ids=torch.from_numpy(tokens_BQ).to(self.device),
+            position_ids=torch.from_numpy(positions_BQ).to(self.device),
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1 if last_only else 0,
+            output_hidden_states=hidden,
+        )
+        logits_BQV, states = output.logits, tuple(output.hidden_states) if hidden else ()
+        order = [slot.index - first for slot in slots]
+        if order != list(range(len(span))):
+            logits_BQV = logits_BQV[order]
+            states = tuple(state[order] for state in states)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.forward_seconds += time.perf_counter() - ran
+        self.forwards += 1
+        return logits_BQV, states
+
+    def _append(self, slot: Slot, entry: Entries, tokens_Q: np.ndarray, positions_Q: np.ndarray) -> None:
+        """Note a row's new entries: what each may see in flight is a bit mask over the entries in flight."""
+        flight = slot.flight
+        tokens_Q[: len(entry.tokens)] = entry.tokens
+        for i, parent in enumerate(entry.parents):
+            seen = slot.visible[parent] if parent >= 0 else 0
+            slot.visible.append(seen | (1 << (flight + i)))
+            slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
+        positions_Q[: len(entry.tokens)] = slot.positions[flight:]
+
+    def _bucket(self, width: int) -> int:
+        return next((bucket for bucket in self.buckets if bucket >= width), width)
+
+    def prefill(
+        self, rows: Sequence[Any], tokens: Sequence[list[int]], hidden: bool = False
+    ) -> list[list[tuple[torch.Tensor, ...]]]:
+        """Bring `tokens` of each row into the cache in chunks; hidden states per row and chunk if asked."""
+        states: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in rows]
+        offset = 0
+        while any(len(tokens_T) > offset for tokens_T in tokens):
+            live = [i for i, tokens_T in enumerate(tokens) if len(tokens_T) > offset]
+            parts = [tokens[i][offset : offset + PREFILL_CHUNK] for i in live]
+            chosen = [rows[i] for i in live]
+            _, layers = self.forward(chosen, [Entries.chain(part) for part in parts], hidden=hidden, last_only=True)
+            for b, i in enumerate(live):
+                states[i].append(tuple(layer[b, : len(parts[b])] for layer in layers))
+                self.commit(rows[i], list(range(len(parts[b]))))
+            offset += PREFILL_CHUNK
+        return states
+
+    def commit(self, row: Any, kept: list[int]) -> None:
+        """Of the entries in flight keep those at `kept` (a path, in order); drop the rest."""
+        slot = self._slots[row]
+        self.cache.keep(slot.index, slot.length, [slot.length + i for i in kept])
+        slot.length += len(kept)
+        slot.positions.clear()
+        slot.visible.clear()
+
+    def crop(self, row: Any, length: int) -> None:
+        """Forget committed tokens beyond `length`, and everything in flight."""
+        slot = self._slots[row]
+        assert length <= slot.length
+        slot.length = length
+        slot.positions.clear()
+        slot.visible.clear()

@@ -1,0 +1,88 @@
+"""Three drafters that every measurement and every promise is tried with: nothing, always right, always wrong.
+
+Empty shows the cost of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every token
+rejected). Oracle and adversary have to be told the plain answers first, by `learn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.row import Row
+from draftsmith.infer.tree import Draft
+
+
+class Empty:
+    """Drafts nothing: plain decoding through the step."""
+
+    name = "empty"
+    features: tuple[str, ...] = ()
+    forward_seconds = 0.0
+
+    def bind(self, target: Target) -> None:
+        pass
+
+    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        pass
+
+    def close(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+        return [Draft() for _ in rows]
+
+    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        pass
+
+
+class Told:
+    """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every place."""
+
+    features: tuple[str, ...] = ()
+    forward_seconds = 0.0
+
+    def __init__(self, name: str, shift: int, num_draft_tokens: int) -> None:
+        if num_draft_tokens < 1:
+            raise ValueError(f"num_draft_tokens must be at least 1, not {num_draft_tokens}")
+        self.name = name
+        self.shift = shift
+        self.num_draft_tokens = num_draft_tokens
+        self._answers: dict[str, Sequence[int]] = {}
+        self._vocab_size = 0
+
+    def learn(self, answers: Mapping[str, Sequence[int]]) -> None:
+        """Take the plain answers, token ids by row key."""
+        self._answers.update(answers)
+
+    def bind(self, target: Target) -> None:
+        self._vocab_size = target.vocab_size
+
+    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        for row in rows:
+            if row.key not in self._answers:
+                raise ValueError(f"{self.name} was not told the plain answer to {row.key}")
+
+    def close(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+        drafts = []
+        for row, budget in zip(rows, budgets):
+            done = len(row.new_ids)
+            ahead = self._answers[row.key][done : done + min(self.num_draft_tokens, budget.depth, budget.nodes)]
+            drafts.append(Draft().chain([(token + self.shift) % self._vocab_size for token in ahead], self.name))
+        return drafts
+
+    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        pass
+
+
+def oracle(num_draft_tokens: int = 8) -> Told:
+    """The ceiling: drafts the plain answer itself."""
+    return Told("oracle", 0, num_draft_tokens)
+
+
+def adversary(num_draft_tokens: int = 8) -> Told:
+    """The floor: drafts as many tokens, and every one is wrong."""
+    return Told("adversary", 1, num_draft_tokens)

@@ -1,0 +1,82 @@
+"""Generation from a list of prompts: one driver over the step. Rows join as others leave, up to `batch_size` at a time.
+
+The benchmark and the answer writer are drivers of the same kind; all of them decode through step() alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from draftsmith.infer.contract import Budget, Drafter, Rule, Target
+from draftsmith.infer.rejection import rejection
+from draftsmith.infer.row import Row
+from draftsmith.infer.step import admit, release, step
+from draftsmith.infer.trace import Generation, StepTrace
+
+BUDGET = Budget(nodes=64, depth=64)
+
+
+@dataclass(slots=True)
+class _Live:
+    began: float
+    admitted: float = 0.0
+    first: float = 0.0
+
+
+def generate(
+    target: Target,
+    drafter: Drafter,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 1,
+    budget: Budget = BUDGET,
+    rule: Rule = rejection,
+    on_tokens: Callable[[Row, list[int]], None] | None = None,
+) -> list[Generation]:
+    """Decode `rows` to their stops, in the order given. `drafter` is bound to `target` already.
+
+    `on_tokens(row, tokens)` is called after every step with what a row has just committed.
+    """
+    waiting = list(rows)[::-1]
+    live: dict[Row, _Live] = {}
+    traces: dict[Row, list[StepTrace]] = {row: [] for row in rows}
+    done: dict[Row, Generation] = {}
+    try:
+        while waiting or live:
+            joining = [waiting.pop() for _ in range(min(batch_size - len(live), len(waiting)))]
+            if joining:
+                began = time.perf_counter()
+                admit(target, drafter, joining)
+                took = (time.perf_counter() - began) / len(joining)
+                live.update({row: _Live(began, took) for row in joining})
+            now = list(live)
+            for row, trace in zip(now, step(target, drafter, now, budget, rule)):
+                traces[row].append(trace)
+                live[row].first = live[row].first or time.perf_counter() - live[row].began
+                if on_tokens is not None:
+                    on_tokens(row, row.ids[-trace.committed :])
+            ended = [row for row in now if row.stop]
+            for row in ended:
+                done[row] = _generation(row, live.pop(row), traces[row])
+            if ended:
+                release(target, drafter, ended)
+    finally:
+        if live:
+            release(target, drafter, list(live))
+    return [done[row] for row in rows]
+
+
+def _generation(row: Row, times: _Live, traces: list[StepTrace]) -> Generation:
+    return Generation(
+        row=row.key,
+        token_ids=row.new_ids,
+        stop=row.stop,
+        prompt_tokens=row.prompt_tokens,
+        text="" if row.tokenizer is None else str(row.tokenizer.decode(row.new_ids, skip_special_tokens=True)),
+        traces=traces,
+        first_s=times.first,
+        prefill_s=times.admitted,
+        seconds=time.perf_counter() - times.began,
+    )

@@ -1,0 +1,167 @@
+"""A Hugging Face causal LM as target: the contract's verbs over one cached model.
+
+The newest token of a row is always pending: it enters the cache with the next step's tree. This module does not know
+drafters or rules.
+
+Legend: B rows, Q queries, V vocabulary, T positions, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from draftsmith.infer.architectures import max_positions, prepare
+from draftsmith.infer.cached_lm import CachedLM, Entries
+from draftsmith.infer.contract import DraftShape, Feedback, Verdict
+from draftsmith.infer.law import NodeLaw, nan_message
+from draftsmith.infer.row import Row
+from draftsmith.infer.tree import ROOT, Draft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PENDING_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class HFScores:
+    """The logits of one pass; row `b`'s prefix stands at `roots[b]`, its nodes behind it."""
+
+    logits_BQV: torch.Tensor
+    rows: Sequence[Row]
+    drafts: Sequence[Draft]
+    roots: list[int]
+    choices_BQ: list[list[int]] | None
+
+    def law(self, index: int) -> NodeLaw:
+        root, end = self.roots[index], self.roots[index] + 1 + len(self.drafts[index])
+        choices_N = self.choices_BQ[index][root:end] if self.choices_BQ is not None else None
+        return NodeLaw(self.logits_BQV[index, root:end], self.rows[index], self.drafts[index], choices_N)
+
+
+class HFTarget:
+    """Runs `model` as the target. `buckets`: padded numbers of queries that this device serves better."""
+
+    draft_shape: DraftShape = "tree"
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, buckets: tuple[int, ...] = ()
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.buckets = buckets
+        self.lm = CachedLM(model, prepare(model), buckets)
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.num_layers = int(model.config.get_text_config().num_hidden_layers)
+        self.max_positions = max_positions(model.config.get_text_config())
+        self._features: dict[Row, tuple[str, ...]] = {}
+        self._states: dict[Row, list[tuple[torch.Tensor, ...]]] = {}
+        self._flight: dict[Row, int] = {}
+
+    @property
+    def forward_seconds(self) -> float:
+        return self.lm.forward_seconds
+
+    @property
+    def embedding(self) -> torch.nn.Module:
+        """The input embedding, lent to drafters that need it."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The output head, lent likewise."""
+        return self.model.get_output_embeddings()
+
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
+        for row in rows:
+            self._check(row)
+            for name in features:
+                self._layer(name)
+        for row in rows:
+            self.lm.open(row, min(len(row.ids) + row.left + 1, self.max_positions) + 64)
+            self._features[row] = tuple(features)
+            self._states[row] = []
+        states = self.lm.prefill(rows, [row.ids[:-1] for row in rows], hidden=bool(features))
+        return [self._feedback(row, 0, chunks) for row, chunks in zip(rows, states)]
+
+    def release(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self.lm.close(row)
+            del self._features[row], self._states[row]
+            self._flight.pop(row, None)
+
+    def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
+        hidden = any(self._features[row] for row in rows)
+        late = [row for row in rows if len(row.ids) - self.lm.length(row) > PENDING_AT_ONCE]
+        if late:
+            chunks = self.lm.prefill(late, [row.ids[self.lm.length(row) : -1] for row in late], hidden)
+            for row, states in zip(late, chunks):
+                self._states[row] = states
+        entries, roots = [], []
+        for row, draft in zip(rows, drafts):
+            pending = row.ids[self.lm.length(row) :]
+            last = len(pending) - 1
+            parents = [*range(-1, last), *(last if parent == ROOT else last + 1 + parent for parent in draft.parents)]
+            entries.append(Entries(pending + draft.tokens, parents))
+            roots.append(last)
+            self._flight[row] = len(pending)
+        logits_BQV, states = self.lm.forward(rows, entries, hidden=hidden)
+        if hidden:
+            for b, row in enumerate(rows):
+                self._states[row].append(tuple(layer[b] for layer in states))
+        return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows, roots))
+
+    def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
+        feedback = []
+        for row, verdict in zip(rows, verdicts):
+            pending = self._flight[row]
+            kept = [*range(pending), *(pending + node for node in verdict.kept_path)]
+            start = self.lm.length(row)
+            self.lm.commit(row, kept)
+            chunks = self._states[row]
+            if chunks:
+                where = torch.tensor(kept, device=self.lm.device)
+                chunks[-1] = tuple(layer[where] for layer in chunks[-1])
+                start -= sum(chunk[0].shape[0] for chunk in chunks[:-1])
+            feedback.append(self._feedback(row, start, chunks))
+            self._states[row] = []
+        return feedback
+
+    def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row], roots: list[int]) -> list[list[int]] | None:
+        """The argmax everywhere, in one go, for greedy rows. NaN comes out as the largest and is seen here."""
+        if not any(row.settings.greedy for row in rows):
+            return None
+        best_BQ, choice_BQ = logits_BQV.max(-1)
+        if bool(torch.isnan(best_BQ).any()):
+            for b, (row, root) in enumerate(zip(rows, roots)):
+                if bool(torch.isnan(best_BQ[b, root])):
+                    raise ValueError(nan_message(row, len(row.ids)))
+        choices: list[list[int]] = choice_BQ.tolist()
+        return choices
+
+    def _check(self, row: Row) -> None:
+        if len(row.ids) >= self.max_positions:
+            raise ValueError(
+                f"prompt {row.key} has {len(row.ids)} tokens, and the target's context ends at {self.max_positions}"
+            )
+        if not 0 <= min(row.ids) <= max(row.ids) < self.vocab_size:
+            raise ValueError(f"prompt {row.key} holds a token id outside the target's vocabulary of {self.vocab_size}")
+
+    def _layer(self, name: str) -> int:
+        """The index of a named feature in transformers' hidden states: `last` is after the final norm."""
+        if name == "last":
+            return -1
+        kind, _, number = name.partition(":")
+        if kind == "layer" and number.isdigit() and int(number) < self.num_layers:
+            return int(number)
+        raise ValueError(f"unknown feature {name!r}: 'last', or 'layer:k' for the state before layer k")
+
+    def _feedback(self, row: Row, start: int, chunks: list[tuple[torch.Tensor, ...]]) -> Feedback:
+        names = self._features[row]
+        if not names or not chunks:
+            return Feedback(start)
+        return Feedback(start, {name: torch.cat([chunk[self._layer(name)] for chunk in chunks]) for name in names})

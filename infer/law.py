@@ -1,0 +1,88 @@
+"""The target's law at the nodes of a draft, made from logits only where a walk asks for it.
+
+Processors are given prefix + path of that row as input, so a node's law is what sampling one token at a time would use.
+This module does not know how the logits were computed or which rule will walk.
+
+Legend: N nodes (index 0 is the prefix itself, 1 + n is node n), V vocabulary, T positions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from draftsmith.infer.row import Row
+from draftsmith.infer.tree import ROOT, Draft
+
+
+def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
+    """The token at which the cumulated law passes `uniform`; a token of no weight is never drawn."""
+    cumulated_V = torch.cumsum(probs_V, 0, dtype=torch.float64)
+    level = uniform * float(cumulated_V[-1])
+    token = int(torch.searchsorted(cumulated_V, level, right=True))
+    if token >= probs_V.numel():
+        token = int(torch.nonzero(probs_V)[-1])
+    return token
+
+
+class NodeLaw:
+    """One row's laws over logits_NV. `choices_N`: the argmax per node where it was already made in one go."""
+
+    def __init__(self, logits_NV: torch.Tensor, row: Row, draft: Draft, choices_N: list[int] | None) -> None:
+        self.greedy = row.settings.greedy
+        self.vocab_size = logits_NV.shape[-1]
+        self._logits_NV = logits_NV
+        self._row = row
+        self._draft = draft
+        self._eos = sorted(row.stops.ids)
+        self._processors = row.settings.processors(self._eos, row.prompt_tokens)
+        self._warpers = row.settings.warpers()
+        self._choices_N = None if self._processors else choices_N
+        self._probs: dict[int, torch.Tensor] = {}
+
+    def choice(self, node: int) -> int:
+        """The greedy token at `node`."""
+        if self._choices_N is not None:
+            return self._choices_N[node + 1]
+        return int(self._processed(node).argmax())
+
+    def probs(self, node: int) -> torch.Tensor:
+        """[V] target_probs at `node`, float64."""
+        known = self._probs.get(node)
+        if known is None:
+            if self.greedy:
+                known = torch.zeros(self.vocab_size, dtype=torch.float64, device=self._logits_NV.device)
+                known[self.choice(node)] = 1.0
+            else:
+                logits_V = self._processed(node)
+                known = torch.softmax(logits_V.to(torch.float64), -1)
+            self._probs[node] = known
+        return known
+
+    def draw(self, node: int, uniform: float) -> int:
+        return self.choice(node) if self.greedy else draw_by_inversion(self.probs(node), uniform)
+
+    def _processed(self, node: int) -> torch.Tensor:
+        logits_V = self._logits_NV[node + 1]
+        if logits_V.dtype != torch.float64:
+            logits_V = logits_V.to(torch.float32, copy=True)
+        if bool(torch.isnan(logits_V).any()):
+            raise ValueError(nan_message(self._row, len(self._row.ids)))
+        scores_1V = logits_V[None]
+        if self._processors:
+            prefix_1T = torch.tensor([self._row.ids + self._path(node)], device=logits_V.device)
+            for processor in self._processors:
+                scores_1V = processor(prefix_1T, scores_1V)
+        for warper in self._warpers:
+            scores_1V = warper(None, scores_1V)
+        return scores_1V[0]
+
+    def _path(self, node: int) -> list[int]:
+        path: list[int] = []
+        while node != ROOT:
+            path.append(self._draft.tokens[node])
+            node = self._draft.parents[node]
+        return path[::-1]
+
+
+def nan_message(row: Row, position: int) -> str:
+    return f"the target's logits are NaN (row {row.key}, position {position}): check its weights and dtype"

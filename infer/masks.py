@@ -1,0 +1,88 @@
+"""Additive attention masks for a tree behind a left-aligned context, one per kind of attention layer.
+
+A query sees every committed token and its own ancestors in flight; a sliding layer sees those less than a window away,
+by position. This module does not know models; infer/architectures.py says which plan a model needs.
+
+Legend: B rows, Q queries, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+class InFlight(Protocol):
+    """A row's state as masks need it: committed length; entries in flight with positions and bit masks of ancestors."""
+
+    length: int
+    positions: list[int]
+    visible: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPlan:
+    """`windows`: layer kind -> window (None: the whole context). `by_kind`: the model takes one mask per kind."""
+
+    windows: dict[str, int | None] = field(default_factory=lambda: {"full_attention": None})
+    by_kind: bool = False
+
+    def build(
+        self,
+        slots: Sequence[InFlight],
+        counts: list[int],
+        width: int,
+        end: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions_BQ: np.ndarray,
+    ) -> Any:
+        """The mask argument of the model for the newest `counts` entries in flight of each row."""
+        seen_BQS = _visibility(slots, counts, width, end)
+        masks = {}
+        for kind, window in self.windows.items():
+            shown_BQS = seen_BQS
+            if window is not None and max(int(positions_BQ.max()) + 1, 0) > window:
+                shown_BQS = seen_BQS & _near(slots, counts, positions_BQ, window, end)
+            hidden_BQS = torch.from_numpy(~shown_BQS).to(device)
+            mask = torch.zeros(hidden_BQS.shape, dtype=dtype, device=device)
+            masks[kind] = mask.masked_fill_(hidden_BQS, torch.finfo(dtype).min)[:, None]
+        return masks if self.by_kind else next(iter(masks.values()))
+
+
+def _visibility(slots: Sequence[InFlight], counts: list[int], width: int, end: int) -> np.ndarray:
+    """[B, Q, S] bool: the context, one's ancestors and oneself; a padding query sees itself alone."""
+    seen_BQS = np.zeros((len(slots), width, end), dtype=bool)
+    for b, (slot, count) in enumerate(zip(slots, counts)):
+        before = len(slot.positions) - count
+        if count:
+            seen_BQS[b, :count, : slot.length] = True
+            flight = before + count
+            seen_BQS[b, :count, slot.length : slot.length + flight] = _bits(slot.visible[before:], flight)
+        start = slot.length + before
+        for query in range(count, width):
+            seen_BQS[b, query, start + query] = True
+    return seen_BQS
+
+
+def _bits(masks: list[int], flight: int) -> np.ndarray:
+    """[Q, F] bool from bit masks, lowest bit first."""
+    size = (flight + 7) // 8
+    raw = np.frombuffer(b"".join(mask.to_bytes(size, "little") for mask in masks), dtype=np.uint8)
+    return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :flight].view(bool)
+
+
+def _near(
+    slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray, window: int, end: int
+) -> np.ndarray:
+    """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its own number."""
+    near_BQS = np.ones((len(slots), positions_BQ.shape[1], end), dtype=bool)
+    for b, (slot, count) in enumerate(zip(slots, counts)):
+        positions_S = np.arange(end)
+        positions_S[slot.length : slot.length + len(slot.positions)] = slot.positions
+        near_BQS[b, :count] = positions_BQ[b, :count, None] - positions_S[None] < window
+    return near_BQS

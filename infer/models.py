@@ -1,0 +1,78 @@
+"""Loading models and tokenizers from a folder or the Hub, and checking that a draft speaks the target's tokens.
+
+A path that does not exist is refused here, before any library takes it for a Hub name and goes looking.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from draftsmith.infer.templates import load_tokenizer, tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from draftsmith.infer.hf_target import HFTarget
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "auto", tokenizer: bool = True
+) -> tuple[Any, PreTrainedTokenizerBase | None]:
+    """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA where there is one."""
+    from transformers import AutoModelForCausalLM
+
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: auto, {', '.join(DTYPES)}")
+    folder = Path(name)
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name} is not a model folder: it has no config.json")
+    elif not HUB_NAME.fullmatch(name):
+        raise ValueError(f"{name} does not exist, and is no Hub name (owner/model)")
+    loaded = load_tokenizer(name) if tokenizer else None
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
+    except OSError as problem:
+        raise ValueError(f"{name} could not be loaded: {str(problem).splitlines()[0]}") from problem
+    return model.to(device).eval(), loaded
+
+
+def load_target(name: str, *, dtype: str = "auto", device: str = "auto") -> HFTarget:
+    """A Hugging Face causal LM as target."""
+    from draftsmith.infer.hf_target import HFTarget
+
+    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    return HFTarget(model, tokenizer)
+
+
+def check_same_tokenizer(
+    draft: PreTrainedTokenizerBase | None,
+    draft_vocab_size: int,
+    target: PreTrainedTokenizerBase | None,
+    target_vocab_size: int,
+    what: str,
+) -> None:
+    """Refuse a draft whose ids mean other text. Padded vocabularies may differ in size; the tokenizers may not.
+
+    Where either tokenizer is not known (bare models), equal vocabulary sizes are all that can be asked for.
+    """
+    if draft is None or target is None:
+        if draft_vocab_size != target_vocab_size:
+            raise ValueError(
+                f"{what} has a vocabulary of {draft_vocab_size} and the target one of {target_vocab_size}; without "
+                "both tokenizers there is no telling whether their ids mean the same"
+            )
+        return
+    if tokenizer_fingerprint(draft) != tokenizer_fingerprint(target):
+        raise ValueError(f"{what} has another tokenizer than the target: its token ids mean other text")
+    if draft_vocab_size < len(target):
+        raise ValueError(f"{what} embeds {draft_vocab_size} ids, and the tokenizer has {len(target)}")

@@ -1,0 +1,93 @@
+"""A target that replays stored answers, so that replay is the same loop as decoding.
+
+Drafts are judged against what was written down: a token is accepted where the recording says it. With a recording
+sampled at a temperature that is exact for outright drafts only (the draw was made first and is looked up); sampled
+drafts need the law itself and are refused unless the recording is greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftsmith.infer.contract import DraftShape, Feedback, Verdict
+from draftsmith.infer.row import Row
+from draftsmith.infer.tree import ROOT, Draft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class RecordedLaw:
+    """A point mass on the recorded token, at the nodes that follow the recording; a walk visits no others."""
+
+    ahead: Sequence[int]
+    draft: Draft
+    vocab_size: int
+    greedy: bool = True
+
+    def choice(self, node: int) -> int:
+        return self.ahead[0 if node == ROOT else self.draft.depths[node]]
+
+    def probs(self, node: int) -> torch.Tensor:
+        probs_V = torch.zeros(self.vocab_size, dtype=torch.float64)
+        probs_V[self.choice(node)] = 1.0
+        return probs_V
+
+    def draw(self, node: int, uniform: float) -> int:
+        return self.choice(node)
+
+
+@dataclass(slots=True)
+class RecordedScores:
+    laws: list[RecordedLaw]
+
+    def law(self, index: int) -> RecordedLaw:
+        return self.laws[index]
+
+
+class RecordedTarget:
+    """`answers`: row key -> recorded token ids. A row must stop where its recording ends (max_new_tokens)."""
+
+    draft_shape: DraftShape = "tree"
+    buckets: tuple[int, ...] = ()
+    max_positions = 1 << 30
+    forward_seconds = 0.0
+
+    def __init__(
+        self,
+        answers: Mapping[str, Sequence[int]],
+        vocab_size: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sampled: bool = False,
+    ) -> None:
+        self.answers = answers
+        self.vocab_size = vocab_size
+        self.tokenizer = tokenizer
+        self.sampled = sampled
+
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
+        if features:
+            raise ValueError(f"recorded answers hold no model states; this drafter reads {', '.join(features)}")
+        for row in rows:
+            if row.key not in self.answers:
+                raise ValueError(f"there is no recorded answer for {row.key}")
+        return [Feedback(0) for _ in rows]
+
+    def release(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> RecordedScores:
+        if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
+            raise ValueError("replay of answers sampled at a temperature takes outright drafts only, not sampled ones")
+        laws = []
+        for row, draft in zip(rows, drafts):
+            laws.append(RecordedLaw(self.answers[row.key][len(row.new_ids) :], draft, self.vocab_size))
+        return RecordedScores(laws)
+
+    def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
+        return [Feedback(len(row.ids) - 1) for row in rows]

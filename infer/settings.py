@@ -1,0 +1,164 @@
+"""Sampling settings of a row, resolved once and shared by every way of decoding that is compared.
+
+They come from the target's generation_config.json and from what the person asked for. Processors are transformers' own.
+What a lossless walk over a tree cannot honour (beams, guidance, a second model, state between calls) is refused here.
+
+This module does not know models, trees or drafters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+# Fields of GenerationConfig that change the law in ways a tree walk cannot follow, with the value that is harmless.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "watermarking_config": (None,),
+    "penalty_alpha": (None, 0),
+    "dola_layers": (None,),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "exponential_decay_length_penalty": (None,),
+    "num_return_sequences": (None, 1),
+    "top_h": (None,),
+    "token_healing": (None, False),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "remove_invalid_values": (None, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the next token is chosen. `temperature` 0 is greedy; then only the penalties and bans apply."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must lie between 0 and 1, not {self.min_p}")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The same settings for `model.generate`, each one said outright: its own defaults are not ours."""
+        kwargs: dict[str, Any] = {"do_sample": not self.greedy, "num_beams": 1}
+        if not self.greedy:
+            kwargs |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+            kwargs |= {"min_p": self.min_p or None, "typical_p": self.typical_p}
+            kwargs |= {"epsilon_cutoff": self.epsilon_cutoff, "eta_cutoff": self.eta_cutoff}
+        kwargs |= {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
+        kwargs["bad_words_ids"] = [list(words) for words in self.bad_words_ids] or None
+        kwargs["suppress_tokens"] = list(self.suppress_tokens) or None
+        kwargs["begin_suppress_tokens"] = list(self.begin_suppress_tokens) or None
+        if self.min_new_tokens:
+            kwargs["min_new_tokens"] = self.min_new_tokens
+        return kwargs
+
+    def processors(self, eos_ids: list[int], prompt_tokens: int) -> list[Any]:
+        """The processors that read the prefix, in transformers' own order."""
+        from transformers import generation as hf
+
+        made: list[Any] = []
+        if self.repetition_penalty != 1.0:
+            made.append(hf.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram_size:
+            made.append(hf.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+        if self.bad_words_ids:
+            eos = torch.tensor(eos_ids) if eos_ids else None
+            made.append(hf.NoBadWordsLogitsProcessor([list(words) for words in self.bad_words_ids], eos))
+        if self.min_new_tokens and eos_ids:
+            made.append(hf.MinNewTokensLengthLogitsProcessor(prompt_tokens, self.min_new_tokens, torch.tensor(eos_ids)))
+        if self.suppress_tokens:
+            made.append(hf.SuppressTokensLogitsProcessor(list(self.suppress_tokens)))
+        if self.begin_suppress_tokens:
+            made.append(hf.SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), prompt_tokens))
+        return made
+
+    def warpers(self) -> list[Any]:
+        """Temperature and truncations, which read the logits only, in transformers' own order; none when greedy."""
+        from transformers import generation as hf
+
+        if self.greedy:
+            return []
+        made: list[Any] = []
+        if self.temperature != 1.0:
+            made.append(hf.TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            made.append(hf.TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            made.append(hf.TopPLogitsWarper(self.top_p))
+        if self.min_p:
+            made.append(hf.MinPLogitsWarper(self.min_p))
+        if self.typical_p < 1.0:
+            made.append(hf.TypicalLogitsWarper(self.typical_p))
+        if self.epsilon_cutoff:
+            made.append(hf.EpsilonLogitsWarper(self.epsilon_cutoff))
+        if self.eta_cutoff:
+            made.append(hf.EtaLogitsWarper(self.eta_cutoff))
+        return made
+
+
+def resolve_settings(generation_config: GenerationConfig | None = None, **asked: Any) -> Settings:
+    """What the model's generation config says, overridden by what is `asked` (None: not asked).
+
+    A field that neither names is off: `generate` would fill in top_k = 50, we do not, and our baselines are told so.
+    """
+    known = {field.name for field in fields(Settings)}
+    unknown = sorted(set(asked) - known)
+    if unknown:
+        raise ValueError(f"unknown sampling settings: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+    values: dict[str, Any] = {}
+    if generation_config is not None:
+        for name, harmless in REFUSED.items():
+            value = getattr(generation_config, name, None)
+            if value not in harmless:
+                raise ValueError(f"generation config sets {name}={value!r}, which lossless drafting does not support")
+        for name in known - {"seed", "temperature"}:
+            value = getattr(generation_config, name, None)
+            if value is not None:
+                values[name] = value
+        if getattr(generation_config, "do_sample", None):
+            values["temperature"] = 1.0 if generation_config.temperature is None else generation_config.temperature
+        if getattr(generation_config, "sequence_bias", None):
+            raise ValueError("generation config sets sequence_bias, which lossless drafting does not support")
+    values |= {name: value for name, value in asked.items() if value is not None}
+    values["bad_words_ids"] = tuple(tuple(words) for words in values.get("bad_words_ids", ()))
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        values[name] = tuple(values.get(name, ()))
+    return Settings(**values)

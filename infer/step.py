@@ -1,0 +1,109 @@
+"""The step: one target pass over all live rows, in four verbs, for every drafter.
+
+This module does not know models, stores or files; whoever drives it decides which rows live.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from draftsmith.infer.contract import Budget, Drafter, Rule, Target, Verdict
+from draftsmith.infer.rejection import rejection
+from draftsmith.infer.row import Row
+from draftsmith.infer.trace import StepTrace
+from draftsmith.infer.tree import Draft
+
+_step_numbers = itertools.count()
+
+
+def admit(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
+    """Let `rows` join at the next step."""
+    feedback = target.admit(rows, drafter.features)
+    drafter.open(rows, feedback)
+
+
+def release(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
+    """Let `rows` leave."""
+    target.release(rows)
+    drafter.close(rows)
+
+
+def step(
+    target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, rule: Rule = rejection
+) -> list[StepTrace]:
+    """Decode one step of `rows`, which must be admitted and live. Returns one trace per row."""
+    target_before, draft_before = target.forward_seconds, drafter.forward_seconds
+    t0 = time.perf_counter()
+    drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows])
+    for draft in drafts:
+        _check(draft, target)
+    t1 = time.perf_counter()
+    scores = target.score(rows, drafts)
+    t2 = time.perf_counter()
+    verdicts = []
+    for index, (row, draft) in enumerate(zip(rows, drafts)):
+        verdict = rule(draft, scores.law(index), row.stream())
+        tokens = [draft.tokens[node] for node in verdict.path]
+        verdict.committed, verdict.stop = row.cut([*tokens, verdict.next_token])
+        verdicts.append(verdict)
+    t3 = time.perf_counter()
+    feedback = target.commit(rows, verdicts)
+    for row, verdict in zip(rows, verdicts):
+        row.ids.extend(verdict.committed)
+        row.stop = verdict.stop or ("context" if len(row.ids) >= target.max_positions else "")
+    drafter.observe(rows, verdicts, feedback)
+    t4 = time.perf_counter()
+    number = next(_step_numbers)
+    traces = []
+    for row, draft, verdict in zip(rows, drafts, verdicts):
+        trace = _trace(row, draft, verdict, number, len(rows))
+        trace.propose_s, trace.score_s, trace.verify_s, trace.commit_s = t1 - t0, t2 - t1, t3 - t2, t4 - t3
+        trace.target_forward_s = target.forward_seconds - target_before
+        trace.draft_forward_s = drafter.forward_seconds - draft_before
+        traces.append(trace)
+    return traces
+
+
+def _limit(budget: Budget, row: Row, target: Target) -> Budget:
+    """A draft deeper than what is left to generate could not be kept."""
+    left = min(row.left, target.max_positions - len(row.ids)) - 1
+    if target.draft_shape == "none":
+        return Budget(0, 0)
+    return Budget(budget.nodes if left > 0 else 0, max(min(budget.depth, left), 0))
+
+
+def _check(draft: Draft, target: Target) -> None:
+    draft.check(target.vocab_size)
+    if target.draft_shape == "chain" and not draft.is_chain():
+        raise ValueError("this target verifies chains only, and the drafter proposed a tree")
+    if target.draft_shape == "none" and len(draft):
+        raise ValueError("this target verifies no drafts, and the drafter proposed one")
+
+
+def _trace(row: Row, draft: Draft, verdict: Verdict, number: int, batch: int) -> StepTrace:
+    accepted = min(len(verdict.path), len(verdict.committed))
+    credited = [trial.source for trial in verdict.accepted[:accepted]]
+    own = ["target"] * (len(verdict.committed) - accepted)
+    # A node is its first trial's: a candidate is counted once, whoever else proposed it. Probes are nobody's.
+    first: dict[int, str] = {}
+    for trials in draft.trials.values():
+        for trial in trials:
+            first.setdefault(trial.node, trial.source)
+    return StepTrace(
+        row=row.key,
+        step=number,
+        batch=batch,
+        context=len(row.ids) - len(verdict.committed),
+        nodes=len(draft) - len(draft.probes),
+        trials=draft.num_trials,
+        depth=draft.depth,
+        accepted=accepted,
+        committed=len(verdict.committed),
+        tried=verdict.tried,
+        nodes_by_source=dict(Counter(first.values())),
+        exits=draft.exits,
+        committed_sources=credited + own,
+    )

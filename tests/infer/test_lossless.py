@@ -1,0 +1,167 @@
+"""Losslessness at every architecture: token-identical to plain decoding in float64, greedy and sampled, whatever drafts.
+
+Every test asserts that its own run accepted deep, rejected, and varied: a run that did none of these shows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from draftsmith.infer.contract import Drafter
+from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters.controls import Empty, adversary, oracle
+from draftsmith.infer.generate import generate
+from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.row import Row, Stops
+from draftsmith.infer.settings import Settings
+from draftsmith.infer.trace import Generation
+from draftsmith.retrieval import PromptLookup
+
+ARCHITECTURES = [
+    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3", "qwen2", "qwen3"
+]  # fmt: skip
+ROWS = 8
+SAMPLED = Settings(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=11)
+PENALISED = Settings(repetition_penalty=1.3, no_repeat_ngram_size=4, min_new_tokens=4)
+
+
+def make_rows(settings: Settings, new_tokens: int = 40, vocab: int = 61) -> list[Row]:
+    """Prompts of uneven length, half of each repeated; rows end at different times, so they join and leave."""
+    generator = torch.Generator().manual_seed(7)
+    rows = []
+    for i in range(ROWS):
+        length = int(torch.randint(3, 40, (1,), generator=generator))
+        ids = torch.randint(3, vocab, (length,), generator=generator).tolist()
+        rows.append(Row(str(i), ids + ids[: length // 2], settings, Stops(new_tokens - 3 * i)))
+    return rows
+
+
+def decode(target: HFTarget, drafter: Drafter, rows: Sequence[Row], batch_size: int = 1) -> list[Generation]:
+    drafter.bind(target)
+    return generate(target, drafter, rows, batch_size=batch_size)
+
+
+def tokens(generations: Sequence[Generation]) -> list[list[int]]:
+    return [generation.token_ids for generation in generations]
+
+
+def assert_tried_hard(generations: Sequence[Generation], deep: int = 2) -> None:
+    traces = [trace for generation in generations for trace in generation.traces]
+    assert max(trace.accepted for trace in traces) >= deep
+    assert any(not tried.accepted for trace in traces for tried in trace.tried)
+    assert len({token for generation in generations for token in generation.token_ids}) >= 8
+
+
+DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
+    "chain": lambda model: SmallLM(model),
+    "tree": lambda model: SmallLM(model, top_k=3, nodes=12, width=3),
+    "unsure chain": lambda model: SmallLM(model, num_draft_tokens=8, min_confidence=0.02),
+    "pld": lambda model: PromptLookup(),
+}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def pair(request: pytest.FixtureRequest, make_model: Any, shake: Any) -> tuple[Any, Any]:
+    model = make_model(request.param)
+    return model, shake(model, 0.06)
+
+
+@pytest.fixture(scope="module")
+def plain(pair: tuple[Any, Any]) -> list[list[int]]:
+    return tokens(decode(HFTarget(pair[0]), Empty(), make_rows(Settings())))
+
+
+def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plain: list[list[int]]) -> None:
+    for row, ours in zip(make_rows(Settings()), plain):
+        theirs = pair[0].generate(
+            torch.tensor([row.ids]), max_new_tokens=row.left, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert theirs[0, len(row.ids) :].tolist() == ours
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_greedy_tokens_equal_plain_decoding(
+    pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
+) -> None:
+    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(Settings()), batch_size)
+    assert tokens(generations) == plain
+    assert_tried_hard(generations)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_the_controls_are_lossless_and_bound_the_rest(
+    pair: tuple[Any, Any], plain: list[list[int]], batch_size: int
+) -> None:
+    answers = {str(i): answer for i, answer in enumerate(plain)}
+    steps = {}
+    for drafter in (oracle(), adversary(), Empty()):
+        if not isinstance(drafter, Empty):
+            drafter.learn(answers)
+        generations = decode(HFTarget(pair[0]), drafter, make_rows(Settings()), batch_size)
+        assert tokens(generations) == plain
+        steps[drafter.name] = sum(len(generation.traces) for generation in generations)
+    committed = sum(len(answer) for answer in plain)
+    assert steps["empty"] == steps["adversary"] == committed
+    assert steps["oracle"] == sum(-(-len(answer) // 9) for answer in plain)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
+    pair: tuple[Any, Any], name: str
+) -> None:
+    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
+    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations, deep=1)
+
+
+@pytest.mark.parametrize("name", ["tree", "pld"])
+def test_penalties_see_the_prefix_and_the_path_of_their_own_row(make_model: Any, shake: Any, name: str) -> None:
+    model = make_model("llama")
+    rows = make_rows(PENALISED)
+    wanted = []
+    for row in rows:
+        kwargs = PENALISED.generation_kwargs()
+        theirs = model.generate(torch.tensor([row.ids]), max_new_tokens=row.left, eos_token_id=None, **kwargs)
+        wanted.append(theirs[0, len(row.ids) :].tolist())
+    generations = decode(HFTarget(model), DRAFTERS[name](shake(model, 0.06)), rows, 3)
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations, deep=1)
+
+
+def test_contexts_cross_the_growth_of_the_cache(make_model: Any, shake: Any) -> None:
+    model = make_model("llama")
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (5, 300, 120, 420)]
+
+    def rows() -> list[Row]:
+        return [Row(str(i), list(p), Settings(), Stops(30)) for i, p in enumerate(prompts)]
+
+    wanted = [
+        model.generate(torch.tensor([row.ids]), max_new_tokens=30, do_sample=False, eos_token_id=None)[0, len(row.ids) :]
+        for row in rows()
+    ]
+    target = HFTarget(model)
+    generations = decode(target, DRAFTERS["tree"](shake(model, 0.06)), rows(), 2)
+    assert tokens(generations) == [answer.tolist() for answer in wanted]
+    assert target.lm.cache.grown >= 1
+    assert_tried_hard(generations)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_greedy_tokens_equal_plain_decoding_on_cuda(
+    make_model: Any, shake: Any, kind: str, name: str, batch_size: int
+) -> None:
+    model = make_model(kind).to("cuda")
+    wanted = tokens(decode(HFTarget(model), Empty(), make_rows(Settings())))
+    generations = decode(HFTarget(model), DRAFTERS[name](shake(model, 0.06)), make_rows(Settings()), batch_size)
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations)

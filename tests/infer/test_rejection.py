@@ -1,0 +1,309 @@
+"""The theorem is a test: for every kind of group, the law of the emitted tokens is the target's, by exact enumeration;
+and each of the faults that bias it is caught by the same means."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import draftsmith.infer.rejection as rejection_module
+from draftsmith.infer.contract import Verdict
+from draftsmith.infer.law import draw_by_inversion
+from draftsmith.infer.rejection import rejection
+from draftsmith.infer.tree import ROOT, Draft, Group
+
+_spec = importlib.util.spec_from_file_location("enumeration", Path(__file__).parent / "enumeration.py")
+assert _spec and _spec.loader
+en = importlib.util.module_from_spec(_spec)
+sys.modules["enumeration"] = en
+_spec.loader.exec_module(en)
+
+V = 4
+EXACT = 1e-12
+TARGET = {(): [0.4, 0.3, 0.2, 0.1], (0,): [0.1, 0.6, 0.2, 0.1], (1,): [0.25, 0.25, 0.3, 0.2]}
+DRAFT = {(): [0.1, 0.2, 0.3, 0.4], (0,): [0.3, 0.2, 0.4, 0.1], (1,): [0.0, 0.5, 0.5, 0.0]}
+
+
+def target_law(path: tuple[int, ...]) -> list[float]:
+    return TARGET.get(path, [0.2, 0.5, 0.1, 0.2])
+
+
+def draft_law(path: tuple[int, ...]) -> list[float]:
+    return DRAFT.get(path, [0.4, 0.1, 0.25, 0.25])
+
+
+def law(path: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(draft_law(path), dtype=torch.float64)
+
+
+def draw_children(draft: Draft, parent: int, count: int, replacement: bool, chooser: Any) -> list[int]:
+    """`count` draws from one group below `parent`."""
+    probs_V = law(en.path_of(draft, parent))
+    group, left_V, nodes = Group(probs_V, with_replacement=replacement), probs_V.clone(), []
+    for _ in range(count):
+        if not left_V.sum() > 0:
+            break
+        token = chooser.draw(left_V)
+        nodes.append(draft.sampled(parent, token, group, "drawn", float(left_V[token])))
+        if not replacement:
+            left_V[token] = 0.0
+    return nodes
+
+
+def chain(chooser: Any) -> Draft:
+    draft = Draft()
+    (node,) = draw_children(draft, ROOT, 1, True, chooser)
+    draw_children(draft, node, 1, True, chooser)
+    return draft
+
+
+def siblings(replacement: bool, count: int) -> Callable[[Any], Draft]:
+    def propose(chooser: Any) -> Draft:
+        draft = Draft()
+        draw_children(draft, ROOT, count, replacement, chooser)
+        return draft
+
+    return propose
+
+
+def tree(replacement: bool) -> Callable[[Any], Draft]:
+    def propose(chooser: Any) -> Draft:
+        draft = Draft()
+        for node in dict.fromkeys(draw_children(draft, ROOT, 2, replacement, chooser)):
+            draw_children(draft, node, 2, replacement, chooser)
+        return draft
+
+    return propose
+
+
+def outright_tree(chooser: Any) -> Draft:
+    draft = Draft()
+    first = draft.outright(ROOT, 1, "found")
+    draft.outright(ROOT, 3, "found")
+    draft.outright(first, 2, "found")
+    return draft
+
+
+def outright_then_drawn(chooser: Any) -> Draft:
+    draft = Draft()
+    draft.outright(ROOT, 1, "found")
+    draw_children(draft, ROOT, 2, False, chooser)
+    draft.outright(ROOT, 0, "found")
+    return draft
+
+
+def drawn_then_outright(chooser: Any) -> Draft:
+    draft = Draft()
+    node = draw_children(draft, ROOT, 1, True, chooser)[0]
+    draft.outright(ROOT, 2, "found")
+    draft.outright(node, 1, "found")
+    draw_children(draft, node, 1, True, chooser)
+    return draft
+
+
+def two_groups(chooser: Any) -> Draft:
+    draft = Draft()
+    draw_children(draft, ROOT, 2, False, chooser)
+    other = Group(torch.tensor([0.7, 0.1, 0.1, 0.1], dtype=torch.float64))
+    for _ in range(2):
+        token = chooser.draw(other.draft_probs)
+        draft.sampled(ROOT, token, other, "other", 0.5)
+    return draft
+
+
+def subset_vocabulary(chooser: Any) -> Draft:
+    draft = Draft()
+    group = Group(torch.tensor([0.75, 0.25], dtype=torch.float64), ids=torch.tensor([3, 1]))
+    for _ in range(2):
+        picked = chooser.draw(group.draft_probs)
+        draft.sampled(ROOT, [3, 1][picked], group, "narrow", 0.5)
+    return draft
+
+
+def adaptive_growth(chooser: Any) -> Draft:
+    """Whether to go on, and where, follows from what was drawn before: appending may look at it."""
+    draft = Draft()
+    nodes = draw_children(draft, ROOT, 1, True, chooser)
+    if draft.tokens[nodes[0]] in (0, 3):
+        nodes = draw_children(draft, nodes[0], 2, True, chooser)
+        if draft.tokens[nodes[-1]] == 1:
+            draw_children(draft, ROOT, 2, True, chooser)
+    else:
+        draft.outright(ROOT, 0, "found")
+    return draft
+
+
+def probes(chooser: Any) -> Draft:
+    draft = Draft()
+    probe = draft.probe(ROOT, 0)
+    draft.probe(probe, 1)
+    draw_children(draft, ROOT, 1, True, chooser)
+    return draft
+
+
+SOUND = {
+    "chain": chain,
+    "one sample": siblings(True, 1),
+    "three with replacement": siblings(True, 3),
+    "three without replacement": siblings(False, 3),
+    "all without replacement": siblings(False, 4),
+    "tree with replacement": tree(True),
+    "tree without replacement": tree(False),
+    "outright tree": outright_tree,
+    "outright, then drawn": outright_then_drawn,
+    "drawn, then outright": drawn_then_outright,
+    "two groups": two_groups,
+    "subset vocabulary": subset_vocabulary,
+    "adaptive growth": adaptive_growth,
+    "probes": probes,
+    "empty": lambda chooser: Draft(),
+}
+
+
+@pytest.fixture(autouse=True)
+def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws from residuals branch instead of being drawn."""
+    monkeypatch.setattr(rejection_module, "draw_by_inversion", lambda probs_V, uniform: uniform.chooser.draw(probs_V))
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_emitted_tokens_have_the_targets_law_exactly(name: str) -> None:
+    emitted = en.emitted_law(SOUND[name], rejection, target_law, 3)
+    assert en.distance(emitted, en.plain_law(target_law, 3)) < EXACT
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if name not in ("empty",)])
+def test_the_enumeration_accepts_and_rejects(name: str) -> None:
+    def outcome(chooser: Any) -> tuple[int, int]:
+        draft = SOUND[name](chooser)
+        verdict = rejection(draft, en.TableLaw(draft, target_law, chooser), en.BranchingStream(chooser))
+        return len(verdict.path), sum(not tried.accepted for tried in verdict.tried)
+
+    outcomes = en.enumerate_outcomes(outcome)
+    assert abs(sum(outcomes.values()) - 1) < EXACT
+    assert any(depth >= 1 for depth, _ in outcomes)
+    assert any(rejected >= 1 for _, rejected in outcomes)
+    if name in ("chain", "tree with replacement", "tree without replacement", "outright tree", "adaptive growth"):
+        assert any(depth >= 2 for depth, _ in outcomes)
+
+
+# Planted faults
+
+
+def any_row_matches(draft: Draft, law: Any, rng: Any) -> Verdict:
+    """REST's acceptance: every drafted row draws for itself, and the longest match wins."""
+    path: list[int] = []
+    node = ROOT
+    while True:
+        token = None
+        for trial in draft.trials.get(node, ()):
+            token = law.draw(node, None)
+            if draft.tokens[trial.node] == token:
+                node = trial.node
+                path.append(node)
+                break
+        else:
+            return Verdict(path, [], law.draw(node, None) if token is None else token)
+
+
+def residual_forgotten(draft: Draft, law: Any, rng: Any) -> Verdict:
+    """Rejected tokens leave no trace: the final draw is from the target's law itself."""
+    for trial in draft.trials.get(ROOT, ()):
+        token = draft.tokens[trial.node]
+        weight = float(trial.group.draft_probs[token])
+        if rng.uniform(0, "accept") * weight < float(law.probs(ROOT)[token]):
+            return Verdict([trial.node], [trial], law.draw(trial.node, None))
+    return Verdict([], [], law.draw(ROOT, None))
+
+
+def duplicate_skipped(chooser: Any) -> Draft:
+    """A duplicate that was tried and failed still changes the residual; here it is dropped from the list."""
+    draft = siblings(True, 3)(chooser)
+    seen: set[int] = set()
+    draft.trials[ROOT] = [t for t in draft.trials[ROOT] if not (t.node in seen or seen.add(t.node))]
+    return draft
+
+
+def sorted_by_probability(chooser: Any) -> Draft:
+    draft = siblings(True, 2)(chooser)
+    draft.trials[ROOT].sort(key=lambda trial: -draft_law(())[draft.tokens[trial.node]])
+    return draft
+
+
+def pruned_by_probability(chooser: Any) -> Draft:
+    draft = siblings(True, 2)(chooser)
+    best = max(draft.trials[ROOT], key=lambda trial: draft_law(())[draft.tokens[trial.node]])
+    draft.trials[ROOT] = [best]
+    return draft
+
+
+def exit_chosen_from_the_drawn_token(chooser: Any) -> Draft:
+    """A shallow exit's draw is kept when it looks sure, and replaced by the deep exit's draw when it does not."""
+    shallow = Group(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
+    deep = Group(torch.tensor([0.4, 0.4, 0.1, 0.1], dtype=torch.float64))
+    group, token = shallow, chooser.draw(shallow.draft_probs)
+    if float(shallow.draft_probs[token]) < 0.3:
+        group, token = deep, chooser.draw(deep.draft_probs)
+    draft = Draft()
+    draft.sampled(ROOT, token, group, "exit", 1.0)
+    return draft
+
+
+def outright_unless_drawn_later(chooser: Any) -> Draft:
+    """An outright trial may not exist because of what a later sampled sibling drew."""
+    drawn = Draft()
+    draw_children(drawn, ROOT, 1, True, chooser)
+    token = drawn.tokens[0]
+    draft = Draft()
+    if token != 0:
+        draft.outright(ROOT, 0, "found")
+    group = drawn.trials[ROOT][0].group
+    draft.sampled(ROOT, token, group, "drawn", 1.0)
+    return draft
+
+
+def test_accepting_any_matching_row_is_caught() -> None:
+    emitted = en.emitted_law(outright_tree, any_row_matches, target_law, 1)
+    assert en.distance(emitted, en.plain_law(target_law, 1)) > 0.05
+
+
+def test_a_forgotten_residual_is_caught() -> None:
+    emitted = en.emitted_law(siblings(True, 2), residual_forgotten, target_law, 1)
+    assert en.distance(emitted, en.plain_law(target_law, 1)) > 0.01
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        duplicate_skipped,
+        sorted_by_probability,
+        pruned_by_probability,
+        exit_chosen_from_the_drawn_token,
+        outright_unless_drawn_later,
+    ],
+)
+def test_a_draft_that_breaks_the_law_of_laws_is_caught(fault: Callable[[Any], Draft]) -> None:
+    emitted = en.emitted_law(fault, rejection, target_law, 1)
+    assert en.distance(emitted, en.plain_law(target_law, 1)) > 0.005
+
+
+def test_a_drawn_token_of_no_probability_is_an_error() -> None:
+    draft = Draft()
+    draft.sampled(ROOT, 0, Group(torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)), "liar", 1.0)
+    chooser = en.Chooser()
+    with pytest.raises(ValueError, match="probability 0"):
+        rejection(draft, en.TableLaw(draft, target_law, chooser), en.BranchingStream(chooser))
+
+
+def test_inversion_gives_each_token_the_share_of_uniforms_that_is_its_probability() -> None:
+    probs_V = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+    drawn = [draw_by_inversion(probs_V, (i + 0.5) / 1000) for i in range(1000)]
+    assert [drawn.count(t) for t in range(6)] == [0, 250, 0, 500, 250, 0]
+    assert draw_by_inversion(probs_V, 0.0) == 1
+    assert draw_by_inversion(probs_V, 1.0 - 2.0**-53) == 4
