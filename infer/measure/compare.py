@@ -84,7 +84,7 @@ def compare_answers(base: Sequence[Answer], other: Sequence[Answer], *, seed: in
             found = answer_difference(mine[0], theirs[0])
         equal += found is None
         differences += [] if found is None else [{"question_id": shown} | found]
-    report = {"equal": equal, "total": len(ids), "errors": len(errors)}
+    report: dict[str, Any] = {"equal": equal, "total": len(ids), "errors": len(errors)}
     report |= speed(paired, seed=seed)
     tasks = list(dict.fromkeys(task_of(pair.base.category) for pair in paired))
     report["by_category"] = {

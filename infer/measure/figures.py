@@ -1,8 +1,8 @@
 """Outcomes in, the results of a benchmark out: one dictionary per runner, the same keys for all.
 
-A pair is a question that neither the runner nor plain decoding failed; all figures are over pairs. A question whose plain
-answer loops is left out of the figures where `min_distinct` asks for it, never out of the count of equal answers. How
-the outcomes came about is not known here.
+A pair is a question that neither the runner nor plain decoding failed; all figures are over pairs. A question whose
+plain answer loops is left out of the figures where `min_distinct` asks for it, never out of the count of equal answers.
+How the outcomes came about is not known here.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ def _total(sums: Sequence[Sums]) -> Totals:
 def _speedups(own: Sequence[Sums], plain: Sequence[Sums], seed: int) -> dict[str, Any]:
     """Ratios of sums with paired intervals. A runner without traces has an end-to-end speedup only, and says so."""
     traced = _total(own).steps > 0 and _total(plain).steps > 0
-    end_to_end = [
+    end_to_end: list[list[float]] = [
         [one.tokens for one in own],
         [one.wall_s for one in own],
         [one.tokens for one in plain],
         [one.wall_s for one in plain],
     ]
-    decode = [
+    decode: list[list[float]] = [
         [one.totals.committed for one in own],
         [one.totals.decode_s for one in own],
         [one.totals.committed for one in plain],
@@ -137,7 +137,7 @@ def _speedups(own: Sequence[Sums], plain: Sequence[Sums], seed: int) -> dict[str
     }
 
 
-def _ratio_of_rates(columns: Sequence[Sequence[float]]) -> float | None:
+def _ratio_of_rates(columns: list[list[float]]) -> float | None:
     rate, base_rate = ratio(sum(columns[0]), sum(columns[1])), ratio(sum(columns[2]), sum(columns[3]))
     return None if rate is None or base_rate is None else ratio(rate, base_rate)
 

@@ -134,7 +134,7 @@ def by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
     rows = []
     for depth in sorted({depth for depth, _ in reached}):
         sources = sorted(source for at, source in reached if at == depth)
-        row = {"depth": depth}
+        row: dict[str, Any] = {"depth": depth}
         row |= _count(sum(reached[depth, s] for s in sources), sum(accepted[depth, s] for s in sources))
         row["by_source"] = {s: _count(reached[depth, s], accepted[depth, s]) for s in sources}
         rows.append(row)
