@@ -5,7 +5,6 @@ What was run and where the provenance comes from are not known here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,11 @@ class RunFolder:
     def traces_path(self, name: str) -> Path:
         return self.path / "traces" / f"{_file_name(name)}.jsonl.gz"
 
-    def write_run(
-        self, *, command: Sequence[str], config: dict[str, Any], seed: int, provenance: dict[str, Any]
-    ) -> None:
-        """run.json: what was asked, and all that is needed to trace a number back to where it was measured."""
-        run = {"command": list(command), "config": config, "seed": seed, "provenance": provenance}
-        write_json(self.path / "run.json", run)
+    def write_run(self, provenance: dict[str, Any]) -> None:
+        """run.json: all that is needed to trace a number back to how, with what and where it was measured."""
+        missing = {"command", "config", "seed"} - set(provenance)
+        assert not missing, f"run.json lacks {', '.join(sorted(missing))}"
+        write_json(self.path / "run.json", provenance)
 
     def write_measured(self, measured: Measured, results: dict[str, Any]) -> None:
         """Answers and traces of every runner, and the results last: where results.json stands, all the rest does."""

@@ -12,6 +12,8 @@ from rich.text import Text
 
 # So many differences and errors are shown; the JSON has all of them.
 SHOWN = 5
+# A narrow terminal may break a table's lines, but no digit is cut off.
+WIDTH = 240
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -110,8 +112,8 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
     left_out = results["left_out"]
     if left_out["questions"]:
         notes.append(
-            f"{left_out['questions']} of {results['questions']} questions ({percent(left_out['share'])}) are left out of "
-            f"the figures: plain's answer loops (fewer than {percent(left_out['min_distinct'])} distinct 4-grams)."
+            f"{left_out['questions']} of {results['questions']} questions ({percent(left_out['share'])}) are left out "
+            f"of the figures: plain's answer loops (fewer than {percent(left_out['min_distinct'])} distinct 4-grams)."
         )
         notes += [
             f"  over all questions, {name}: speedup "
@@ -196,6 +198,8 @@ def _where(difference: dict[str, Any]) -> str:
 
 
 def show(renderables: Sequence[RenderableType], console: Console | None = None) -> None:
-    console = console or Console()
+    if console is None:
+        console = Console()
+        console.width = max(console.width, WIDTH)
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, Text), markup=False, highlight=False)
