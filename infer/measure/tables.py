@@ -36,8 +36,8 @@ def of(part: int, whole: int) -> str:
     return f"{part}/{whole}"
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
@@ -45,14 +45,20 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
     drafters = results["drafters"]
-    shown = [speed_table(drafters), time_table(drafters), depth_table(drafters), category_table(drafters)]
+    titled = {
+        "Speed": speed_table(drafters),
+        "Where the time goes": time_table(drafters),
+        "Acceptance by depth": depth_table(drafters),
+        "Speedup (accepted_length) by task": category_table(drafters),
+    }
+    shown = [part for title, table in titled.items() if table.row_count for part in (Text(title), table, Text())]
     return [*shown, *(Text(line) for line in bench_notes(results))]
 
 
 def speed_table(drafters: dict[str, Any]) -> Table:
     columns = ["drafter", "tokens/s", "end to end", "speedup", "accepted_length", "break-even"]
     columns += ["acceptance", "hit rate", "nodes/step", "overhead", "equal", "errors"]
-    table = _table("Speed", columns)
+    table = _table(columns)
     for name, row in drafters.items():
         mark = "" if row["speedup_of"] == "decode" else " (end to end)"
         table.add_row(
@@ -74,7 +80,7 @@ def speed_table(drafters: dict[str, Any]) -> Table:
 
 def time_table(drafters: dict[str, Any]) -> Table:
     columns = ["drafter", "TTFT ms", "step p50 ms", "step p95 ms", "target", "draft", "overhead"]
-    table = _table("Where the time goes", columns)
+    table = _table(columns)
     for name, row in drafters.items():
         shares = row["time_shares"]
         times = [milliseconds(row[key]) for key in ("ttft_s", "p50_step_s", "p95_step_s")]
@@ -85,7 +91,7 @@ def time_table(drafters: dict[str, Any]) -> Table:
 def depth_table(drafters: dict[str, Any]) -> Table:
     """Acceptance by depth, one column a depth."""
     deepest = max((row["depth"] for drafter in drafters.values() for row in drafter["by_depth"]), default=0)
-    table = _table("Acceptance by depth", ["drafter", *(str(depth) for depth in range(1, deepest + 1))])
+    table = _table(["drafter", *(str(depth) for depth in range(1, deepest + 1))])
     for name, drafter in drafters.items():
         shares = {row["depth"]: row["share"] for row in drafter["by_depth"]}
         if shares:
@@ -96,7 +102,7 @@ def depth_table(drafters: dict[str, Any]) -> Table:
 def category_table(drafters: dict[str, Any]) -> Table:
     """Speedup and accepted_length by task, and over all."""
     tasks = list(dict.fromkeys(task for drafter in drafters.values() for task in drafter["by_category"]))
-    table = _table("Speedup (accepted_length) by task", ["drafter", *tasks, "overall"])
+    table = _table(["drafter", *tasks, "overall"])
     for name, drafter in drafters.items():
         rows = [drafter["by_category"].get(task, {}) for task in tasks]
         table.add_row(
@@ -137,25 +143,25 @@ def _rest(name: str, errors: int, differences: int) -> list[str]:
 
 
 def compare_tables(report: dict[str, Any]) -> list[RenderableType]:
-    tables: list[RenderableType] = [equality_table(report)]
+    tables: list[RenderableType] = [Text(f"Compared with {report['base']}"), equality_table(report)]
     for name, other in report["others"].items():
-        tables.append(task_table(name, other))
+        tables += [Text(), Text(name), task_table(other)]
         tables += [Text(line) for line in compare_notes(name, other)]
     return tables
 
 
 def equality_table(report: dict[str, Any]) -> Table:
-    table = _table(f"Compared with {report['base']}", ["answers", "equal", "differences", "errors", "pairs"])
+    table = _table(["answers", "equal", "differences", "errors", "pairs"])
     for name, other in report["others"].items():
         counts = (str(len(other["differences"])), str(other["errors"]), str(other["pairs"]))
         table.add_row(Text(name), of(other["equal"], other["total"]), *counts)
     return table
 
 
-def task_table(name: str, other: dict[str, Any]) -> Table:
+def task_table(other: dict[str, Any]) -> Table:
     """Speed by task: ours with its interval, and Spec-Bench's."""
     columns = ["task", "pairs", "tokens/s", "base tokens/s", "speedup", "Spec-Bench's speedup", "accepted_length"]
-    table = _table(name, columns)
+    table = _table(columns)
     for task, row in [*other["by_category"].items(), ("overall", other)]:
         table.add_row(
             Text(task),
