@@ -1,0 +1,215 @@
+"""The measuring loop: every runner answers every question, next to one another in time and in random order.
+
+An error belongs to one question of one runner and to nothing else: no figure of another question takes its place. How
+a runner decodes, how messages become token ids, and what is computed from the outcomes are not known here.
+
+Wall time is taken here, around the runner's call and nothing else; a row of a batch carries an equal share of it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from draftsmith.infer.measure.runner import Decode, Encode, Messages, Prompt, Question, Runner
+from draftsmith.infer.trace import Generation, StepTrace
+
+# (runs done, runs in all, runner's name), after every group of questions that a runner has answered.
+Progress = Callable[[int, int, str], None]
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Turn:
+    text: str
+    generation: Generation
+    wall_s: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one question with one runner, once. Where `error` is set the turns say nothing."""
+
+    turns: list[Turn] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        return [turn.generation.token_ids for turn in self.turns]
+
+    @property
+    def traces(self) -> list[StepTrace]:
+        return [trace for turn in self.turns for trace in turn.generation.traces]
+
+
+@dataclass(slots=True)
+class Measured:
+    """outcomes[runner's name][question's id]: one outcome a repeat."""
+
+    questions: list[Question]
+    baseline: str
+    batch_size: int
+    seed: int
+    repeats: int
+    outcomes: dict[str, dict[int | str, list[Outcome]]]
+
+    def error(self, name: str, question_id: int | str) -> str:
+        """The first error of a question's repeats, or nothing."""
+        return next((outcome.error for outcome in self.outcomes[name][question_id] if outcome.error), "")
+
+
+def bench(
+    runners: Sequence[Runner],
+    questions: Sequence[Question],
+    encode: Encode,
+    decode: Decode,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    warmup: int = 1,
+    repeats: int = 1,
+    baseline: str = "plain",
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> Measured:
+    """Groups of `batch_size` questions; for each, all runners in an order drawn anew, before the next group begins.
+
+    `warmup` groups per runner are answered beforehand and not counted.
+    """
+    _check(runners, questions, batch_size, repeats, baseline)
+    groups = [list(questions[at : at + batch_size]) for at in range(0, len(questions), batch_size)]
+    for runner in runners:
+        _warm(runner, groups, warmup, encode, decode, clock)
+    outcomes: dict[str, dict[int | str, list[Outcome]]] = {
+        runner.name: {question.id: [] for question in questions} for runner in runners
+    }
+    runs = repeats * len(groups) * len(runners)
+    for done, (group, runner) in enumerate(_interleaved(groups, runners, repeats, seed), start=1):
+        for question, outcome in zip(group, answer(runner, group, encode, decode, clock)):
+            outcomes[runner.name][question.id].append(outcome)
+        if progress is not None:
+            progress(done, runs, runner.name)
+    return Measured(list(questions), baseline, batch_size, seed, repeats, outcomes)
+
+
+def _check(
+    runners: Sequence[Runner], questions: Sequence[Question], batch_size: int, repeats: int, baseline: str
+) -> None:
+    names = [runner.name for runner in runners]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two runners are called {name!r}: give one of them another name")
+    if baseline not in names:
+        raise ValueError(f"no runner is called {baseline!r}, the one to compare with; there are {', '.join(names)}")
+    if not questions:
+        raise ValueError("there are no questions to measure with")
+    seen: set[int | str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise ValueError(f"question {question.id!r} occurs twice: every question needs an id of its own")
+        if not question.turns:
+            raise ValueError(f"question {question.id!r} has no turns")
+        seen.add(question.id)
+    for name, value in (("batch_size", batch_size), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it has to be 1 or more")
+
+
+def _interleaved(
+    groups: list[list[Question]], runners: Sequence[Runner], repeats: int, seed: int
+) -> Iterator[tuple[list[Question], Runner]]:
+    order = random.Random(seed)
+    for _ in range(repeats):
+        for group in groups:
+            for runner in order.sample(list(runners), len(runners)):
+                yield group, runner
+
+
+def _warm(
+    runner: Runner, groups: list[list[Question]], count: int, encode: Encode, decode: Decode, clock: Clock
+) -> None:
+    """Answer `count` groups. One that fails warms nothing and is passed over: it will be measured, and fail, again."""
+    for group in groups:
+        if count <= 0:
+            return
+        outcomes = answer(runner, group, encode, decode, clock)
+        count -= not all(outcome.error for outcome in outcomes)
+
+
+def answer(
+    runner: Runner, questions: Sequence[Question], encode: Encode, decode: Decode, clock: Clock
+) -> list[Outcome]:
+    """The runner's answers to a batch of questions, turn by turn; those that failed are not asked further turns."""
+    outcomes = [Outcome() for _ in questions]
+    messages: list[Messages] = [[] for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions)):
+        asked: list[int] = []
+        prompts: list[Prompt] = []
+        for index, question in enumerate(questions):
+            if outcomes[index].error or turn >= len(question.turns):
+                continue
+            messages[index].append({"role": "user", "content": question.turns[turn]})
+            try:
+                token_ids = encode(messages[index])
+            except Exception as error:  # whatever it is, it is this question's
+                outcomes[index] = Outcome(error=_one_line(error))
+                continue
+            asked.append(index)
+            prompts.append(Prompt(f"{question.id}/{turn}", token_ids))
+        for index, ran in zip(asked, run_apart(runner, prompts, clock)):
+            try:
+                done = _turn(ran, decode)
+            except Exception as error:
+                outcomes[index] = Outcome(error=_one_line(error))
+                continue
+            outcomes[index].turns.append(done)
+            messages[index].append({"role": "assistant", "content": done.text})
+    return outcomes
+
+
+def _turn(ran: tuple[Generation, float] | Exception, decode: Decode) -> Turn:
+    if isinstance(ran, Exception):
+        raise ran
+    generation, wall_s = ran
+    return Turn(decode(generation.token_ids), generation, wall_s)
+
+
+def run_apart(runner: Runner, prompts: Sequence[Prompt], clock: Clock) -> list[tuple[Generation, float] | Exception]:
+    """Each prompt's generation and its share of the wall time, or its own error.
+
+    Where a batch fails, its prompts are tried alone to find the guilty ones, and the others then run together: the
+    figures come from that run. A batch that fails only as a whole (too big, say) fails for all its prompts.
+    """
+    if not prompts:
+        return []
+    try:
+        start = clock()
+        generations = runner.run(prompts)
+        share = (clock() - start) / len(prompts)
+        if len(generations) != len(prompts):
+            raise RuntimeError(f"{runner.name} gave {len(generations)} answers to {len(prompts)} prompts")
+        return [(generation, share) for generation in generations]
+    except Exception as error:
+        failed: Exception = error
+    if len(prompts) == 1:
+        return [failed]
+    errors = {index: found for index, prompt in enumerate(prompts) if (found := _fails_alone(runner, prompt))}
+    if not errors:
+        return [failed] * len(prompts)
+    rest = iter(run_apart(runner, [prompt for index, prompt in enumerate(prompts) if index not in errors], clock))
+    return [errors[index] if index in errors else next(rest) for index in range(len(prompts))]
+
+
+def _fails_alone(runner: Runner, prompt: Prompt) -> Exception | None:
+    try:
+        runner.run([prompt])
+    except Exception as error:
+        return error
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,0 +1,95 @@
+"""A run folder: run.json, answers/NAME.jsonl, traces/NAME.jsonl.gz, results.json, each whole or not there.
+
+What was run and where the provenance comes from are not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
+from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.measure.bench import Measured, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunFolder:
+        """A new folder. One that already holds something is refused: runs do not mix."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: give a folder for the run")
+        if path.is_dir() and any(path.iterdir()):
+            raise ValueError(f"{path} is not empty: give a new folder, so that no run is mixed with another")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    def answers_path(self, name: str) -> Path:
+        return self.path / "answers" / f"{_file_name(name)}.jsonl"
+
+    def traces_path(self, name: str) -> Path:
+        return self.path / "traces" / f"{_file_name(name)}.jsonl.gz"
+
+    def write_run(self, provenance: dict[str, Any]) -> None:
+        """run.json: all that is needed to trace a number back to how, with what and where it was measured."""
+        missing = {"command", "config", "seed"} - set(provenance)
+        assert not missing, f"run.json lacks {', '.join(sorted(missing))}"
+        write_json(self.path / "run.json", provenance)
+
+    def write_measured(self, measured: Measured, results: dict[str, Any]) -> None:
+        """Answers and traces of every runner, and the results last: where results.json stands, all the rest does."""
+        for name in measured.outcomes:
+            write_answers(self.answers_path(name), answers_of(measured, name))
+            traces = trace_rows(measured, name)
+            if traces:
+                write_traces(self.traces_path(name), traces)
+        write_json(self.path / "results.json", results)
+
+
+def _file_name(name: str) -> str:
+    """No two names share a file, and none leaves the folder."""
+    return quote(name, safe="+,=@ ")
+
+
+def answer_paths(folder: Path) -> dict[str, Path]:
+    """The answer files of a run folder by the runners' names."""
+    return {unquote(path.name.removesuffix(".jsonl")): path for path in sorted((folder / "answers").glob("*.jsonl"))}
+
+
+def answers_of(measured: Measured, name: str) -> list[Answer]:
+    """One runner's answers in Spec-Bench's shape; every repeat is a choice."""
+    answers = []
+    for question in measured.questions:
+        answer = Answer(question.id, question.category, name, error=measured.error(name, question.id))
+        if not answer.error:
+            answer.choices = [_choice(outcome) for outcome in measured.outcomes[name][question.id]]
+        answers.append(answer)
+    return answers
+
+
+def _choice(outcome: Outcome) -> Choice:
+    return Choice(
+        turns=[turn.text for turn in outcome.turns],
+        new_tokens=[len(turn.generation.token_ids) for turn in outcome.turns],
+        wall_time=[turn.wall_s for turn in outcome.turns],
+        decoding_steps=[len(turn.generation.traces) for turn in outcome.turns],
+        accept_lengths=[trace.committed for trace in outcome.traces],
+        token_ids=outcome.token_ids,
+    )
+
+
+def trace_rows(measured: Measured, name: str) -> list[TraceRow]:
+    return [
+        TraceRow(question.id, choice, turn, trace)
+        for question in measured.questions
+        if not measured.error(name, question.id)
+        for choice, outcome in enumerate(measured.outcomes[name][question.id])
+        for turn, answered in enumerate(outcome.turns)
+        for trace in answered.generation.traces
+    ]

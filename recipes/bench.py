@@ -1,0 +1,131 @@
+"""`draftsmith bench`: one target, many drafters, plain decoding among them, on the same questions in one process."""
+
+from __future__ import annotations
+
+import sys
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from draftsmith.infer.measure.runner import Decode, Encode, Messages, Question, Runner
+
+
+def bench(
+    *,
+    target: str,
+    data: list[str],
+    drafters: str = "",
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    batch_size: int = 1,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    out: str | None = None,
+    json: bool = False,
+    limit: int | None = None,
+    peers: str = "",
+    min_distinct: float = 0.0,
+    repeats: int = 1,
+    warmup: int = 1,
+    template: str = "chat",
+) -> int:
+    """Measure drafters against plain decoding; returns the exit code.
+
+    Args:
+        target: folder or Hub name of the model whose answers must not change.
+        data: the questions: files, folders or `datasets` names.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml.
+        max_new_tokens: limit of each turn's answer.
+        temperature: 0 is greedy.
+        top_k: sampling among so many tokens.
+        top_p: sampling within so much probability.
+        batch_size: questions answered together.
+        dtype: of the target's weights.
+        device: where the target runs.
+        seed: of sampling, of the order of runs and of the intervals.
+        out: a new folder for answers, traces and results.
+        json: print one JSON object on the last line instead of tables.
+        limit: so many questions and no more.
+        peers: other decoders to measure as well, by name.
+        min_distinct: leave looping questions out of the figures: those with a smaller share of distinct 4-grams.
+        repeats: how often every question is measured.
+        warmup: groups of questions per runner that are answered first and not counted.
+        template: how messages become a prompt.
+    """
+    config = dict(locals())
+    from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.bench import bench as measure
+    from draftsmith.infer.measure.figures import summarise
+    from draftsmith.infer.measure.provenance import provenance
+    from draftsmith.infer.measure.run_folder import RunFolder
+
+    folder = RunFolder.create(out) if out else None
+    if folder:
+        folder.write_run(provenance(sys.argv, config, seed))
+    questions = _questions(data, limit)
+    runners, encode, decode = _runners(config)
+    measured = measure(
+        runners,
+        questions,
+        encode,
+        decode,
+        batch_size=batch_size,
+        seed=seed,
+        warmup=warmup,
+        repeats=repeats,
+        progress=_progress,
+    )
+    results = summarise(measured, min_distinct=min_distinct)
+    if folder:
+        folder.write_measured(measured, results)
+    if json:
+        print(dumps(results, ensure_ascii=False))
+    else:
+        tables.show(tables.bench_tables(results))
+    return 0
+
+
+def _progress(done: int, runs: int, name: str) -> None:
+    end = "\n" if done == runs else ""
+    print(f"\r{done}/{runs} runs, last {name}\x1b[K", end=end, file=sys.stderr, flush=True)
+
+
+def _questions(data: list[str], limit: int | None) -> list[Question]:
+    """The user's turns of each record; ids that are numbers stay numbers, as Spec-Bench's own scripts expect."""
+    from draftsmith.infer.measure.runner import Question
+    from draftsmith.infer.records import read_records
+
+    return [
+        Question(int(record.id) if record.id.isdecimal() else record.id, record.category, tuple(record.questions))
+        for record in read_records(data, limit=limit, need="questions")
+    ]
+
+
+def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
+    """Plain decoding, every drafter and every peer, and the target's own encode and decode."""
+    from draftsmith.infer.generate import LoopRunner
+    from draftsmith.infer.loading import load_target
+    from draftsmith.infer.record import Message
+    from draftsmith.infer.settings import resolve_settings
+    from draftsmith.infer.templates import find_template
+    from draftsmith.recipes.drafters import PLAIN, parse_drafters
+
+    if config["peers"]:
+        raise ValueError(f"peers {config['peers']!r}: no peer is known yet")
+    target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
+    template = find_template(config["template"], target.tokenizer)
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
+    drafters = {PLAIN: None} | parse_drafters(config["drafters"])
+    runners = [LoopRunner(target, drafter, settings, name=name) for name, drafter in drafters.items()]
+
+    def encode(messages: Messages) -> list[int]:
+        return template.prompt_ids([Message(**message) for message in messages])
+
+    def decode(token_ids: list[int]) -> str:
+        return str(target.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    return runners, encode, decode

@@ -1,0 +1,79 @@
+"""Tables show the JSON's own numbers, whole, and what a reader has to know besides."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from draftsmith.infer.measure.bench import bench
+from draftsmith.infer.measure.compare import compare
+from draftsmith.infer.measure.figures import summarise
+from draftsmith.infer.measure.run_folder import RunFolder
+from draftsmith.infer.measure.tables import bench_tables, compare_tables, show
+
+
+@pytest.fixture
+def run(fake, coders, questions, clock):
+    def answer(prompt):
+        return [1, 2] * 4 if prompt.key == "0/0" else list(range(8))
+
+    def other(prompt):
+        return [9] * 8 if prompt.key == "3/0" else answer(prompt)
+
+    runners = [
+        fake("plain", answer=answer),
+        fake("small[1]:x", answer=other, per_step=4, step_s=1.25),
+        fake("peer", answer=answer, traced=False, fails_on=lambda prompt: prompt.key == "2/0"),
+    ]
+    measured = bench(runners, questions, *coders, clock=clock)
+    return measured, summarise(measured, min_distinct=0.5)
+
+
+def lines_of(renderables) -> list[str]:
+    file = io.StringIO()
+    show(renderables, Console(file=file, width=240))
+    return file.getvalue().splitlines()
+
+
+def test_the_bench_table_has_a_line_per_drafter_with_its_numbers(run):
+    _, results = run
+    lines = lines_of(bench_tables(json.loads(json.dumps(results))))
+    line = next(line for line in lines if line.startswith("small[1]:x "))
+    assert "3.20 [3.20, 3.20]" in line
+    for shown in ("2.67", "4.00", "100.0%", "3.0", "5/6"):
+        assert shown in line.split()
+    assert "Acceptance by depth" not in lines, "these runners tell of no trials"
+    assert any(line.startswith("peer ") and "(end to end)" in line for line in lines)
+
+
+def test_what_was_left_out_failed_and_differed_is_told(run):
+    _, results = run
+    text = "\n".join(lines_of(bench_tables(results)))
+    assert "1 of 6 questions (16.7%) are left out of the figures" in text
+    assert "over all questions, small[1]:x: speedup 3.20" in text
+    assert "peer, question 2: RuntimeError: cannot answer 2/0" in text
+    assert "small[1]:x, question 3, turn 1: differs from plain at token 0 (0 there, 9 here)" in text
+
+
+def test_nothing_is_cut_off_where_nobody_looks_at_a_terminal(run, capsys):
+    _, results = run
+    show(bench_tables(results))
+    assert "…" not in capsys.readouterr().out
+
+
+def test_compare_tables_show_both_speedups_and_every_kind_of_difference(run, tmp_path):
+    measured, results = run
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_measured(measured, results)
+    path = folder.answers_path("small[1]:x")
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[1:5], rows[4]]) + "\n")
+    text = "\n".join(lines_of(compare_tables(compare(folder.path, []))))
+    assert "Spec-Bench's speedup" in text
+    assert "mt_bench" in text
+    assert "overall" in text
+    assert "small[1]:x, question 0 is missing" in text
+    assert "small[1]:x, question 4 occurs 1 times in the base, 2 times here" in text
+    assert "small[1]:x, question 3, turn 1: token 0 is 0 in the base, 9 here" in text
+    assert "peer, question 2 failed in other: RuntimeError: cannot answer 2/0" in text
