@@ -55,12 +55,11 @@ def detect(row: Any) -> Kind:
     if not isinstance(row, Mapping):
         return "unknown"
     given = {name for name, value in row.items() if value is not None}
-    first_choice = row["choices"][0] if isinstance(row.get("choices"), list) and row["choices"] else None
     tests: list[tuple[Kind, bool]] = [
         ("log", isinstance(row.get("request"), Mapping) or (isinstance(row.get("body"), Mapping))),
         ("sharegpt", isinstance(row.get("conversations"), list) or isinstance(row.get("conversation"), list)),
         ("messages", "messages" in given),
-        ("answer", isinstance(first_choice, Mapping) and "turns" in first_choice),
+        ("answer", "turns" in (_first_choice(row) or {})),
         ("recorded", {"turns", "outputs"} <= given),
         ("question", "turns" in given),
         ("alpaca", "instruction" in given),
@@ -145,7 +144,7 @@ def _read_log(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     parts: dict[str, Any] = {"messages": messages}
     if answer := _output(response, note):
         messages.append(answer)
-        choice = response["choices"][0] if response.get("choices") else {}
+        choice = _first_choice(response) or {}
         for name in ("token_ids", "prompt_token_ids"):
             if ids := _ids(choice, name) or _ids(response, name):
                 parts[name] = ids
@@ -239,21 +238,25 @@ def _prompt(value: Any, name: str) -> list[Message]:
 
 def _output(row: Mapping[str, Any], note: Note) -> Message | None:
     """The answer in a row or a response, or None where there is none."""
-    choices = row.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
-        if len(choices) > 1:
+    if (choice := _first_choice(row)) is not None:
+        if len(row["choices"]) > 1:
             note("more than one choice: the first was read")
-        if choices[0].get("finish_reason") == "length":
+        if choice.get("finish_reason") == "length":
             note("an answer that was cut at its length limit")
-        if choices[0].get("message") is not None:
-            return _message(choices[0]["message"])
-        return Message("assistant", _text(choices[0].get("text"), "choices[0].text"))
+        if choice.get("message") is not None:
+            return _message(choice["message"])
+        return Message("assistant", _text(choice.get("text"), "choices[0].text"))
     name = next((name for name in OUTPUT_FIELDS if row.get(name) is not None), None)
     if name is None:
         return None
     if isinstance(row[name], list) and row[name] and isinstance(row[name][0], Mapping):
         return _message(row[name][0])
     return Message("assistant", _text(row[name], name))
+
+
+def _first_choice(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    choices = row.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else None
 
 
 def _messages(value: Any) -> list[Message]:

@@ -92,6 +92,11 @@ class Encoder:
         start, minus_length = min(found)
         return text[: start - minus_length]
 
+    def without_end(self, text: str) -> str:
+        """`text` without the special token that it ends in, if any."""
+        end = next((token for token in self._special if text.endswith(token)), "")
+        return text.removesuffix(end)
+
     @cached_property
     def _special(self) -> set[str]:
         added: dict[int, Any] = getattr(self.tokenizer, "added_tokens_decoder", {})

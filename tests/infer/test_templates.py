@@ -124,6 +124,14 @@ def test_answer_that_reads_like_markup_or_like_the_template_is_masked_whole(toke
         assert learned(tokenizer, rendered) == [answer + "<|end|>"]
 
 
+def test_answer_recorded_with_its_end_token_has_it_once(tokenizer):
+    talk = [TALK[0], Message("assistant", "yes no<|end|>"), *TALK[2:]]
+    assert ChatTemplate(tokenizer).render(talk) == ChatTemplate(tokenizer).render(TALK)
+    plain = PlainTemplate(tokenizer, "Q: {prompt}\nA:")
+    talk = [TALK[0], Message("assistant", "yes no<eos>"), *TALK[2:]]
+    assert plain.render(talk) == plain.render(TALK)
+
+
 def test_merge_across_the_border_keeps_the_prompt_as_served():
     tokenizer = make_tokenizer(sentences=["a:::b a:::b :::b", "::: :::b a:::"] * 20, size=300)
     template = PlainTemplate(tokenizer, "{prompt}")
