@@ -102,7 +102,7 @@ def _render(template: Template, record: Record, refused: dict[str, int]) -> Iter
 
 
 def _show(console: Console, tokenizer: PreTrainedTokenizerBase, record: Record, sample: Rendered) -> None:
-    console.rule(f"{record.id}, row {record.row} of {record.source}", align="left")
+    console.print(f"{record.id}: row {record.row} of {record.source}", markup=False)
     console.print(_masked(tokenizer, sample, coloured=console.is_terminal))
     console.rule()
 
@@ -111,8 +111,7 @@ def _masked(tokenizer: PreTrainedTokenizerBase, sample: Rendered, coloured: bool
     """The text of a sample; what is learned stands in green, or between «» where there are no colours."""
     from rich.text import Text
 
-    text, start, done = Text(), 0, ""
-    mask = sample.loss_mask
+    text, mask, start, done = Text(), sample.loss_mask, 0, ""
     for end in range(1, len(mask) + 1):
         if end < len(mask) and mask[end] == mask[start]:
             continue
@@ -135,9 +134,8 @@ def _print(console: Console, report: ReadReport, lengths: Lengths, refused: dict
     for title, counts in (("kinds", report.kinds), ("categories", report.categories)):
         named = [f"{name or '(none)'} {count}" for name, count in counts.most_common()]
         console.print(f"{title}: {', '.join(named)}", markup=False)
-    table = Table(
-        "length", *(Column(name, justify="right") for name in ("count", "total", "median", "95 %", "longest"))
-    )
+    columns = ("count", "total", "median", "95 %", "longest")
+    table = Table("length", *(Column(name, justify="right") for name in columns))
     for name, numbers in lengths.summary().items():
         table.add_row(name, *(f"{number:,.0f}" for number in numbers.values()))
     console.print(table)
@@ -146,11 +144,6 @@ def _print(console: Console, report: ReadReport, lengths: Lengths, refused: dict
 
 
 def _quantiles(values: Sequence[int]) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=20, method="inclusive") if len(values) > 1 else [values[0]] * 19
-    return {
-        "count": len(values),
-        "total": sum(values),
-        "median": statistics.median(values),
-        "p95": cuts[18],
-        "longest": max(values),
-    }
+    p95 = statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+    middle = statistics.median(values)
+    return {"count": len(values), "total": sum(values), "median": middle, "p95": p95, "longest": max(values)}

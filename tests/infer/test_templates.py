@@ -181,6 +181,23 @@ def test_answer_without_the_reasoning_that_was_asked_for_is_refused_unless_think
     assert learned(tokenizer, rendered) == ["yes no<|end|>", "maybe<|end|>"]
 
 
+def test_template_that_ends_its_last_turn_otherwise_is_split_as_it_was_served():
+    ends = "{{ '<eos>' if loop.last and m.role == 'assistant' else '<|end|>' }}"
+    tokenizer = make_tokenizer(CHATML.replace("<|end|>", ends))
+    samples = ChatTemplate(tokenizer).render_served(TALK)
+    assert [learned(tokenizer, sample) for sample in samples] == [["yes no<eos>"], ["maybe<eos>"]]
+
+
+def test_bos_at_every_turn_is_given_not_learned():
+    tokenizer = make_tokenizer(
+        "{% for m in messages %}{% if m.role == 'user' %}<bos>[ {{ m.content }} ]"
+        "{% else %} {{ m.content }} <eos>{% endif %}{% endfor %}"
+    )
+    rendered = ChatTemplate(tokenizer).render(TALK)
+    assert tokenizer.decode(rendered.token_ids) == "<bos>[ hello ] yes no <eos><bos>[ what ] maybe <eos>"
+    assert learned(tokenizer, rendered) == [" yes no <eos>", " maybe <eos>"]
+
+
 def test_reasoning_that_the_template_does_not_show_is_refused(tokenizer):
     with pytest.raises(ValueError, match="reasoning"):
         ChatTemplate(tokenizer).render([TALK[0], Message("assistant", "yes", reasoning="because")])
