@@ -1,0 +1,149 @@
+"""`draftsmith data`: what the reader made of files, before anything is trained on them or measured with them.
+
+Prints rows read, skipped and why, kinds and categories, turns and lengths, and conversations as they would be served,
+with the loss mask in colour. Reading and rendering are infer's (records.py, templates.py).
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from draftsmith.infer.records import OnBad, ReadReport, Record, read_records
+from draftsmith.infer.templates import Rendered, Template, find_template, load_tokenizer, render_record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
+
+# Token lengths of so many records are measured: enough for quantiles, and quick.
+RENDERED = 1000
+
+
+@dataclass(slots=True)
+class Lengths:
+    """Sizes of what was read, one number per record (or per text)."""
+
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, name: str, *values: int) -> None:
+        if values:
+            self.numbers.setdefault(name, []).extend(values)
+
+    def add_record(self, record: Record) -> None:
+        self.add("turns", *filter(None, [max(len(record.questions), len(record.answers))]))
+        self.add("prompt characters", *map(len, record.questions))
+        self.add("answer characters", *map(len, record.answers))
+        self.add("document characters", *map(len, record.documents))
+        self.add("token ids given", *filter(None, [len(record.token_ids)]))
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        return {name: _quantiles(values) for name, values in self.numbers.items()}
+
+
+def data(
+    files: list[str],
+    tokenizer: str | None = None,
+    template: str = "chat",
+    template_kwargs: dict[str, Any] | None = None,
+    show: int = 1,
+    limit: int | None = None,
+    on_bad: OnBad = "skip",
+    json: bool = False,
+) -> None:
+    """Show what the reader makes of files, folders or data sets.
+
+    Args:
+        files: files, folders, or data sets on the Hub (owner/name[:split]).
+        tokenizer: folder or Hub name of a tokenizer; with one, token lengths and rendered conversations are shown.
+        template: how conversations are served: chat (the tokenizer's own), plain, a format such as
+            'USER: {prompt} ASSISTANT:', or the name of a FastChat template (vicuna_v1.1).
+        template_kwargs: passed to the chat template (enable_thinking: false).
+        show: how many conversations to show as they would be served.
+        limit: read so many records at most.
+        on_bad: what a row that is not valid JSON or UTF-8 does: skip (it is counted), or raise.
+        json: print one JSON object on the last line.
+    """
+    from rich.console import Console
+
+    served = None if tokenizer is None else find_template(template, load_tokenizer(tokenizer), template_kwargs)
+    console = Console(highlight=False, soft_wrap=True)
+    report, lengths, shown = ReadReport(), Lengths(), 0
+    refused: dict[str, int] = {}
+    for record in read_records(files, limit=limit, on_bad=on_bad, report=report):
+        lengths.add_record(record)
+        if served is None or report.used > max(RENDERED, show):
+            continue
+        for sample in _render(served, record, refused):
+            lengths.add("tokens given", sample.loss_mask.count(0))
+            lengths.add("tokens to learn", sample.loss_mask.count(1))
+            if shown < show:
+                shown += 1
+                _show(console, served.tokenizer, record, sample)
+    _print(console, report, lengths, refused)
+    if json:
+        print(json_module.dumps({**report.to_json(), "lengths": lengths.summary(), "not_rendered": refused}))
+
+
+def _render(template: Template, record: Record, refused: dict[str, int]) -> Iterator[Rendered]:
+    """The record's samples; a question alone gives its first prompt."""
+    try:
+        if record.answers or record.documents or record.token_ids:
+            yield from render_record(template, record)
+        else:
+            prompt = template.prompt_ids(record.prompt)
+            yield Rendered(prompt, [0] * len(prompt))
+    except ValueError as error:
+        refused[str(error)] = refused.get(str(error), 0) + 1
+
+
+def _show(console: Console, tokenizer: PreTrainedTokenizerBase, record: Record, sample: Rendered) -> None:
+    console.print(f"{record.id}: row {record.row} of {record.source}", markup=False)
+    console.print(_masked(tokenizer, sample, coloured=console.is_terminal))
+    console.rule()
+
+
+def _masked(tokenizer: PreTrainedTokenizerBase, sample: Rendered, coloured: bool) -> Text:
+    """The text of a sample; what is learned stands in green, or between «» where there are no colours."""
+    from rich.text import Text
+
+    text, mask, start, done = Text(), sample.loss_mask, 0, ""
+    for end in range(1, len(mask) + 1):
+        if end < len(mask) and mask[end] == mask[start]:
+            continue
+        whole = str(tokenizer.decode(sample.token_ids[:end], skip_special_tokens=False))
+        part, done = whole[len(done) :], whole
+        if mask[start] and not coloured:
+            part = f"«{part}»"
+        text.append(part, style="bold green" if mask[start] else "dim")
+        start = end
+    return text
+
+
+def _print(console: Console, report: ReadReport, lengths: Lengths, refused: dict[str, int]) -> None:
+    from rich.table import Column, Table
+
+    for line in report.lines():
+        console.print(line, markup=False)
+    for reason, count in refused.items():
+        console.print(f"not rendered: {count} x {reason}", markup=False)
+    for title, counts in (("kinds", report.kinds), ("categories", report.categories)):
+        named = [f"{name or '(none)'} {count}" for name, count in counts.most_common()]
+        console.print(f"{title}: {', '.join(named)}", markup=False)
+    columns = ("count", "total", "median", "95 %", "longest")
+    table = Table("length", *(Column(name, justify="right") for name in columns))
+    for name, numbers in lengths.summary().items():
+        table.add_row(name, *(f"{number:,.0f}" for number in numbers.values()))
+    console.print(table)
+    if "tokens given" in lengths.numbers and report.used > RENDERED:
+        console.print(f"tokens are those of the first {RENDERED} records")
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+    p95 = statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+    middle = statistics.median(values)
+    return {"count": len(values), "total": sum(values), "median": middle, "p95": p95, "longest": max(values)}
