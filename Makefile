@@ -17,7 +17,7 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 UNFINISHED := $(VENV)/.unfinished
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
-PIP := $(PY) -m pip --quiet --disable-pip-version-check
+PIP := $(PY) -m pip -qq --disable-pip-version-check
 
 # pytest's -m: gpu tests only where there is a CUDA device.
 HAS_CUDA := $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
