@@ -111,7 +111,7 @@ def _take_values(name: str, rest: list[str], known: dict[str, Option]) -> list[s
 
 
 def _place(loose: list[str], given: dict[str, list[str]], known: dict[str, Option]) -> Iterator[tuple[str, list[str]]]:
-    """Words without a flag fill the positional parameters in order; the one that is a list takes what the others leave."""
+    """Words without a flag fill the positional parameters in order; a list takes what the others leave."""
     waiting = [option for option in known.values() if option.positional and option.name not in given]
     for index, option in enumerate(waiting):
         after = len(waiting) - index - 1

@@ -53,7 +53,7 @@ def main() -> NoReturn:
 
 
 def run(words: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int:
-    """Run one command line and return its exit code: 0, 2 for wrong input, 130 when interrupted, or the command's own."""
+    """Run one command line; its exit code is 0, 2 for wrong input, 130 when interrupted, or the command's own."""
     name, rest = _split(words, commands)
     prefix = f"draftsmith {name}".strip()
     try:
@@ -64,7 +64,7 @@ def run(words: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int
         told = str(error) or "a command that keeps its progress goes on when it is run again"
         return _tell(f"{prefix}: interrupted; {told}", 130)
     except BrokenPipeError:
-        # The reader has left (`draftsmith data F | head`): nobody is there to be told, and the final flush must not fail.
+        # The reader has left (`draftsmith data F | head`): nobody is there to be told, and no flush may fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except _WRONG_INPUT as error:

@@ -1,4 +1,4 @@
-"""The drafters behind `--drafters pld,rest:STORE,small:MODEL,more.yaml`: the packaged short names, handed to the loader.
+"""The drafters behind `--drafters pld,rest:STORE,small:MODEL,more.yaml`: packaged short names, handed to the loader.
 
 Which short names there are is data (drafters.yaml); how they become objects is draftsmith.infer.loading.
 """
