@@ -32,7 +32,8 @@ help: ## this list
 venv: $(READY) ## set up .venv, or bring it up to date
 
 $(READY): pyproject.toml constraints.txt
-	@if [ -e $(UNFINISHED) ]; then echo "$(VENV) was left unfinished; making it anew"; rm -rf $(VENV); fi
+	@if [ -e $(UNFINISHED) ]; then echo "$(VENV) was left unfinished; making it anew"; \
+	find $(VENV) -mindepth 1 -not -path $(UNFINISHED) -delete; fi
 	@python=$(PY); [ -x $$python ] || python="$(PYTHON)"; \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "Draftsmith needs Python 3.11 or newer and '$$python' is not: name one with make PYTHON=..." >&2; exit 2; }

@@ -128,10 +128,13 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
 
     known = options(function)
     parser = build_parser(name, function, known)
+    normal = normalise(words, known)
     try:
-        parsed = parser.parse_args(normalise(words, known))
+        parsed = parser.parse_args(normal)
     except ArgumentError as error:
-        raise ValueError(re.sub(r'Parser key "([^"]+)":', r"--\1:", str(error))) from error
+        files = " ".join(word for word in normal if word.startswith("--config="))
+        told = re.sub(r'Parser key "([^"]+)":', r"--\1:", str(error))
+        raise ValueError(told.replace("Problems parsing config", f"no YAML in {files}")) from error
     except SystemExit as stop:  # --help and --print_config have printed what was asked for
         return int(stop.code or 0)
     arguments = dict(vars(parser.instantiate(parsed)))

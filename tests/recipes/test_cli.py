@@ -188,6 +188,13 @@ def test_an_unknown_key_in_the_configuration_is_an_error(tmp_path, capsys):
     assert "max_tokens" in error_of(capsys)
 
 
+def test_a_configuration_that_is_not_yaml_is_named(tmp_path, capsys):
+    config = tmp_path / "broken.yaml"
+    config.write_text("target: [t\n")
+    assert call("bench", "--config", str(config)) == 2
+    assert f"no YAML in --config={config}: " in error_of(capsys)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
