@@ -1,0 +1,203 @@
+"""From a word on the command line to a drafter: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
+
+One function for one drafter, one for a comma-separated list. Which short names there are is not known here: the caller
+brings the registry, a mapping from name to {class_path, argument, init_args}. No class of a drafter is known either;
+each is imported by its dotted path when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+Registry = Mapping[str, Mapping[str, Any]]
+
+_LABEL = re.compile(r"([A-Za-z0-9_.+-]+)=(.+)", re.DOTALL)
+_OPEN, _CLOSE = "[{(", "]})"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One drafter as written: `label=name:argument[key=value, ...]`."""
+
+    name: str
+    argument: str = ""
+    init_args: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        return not self.argument and self.name.endswith((".yaml", ".yml"))
+
+
+def load_drafters(specs: str, registry: Registry) -> dict[str, Any]:
+    """Label -> drafter for a comma-separated list. A second `small` is called small-2."""
+    found: dict[str, Any] = {}
+    for text in split_outside_brackets(specs):
+        spec = parse_spec(text)
+        for label, class_path, init_args in _entries(spec, registry):
+            own = spec.label or spec.is_file
+            if own and label in found:
+                raise ValueError(f"two drafters are called {label!r}; give each a label of its own: LABEL={text}")
+            found[_unused(label, found)] = instantiate(label, class_path, init_args)
+    return found
+
+
+def load_drafter(spec: str, registry: Registry) -> Any:
+    """The one drafter that `spec` names."""
+    found = load_drafters(spec, registry)
+    if len(found) != 1:
+        raise ValueError(f"{spec!r} names {len(found)} drafters where one is wanted")
+    return next(iter(found.values()))
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """The parts between commas, those inside brackets left alone."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if depth:
+        raise ValueError(f"brackets do not match in {text!r}")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_spec(text: str) -> Spec:
+    """Take `label=name:argument[key=value, ...]` apart; the values are YAML."""
+    label, rest = "", text.strip()
+    matched = _LABEL.fullmatch(rest)
+    if matched:
+        label, rest = matched.groups()
+    init_args: dict[str, Any] = {}
+    if rest.endswith("]"):
+        start = rest.find("[")
+        for pair in split_outside_brackets(rest[start + 1 : -1]):
+            key, equals, value = pair.partition("=")
+            if not equals or not key.strip():
+                raise ValueError(f"{pair!r} in {text!r} is not of the form key=value")
+            init_args[key.strip().replace("-", "_")] = _yaml(value, f"the value of {key.strip()} in {text!r}")
+        rest = rest[:start]
+    name, _, argument = rest.partition(":")
+    return Spec(name.strip(), argument.strip(), init_args, label)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _entries(spec: Spec, registry: Registry) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(label, class path, arguments) of every drafter that `spec` stands for."""
+    if spec.is_file:
+        yield from _file_entries(spec)
+        return
+    if spec.name not in registry:
+        names = ", ".join(name + _placeholder(entry) for name, entry in registry.items())
+        raise ValueError(f"unknown drafter {spec.name!r}; known are {names}, or a .yaml file")
+    entry = registry[spec.name]
+    init_args = {**entry.get("init_args", {}), **spec.init_args}
+    argument = entry.get("argument")
+    if argument and spec.argument:
+        init_args[argument] = spec.argument
+    elif spec.argument:
+        raise ValueError(f"drafter {spec.name!r} takes nothing after the colon, and got {spec.argument!r}")
+    elif argument and argument not in init_args:
+        raise ValueError(f"drafter {spec.name!r} needs its {argument}: write {spec.name}{_placeholder(entry)}")
+    yield spec.label or spec.name, entry["class_path"], init_args
+
+
+def _placeholder(entry: Mapping[str, Any]) -> str:
+    return f":{entry['argument'].upper()}" if entry.get("argument") else ""
+
+
+def _file_entries(spec: Spec) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The drafters of a YAML file: one {class_path, init_args}, or several by name."""
+    path = Path(spec.name)
+    content = _yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} must hold class_path and init_args, or several of them by name")
+    single = "class_path" in content
+    if not single and (spec.label or spec.init_args):
+        raise ValueError(f"{path} holds several drafters by name: neither a label nor [arguments] fit them all")
+    named = {spec.label or path.stem: content} if single else content
+    for label, entry in named.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
+            raise ValueError(f"{path}: {label!r} has no class_path")
+        unknown = set(entry) - {"class_path", "init_args"}
+        if unknown:
+            raise ValueError(
+                f"{path}: {label!r} has the unknown key {min(unknown)!r}; class_path and init_args are known"
+            )
+        yield str(label), entry["class_path"], {**(entry.get("init_args") or {}), **spec.init_args}
+
+
+def _unused(label: str, found: Mapping[str, Any]) -> str:
+    """`label`, or `label-2`, `label-3`, ... where it is taken."""
+    candidate, count = label, 1
+    while candidate in found:
+        count += 1
+        candidate = f"{label}-{count}"
+    return candidate
+
+
+def instantiate(label: str, class_path: str, init_args: Mapping[str, Any]) -> Any:
+    """Import a class by its dotted path and build it, its arguments converted to the types that it declares."""
+    built = import_class(label, class_path)
+    parameters = inspect.signature(built).parameters.values()
+    names = [entry.name for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
+    unknown = (
+        [] if any(entry.kind is entry.VAR_KEYWORD for entry in parameters) else sorted(set(init_args) - set(names))
+    )
+    if unknown:
+        raise ValueError(f"drafter {label!r} has no argument {unknown[0]!r}; it takes {', '.join(names) or 'none'}")
+    for entry in parameters:
+        if entry.name in names and entry.default is entry.empty and entry.name not in init_args:
+            raise ValueError(f"drafter {label!r} needs its argument {entry.name}: write NAME[{entry.name}=...]")
+    declared = {name: value for name, value in init_args.items() if name in names}
+    return built(**{**init_args, **_typed(label, built, declared)})
+
+
+def _typed(label: str, built: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, converted to the declared types; what does not fit them is refused."""
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    add = parser.add_class_arguments if inspect.isclass(built) else parser.add_function_arguments
+    add(built, fail_untyped=False, as_group=False)
+    try:
+        converted = vars(parser.instantiate(parser.parse_object(given)))
+    except ArgumentError as error:
+        told = re.sub(r'Parser key "([^"]+)":', r"argument \1:", str(error))
+        raise ValueError(f"drafter {label!r}: {' '.join(told.split())}") from error
+    return {name: converted[name] for name in given}
+
+
+def import_class(label: str, class_path: str) -> Callable[..., Any]:
+    """The class, or factory, at a dotted path."""
+    module_name, _, class_name = class_path.rpartition(".")
+    absent = f"drafter {label!r}: there is no {class_path} in this installation"
+    if not module_name:
+        raise ValueError(f"drafter {label!r}: class_path {class_path!r} is not a dotted path")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it needs is not
+        raise ValueError(absent) from error
+    built = getattr(module, class_name, None)
+    if not callable(built):
+        raise ValueError(absent)
+    return built

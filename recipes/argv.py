@@ -1,0 +1,134 @@
+"""The normal form of a command line: every word becomes `--name=value`, so that one parser reads flags and YAML alike.
+
+jsonargparse is strict where people are not, and by hand is only what it lacks: positionals that may also stand in a
+configuration file, a bare `--json`, several values after one flag, hyphens for underscores, and a command line that
+overrides `--config` wherever that stands. Knows signatures; knows no command, and leaves all checks of types to
+jsonargparse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+# Options that every command has; the value says whether a word follows.
+COMMON = {"config": True, "help": False, "print_config": False}
+
+_OPTION = re.compile(r"--[A-Za-z]|-h$")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """One parameter: `flag` is a bool, `many` takes several values, `text` says that their elements are strings."""
+
+    name: str
+    positional: bool = False
+    flag: bool = False
+    many: bool = False
+    text: bool = False
+
+
+def options(function: Callable[..., Any]) -> dict[str, Option]:
+    """Every option of `function`, those of dataclass parameters as `parameter.field`."""
+    hints = get_type_hints(function)
+    found: dict[str, Option] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+        for option in _options_of(parameter.name, hints.get(parameter.name, str), positional):
+            found[option.name] = option
+    return found
+
+
+def _options_of(name: str, hint: Any, positional: bool) -> Iterator[Option]:
+    if dataclasses.is_dataclass(hint):
+        for field_name, field_hint in get_type_hints(hint).items():
+            yield from _options_of(f"{name}.{field_name}", field_hint, False)
+        return
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    lists = [member for member in members if (get_origin(member) or member) in (list, tuple, set, Sequence)]
+    elements = {element for member in lists for element in get_args(member)} - {Ellipsis}
+    yield Option(name, positional, bool in members, bool(lists), not elements <= {int, float, bool})
+
+
+def normalise(words: Sequence[str], known: dict[str, Option]) -> list[str]:
+    """`words` as `--name=value` each: configuration files first, so that flags override them wherever they stand."""
+    files: list[str] = []
+    given: dict[str, list[str]] = {}
+    loose: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            loose += rest
+            break
+        if not _OPTION.match(word):
+            loose.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = "help" if word == "-h" else name.replace("-", "_")
+        _check(name, known)
+        values = [value] if equals else _take_values(name, rest, known)
+        if name == "config":
+            files += [f"--config={value}" for value in values] or ["--config"]
+        elif name in known and known[name].many:
+            given.setdefault(name, []).extend(values)
+        else:
+            given[name] = values
+    for name, values in _place(loose, given, known):
+        given[name] = values
+    return files + [_written(name, values, known) for name, values in given.items()]
+
+
+def _check(name: str, known: dict[str, Option]) -> None:
+    """Refuse an unknown name. What comes after the dot of a parameter is the parser's to judge."""
+    name = name.removesuffix("+")
+    roots = {option.partition(".")[0] for option in known}
+    if name in COMMON or name.partition(".")[0] in roots:
+        return
+    close = difflib.get_close_matches(name, [*known, *COMMON], n=1)
+    raise ValueError(f"unknown option --{name}" + (f"; did you mean --{close[0]}?" if close else "; --help lists all"))
+
+
+def _take_values(name: str, rest: list[str], known: dict[str, Option]) -> list[str]:
+    """Take from `rest` the words that belong to option `name`."""
+    if not COMMON.get(name, True):
+        return []
+    option = known.get(name, Option(name))
+    taken: list[str] = []
+    while rest and rest[0] != "--" and not _OPTION.match(rest[0]):
+        if option.flag and rest[0].lower() not in ("true", "false"):
+            break
+        taken.append(rest.pop(0))
+        if not option.many:
+            break
+    return taken or (["true"] if option.flag else [])
+
+
+def _place(loose: list[str], given: dict[str, list[str]], known: dict[str, Option]) -> Iterator[tuple[str, list[str]]]:
+    """Words without a flag fill the positional parameters in order; a list takes what the others leave."""
+    waiting = [option for option in known.values() if option.positional and option.name not in given]
+    for index, option in enumerate(waiting):
+        after = len(waiting) - index - 1
+        count = max(len(loose) - after, 0) if option.many else 1
+        taken, loose = loose[:count], loose[count:]
+        if taken:
+            yield option.name, taken
+    if loose:
+        raise ValueError(f"unexpected argument {loose[0]!r}; --help lists what may be given")
+
+
+def _written(name: str, values: list[str], known: dict[str, Option]) -> str:
+    if not values:
+        return f"--{name}"
+    option = known.get(name, Option(name))
+    whole = len(values) == 1 and (values[0].startswith("[") or values[0] == "null")
+    if not option.many or whole:
+        return f"--{name}={values[-1]}"
+    elements = [json.dumps(value, ensure_ascii=False) for value in values] if option.text else values
+    return f"--{name}=[{', '.join(elements)}]"

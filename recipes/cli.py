@@ -1,0 +1,197 @@
+"""The `draftsmith` command: which function a command line names, its arguments, and how its failures are told.
+
+`COMMANDS` is the one place that lists commands. Options, types and help come from a function's signature and docstring
+(a parameter without a default is a positional; a keyword-only one is a required option). A command's module is imported
+only when that command or its help runs, so `draftsmith --help` costs nothing. Knows nothing of what commands do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from draftsmith.recipes.argv import Option
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`function` is "package.module:function"; `summary` is its line in `draftsmith --help`."""
+
+    function: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command("draftsmith.recipes.quickstart:quickstart", "train, retrieve and compare on this machine"),
+    "data": Command("draftsmith.recipes.data:data", "what the reader makes of your files"),
+    "answers": Command("draftsmith.recipes.answers:answers", "write the target's own answers to a set of prompts"),
+    "generate": Command("draftsmith.recipes.generate:generate", "text from a target and a drafter"),
+    "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
+    "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
+    "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
+    "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
+}
+
+# What the person gave and the machine refused, as against a bug of ours.
+_WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int:
+    """Run one command line; its exit code is 0, 2 for wrong input, 130 when interrupted, or the command's own."""
+    name, rest = _split(words, commands)
+    prefix = f"draftsmith {name}".strip()
+    try:
+        code = _dispatch(name, rest, commands)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as error:
+        told = str(error) or "a command that keeps its progress goes on when it is run again"
+        return _tell(f"{prefix}: interrupted; {told}", 130)
+    except BrokenPipeError:
+        # The reader has left (`draftsmith data F | head`): nobody is there to be told, and no flush may fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except _WRONG_INPUT as error:
+        return _tell(f"{prefix}: {_one_line(error)}", 2)
+    except ModuleNotFoundError as error:
+        missing = _missing_extra(error)
+        if missing is None:
+            raise
+        return _tell(f"{prefix}: {missing}", 2)
+
+
+def _split(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, list[str]]:
+    """The longest command, or group of commands, that `words` begins with, and the words after it."""
+    name, count = "", 0
+    for taken in range(1, len(words) + 1):
+        candidate = " ".join(words[:taken])
+        if candidate in commands or any(_members(candidate, commands)):
+            name, count = candidate, taken
+    return name, list(words[count:])
+
+
+def _members(group: str, commands: Mapping[str, Command]) -> Iterable[str]:
+    return (name for name in commands if not group or name.startswith(group + " "))
+
+
+def _dispatch(name: str, rest: list[str], commands: Mapping[str, Command]) -> int:
+    if name in commands:
+        return _call(name, rest, load(commands[name]))
+    if rest and rest[0] in ("-h", "--help"):
+        print(_overview(name, commands))
+        return 0
+    if rest and rest[0] == "--version" and not name:
+        print(f"draftsmith {metadata.version('draftsmith')}")
+        return 0
+    if rest:
+        known = [member.removeprefix(name).split()[0] for member in _members(name, commands)]
+        close = difflib.get_close_matches(rest[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(dict.fromkeys(known))}"
+        raise ValueError(f"unknown {'option' if rest[0].startswith('-') else 'command'} {rest[0]!r}; {hint}")
+    print(_overview(name, commands), file=sys.stderr)
+    return 2
+
+
+def load(command: Command) -> Callable[..., Any]:
+    """Import the function behind a command."""
+    module_name, _, function_name = command.function.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"this installation lacks the module {error.name}") from error
+    function: Callable[..., Any] = getattr(module, function_name)
+    return function
+
+
+def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
+    from jsonargparse import ArgumentError
+
+    from draftsmith.recipes.argv import normalise, options
+
+    known = options(function)
+    parser = build_parser(name, function, known)
+    normal = normalise(words, known)
+    try:
+        parsed = parser.parse_args(normal)
+    except ArgumentError as error:
+        files = " ".join(word for word in normal if word.startswith("--config="))
+        told = re.sub(r'Parser key "([^"]+)":', r"--\1:", str(error))
+        raise ValueError(told.replace("Problems parsing config", f"no YAML in {files}")) from error
+    except SystemExit as stop:  # --help and --print_config have printed what was asked for
+        return int(stop.code or 0)
+    arguments = dict(vars(parser.instantiate(parsed)))
+    arguments.pop("config", None)
+    code = function(**arguments)
+    # Any other result is for callers in Python.
+    return int(code) if isinstance(code, int) else 0
+
+
+def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Option]) -> ArgumentParser:
+    """The parser of one command, made from the function's signature and docstring."""
+    from jsonargparse import ArgumentParser
+
+    positionals = [
+        option.name.upper() + ("..." if option.many else "") for option in known.values() if option.positional
+    ]
+    parser = ArgumentParser(
+        prog=f"draftsmith {name}",
+        usage=" ".join([f"draftsmith {name}", *positionals, "[--config FILE.yaml] [--option value ...]"]),
+        description=(function.__doc__ or "").partition("\n    Args:")[0].strip(),
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options; flags override it.")
+    parser.add_function_arguments(function, as_group=False)
+    return parser
+
+
+def _overview(group: str, commands: Mapping[str, Command]) -> str:
+    names = list(_members(group, commands))
+    width = max(map(len, names), default=0)
+    lines = [f"  {name:<{width}}  {commands[name].summary}" for name in names]
+    usage = f"usage: draftsmith {group} COMMAND ...".replace("  ", " ")
+    closing = "`draftsmith COMMAND --help` tells a command's options, `draftsmith --version` the version."
+    return "\n".join([usage, "", *lines, "", closing])
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The line for an optional dependency that is absent; None where it is not one of ours, and so a bug."""
+    from draftsmith.infer.measure.provenance import extras
+
+    module = (error.name or "").partition(".")[0]
+    package = {"faiss": "faiss-cpu", "fastchat": "fschat"}.get(module, module)
+    for extra, packages in extras().items():
+        if package in packages:
+            return f"{module} is not installed; pip install 'draftsmith[{extra}]' brings it"
+    return None
+
+
+def _tell(line: str, code: int) -> int:
+    if os.environ.get("DRAFTSMITH_TRACEBACK") == "1":
+        traceback.print_exc()
+    print(line, file=sys.stderr)
+    return code

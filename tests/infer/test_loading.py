@@ -1,0 +1,184 @@
+"""A word on the command line becomes the drafter that it names, or one clear line."""
+
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+from draftsmith.infer.loading import Spec, load_drafter, load_drafters, parse_spec, split_outside_brackets
+
+
+@dataclass
+class Fixed:
+    depth: int = 3
+
+
+@dataclass
+class Learned:
+    model: str
+    num_draft_tokens: int = 5
+    threshold: float = 0.5
+    exits: list[int] | None = None
+    shape: str = "chain"
+
+
+class Open:
+    def __init__(self, depth: int = 1, **settings):
+        self.depth, self.settings = depth, settings
+
+
+def made_by_factory(model: str, depth: int = 2) -> Learned:
+    return Learned(model, depth)
+
+
+REGISTRY = {
+    "fixed": {"class_path": "fake_drafters.Fixed"},
+    "small": {"class_path": "fake_drafters.Learned", "argument": "model", "init_args": {"num_draft_tokens": 4}},
+    "open": {"class_path": "fake_drafters.Open"},
+    "factory": {"class_path": "fake_drafters.made_by_factory", "argument": "model"},
+    "gone": {"class_path": "fake_drafters.Gone"},
+    "gone_module": {"class_path": "fake_drafters_gone.Gone"},
+}
+
+
+@pytest.fixture(autouse=True)
+def fake_drafters(monkeypatch):
+    module = types.ModuleType("fake_drafters")
+    module.Fixed, module.Learned, module.Open, module.made_by_factory = Fixed, Learned, Open, made_by_factory
+    monkeypatch.setitem(sys.modules, "fake_drafters", module)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_yaml(content, name="more.yaml"):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pld", Spec("pld")),
+        ("small:org/name", Spec("small", "org/name")),
+        ("small:C:/model", Spec("small", "C:/model")),
+        ("mine=small:m", Spec("small", "m", label="mine")),
+        ("small:m=1", Spec("small", "m=1")),
+        ("small:m[n=8,shape=tree]", Spec("small", "m", {"n": 8, "shape": "tree"})),
+        ("a=sd2:m[exits=[6,9], t=0.5, on=true]", Spec("sd2", "m", {"exits": [6, 9], "t": 0.5, "on": True}, "a")),
+        ("pld[max-depth=2]", Spec("pld", "", {"max_depth": 2})),
+    ],
+)
+def test_a_spec_is_label_name_argument_and_typed_init_args(text, expected):
+    assert parse_spec(text) == expected
+
+
+def test_commas_inside_brackets_do_not_split():
+    assert split_outside_brackets("pld, small:m[exits=[1,2],b={a: 1, c: 2}],,x") == [
+        "pld",
+        "small:m[exits=[1,2],b={a: 1, c: 2}]",
+        "x",
+    ]
+
+
+def test_the_part_after_the_colon_fills_the_registrys_argument():
+    assert load_drafter("small:dir", REGISTRY) == Learned("dir", num_draft_tokens=4)
+    assert load_drafter("small[model=dir]", REGISTRY) == Learned("dir", num_draft_tokens=4)
+    assert load_drafter("factory:dir[depth=7]", REGISTRY) == Learned("dir", 7)
+
+
+def test_brackets_override_the_registry_and_take_the_declared_types():
+    loaded = load_drafter("small:dir[num_draft_tokens=8,threshold=1,exits=[6,9],shape=tree]", REGISTRY)
+    assert loaded == Learned("dir", 8, 1.0, [6, 9], "tree")
+    assert isinstance(loaded.threshold, float)
+    assert load_drafter("small:dir[threshold=1e-3]", REGISTRY).threshold == 0.001
+
+
+def test_a_class_that_takes_any_argument_gets_them_as_they_are():
+    loaded = load_drafter("open[depth=2,colour=red]", REGISTRY)
+    assert (loaded.depth, loaded.settings) == (2, {"colour": "red"})
+
+
+def test_names_are_made_unique_and_keep_their_order():
+    found = load_drafters("small:a,fixed,small:b,two=small:c,small:d", REGISTRY)
+    assert list(found) == ["small", "fixed", "small-2", "two", "small-3"]
+    assert [found[name].model for name in ("small", "small-2", "small-3")] == ["a", "b", "d"]
+    assert load_drafters("", REGISTRY) == {}
+
+
+def test_a_file_of_several_adds_them_all_by_name(write):
+    path = write(
+        {
+            "short": {"class_path": "fake_drafters.Fixed", "init_args": {"depth": 1}},
+            "long": {"class_path": "fake_drafters.Fixed", "init_args": {"depth": 9}},
+        }
+    )
+    assert load_drafters(f"fixed,{path}", REGISTRY) == {"fixed": Fixed(3), "short": Fixed(1), "long": Fixed(9)}
+    with pytest.raises(ValueError, match="names 2 drafters where one is wanted"):
+        load_drafter(path, REGISTRY)
+    with pytest.raises(ValueError, match="neither a label"):
+        load_drafters(f"mine={path}", REGISTRY)
+
+
+def test_a_file_of_one_is_called_by_its_label_or_its_stem(write):
+    path = write({"class_path": "fake_drafters.Fixed", "init_args": {"depth": 1}})
+    assert load_drafters(path, REGISTRY) == {"more": Fixed(1)}
+    assert load_drafters(f"mine={path}[depth=2]", REGISTRY) == {"mine": Fixed(2)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("nope", "unknown drafter 'nope'; known are fixed, small:MODEL, open, factory:MODEL, gone, gone_module, or"),
+        ("small", "drafter 'small' needs its model: write small:MODEL"),
+        ("fixed:x", "'fixed' takes nothing after the colon, and got 'x'"),
+        (
+            "small:m[depth=3]",
+            "'small' has no argument 'depth'; it takes model, num_draft_tokens, threshold, exits, shape",
+        ),
+        ("small:m[threshold=high]", "drafter 'small': argument threshold: Expected a <class 'float'>. Got value: high"),
+        ("small:m[tree]", "'tree' in 'small:m[tree]' is not of the form key=value"),
+        ("small:m[a=[1]", "brackets do not match"),
+        ("small:m]", "brackets do not match"),
+        ("small:m[a='x]", "is not YAML"),
+        ("gone", "drafter 'gone': there is no fake_drafters.Gone in this installation"),
+        ("gone_module", "drafter 'gone_module': there is no fake_drafters_gone.Gone in this installation"),
+        ("a=fixed,a=fixed", "two drafters are called 'a'"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(spec, told):
+    with pytest.raises(ValueError) as raised:
+        load_drafters(spec, REGISTRY)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([], "must hold class_path"),
+        ({"a": {"init_args": {}}}, "'a' has no class_path"),
+        ({"class_path": "fake_drafters.Fixed", "args": {}}, "unknown key 'args'"),
+        ({"class_path": "Fixed"}, "'Fixed' is not a dotted path"),
+        ({"class_path": "fake_drafters.Learned"}, "needs its argument model"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(content, told, write):
+    with pytest.raises(ValueError, match=told):
+        load_drafters(write(content), REGISTRY)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        load_drafters("nowhere.yaml", REGISTRY)
+
+
+def test_a_missing_package_behind_a_drafter_is_not_mistaken_for_a_missing_drafter(tmp_path, monkeypatch):
+    (tmp_path / "needy_drafter.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_drafter("x", {"x": {"class_path": "needy_drafter.Needy"}})
