@@ -1,10 +1,10 @@
 """A causal LM with a preallocated tree cache: several rows, each with its context once and a tree in flight behind it.
 
-Rows lie left-aligned: the committed token at position t is in slot t, and the entries in flight (pending tokens and tree
-nodes that were run but not yet committed) follow behind. A forward pass writes its keys and values once; a commit moves
-the kept entries up to the committed end. Nothing is concatenated, and no context is copied per draft.
+Rows lie left-aligned: the committed token at position t is in slot t, and the entries in flight (pending tokens and
+tree nodes that were run but not yet committed) follow behind. A forward pass writes its keys and values once; a commit
+moves the kept entries up to the committed end. Nothing is concatenated, and no context is copied per draft.
 
-Masks and windows come from positions, never from slots; a padding query attends to itself only, so that it gives no NaN.
+Masks and windows come from positions, never from slots; a padding query attends to itself only: it must give no NaN.
 Target and draft model alike run through this class. It does not know drafts, laws or rules.
 
 Legend: B rows, Q queries (padded), S slots, H heads, D head size, F entries in flight.

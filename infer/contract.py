@@ -39,7 +39,7 @@ class Budget:
 
 
 class Law(Protocol):
-    """The target's law at the nodes of one row's draft, made only where it is asked for. ROOT (-1) is the prefix itself.
+    """The target's law at the nodes of one row's draft, made only where asked for. ROOT (-1) is the prefix itself.
 
     `greedy`: temperature 0; the law is a point mass and `choice` tells where.
     """

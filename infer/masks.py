@@ -76,9 +76,7 @@ def _bits(masks: list[int], flight: int) -> np.ndarray:
     return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :flight].view(bool)
 
 
-def _near(
-    slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray, window: int, end: int
-) -> np.ndarray:
+def _near(slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
     """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its own number."""
     near_BQS = np.ones((len(slots), positions_BQ.shape[1], end), dtype=bool)
     for b, (slot, count) in enumerate(zip(slots, counts)):

@@ -10,7 +10,7 @@ known here (templates.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from draftsmith.infer.read_files import RawRow, Source, find_source, read_rows, 
 from draftsmith.infer.record import Message, Record
 from draftsmith.infer.record_formats import Unusable, has_id, parse
 
-__all__ = ["AnswerRow", "Message", "ReadReport", "Record", "answer_row", "read_answers", "read_records"]
+__all__ = ["Message", "ReadReport", "Record", "read_records"]
 
 OnBad = Literal["raise", "skip"]
 Need = Literal["questions", "answers", "documents", "exchanges"]
@@ -185,53 +185,3 @@ def _usable(row: RawRow, need: Need | None, on_bad: OnBad, reports: Iterable[Rea
         for note in notes:
             report.note(note, place)
     return record
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
-    """One row of an answer file in Spec-Bench's format: per turn the text, new tokens, seconds and steps; of all
-    steps in order the accepted length, the target's own token counted. What the file does not have is empty."""
-
-    question_id: str
-    category: str
-    model_id: str
-    turns: list[str]
-    new_tokens: list[int]
-    wall_time: list[float]
-    decoding_steps: list[int]
-    accept_lengths: list[int]
-
-
-def answer_row(row: Mapping[str, Any], place: str) -> AnswerRow:
-    """Read `choices[0]` of one answer row; `place` names the row in errors."""
-    try:
-        choice = row["choices"][0]
-        if not isinstance(choice["turns"], list) or not all(isinstance(turn, str) for turn in choice["turns"]):
-            raise TypeError("turns are not texts")
-        return AnswerRow(
-            question_id=str(row["question_id"]),
-            category=str(row.get("category") or ""),
-            model_id=str(row.get("model_id") or ""),
-            turns=choice["turns"],
-            new_tokens=[int(count) for count in choice.get("new_tokens") or []],
-            wall_time=[float(seconds) for seconds in choice.get("wall_time") or []],
-            decoding_steps=[int(count) for count in choice.get("decoding_steps") or []],
-            accept_lengths=[int(count) for count in choice.get("accept_lengths") or []],
-        )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{place} is not an answer in Spec-Bench's format: {what}") from error
-
-
-def read_answers(source: str | PathLike[str]) -> Iterator[AnswerRow]:
-    """Stream an answer file (or a folder of them); every row must be an answer."""
-    found = find_source(str(source))
-    rows = 0
-    for row in read_rows(found):
-        place = f"{row.file}: row {row.number}"
-        if row.problem:
-            raise ValueError(f"{place} is {row.problem}")
-        rows += 1
-        yield answer_row(row.value, place)
-    if not rows:
-        raise ValueError(f"{source}: no answers in it")

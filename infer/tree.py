@@ -25,8 +25,8 @@ ROOT = -1
 class Group:
     """Where a trial's token came from.
 
-    `draft_probs` None: a point mass (a retrieved token, a top-k token). Otherwise the law of one draw, after the draft's
-    own temperature and truncation: dense over the vocabulary, or over `ids` where the draft's vocabulary is a subset.
+    `draft_probs` None: a point mass (a retrieved token, a top-k token). Otherwise the law of one draw, after the
+    draft's own temperature and truncation: dense over the vocabulary, or over `ids` where the draft knows a subset.
     `with_replacement` False: each draw excludes the earlier draws of the same group.
     """
 

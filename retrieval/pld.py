@@ -1,6 +1,6 @@
 """PLD, prompt lookup: the draft is what followed the row's newest tokens when they stood in its own text before.
 
-Every n-gram up to `max_ngram` of a row is indexed as its tokens arrive, in O(1) per token, so a lookup never rescans the
+Every n-gram up to `max_ngram` of a row is indexed as its tokens arrive, in O(1) per token: a lookup never rescans the
 text. Several matches make one tree: those of the longest n-gram weigh most, and later ones more than earlier ones.
 
 This module does not know models; it reads token ids alone.

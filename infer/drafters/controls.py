@@ -1,7 +1,7 @@
 """Three drafters that every measurement and every promise is tried with: nothing, always right, always wrong.
 
-Empty shows the cost of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every token
-rejected). Oracle and adversary have to be told the plain answers first, by `learn`.
+Empty shows the cost of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every
+token rejected). Oracle and adversary have to be told the plain answers first, by `learn`.
 """
 
 from __future__ import annotations

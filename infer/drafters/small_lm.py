@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -241,9 +241,7 @@ class SmallLM:
             state.entry_of[node] = flight + i
         return Entries([draft.tokens[node] for node in frontier], parents)
 
-    def _draw(
-        self, row: Row, draft: Draft, frontier: list[int], logits_QV: torch.Tensor, limit: Budget
-    ) -> list[int]:
+    def _draw(self, row: Row, draft: Draft, frontier: list[int], logits_QV: torch.Tensor, limit: Budget) -> list[int]:
         """Draw the children of each frontier node; returns the distinct new nodes, in order.
 
         How many are drawn is settled before the draw, from the nodes that are there already.
@@ -257,9 +255,8 @@ class SmallLM:
             group = Group(law_V, with_replacement=self.replacement)
             left_V = law_V
             for i in range(count):
-                if not self.replacement and i:
-                    if not float(left_V.sum()) > 0:
-                        break
+                if not self.replacement and i and not float(left_V.sum()) > 0:
+                    break
                 number = (parent + 1) * self.top_k + i
                 level = uniform(
                     row.settings.seed, row.key, len(row.ids) + draft.depths[parent] if parent != ROOT else len(row.ids),

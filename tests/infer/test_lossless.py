@@ -1,4 +1,4 @@
-"""Losslessness at every architecture: token-identical to plain decoding in float64, greedy and sampled, whatever drafts.
+"""Losslessness at every architecture: token-identical to plain decoding in float64, greedy and sampled.
 
 Every test asserts that its own run accepted deep, rejected, and varied: a run that did none of these shows nothing.
 """
@@ -143,7 +143,9 @@ def test_contexts_cross_the_growth_of_the_cache(make_model: Any, shake: Any) -> 
         return [Row(str(i), list(p), Settings(), Stops(30)) for i, p in enumerate(prompts)]
 
     wanted = [
-        model.generate(torch.tensor([row.ids]), max_new_tokens=30, do_sample=False, eos_token_id=None)[0, len(row.ids) :]
+        model.generate(torch.tensor([row.ids]), max_new_tokens=30, do_sample=False, eos_token_id=None)[
+            0, len(row.ids) :
+        ]
         for row in rows()
     ]
     target = HFTarget(model)

@@ -3,12 +3,10 @@ and each of the faults that bias it is caught by the same means."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import enumeration as en
 import pytest
 import torch
 
@@ -17,12 +15,6 @@ from draftsmith.infer.contract import Verdict
 from draftsmith.infer.law import draw_by_inversion
 from draftsmith.infer.rejection import rejection
 from draftsmith.infer.tree import ROOT, Draft, Group
-
-_spec = importlib.util.spec_from_file_location("enumeration", Path(__file__).parent / "enumeration.py")
-assert _spec and _spec.loader
-en = importlib.util.module_from_spec(_spec)
-sys.modules["enumeration"] = en
-_spec.loader.exec_module(en)
 
 V = 4
 EXACT = 1e-12

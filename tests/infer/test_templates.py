@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from draftsmith.infer.record import Message, Record
 from draftsmith.infer.templates import (
     ChatTemplate,

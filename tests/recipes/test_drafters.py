@@ -12,8 +12,8 @@ NAMES_THAT_STAY = {
     "small": ("draftsmith.infer.drafters.SmallLM", "model"),
     "sd2": ("draftsmith.infer.drafters.SD2", "model"),
     "empty": ("draftsmith.infer.drafters.controls.Empty", None),
-    "oracle": ("draftsmith.infer.drafters.controls.Oracle", None),
-    "adversary": ("draftsmith.infer.drafters.controls.Adversary", None),
+    "oracle": ("draftsmith.infer.drafters.controls.oracle", None),
+    "adversary": ("draftsmith.infer.drafters.controls.adversary", None),
 }
 
 
