@@ -67,6 +67,19 @@ class HFTarget:
         return self.lm.forward_seconds
 
     @property
+    def generation_config(self) -> Any:
+        """What the model's makers would have it sampled with."""
+        return self.model.generation_config
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """All tokens that end an answer: generation_config.json may name several."""
+        named = self.model.generation_config.eos_token_id
+        if named is None and self.tokenizer is not None:
+            named = self.tokenizer.eos_token_id
+        return frozenset([named] if isinstance(named, int) else named or [])
+
+    @property
     def embedding(self) -> torch.nn.Module:
         """The input embedding, lent to drafters that need it."""
         return self.model.get_input_embeddings()

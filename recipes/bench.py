@@ -106,21 +106,23 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
 
 def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
     """Plain decoding, every drafter and every peer, and the target's own encode and decode."""
-    from draftsmith.infer.generate import LoopRunner
-    from draftsmith.infer.loading import load_target
+    from draftsmith.infer.measure.loop_runner import LoopRunner
+    from draftsmith.infer.measure.peers import load_peers
+    from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
+    from draftsmith.infer.row import Stops
     from draftsmith.infer.settings import resolve_settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
 
-    if config["peers"]:
-        raise ValueError(f"peers {config['peers']!r}: no peer is known yet")
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
     template = find_template(config["template"], target.tokenizer)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    names = ("temperature", "top_k", "top_p", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
+    stops = Stops(config["max_new_tokens"], target.eos_ids)
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
-    runners = [LoopRunner(target, drafter, settings, name=name) for name, drafter in drafters.items()]
+    runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
+    runners += load_peers(config["peers"], target, settings, stops)
 
     def encode(messages: Messages) -> list[int]:
         return template.prompt_ids([Message(**message) for message in messages])
