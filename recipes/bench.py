@@ -116,18 +116,20 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
 
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
-    template = find_template(config["template"], target.tokenizer)
+    tokenizer = target.tokenizer
+    assert tokenizer is not None
+    template = find_template(config["template"], tokenizer)
     names = ("temperature", "top_k", "top_p", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
     stops = Stops(config["max_new_tokens"], target.eos_ids)
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
-    runners += load_peers(config["peers"], target, settings, stops)
+    runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 
     def encode(messages: Messages) -> list[int]:
         return template.prompt_ids([Message(**message) for message in messages])
 
     def decode(token_ids: list[int]) -> str:
-        return str(target.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
     return runners, encode, decode

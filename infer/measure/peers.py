@@ -81,13 +81,22 @@ class TransformersRunner:
         )
 
 
-def load_peers(specs: str, target: Any, settings: Settings, stops: Stops) -> list[TransformersRunner]:
-    """`generate,prompt_lookup,assistant:MODEL`, options in brackets: `assistant:MODEL[num_assistant_tokens=5]`."""
+def load_peers(
+    specs: str, target: str, dtype: str, device: str, settings: Settings, stops: Stops
+) -> list[TransformersRunner]:
+    """`generate,prompt_lookup,assistant:MODEL`, options in brackets: `assistant:MODEL[num_assistant_tokens=5]`.
+
+    They decode with a copy of the target loaded as transformers loads it, which nothing of ours has touched.
+    """
     from draftsmith.infer.loading import parse_spec, split_outside_brackets
     from draftsmith.infer.models import load_model
 
     runners: list[TransformersRunner] = []
-    for text in split_outside_brackets(specs):
+    texts = split_outside_brackets(specs)
+    if not texts:
+        return runners
+    model, tokenizer = load_model(target, dtype=dtype, device=device)
+    for text in texts:
         spec = parse_spec(text)
         if spec.name not in KINDS:
             raise ValueError(f"unknown peer {spec.name!r}: known are {', '.join(KINDS)}")
@@ -95,7 +104,7 @@ def load_peers(specs: str, target: Any, settings: Settings, stops: Stops) -> lis
         if spec.name == "assistant":
             if not spec.argument:
                 raise ValueError("the peer assistant needs a model: assistant:MODEL")
-            assistant, _ = load_model(spec.argument, device=str(target.lm.device))
+            assistant, _ = load_model(spec.argument, dtype=dtype, device=device)
         elif spec.argument:
             raise ValueError(f"the peer {spec.name} takes nothing after a colon")
         if spec.name == "prompt_lookup":
@@ -103,7 +112,5 @@ def load_peers(specs: str, target: Any, settings: Settings, stops: Stops) -> lis
         name = spec.label or f"transformers {spec.name}"
         count = sum(runner.name.split("#")[0] == name for runner in runners)
         name = f"{name}#{count + 1}" if count else name
-        runners.append(
-            TransformersRunner(name, target.model, target.tokenizer, settings, stops, assistant, options)
-        )
+        runners.append(TransformersRunner(name, model, tokenizer, settings, stops, assistant, options))
     return runners
