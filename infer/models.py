@@ -6,6 +6,7 @@ A path that does not exist is refused here, before any library takes it for a Hu
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def load_model(
     `for_decoding`: its weights will not change, so they may be packed for the device (see prepack.py).
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: auto, {', '.join(DTYPES)}")
@@ -43,6 +45,8 @@ def load_model(
     tokenizer = load_tokenizer(name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
     except OSError as problem:

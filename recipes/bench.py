@@ -19,6 +19,8 @@ def bench(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     batch_size: int = 1,
     dtype: str = "auto",
     device: str = "auto",
@@ -42,6 +44,8 @@ def bench(
         temperature: 0 is greedy.
         top_k: sampling among so many tokens.
         top_p: sampling within so much probability.
+        min_p: sampling among tokens at least so likely, as a share of the likeliest.
+        repetition_penalty: above 1 makes tokens that stand in the text less likely.
         batch_size: questions answered together.
         dtype: of the target's weights.
         device: where the target runs.
@@ -61,12 +65,13 @@ def bench(
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.provenance import provenance
     from draftsmith.infer.measure.run_folder import RunFolder
+    from draftsmith.infer.measure.ties import TieJudge, name_ties
 
     folder = RunFolder.create(out) if out else None
     if folder:
         folder.write_run(provenance(sys.argv, config, seed))
     questions = _questions(data, limit)
-    runners, encode, decode = _runners(config)
+    runners, encode, decode, model = _runners(config)
     measured = measure(
         runners,
         questions,
@@ -79,6 +84,8 @@ def bench(
         progress=_progress,
     )
     results = summarise(measured, min_distinct=min_distinct)
+    if temperature == 0:
+        name_ties(results, measured, encode, TieJudge(model))
     if folder:
         folder.write_measured(measured, results)
     if json:
@@ -104,8 +111,8 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
     ]
 
 
-def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
-    """Plain decoding, every drafter and every peer, and the target's own encode and decode."""
+def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, Any]:
+    """Plain decoding, every drafter and every peer; the target's encode and decode, and its model."""
     from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.models import load_target
@@ -119,7 +126,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
     tokenizer = target.tokenizer
     assert tokenizer is not None
     template = find_template(config["template"], tokenizer)
-    names = ("temperature", "top_k", "top_p", "seed")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
     stops = Stops(config["max_new_tokens"], target.eos_ids)
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
@@ -132,4 +139,4 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    return runners, encode, decode
+    return runners, encode, decode, target.model
