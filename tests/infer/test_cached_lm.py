@@ -41,7 +41,7 @@ def trees(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
     return tokens, parents, path[::-1]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(KINDS),
     prompts=st.lists(st.integers(1, 30), min_size=1, max_size=3),
