@@ -61,6 +61,7 @@ def bench(
     """
     config = dict(locals())
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.bandwidth import read_bandwidth
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.provenance import provenance
@@ -83,7 +84,7 @@ def bench(
         repeats=repeats,
         progress=_progress,
     )
-    results = summarise(measured, min_distinct=min_distinct)
+    results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(model.device))
     if temperature == 0:
         name_ties(results, measured, encode, TieJudge(model))
     if folder:

@@ -26,7 +26,7 @@ from draftsmith.infer.step import admit, release
 V = 3
 PROMPT = [2, 1, 0, 2]
 SHAPES = {
-    "chain": {"num_draft_tokens": 2},
+    "chain": {"num_draft_tokens": 2, "top_k": 1},
     "tree without replacement": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4},
     "siblings with replacement": {"num_draft_tokens": 1, "top_k": 3, "nodes": 3, "replacement": True},
     "tree with replacement, cut by its budget": {"num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
@@ -143,7 +143,7 @@ def test_a_rows_tokens_do_not_depend_on_its_batch(make_model: Any, shake: Any) -
 
 def test_a_greedy_row_is_drafted_for_greedily(make_model: Any, shake: Any) -> None:
     model = make_model("llama")
-    target, drafter = HFTarget(model), SmallLM(shake(model, 0.06), sample=True)
+    target, drafter = HFTarget(model), SmallLM(shake(model, 0.06), top_k=1, sample=True)
     drafter.bind(target)
     rows = [Row(str(i), [5 + i, 9], Settings(), Stops(20)) for i in range(2)]
     mixed = [*rows, Row("drawn", [7, 9], Settings(temperature=1.0), Stops(20))]

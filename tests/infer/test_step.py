@@ -26,6 +26,7 @@ class Scripted:
 
     name = "scripted"
     forward_seconds = 0.0
+    bytes_moved = 0
 
     def __init__(self, drafts: Sequence[Draft] = (), features: tuple[str, ...] = ()) -> None:
         self.drafts = list(drafts)
@@ -83,7 +84,7 @@ def test_the_end_of_the_context_ends_the_row(make_model: Any, shake: Any) -> Non
 @pytest.mark.parametrize("features", [("last",), ("layer:0", "layer:1", "last")])
 def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake: Any, features: Any) -> None:
     """At every prompt position on admit and every committed position on commit, through trees, in order, once."""
-    small = SmallLM(shake(model, 0.05), top_k=3, nodes=9)
+    small = SmallLM(shake(model, 0.05), top_k=3, nodes=9, min_confidence=0.0)
 
     class Reading(Scripted):
         def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
