@@ -20,7 +20,7 @@ from draftsmith.infer.measure.bench import Measured
 from draftsmith.infer.measure.equality import first_difference
 from draftsmith.infer.measure.runner import Encode, Messages
 
-CHUNKS = (2, 5, 16)
+CHUNKS = (2, 5, 16, 48)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,22 @@ class TieJudge:
                 self._copy = _float32_copy(self.model)
             device = next(self._copy.parameters()).device
             exact_V = self._copy(torch.tensor([prompt + answer], device=device), use_cache=False).logits[0, -1]
-            single_V = self._in_chunks(prompt, answer, 1)
-            error = max(float((self._in_chunks(prompt, answer, size) - single_V).abs().max()) for size in CHUNKS)
+            single_V = self._in_chunks(prompt, answer, 1, 0)
+            ways = [(size, more) for size in CHUNKS for more in (0, size)]
+            passes = [self._in_chunks(prompt, answer, size, more) for size, more in ways]
+            passes.append(self._in_chunks(prompt + answer, [], 1, 0, at_once=True))
+            error = max(float((logits_V - single_V).abs().max()) for logits_V in passes)
             self._known[key] = (exact_V, error)
         return self._known[key]
 
-    def _in_chunks(self, prompt: list[int], answer: list[int], size: int) -> torch.Tensor:
-        """[V] the last logits when the answer is fed `size` tokens at a time behind the prompt."""
+    def _in_chunks(
+        self, prompt: list[int], answer: list[int], size: int, more: int, at_once: bool = False
+    ) -> torch.Tensor:
+        """[V] the logits after prompt + answer, when the answer is fed `size` tokens at a time behind the prompt.
+
+        `more` tokens follow in the last pass, as a draft's nodes do; they change nothing but its shape. `at_once`: the
+        prompt is read whole, as transformers reads it.
+        """
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
@@ -75,9 +84,13 @@ class TieJudge:
         parts = [prompt[:-1]] if len(prompt) > 1 else []
         rest = prompt[-1:] + answer
         parts += [rest[at : at + size] for at in range(0, len(rest), size)]
+        if at_once:
+            parts = [prompt + answer]
+        last = len(parts[-1]) - 1
+        parts[-1] = parts[-1] + prompt[:1] * more
         for part in parts:
             logits = self.model(torch.tensor([part], device=device), past_key_values=cache, use_cache=True).logits
-        return logits[0, -1].float()
+        return logits[0, last].float()
 
 
 def _float32_copy(model: Any) -> Any:
