@@ -119,6 +119,10 @@ class Batches(lightning.LightningDataModule):
         )
         return Stream(batches, trainer.global_step * batches.per_step, self.workers)
 
+    def val_dataloader(self) -> list[Batch]:
+        """Nothing: held-out rows are measured between steps (validation.py), not by Lightning's own loop."""
+        return []
+
     def val_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
         """This rank's share of the held-out batches, one row each; every rank gets as many."""
         if not len(self.held_out):
