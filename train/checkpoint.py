@@ -31,7 +31,10 @@ def save_model(
     try:
         part.mkdir(parents=True)
         config = model.config
-        config.sorted_exits = list(exits)
+        if len(exits) > 1:
+            config.sorted_exits = list(exits)
+        elif hasattr(config, "sorted_exits"):
+            del config.sorted_exits
         if template_fingerprint:
             config.template_fingerprint = template_fingerprint
         config.dtype = next(model.parameters()).dtype

@@ -5,7 +5,7 @@ tokenizer), the length limit. It is written beside its place and renamed, so a f
 on the Hub is known by its name alone. How samples become batches is not known here (packing.py, batches.py).
 
 Truncation keeps a prefix of what was served, and drops from its end what nothing is learned from: the turns that fit
-whole stay exactly as they were, to the token.
+whole stay exactly as they were, to the token. A plain text has no turns, and is used whole, in pieces.
 """
 
 from __future__ import annotations
@@ -73,6 +73,12 @@ def truncate(sample: Rendered, max_length: int) -> Rendered | None:
     mask = sample.loss_mask[:max_length]
     end = max((i + 1 for i, learned in enumerate(mask) if learned), default=0)
     return Rendered(sample.token_ids[:end], mask[:end]) if end > 1 else None
+
+
+def pieces(sample: Rendered, max_length: int) -> list[Rendered]:
+    """A plain text in runs of `max_length` tokens: unlike an answer, it may begin anywhere."""
+    starts = range(0, len(sample.token_ids), max_length)
+    return [Rendered(sample.token_ids[at : at + max_length], sample.loss_mask[at : at + max_length]) for at in starts]
 
 
 def load_corpus(
@@ -149,6 +155,8 @@ class _Writer:
         except ValueError as error:
             self._refuse(str(error), record)
             return
+        if record.text and not record.token_ids:
+            samples = [piece for sample in samples for piece in pieces(sample, self.max_length)]
         for whole in samples:
             sample = truncate(whole, self.max_length)
             if sample is None:

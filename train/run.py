@@ -202,7 +202,9 @@ def _models(plan: Plan) -> tuple[HFTarget | None, Any]:
     if plan.lora_rank:
         add_lora(model, plan.lora_rank, plan.seed)
     if plan.machine.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers gave the method a new name, and will drop the old one.
+        new = getattr(model, "activation_checkpointing_enable", None)
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if plan.machine.compile:
         for layer in find_parts(model).layers:
             layer.compile()

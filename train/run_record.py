@@ -3,6 +3,7 @@
     run.json            how it was started, max_steps as fixed, data, results; `state` is running or finished
     metrics.csv         one row per step and per validation
     resume/step-N.ckpt  the newest state, gone when the run has finished
+    start/              what the run begins as, where that is not a model of its own; gone likewise
 
 Every file is whole or not there. What is in a state is not known here.
 """
@@ -50,7 +51,7 @@ class RunRecord:
             return facts
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.iterdir()):
+            if any(path.name != "start" for path in self.path.iterdir()):
                 raise ValueError(f"{self.path} is not empty, and holds no run to go on with: give a new folder")
             write_json(self.run_json, facts)
         except OSError as error:
@@ -76,7 +77,8 @@ class RunRecord:
         return self.path / "resume" / f"step-{step:08d}.ckpt"
 
     def clean(self) -> None:
-        shutil.rmtree(self.path / "resume", ignore_errors=True)
+        for name in ("resume", "start"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

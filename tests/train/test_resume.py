@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from draftsmith.train.run_record import Metrics, RunRecord
 
-STEPS = 40
+STEPS = 24
 
 
 def command(target, data, out, *more):
