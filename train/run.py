@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -102,7 +103,8 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
     max_steps = facts.get("max_steps") or (None if plan.minutes else plan.max_steps or data.steps_in(plan.epochs))
     module.schedule.max_steps = max_steps or ENDLESS
     if first:
-        record.update(max_steps=max_steps, exits=exits, data=corpus.report, template=template.fingerprint())
+        found = {"max_steps": max_steps, "exits": exits, "data": corpus.report, "template": template.fingerprint()}
+        record.begin({**facts, **found})
     metrics = Metrics(record.path / "metrics.csv", exits)
     watcher = AtSteps(
         record,
@@ -266,5 +268,9 @@ def _fit(
             raise ValueError(
                 f"{record.path}: {error.strerror or error}; run the same command again to go on"
             ) from error
-    if watcher.trainer.interrupted:
-        raise KeyboardInterrupt("run the same command again to go on from the last state that was kept")
+        except SystemExit as stop:
+            # Lightning's answer to Ctrl-C, after which it lets no other through.
+            if not watcher.trainer.interrupted:
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt("run the same command again to go on from the last state that was kept") from stop

@@ -38,7 +38,10 @@ class RunRecord:
         return facts
 
     def open(self, facts: dict[str, Any], first: bool = True) -> dict[str, Any]:
-        """Begin the run, or find that it goes on: `facts` as they stand in run.json. Only the first rank writes."""
+        """Find that a run goes on, and return its run.json; or make room for a new one, and return `facts`.
+
+        run.json itself is written by `begin`, once the options have proved to be good. Only the first rank writes.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give a folder for the run")
         if self.run_json.is_file():
@@ -53,7 +56,8 @@ class RunRecord:
             self.path.mkdir(parents=True, exist_ok=True)
             if any(path.name != "start" for path in self.path.iterdir()):
                 raise ValueError(f"{self.path} is not empty, and holds no run to go on with: give a new folder")
-            write_json(self.run_json, facts)
+            (self.path / ".part").touch()
+            (self.path / ".part").unlink()
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written to: {error.strerror}") from error
         return facts
@@ -64,6 +68,9 @@ class RunRecord:
         if other:
             told = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in other)
             raise ValueError(f"{self.path} holds a run that was started with other settings: {told}")
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        write_json(self.run_json, facts)
 
     def update(self, **facts: Any) -> None:
         write_json(self.run_json, {**self.read(), **facts})

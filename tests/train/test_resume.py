@@ -96,7 +96,7 @@ def test_a_finished_run_is_not_touched(finished):
 
 def test_other_settings_are_not_mixed_into_a_run_but_free_ones_may_change(tmp_path):
     settings = {"optim": {"lr": 0.001}, "machine": {"workers": 2}}
-    RunRecord(tmp_path).open({"settings": settings, "state": "running"})
+    RunRecord(tmp_path).begin(RunRecord(tmp_path).open({"settings": settings, "state": "running"}))
     RunRecord(tmp_path).open({"settings": {**settings, "machine": {"workers": 0}}})
     with pytest.raises(ValueError, match=r"other settings: optim.lr \(0.001, now 0.002\)"):
         RunRecord(tmp_path).open({"settings": {**settings, "optim": {"lr": 0.002}}})
@@ -108,6 +108,11 @@ def test_a_folder_that_cannot_be_written_or_holds_other_things_is_one_clear_line
         RunRecord(tmp_path / "file" / "out").open({"settings": {}})
     with pytest.raises(ValueError, match="not empty, and holds no run"):
         RunRecord(tmp_path).open({"settings": {}})
+
+
+def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
+    RunRecord(tmp_path / "out").open({"settings": {"target": "wrong"}})
+    RunRecord(tmp_path / "out").open({"settings": {"target": "right"}})
 
 
 def test_a_row_that_a_kill_cut_short_is_passed_over(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from draftsmith.train.callbacks import AtSteps
 from draftsmith.train.run import Plan, resolved, train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 from draftsmith.train.sft import SFT
@@ -123,6 +124,42 @@ def test_what_does_not_fit_together_is_refused_in_one_line(make_plan, changes, t
     with pytest.raises(ValueError, match=told) as error:
         resolved(make_plan(**changes))
     assert "\n" not in str(error.value)
+
+
+def test_ctrl_c_tells_how_to_go_on_and_going_on_ends_as_if_it_had_not_been(make_plan, monkeypatch):
+    plan = make_plan(watch=Watch(val_every=0, val_prompts=0, save_every=1))
+    log = AtSteps._log_step
+
+    def interrupted(self, *args):
+        log(self, *args)
+        if self._step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AtSteps, "_log_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="run the same command again"):
+        train_draft(SFT(), plan)
+    monkeypatch.undo()
+    train_draft(SFT(), plan)
+    whole = make_plan()
+    train_draft(SFT(), whole)
+    assert losses(plan) == losses(whole)
+
+
+def test_curves_also_go_to_tensorboard_when_asked(make_plan):
+    plan = make_plan(watch=Watch(val_every=0, val_prompts=0, loggers=["tensorboard"]))
+    train_draft(SFT(), plan)
+    assert list(Path(plan.out, "tensorboard").glob("events.*"))
+    with pytest.raises(ValueError, match="unknown logger 'board'"):
+        train_draft(SFT(), make_plan(watch=Watch(val_every=0, val_prompts=0, loggers=["board"])))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_layers_train_to_the_same_losses(make_plan):
+    plain, compiled = make_plan(), make_plan(machine={"compile": True})
+    for plan in (plain, compiled):
+        train_draft(SoFT([1, 2]), plan)
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
 
 
 @pytest.mark.parametrize("exits", [[1], [2, 1, 4], [0, 4], [1, 1, 4], [1, 5]])
