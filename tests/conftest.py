@@ -11,6 +11,8 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# For the processes that tests start: idle threads of theirs would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The models are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)

@@ -1,0 +1,166 @@
+"""Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.bench_training`.
+
+Same model, data, precision, optimiser and rows per step in one process; the arms take turns. What counts are learned
+tokens per second: padding and prompts earn nothing. It knows nothing of our training but the parts that it times.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Rates = list[tuple[int, float]]
+
+
+def bench_training(
+    *,
+    target: str,
+    data: list[str],
+    max_length: int = 512,
+    rows: int = 4,
+    steps: int = 6,
+    rounds: int = 3,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Learned tokens per second of each arm, and ours over the others'.
+
+    Args:
+        target: folder of the model that is trained, whole.
+        data: conversations.
+        max_length: tokens of a row.
+        rows: rows of a step.
+        steps: steps of a turn; its first is not counted.
+        rounds: turns of each arm.
+    """
+    from draftsmith.infer.models import load_model
+    from draftsmith.infer.templates import find_template
+    from draftsmith.train.batches import Batches
+    from draftsmith.train.corpus import load_corpus, split
+
+    model, tokenizer = load_model(target, dtype="float32", device="cpu")
+    assert tokenizer is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) / "cache"
+        corpus = load_corpus(data, find_template("chat", tokenizer), max_length=max_length, cache=cache)
+        train, held_out = split(corpus, 0.0)
+        batches = Batches(corpus, train, held_out, max_length=max_length, batch_size=rows, micro_batch_size=rows)
+        arms: dict[str, Callable[[int], Rates]] = {
+            "ours": lambda turn: _ours(model, batches, steps, Path(scratch) / f"ours-{turn}"),
+            "bare loop": lambda turn: _bare(model, batches, steps),
+            "trainer, padded to max_length": lambda turn: _trainer(model, corpus, rows, steps, max_length, scratch),
+            "trainer, grouped by length": lambda turn: _trainer(model, corpus, rows, steps, 0, scratch),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in arms}
+        for turn in range(rounds):
+            for name, arm in arms.items():
+                counted = arm(turn)[1:]
+                rates[name].append(sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted))
+                print(f"round {turn + 1}: {name}: {rates[name][-1]:,.0f} learned tokens/s", file=sys.stderr)
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    ratios = {name: statistics.median(a / b for a, b in zip(rates["ours"], rates[name])) for name in middle}
+    return {"learned_tokens_per_s": middle, "ours_over": ratios, "rounds": rates}
+
+
+def _module(model: Any) -> Any:
+    from draftsmith.train.exits import ExitStates
+    from draftsmith.train.optimisers import Schedule
+    from draftsmith.train.sft import SFT
+    from draftsmith.train.training import Training
+
+    draft = ExitStates(copy.deepcopy(model).train(), [model.config.num_hidden_layers])
+    return Training(draft, SFT(), Schedule(1e-5, 10**6), seed=0)
+
+
+def _ours(model: Any, batches: Any, steps: int, out: Path) -> Rates:
+    """The trainer as `draftsmith train` runs it, metrics.csv and all."""
+    from draftsmith.train.callbacks import AtSteps
+    from draftsmith.train.run import Plan, _fit, resolved
+    from draftsmith.train.run_record import Metrics, RunRecord
+    from draftsmith.train.settings import Machine, Optim
+
+    rows = batches.batch_size
+    layers = model.config.num_hidden_layers
+    plan = resolved(
+        Plan("", [], str(out), layers, optim=Optim(batch_size=rows, micro_batch_size=rows), machine=Machine("cpu"))
+    )
+    record, metrics = RunRecord(out), Metrics(out / "metrics.csv", [layers])
+    record.begin(record.open({"settings": {}}))
+    watcher = AtSteps(record, metrics, [layers], lambda module: {}, val_every=0, save_every=10**6, deadline=None)
+    _fit(plan, _module(model), batches, watcher, record, steps)
+    return [(int(row["loss_tokens"]), float(row["seconds"])) for row in metrics.rows()]
+
+
+def _bare(model: Any, batches: Any, steps: int) -> Rates:
+    """Forward, backward, clip, step, on the same batches made beforehand."""
+    from draftsmith.train.batches import MicroBatches
+
+    module = _module(model)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    rows = batches.batch_size
+    source = MicroBatches(batches.corpus, batches.stream, rows, rows, 0, 1)
+    rates = []
+    for batch in [source[i] for i in range(steps)]:
+        began = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            sums = module.objective(module.draft, batch)
+            loss = sums.total / batch["loss_tokens"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        rates.append((int(batch["loss_tokens"]), time.perf_counter() - began))
+    return rates
+
+
+def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratch: str) -> Rates:
+    """transformers' Trainer: rows padded to `pad_to`, or (0) grouped by length and padded to the longest."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    samples = []
+    for i in range(len(corpus)):
+        tokens, mask = corpus.sample(i)
+        labels = [int(token) if learned else -100 for token, learned in zip(tokens, mask)]
+        samples.append({"input_ids": tokens.tolist(), "labels": labels})
+    learned: list[int] = []
+    times: list[float] = []
+
+    def collate(picked: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        learned.append(sum(label != -100 for sample in picked for label in sample["labels"][1:]))
+        width = pad_to or max(len(sample["input_ids"]) for sample in picked)
+        fill = {"input_ids": 0, "labels": -100}
+        batch = {
+            name: torch.tensor([sample[name] + [value] * (width - len(sample[name])) for sample in picked])
+            for name, value in fill.items()
+        }
+        lengths = torch.tensor([len(sample["input_ids"]) for sample in picked])
+        return {**batch, "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long()}
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times[-1] += time.perf_counter()
+
+    arguments = TrainingArguments(
+        scratch, per_device_train_batch_size=rows, max_steps=steps, bf16=True, use_cpu=True, report_to=[],
+        learning_rate=1e-5, weight_decay=0.0, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False, train_sampling_strategy="random" if pad_to else "group_by_length",
+    )  # fmt: skip
+    Trainer(copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]).train()
+    return list(zip(learned, times))
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    print(json.dumps(auto_cli(bench_training), indent=1))

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A small target and local conversations -> a sorted draft (exits after 1, 2 and 4 layers), on a laptop's CPU in ten minutes.
+#
+#   recipes/train_target.sh out/target TEXT...          # where there is no target yet
+#   recipes/train_soft_small.sh out/target chats.jsonl out/soft [--minutes 3] ...
+#
+# Losses and accepted_length: not measured yet.
+set -euo pipefail
+target="${1:?name the folder of the target}"
+data="${2:?name the conversations: a file or a folder}"
+out="${3:?name the new folder}"
+recipes="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+draftsmith train soft --config "$recipes/train_soft_small.yaml" \
+  --target "$target" --data "$data" --out "$out" "${@:4}"

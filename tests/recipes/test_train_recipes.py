@@ -1,0 +1,86 @@
+"""Every training recipe runs a few steps through the command line, on a tiny target in place of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from draftsmith.recipes.cli import run
+from draftsmith.train.target import random_llama, train_tokenizer
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+TINY = ["--text.max_length", "448", "--machine.device", "cpu", "--machine.workers", "0", "--optim.batch_size", "2",
+        "--optim.micro_batch_size", "1", "--watch.val_prompts", "0", "--watch.val_every", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"count from {i}"},
+                          {"role": "assistant", "content": " ".join(str(i + k) for k in range(9))}]}
+            for i in range(30)]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def target(chats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("target")
+    tokenizer = train_tokenizer(iter([chats.read_text()]), 300)
+    random_llama(tokenizer, 64, 12, 512, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["train_sft", "train_soft", "train_sft_small", "train_soft_small", "train_target"])
+def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path, capsys):
+    kind = name.split("_")[1]
+    words = ["train", kind, "--config", str(RECIPES / f"{name}.yaml"), "--data", str(chats), "--out",
+             str(tmp_path / "out"), "--max_steps", "2", "--minutes", "null", "--text.cache", str(tmp_path / "cache"),
+             "--json", *TINY]  # fmt: skip
+    words += ["--vocab_size", "300", "--hidden_size", "64"] if kind == "target" else ["--target", str(target)]
+    assert run(words) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["max_steps"] == 2
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == recipe["num_layers"]
+    assert config.get("sorted_exits") == recipe.get("exits")
+    kept = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert kept["optim"]["lr"] == recipe["optim"]["lr"]
+    assert kept["text"]["max_length"] == 448
+    assert not (tmp_path / "out" / "start").exists()
+
+
+def test_the_small_script_is_the_documented_way_in(target, chats, tmp_path):
+    command = tmp_path / "bin" / "draftsmith"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
+    command.chmod(0o755)
+    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    words = [shutil.which("bash"), RECIPES / "train_soft_small.sh", target, chats, tmp_path / "out", "--max_steps", "2",
+             "--minutes", "null", "--text.cache", tmp_path / "cache", *TINY]  # fmt: skip
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("wrong", [["--optim.lrr", "1"], ["--optim.lr", "fast"], ["--text.split_by", "length"]])
+def test_unknown_and_impossible_options_are_one_line_and_exit_code_2(wrong, target, chats, tmp_path, capsys):
+    words = ["train", "sft", "--target", str(target), "--data", str(chats), "--out", str(tmp_path / "o"),
+             "--num_layers", "2", *wrong]  # fmt: skip
+    assert run(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_of_soft_tells_every_option():
+    from draftsmith.recipes.train import sft, soft
+
+    assert "exit_weights: weights" in soft.__doc__
+    assert sft.__doc__.count(": ") <= soft.__doc__.count(": ")

@@ -1,0 +1,200 @@
+"""Exports are plain models with a truthful card; the Hub is spoken to as it wants, and hears of no secret."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from draftsmith.infer.models import load_model
+from draftsmith.train.checkpoint import save_model
+from draftsmith.train.export import export_draft
+
+TOKEN = "hf_" + "x" * 30
+
+
+@pytest.fixture
+def checkpoint(target_folder, tmp_path):
+    """A sorted draft that is its target, with a run.json; the target has a licence."""
+    model, tokenizer = load_model(str(target_folder), device="cpu")
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "README.md").write_text("---\nlicense: llama2\n---\n# Target\n")
+    (target / "LICENSE.txt").write_text("as is")
+    save_model(folder, model, tokenizer, exits=[1, 2, 4], template_fingerprint="abc")
+    settings = {"target": str(target), "data": ["chats.jsonl"], "objective": {"name": "SoFT"},
+                "watch": {"num_draft_tokens": 5}}  # fmt: skip
+    run = {"settings": settings, "max_steps": 20, "results": {"accepted_length_exit_2": 2.345}, "date": "2026-01-02"}
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+@pytest.mark.parametrize("exit", [1, 2, 4])
+def test_an_exit_is_a_smaller_model_with_the_logits_of_that_exit(checkpoint, tmp_path, exit):
+    told = export_draft(str(checkpoint), tmp_path / "out", exit=exit)
+    model = load_model(str(checkpoint), device="cpu")[0]
+    short, tokenizer = load_model(str(tmp_path / "out"), device="cpu")
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True).hidden_states[exit]
+        expected = model.lm_head(states if exit == 4 else model.model.norm(states))
+        torch.testing.assert_close(short(ids).logits, expected, rtol=0, atol=1e-6)
+    assert len(short.model.layers) == short.config.num_hidden_layers == exit
+    assert told["exits"] == [e for e in (1, 2, 4) if e <= exit]
+    assert short.config.template_fingerprint == "abc"
+    assert tokenizer.chat_template
+
+
+def test_the_card_tells_what_was_measured_and_carries_the_targets_licence(checkpoint, tmp_path):
+    bench = tmp_path / "bench"
+    bench.mkdir()
+    figures = {"speedup": 1.5, "speedup_interval": [1.4, 1.6], "accepted_length": 2.5}
+    (bench / "results.json").write_text(json.dumps({"drafters": {"plain": {}, "small": figures}}))
+    export_draft(str(checkpoint), tmp_path / "out", exit=2, bench=str(bench))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: llama2\n")
+    for fact in ("exit 2: accepted_length 2.35", "1.50x plain decoding (95 % interval 1.40 to 1.60)", "SoFT, 20 steps",
+                 "assistant_model=draft", "vllm serve target"):  # fmt: skip
+        assert fact in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "as is"
+
+
+def test_for_vllm_it_writes_one_exit_and_the_line_that_serves_it(checkpoint, tmp_path):
+    told = export_draft(str(checkpoint), tmp_path / "out", exit=2, engine="vllm", dtype="bfloat16", name="me/draft")
+    config = json.loads((tmp_path / "out" / "speculative_config.json").read_text())
+    assert config == {"method": "draft_model", "model": "me/draft", "num_speculative_tokens": 5}
+    assert told["serve"].startswith("vllm serve ")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["dtype"] == "bfloat16"
+    assert "sorted_exits" not in stored
+
+
+def test_a_peft_adapter_is_merged_into_its_base(target_folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base, _ = load_model(str(target_folder), device="cpu")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False))
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        expected = adapted(ids).logits
+    export_draft(str(tmp_path / "adapter"), tmp_path / "out", target="me/target")
+    merged = load_model(str(tmp_path / "out"), device="cpu")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_wrong_exits_full_folders_and_unknown_targets_are_refused(checkpoint, target_folder, tmp_path):
+    with pytest.raises(ValueError, match="has no exit 3: it was trained at 1, 2, 4"):
+        export_draft(str(checkpoint), tmp_path / "out", exit=3)
+    with pytest.raises(ValueError, match="is not empty"):
+        export_draft(str(checkpoint), checkpoint)
+    with pytest.raises(ValueError, match="give --target"):
+        export_draft(str(target_folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub's API as an upload uses; what it was told is kept on the server."""
+
+    def log_message(self, *args):
+        pass
+
+    def _answer(self, value, code=200):
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_GET(self):
+        self._answer({"id": "me/draft", "sha": "0" * 40, "siblings": [], "private": True, "tags": [], "downloads": 0})
+
+    def do_PUT(self):
+        body = self._body()
+        self.server.blobs[hashlib.sha256(body).hexdigest()] = len(body)
+        self._answer({})
+
+    def do_POST(self):
+        body = self._body()
+        self.server.tokens.add(self.headers.get("Authorization"))
+        host = f"http://{self.headers['Host']}"
+        if self.path == "/api/repos/create":
+            self.server.created = json.loads(body)
+            self._answer({"url": f"{host}/me/draft", "name": "me/draft", "id": "1"})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            lfs = [{"path": f["path"], "uploadMode": "lfs" if "safetensors" in f["path"] else "regular",
+                    "shouldIgnore": False} for f in files]  # fmt: skip
+            self._answer({"files": lfs})
+        elif self.path.endswith("/objects/batch"):
+            objects = json.loads(body)["objects"]
+            had = self.server.blobs
+            for wanted in objects:
+                if wanted["oid"] not in had:
+                    self.server.asked += 1
+                    wanted["actions"] = {"upload": {"href": f"{host}/lfs/{wanted['oid']}", "header": {}}}
+            self._answer({"transfer": "basic", "objects": objects})
+        elif "/commit/" in self.path:
+            if self.server.broken:
+                self.server.broken = False
+                self._answer({"error": "try again later"}, 400)
+                return
+            lines = [json.loads(line) for line in body.splitlines()]
+            self.server.committed = [line["value"]["path"] for line in lines if line["key"] != "header"]
+            self._answer({"commitUrl": f"{host}/me/draft/commit/1", "commitOid": "1" * 40, "success": True})
+        else:
+            self._answer({})
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.blobs, server.tokens, server.committed, server.created = {}, set(), [], {}
+    server.broken, server.asked = True, 0
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_upload_is_private_resumes_after_a_break_and_tells_no_token(checkpoint, tmp_path, hub):
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+           "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+    words = [sys.executable, "-m", "draftsmith.recipes", "export", str(checkpoint), "--exit", "2", "--hub", "me/draft"]
+
+    def run(*more):
+        return subprocess.run([*words, *more], capture_output=True, text=True, timeout=300, env=env)
+
+    dry = run("--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert "would upload" in dry.stdout
+    assert hub.created == {}
+
+    broken = run("--out", str(tmp_path / "out"))
+    assert broken.returncode == 2
+    assert "the upload did not end" in broken.stderr.splitlines()[-1]
+    assert hub.created.get("private") is True or hub.created["visibility"] == "private"
+    assert hub.asked == 1
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(hub.committed)
+    assert hub.asked == 1, "the weights were sent a second time"
+    assert any(TOKEN in (told or "") for told in hub.tokens)
+    assert TOKEN not in "".join(each.stdout + each.stderr for each in (dry, broken, done))

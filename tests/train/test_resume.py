@@ -1,0 +1,127 @@
+"""A run that was killed ends as the run that was not: same losses, same weights, bit for bit."""
+
+import csv
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from draftsmith.train.run_record import Metrics, RunRecord
+
+STEPS = 24
+
+
+def command(target, data, out, *more):
+    return [
+        sys.executable, "-m", "draftsmith.recipes", "train", "soft", "--target", target, "--data", data,
+        "--out", out, "--num_layers", "2", "--exits", "[1, 2]", "--max_steps", str(STEPS), "--text.max_length", "128",
+        "--text.held_out", "0.2", "--text.cache", Path(out).parent / "cache", "--optim.batch_size", "4",
+        "--optim.micro_batch_size", "2", "--optim.lr", "1e-3", "--machine.workers", "2",
+        "--machine.precision", "32-true", "--machine.device", "cpu",
+        "--watch.save_every", "3", "--watch.val_every", "10", "--watch.val_prompts", "2",
+        "--watch.val_new_tokens", "8", *more,
+    ]  # fmt: skip
+
+
+def run(words, **kwargs):
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=240, **kwargs)
+
+
+def numbers(out):
+    """Every row of metrics.csv without its times."""
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if "seconds" not in key and "_per_s" not in key} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(target_folder, chats, tmp_path_factory):
+    """The run that was not killed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = run(command(target_folder, chats, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def kill_at(words, out, step):
+    """Start the run and kill it once metrics.csv tells of `step`."""
+    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    try:
+        while time.monotonic() < until and process.poll() is None:
+            path = out / "metrics.csv"
+            if path.exists() and sum(",train," in line for line in path.read_text().splitlines()) >= step:
+                break
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+
+
+def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, chats, finished, tmp_path):
+    out = tmp_path / "out"
+    words = command(target_folder, chats, out)
+    kill_at(words, out, random.randrange(4, STEPS - 4))
+    (good,) = (out / "resume").glob("step-*.ckpt")
+    content = good.read_bytes()
+
+    # A state does not fit any more, metrics.csv and run.json do.
+    full = run(words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    assert full.returncode == 2
+    assert f"could not be written (File too large); the last good one is {good.name}" in full.stderr
+    assert [path.name for path in (out / "resume").iterdir()] == [good.name]
+    assert good.read_bytes() == content
+
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert f"going on from {good.name}" in done.stderr
+    assert numbers(out) == numbers(finished)
+    ours, theirs = load_file(out / "model.safetensors"), load_file(finished / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    assert not (out / "resume").exists()
+
+
+def test_a_finished_run_is_not_touched(finished):
+    with pytest.raises(ValueError, match="holds a finished run: give a new folder"):
+        RunRecord(finished).open({"settings": {}})
+
+
+def test_other_settings_are_not_mixed_into_a_run_but_free_ones_may_change(tmp_path):
+    settings = {"optim": {"lr": 0.001}, "machine": {"workers": 2}}
+    RunRecord(tmp_path).begin(RunRecord(tmp_path).open({"settings": settings, "state": "running"}))
+    RunRecord(tmp_path).open({"settings": {**settings, "machine": {"workers": 0}}})
+    with pytest.raises(ValueError, match=r"other settings: optim.lr \(0.001, now 0.002\)"):
+        RunRecord(tmp_path).open({"settings": {**settings, "optim": {"lr": 0.002}}})
+
+
+def test_a_folder_that_cannot_be_written_or_holds_other_things_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written to: Not a directory"):
+        RunRecord(tmp_path / "file" / "out").open({"settings": {}})
+    with pytest.raises(ValueError, match="not empty, and holds no run"):
+        RunRecord(tmp_path).open({"settings": {}})
+
+
+def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
+    RunRecord(tmp_path / "out").open({"settings": {"target": "wrong"}})
+    RunRecord(tmp_path / "out").open({"settings": {"target": "right"}})
+
+
+def test_a_row_that_a_kill_cut_short_is_passed_over(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.csv", [1])
+    metrics.begin(0)
+    for step in (1, 2, 3):
+        metrics.add(step=step, kind="train", loss=0.1 * step, seconds=1.0)
+    whole = metrics.path.read_text()
+    metrics.path.write_text(whole[:-7])
+    metrics.begin(1)
+    assert [row["step"] for row in metrics.rows()] == ["1"]
+    assert float(metrics.rows()[0]["loss"]) == 0.1

@@ -1,0 +1,179 @@
+"""The model card of an exported draft: what it was made from and how, what was measured, how to use it, whose licence.
+
+Everything in it comes from run.json, metrics.csv and benchmark results; what is not there is said not to be there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML at the head of a model folder's README.md; empty where there is none."""
+    readme = folder / "README.md"
+    match = _FRONT.match(readme.read_text(encoding="utf-8")) if readme.is_file() else None
+    found = yaml.safe_load(match[1]) if match else None
+    return found if isinstance(found, dict) else {}
+
+
+def licence_of(target: str) -> dict[str, str]:
+    """The target's licence as a model card states it; a draft made from its weights is under the same."""
+    found = front_matter(Path(target)) if Path(target).is_dir() else {}
+    return {key: str(found[key]) for key in ("license", "license_name", "license_link") if key in found}
+
+
+def copy_licences(target: str, out: Path) -> list[str]:
+    """Copy the target's licence files; their names."""
+    if not Path(target).is_dir():
+        return []
+    paths = sorted({path for pattern in LICENCE_FILES for path in Path(target).glob(pattern) if path.is_file()})
+    for path in paths:
+        shutil.copyfile(path, out / path.name)
+    return [path.name for path in paths]
+
+
+def model_card(
+    *,
+    name: str,
+    target: str,
+    exit: int,
+    exits: Sequence[int],
+    run: dict[str, Any],
+    results: dict[str, Any],
+    licence: dict[str, str],
+) -> str:
+    """The text of README.md. `run` is run.json, `results` a benchmark's results.json; both may be empty."""
+    head: dict[str, Any] = {**licence, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    head["tags"] = ["speculative-decoding", "draft-model", "draftsmith"]
+    if not Path(target).is_absolute():
+        head["base_model"] = target
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}",
+        f"A draft model for speculative decoding with `{_shown(target)}`: {exit} layers"
+        + (f", which can be left after {_listed(exits)}." if len(exits) > 1 else ".")
+        + " It makes the target faster and does not change what the target says, in any engine that verifies drafts.",
+        _measured(exit, run, results),
+        _recipe(run),
+        _use(name, target, exits),
+        _licence(licence),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _measured(exit: int, run: dict[str, Any], results: dict[str, Any]) -> str:
+    lines = ["## What was measured", ""]
+    held_out = run.get("results") or {}
+    settings = run.get("settings") or {}
+    names = [key for key in held_out if key.startswith("accepted_length_exit_")]
+    for key in names:
+        at = int(key.rpartition("_")[2])
+        if at <= exit:
+            depth = settings.get("watch", {}).get("num_draft_tokens")
+            lines.append(f"- exit {at}: accepted_length {held_out[key]:.2f} (held-out prompts, chain of {depth})")
+    for drafter, figures in (results.get("drafters") or {}).items():
+        speed = figures.get("speedup")
+        if speed and drafter != "plain":
+            low, high = figures.get("speedup_interval") or (None, None)
+            within = f" (95 % interval {low:.2f} to {high:.2f})" if low is not None else ""
+            length = figures.get("accepted_length") or float("nan")
+            lines.append(f"- benchmark, `{drafter}`: {speed:.2f}x plain decoding{within}, accepted_length {length:.2f}")
+    if len(lines) == 2:
+        lines.append("Nothing yet.")
+    hardware = (run.get("hardware") or {}).get("cpu", {}).get("model")
+    gpus = [gpu["name"] for gpu in (run.get("hardware") or {}).get("gpus", [])]
+    if run:
+        lines += ["", f"Trained on {', '.join(gpus) or hardware}, {str(run.get('date', ''))[:10]}."]
+    return "\n".join(lines)
+
+
+def _recipe(run: dict[str, Any]) -> str:
+    if not run:
+        return "## How it was made\n\nNo run.json stands beside the checkpoint: its making is not known."
+    settings = run.get("settings", {})
+    rendering = run.get("data", {}).get("rendering", {})
+    sources = ", ".join(f"`{_shown(name)}`" for name in settings.get("data", []))
+    learned = settings.get("objective", {}).get("name", "unknown")
+    kept = {
+        key: settings.get(key) for key in ("num_layers", "init", "freeze", "lora_rank", "seed") if settings.get(key)
+    }
+    return "\n".join(
+        [
+            "## How it was made",
+            "",
+            f"- objective: {learned}, {run.get('max_steps')} steps",
+            f"- data: {sources}; {rendering.get('sequences')} sequences, {rendering.get('loss_tokens')} learned tokens",
+            f"- template: {settings.get('text', {}).get('template')}",
+            f"- optimiser: {json.dumps(settings.get('optim', {}))}",
+            f"- draft: {json.dumps(kept)}",
+            f"- draftsmith {run.get('versions', {}).get('draftsmith')}, revision {(run.get('git') or {}).get('sha')}",
+        ]
+    )
+
+
+def _use(name: str, target: str, exits: Sequence[int]) -> str:
+    target = _shown(target)
+    several = f"sd2:{name}" if len(exits) > 1 else f"small:{name}"
+    return f"""## How to use it
+
+transformers:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{target}")
+target = AutoModelForCausalLM.from_pretrained("{target}")
+draft = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer("Hello", return_tensors="pt")
+target.generate(**inputs, assistant_model=draft, do_sample=False)
+```
+
+vLLM, where it drafts a chain from its last layer:
+
+```sh
+{serve_line(name, target)}
+```
+
+Draftsmith:
+
+```sh
+draftsmith generate --target {target} --drafters {several} --prompt "Hello"
+```"""
+
+
+def _licence(licence: dict[str, str]) -> str:
+    if licence:
+        named = licence.get("license_name") or licence.get("license")
+        return f"## Licence\n\nThe weights began as the target's, and are under the target's licence: {named}."
+    return (
+        "## Licence\n\nThe weights began as the target's, and are under the target's licence. The target's folder "
+        "names none: look it up before you publish."
+    )
+
+
+def speculative_config(name: str, num_draft_tokens: int = 5) -> dict[str, Any]:
+    """What vLLM takes as --speculative-config."""
+    return {"method": "draft_model", "model": name, "num_speculative_tokens": num_draft_tokens}
+
+
+def serve_line(name: str, target: str, num_draft_tokens: int = 5) -> str:
+    return f"vllm serve {target} --speculative-config '{json.dumps(speculative_config(name, num_draft_tokens))}'"
+
+
+def _shown(name: str) -> str:
+    """A path of the machine that trained it means nothing elsewhere: its last part does."""
+    return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,171 @@
+"""The parts of a Hugging Face causal LM by what they do: its stack of layers, final norm, head; and views of its start.
+
+Found from the model itself, not from a list of families: the stack is the ModuleList with as many entries as the config
+has layers, and what follows it is checked by numbers. What cannot be found or does not check is refused.
+
+Legend: T positions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """`path` leads to the stack. Logits are `softcap * tanh(scale * head(norm(state)) / softcap)`; 0 is no cap."""
+
+    path: str
+    layers: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D] states after some layer -> [..., V]."""
+        return shaped_logits(self.head(self.norm(states)), self.scale, self.softcap)
+
+
+def shaped_logits(logits: torch.Tensor, scale: float, softcap: float) -> torch.Tensor:
+    logits = logits * scale if scale != 1.0 else logits
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def stack_path(model: Any) -> str:
+    """Where the stack of layers is, as a dotted path."""
+    count = model.config.get_text_config().num_hidden_layers
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not found:
+        raise ValueError(
+            f"{model.config.model_type} keeps its layers in no list of {count}: it cannot be cut into exits"
+        )
+    return min(found, key=lambda name: name.count("."))
+
+
+def find_parts(model: Any) -> Parts:
+    """The parts of `model`; ValueError for a model that is not layers, then a norm, then a head."""
+    path = stack_path(model)
+    owner = model.get_submodule(path.rpartition(".")[0])
+    norm = next((getattr(owner, name) for name in NORMS if getattr(owner, name, None) is not None), nn.Identity())
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{model.config.model_type} has no linear output head: it cannot be cut into exits")
+    return Parts(path, owner.get_submodule(path.rpartition(".")[2]), norm, head, scale, softcap)
+
+
+@torch.no_grad()
+def check_parts(model: Any, parts: Parts) -> None:
+    """Refuse a model whose last layer, norm and head do not give its logits."""
+    kept: list[torch.Tensor] = []
+    hook = parts.layers[-1].register_forward_hook(lambda module, given, output: kept.append(state_of(output)))
+    training = model.training
+    model.eval()
+    try:
+        device = model.get_output_embeddings().weight.device
+        vocab = model.config.get_text_config().vocab_size
+        ids_1T = torch.arange(3, 9, device=device)[None] % vocab
+        expected = model(input_ids=ids_1T, use_cache=False).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    error = (parts.logits(kept[0]) - expected).abs().max() / expected.std()
+    if not float(error) < 0.05:
+        raise ValueError(
+            f"{model.config.model_type} does more than a norm and a head after its last layer (logits differ by "
+            f"{float(error):.2g} of their spread): it cannot be cut into exits"
+        )
+
+
+def state_of(output: Any) -> torch.Tensor:
+    """The hidden state in what a layer returns."""
+    state = output[0] if isinstance(output, tuple) else output
+    assert isinstance(state, torch.Tensor)
+    return state
+
+
+def packs_by_positions(model: Any) -> bool:
+    """Whether the model itself keeps documents apart where position ids begin anew. If it does not, a 4-D mask must;
+    if that does not help either, ValueError. Judged by gradients: exactly none may reach an earlier document."""
+    if not _leaks(model, mask=False):
+        return True
+    if not _leaks(model, mask=True):
+        return False
+    raise ValueError(f"{model.config.model_type} attends across the documents of a packed row: it cannot be trained")
+
+
+def _leaks(model: Any, mask: bool) -> bool:
+    embedding = model.get_input_embeddings()
+    vocab = model.config.get_text_config().vocab_size
+    ids_1T = torch.arange(3, 11, device=embedding.weight.device)[None] % vocab
+    position_ids_1T = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=ids_1T.device)
+    states_1TD = embedding(ids_1T).detach().requires_grad_()
+    kwargs = {"attention_mask": document_mask(position_ids_1T, states_1TD.dtype)} if mask else {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            output = model.base_model(
+                inputs_embeds=states_1TD, position_ids=position_ids_1T, use_cache=False, **kwargs
+            ).last_hidden_state
+            (gradient,) = torch.autograd.grad(output[:, 4:].float().square().sum(), states_1TD)
+    finally:
+        model.train(training)
+    return bool(gradient[:, :4].any())
+
+
+def document_mask(position_ids_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[B, 1, T, T] additive: each position sees its own document's positions up to itself."""
+    document_BT = (position_ids_BT == 0).cumsum(-1)
+    same = document_BT[:, :, None] == document_BT[:, None, :]
+    seen = torch.ones_like(same[0]).tril() & same
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def picked_config(config: Any, picked: Sequence[int]) -> Any:
+    """A copy of `config` for a model of the layers `picked`: every list that has one entry per layer is picked too."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    count = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == count and not name.startswith("_"):
+            setattr(text, name, [value[i] for i in picked])
+    text.num_hidden_layers = len(picked)
+    if getattr(text, "max_window_layers", None):
+        text.max_window_layers = min(text.max_window_layers, len(picked))
+    return config
+
+
+def first_layers(model: Any, count: int) -> Any:
+    """The model that `model` is if it leaves after `count` layers: a plain model that shares every weight with it."""
+    path = stack_path(model)
+    view = _shallow(model)
+    config = picked_config(model.config, range(count))
+    if hasattr(config, "sorted_exits"):
+        del config.sorted_exits
+    at = view
+    for name in path.split("."):
+        if hasattr(at, "config"):
+            at.config = config
+        child = at._modules[name]
+        copied = nn.ModuleList(list(child)[:count]) if isinstance(child, nn.ModuleList) else _shallow(child)
+        at._modules[name] = copied
+        at = copied
+    return view
+
+
+def _shallow(module: Any) -> Any:
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied

@@ -1,0 +1,47 @@
+"""Low-rank adapters through peft: put into the draft before training, folded into its weights after it.
+
+Which layers a draft has is not known here: adapters go to every linear map but the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def add_lora(model: Any, rank: int, seed: int) -> None:
+    """Freeze `model` and put adapters of `rank` into it; its own modules stay where they are."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = _linear_maps(model)
+    model.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names, bias="none")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def _linear_maps(model: Any) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def merge_lora(model: Any, state: dict[str, torch.Tensor] | None) -> None:
+    """Fold the adapters into the weights, which are `state` where they were gathered from several devices; afterwards
+    `model` is a plain model again, and its own state is the whole truth."""
+    from peft.tuners.lora import LoraLayer
+
+    if state is not None:
+        model.load_state_dict(state)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            owner = model.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], module.get_base_layer())

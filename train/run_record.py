@@ -1,0 +1,130 @@
+"""The folder of a training run: run.json, metrics.csv, the state to resume from, and at the end the model itself.
+
+    run.json            how it was started, max_steps as fixed, data, results; `state` is running or finished
+    metrics.csv         one row per step and per validation
+    resume/step-N.ckpt  the newest state, gone when the run has finished
+    start/              what the run begins as, where that is not a model of its own; gone likewise
+
+Every file is whole or not there. What is in a state is not known here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from draftsmith.infer.measure.atomic import write_json, written_beside
+
+# What may differ between a run and its continuation: it decides how fast, not what.
+FREE = {"workers", "save_every", "loggers", "cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    path: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    def read(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self.run_json.read_text(encoding="utf-8"))
+        return facts
+
+    def open(self, facts: dict[str, Any], first: bool = True) -> dict[str, Any]:
+        """Find that a run goes on, and return its run.json; or make room for a new one, and return `facts`.
+
+        run.json itself is written by `begin`, once the options have proved to be good. Only the first rank writes.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: give a folder for the run")
+        if self.run_json.is_file():
+            before = self.read()
+            if before.get("state") == "finished":
+                raise ValueError(f"{self.path} holds a finished run: give a new folder")
+            self._same(before.get("settings", {}), facts["settings"])
+            return before
+        if not first:
+            return facts
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if any(path.name != "start" for path in self.path.iterdir()):
+                raise ValueError(f"{self.path} is not empty, and holds no run to go on with: give a new folder")
+            (self.path / ".part").touch()
+            (self.path / ".part").unlink()
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written to: {error.strerror}") from error
+        return facts
+
+    def _same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        before, now = _flat(before), _flat(json.loads(json.dumps(now)))
+        other = [key for key in now if key.split(".")[-1] not in FREE and before.get(key) != now[key]]
+        if other:
+            told = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in other)
+            raise ValueError(f"{self.path} holds a run that was started with other settings: {told}")
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        write_json(self.run_json, facts)
+
+    def update(self, **facts: Any) -> None:
+        write_json(self.run_json, {**self.read(), **facts})
+
+    def newest_state(self) -> Path | None:
+        """The newest whole state."""
+        states = (self.path / "resume").glob("step-*.ckpt")
+        return max(states, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
+
+    def state_path(self, step: int) -> Path:
+        return self.path / "resume" / f"step-{step:08d}.ckpt"
+
+    def clean(self) -> None:
+        for name in ("resume", "start"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and key != "template_kwargs"
+        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat
+
+
+class Metrics:
+    """metrics.csv, one row at a time. Numbers are written so that they read back the same."""
+
+    def __init__(self, path: Path, exits: Sequence[int]) -> None:
+        self.path = path
+        self.columns = [
+            "step", "kind", "loss", *(f"loss_exit_{exit}" for exit in exits),
+            *(f"accepted_length_exit_{exit}" for exit in exits),
+            "lr", "grad_norm", "loss_tokens", "loss_tokens_per_s", "seconds",
+        ]  # fmt: skip
+
+    def begin(self, step: int) -> None:
+        """Drop what was written after `step`: the run goes on from there."""
+        kept = [row for row in self.rows() if int(row["step"]) <= step] if step else []
+        with written_beside(self.path) as text:
+            writer = csv.DictWriter(text, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, **values: Any) -> None:
+        with self.path.open("a", encoding="utf-8", newline="") as text:
+            csv.DictWriter(text, self.columns, restval="").writerow(values)
+            text.flush()
+            os.fsync(text.fileno())
+
+    def rows(self) -> list[dict[str, str]]:
+        """All whole rows; what a kill left of the last one is passed over."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as text:
+            rows = list(csv.DictReader(text))
+        return [row for row in rows if row.get("kind") in ("train", "held_out") and row["seconds"] is not None]

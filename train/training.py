@@ -1,0 +1,101 @@
+"""The LightningModule of every objective: loss = token sum / loss tokens of the whole optimiser step.
+
+The batch says how many loss tokens its step has on all ranks and micro-batches together (batches.py), so the gradient
+is that of the mean over the step's tokens however they are packed, accumulated and spread. Which loss it is, the
+objective knows; data, files and progress are not known here.
+
+Legend: E exits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+
+from draftsmith.train.batches import IGNORED
+from draftsmith.train.exits import ExitStates
+from draftsmith.train.objective import Objective, Sums
+from draftsmith.train.optimisers import Schedule, make_optimiser
+
+
+class Training(lightning.LightningModule):
+    """Trains `draft` by `objective`. `sums_E` and `tokens` collect what a step has done until `take_sums`."""
+
+    def __init__(
+        self,
+        draft: ExitStates,
+        objective: Objective,
+        schedule: Schedule,
+        *,
+        optimiser: str = "adamw",
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.draft = draft
+        self.objective = objective
+        self.schedule = schedule
+        self.optimiser = optimiser
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.seed = seed
+        self.grad_norm = float("nan")
+        self._sums: list[torch.Tensor] = []
+        self._learned = 0
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        # Dropout, if there is any, depends on the micro-batch alone: a resumed run drops the same.
+        torch.manual_seed((self.seed << 32) + (int(batch["number"]) << 12) + self.global_rank)
+        sums = self.objective(self.draft, batch)
+        self._sums.append(sums.per_exit_E.detach() / batch["loss_tokens"])
+        # Ranks are averaged and micro-batches divided by their number; both are undone, for the sum is divided already.
+        trainer = self.trainer
+        return sums.total / batch["loss_tokens"] * (trainer.world_size * trainer.accumulate_grad_batches)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> tuple[Sums, int]:
+        return self.objective(self.draft, batch), int((batch["labels"] != IGNORED).sum())
+
+    def take_sums(self) -> torch.Tensor:
+        """[E] the mean loss per exit of the step just done, over all ranks."""
+        sums_E = torch.stack(self._sums).sum(0)
+        self._sums.clear()
+        return reduced(self, sums_E)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        model = self.draft.model
+        edges = {id(model.get_input_embeddings().weight), id(self.draft.head.weight)}
+        named = list(self.draft.named_parameters())
+        outside = frozenset(name for name, weight in named if id(weight) in edges)
+        lr = self.schedule.peak
+        return make_optimiser(named, self.optimiser, lr, self.weight_decay, self.betas, outside)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.schedule.lr(self.trainer.global_step)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all ranks; the norm before is kept for the curves."""
+        if not gradient_clip_val:
+            return
+        whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        if whole is not None:  # FSDP: each rank holds a part of every gradient
+            norm = whole(gradient_clip_val)
+        else:
+            trained = [weight for weight in self.draft.parameters() if weight.requires_grad]
+            norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+        self.grad_norm = float(norm)
+
+
+def reduced(module: lightning.LightningModule, value: torch.Tensor) -> torch.Tensor:
+    """The sum of `value` over all ranks."""
+    trainer = module.trainer
+    if trainer.world_size == 1:
+        return value
+    total = trainer.strategy.reduce(value.clone(), reduce_op="sum")
+    assert isinstance(total, torch.Tensor)
+    return total

@@ -1,0 +1,78 @@
+"""What a draft in training is worth: its loss on held-out text, and accepted_length per exit through infer's own step.
+
+An exit is the plain model that ends there and shares its weights with the draft; it is measured by the same loop, rule
+and metric as any draft model anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.generate import generate
+from draftsmith.infer.measure.metrics import Totals
+from draftsmith.infer.row import Row, Stops
+from draftsmith.train.batches import Batches
+from draftsmith.train.corpus import Corpus
+from draftsmith.train.layers import first_layers
+from draftsmith.train.training import Training, reduced
+
+if TYPE_CHECKING:
+    from draftsmith.infer.hf_target import HFTarget
+
+ROWS_AT_ONCE = 8
+
+
+def held_out_losses(module: Training, data: Batches) -> list[float]:
+    """The mean loss per exit on the held-out rows; empty where there are none."""
+    trainer = module.trainer
+    sums, count = None, 0
+    with torch.no_grad():
+        for batch in data.val_batches(trainer.global_rank, trainer.world_size):
+            moved = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            with trainer.precision_plugin.val_step_context():
+                output: Any = trainer.strategy.validation_step(moved, 0)
+            (_, per_exit_E), learned = output
+            sums = per_exit_E.detach() if sums is None else sums + per_exit_E.detach()
+            count += learned
+    if sums is None:
+        return []
+    total = reduced(module, torch.cat([sums, torch.tensor([count], dtype=sums.dtype, device=sums.device)]))
+    return [float(value) for value in total[:-1] / total[-1].clamp_min(1)]
+
+
+def held_out_prompts(corpus: Corpus, held_out: np.ndarray, count: int, longest: int) -> list[list[int]]:
+    """The first `count` held-out prompts that leave room to answer, one per conversation."""
+    prompts: dict[int, list[int]] = {}
+    for i in held_out:
+        prompt = corpus.prompt(int(i))
+        if prompt and len(prompt) <= longest and len(prompts) < count:
+            prompts.setdefault(int(corpus.groups[i]), prompt)
+    return list(prompts.values())
+
+
+def accepted_lengths(
+    target: HFTarget,
+    model: Any,
+    exits: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 48,
+    num_draft_tokens: int = 5,
+) -> list[float]:
+    """accepted_length of a greedy chain from each exit of `model`, decoding `prompts` with `target`."""
+    ends = getattr(target.model.generation_config, "eos_token_id", None)
+    stops = Stops(max_new_tokens, frozenset([ends] if isinstance(ends, int) else ends or []))
+    found = []
+    for exit in exits:
+        drafter = SmallLM(first_layers(model, exit), num_draft_tokens=num_draft_tokens)
+        drafter.bind(target)
+        rows = [Row(f"held-out-{i}", list(prompt), stops=stops) for i, prompt in enumerate(prompts)]
+        done = generate(target, drafter, rows, batch_size=ROWS_AT_ONCE)
+        length = Totals.of(trace for row in done for trace in row.traces).accepted_length
+        found.append(float("nan") if length is None else length)
+    return found
