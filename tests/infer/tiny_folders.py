@@ -58,7 +58,8 @@ def tiny_llama(vocab: int = TOKENS, seed: int = 0, **changes: Any) -> Any:
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "initializer_range": 0.15,
-             "tie_word_embeddings": False, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS_IDS}  # fmt: skip
+             "tie_word_embeddings": False, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": EOS_IDS,
+             }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **(sizes | changes)))
