@@ -71,6 +71,8 @@ def answers(
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     asked = with_keys(read_records(data, limit=limit, need="questions"))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}

@@ -69,6 +69,8 @@ def generate(
     chosen = parse_drafters(drafters)
     if len(chosen) > 1:
         raise ValueError(f"generate takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     prompts = _prompts(prompt, data, system)
     loaded = load_target(target, dtype=dtype, device=device)
     assert loaded.tokenizer is not None

@@ -220,7 +220,7 @@ def test_a_connection_that_breaks_is_tried_again(serve, through):
 
 def test_a_refusal_is_told_at_once_in_one_line(serve, through):
     server = serve(lambda number, body: (401, {"error": "wrong key"}))
-    with pytest.raises(ValueError, match="refused with 401: .*wrong key"):
+    with pytest.raises(ValueError, match=r"refused with 401: .*wrong key"):
         through(server, asked("one"))
     assert len(server.requests) == 1
 
@@ -241,7 +241,7 @@ GARBAGE: dict[str, Any] = {
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_is_a_clear_line_and_no_row(serve, through, kind, tmp_path):
     server = serve(lambda number, body: (200, GARBAGE[kind]))
-    with pytest.raises(ValueError, match="answers with something that is not JSON|answered, but"):
+    with pytest.raises(ValueError, match=r"answers with something that is not JSON|answered, but"):
         through(server, asked("one"))
     assert (tmp_path / "answers.jsonl").read_bytes() == b""
 
