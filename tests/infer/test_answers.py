@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from scripted_server import Scripted, said
 
 from draftsmith.infer import answer_server
 from draftsmith.infer.answer_server import Server, answer_through
@@ -98,46 +97,6 @@ def test_the_last_answer_of_several_turns_begins_behind_the_last_question(folder
 # the server
 
 
-class Scripted:
-    """A server on this machine: `replies(request number, body)` gives status and payload, or bytes as they are."""
-
-    def __init__(self, reply: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append(body | {"path": self.path})
-                    outer.headers.append(dict(self.headers))
-                    number = len(outer.requests)
-                status, payload = reply(number, body)
-                if status == 0:  # hang up
-                    self.close_connection = True
-                    return
-                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[..., Scripted]]:
     monkeypatch.setattr(answer_server, "WAIT_S", 0.01)
@@ -150,12 +109,6 @@ def serve(monkeypatch) -> Iterator[Callable[..., Scripted]]:
     yield serve
     for server in running:
         server.close()
-
-
-def said(body: dict[str, Any], **choice: Any) -> dict[str, Any]:
-    """An OpenAI-style response that repeats the question in capitals."""
-    message = {"role": "assistant", "content": body["messages"][-1]["content"].upper()}
-    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice]}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scripted_server import Scripted, said
 
 KILLS = 3
 PROMPTS = 96
@@ -165,3 +166,29 @@ def test_a_server_needs_a_tokenizer(call, questions, tmp_path):
     told = call("answers", "--data", questions, "--out", tmp_path / "a.jsonl", "--server", "http://127.0.0.1:9")
     assert told.code == 2
     assert "--tokenizer" in told.err
+
+
+def test_a_server_answers_and_an_interrupted_run_is_taken_up_again(call, folders, questions, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    refusing = [True]
+    server = Scripted(lambda number, body: (401, {}) if refusing[0] and number > 9 else (200, said(body)))
+    out = tmp_path / "answers.jsonl"
+    words = ["answers", "--server", server.url, "--model", "tiny", "--tokenizer", folders.target, "--limit", 20,
+             "--data", questions, "--out", out, "--batch_size", 3]  # fmt: skip
+    try:
+        told = call(*words)
+        assert told.code == 2
+        assert "refused with 401" in told.err.splitlines()[-1]
+        assert "Traceback" not in told.err
+        held = len(rows_of(out))
+        assert 0 < held < 20
+        refusing[0] = False
+        summary = call(*words, "--json").json
+    finally:
+        server.close()
+    assert (summary["there_already"], summary["answered"]) == (held, 20 - held)
+    for row in by_key(rows_of(out)).values():
+        for turn, output in zip(row.get("turns", [row.get("prompt")]), row.get("outputs", [row.get("output")])):
+            assert output == turn.upper()
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert "secret" not in (tmp_path / "answers.jsonl.run.json").read_text()
