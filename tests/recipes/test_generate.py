@@ -157,14 +157,15 @@ def test_the_generation_config_says_how_to_sample_and_flags_override_it(folders,
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_counts(generate, name):
-    """Each one, alone beside a high temperature, changes the text; so none is dropped on the way."""
-    base = ["--temperature", 1.5, "--seed", 1]
-    value = 0.3 if name == "temperature" else FIELDS[name]
-    changed = generate(*base[2:], "--temperature", 1.5 if name != "temperature" else value, f"--{name}", value)
-    if name == "temperature":
-        changed = generate("--temperature", value, "--seed", 1)
-    assert changed["token_ids"] != generate(*base)["token_ids"]
+def test_every_setting_counts_as_a_flag_and_in_the_generation_config(folders, generate, tmp_path, name):
+    """Each one alone, in a hot law where it changes the text: none is dropped on either way."""
+    hot = generate("--temperature", 1.5, "--seed", 1)["token_ids"]
+    by_flag = generate("--temperature", 1.5, "--seed", 1, f"--{name}", FIELDS[name])["token_ids"]
+    target = with_generation_config(
+        folders, tmp_path, **({"do_sample": True, "temperature": 1.5} | {name: FIELDS[name]})
+    )
+    assert generate("--seed", 1, target=target)["token_ids"] == by_flag
+    assert by_flag != hot
 
 
 def test_the_prompt_may_come_from_standard_input(generate, monkeypatch):
