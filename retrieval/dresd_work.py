@@ -29,6 +29,8 @@ import numpy as np
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.rendering import Rendered
 
+SEQUENCES = "sequences.npz"
+
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
@@ -118,10 +120,10 @@ class Work:
         return self.folder / f"{kind}-{number:05d}.npy"
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Start, or go on with the same plan."""
+        """Start, or go on with the same plan. Before the data were read nothing is there to go on with."""
         path = self.folder / "plan.json"
         plan = json.loads(json.dumps(plan))
-        if path.exists():
+        if path.exists() and (self.folder / SEQUENCES).exists():
             known = json.loads(path.read_text(encoding="utf-8"))
             other = next((key for key in plan if known.get(key) != plan[key]), None)
             if other is not None:
@@ -133,7 +135,7 @@ class Work:
             write_json(path, plan)
 
     def sequences(self, make: Callable[[], Sequences]) -> Sequences:
-        path = self.folder / "sequences.npz"
+        path = self.folder / SEQUENCES
         if not path.exists():
             made = make()
             with whole_file(path) as file:
