@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "store quality": Command(
         "draftsmith.recipes.store_quality:quality", "what a dense store is worth, without decoding"
     ),
+    "store bench": Command("draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding"),
     "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
 }
 
