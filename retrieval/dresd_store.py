@@ -90,8 +90,8 @@ class DresdStore:
         self.manifest = read_manifest(self.path)
         verify(self.path, self.manifest, checksums)
         self.vocab_size = int(self.manifest["vocab_size"])
-        self.tokens = np.memmap(self.path / "tokens.bin", dtype=token_dtype(self.vocab_size), mode="r")
-        self.ends = np.memmap(self.path / "ends.bin", dtype="<u8", mode="r")
+        self.tokens = _mapped(self.path / "tokens.bin", token_dtype(self.vocab_size))
+        self.ends = _mapped(self.path / "ends.bin", np.dtype("<u8"))
         self.projection = Projection.read(self.path / "projection.bin", int(self.manifest["hidden_size"]))
         self.calibration = Calibration.from_json(self.manifest["calibration"])
         self.index = read_index(self.path / "index.faiss", threads)
@@ -112,8 +112,9 @@ class DresdStore:
 
     def continuation(self, offset: int, length: int) -> list[int]:
         """The tokens after the one at `offset`, at most `length`, and never beyond its document."""
-        end = int(self.ends[np.searchsorted(self.ends, offset, side="right")])
-        return [int(token) for token in self.tokens[offset + 1 : min(offset + 1 + length, end)]]
+        end = int(self.ends[self.ends.searchsorted(offset, side="right")])
+        found: list[int] = self.tokens[offset + 1 : min(offset + 1 + length, end)].tolist()
+        return found
 
 
 def search(index: Any, keys_NK: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,6 +126,11 @@ def search(index: Any, keys_NK: np.ndarray, count: int) -> tuple[np.ndarray, np.
 
 def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A plain array over the mapped file: numpy's own class for maps makes every slice several times dearer."""
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
 def _sha256(path: Path) -> str:
