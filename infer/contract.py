@@ -112,8 +112,12 @@ class Target(Protocol):
     buckets: tuple[int, ...]
     vocab_size: int
     max_positions: int
-    forward_seconds: float
     tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def forward_seconds(self) -> float:
+        """Seconds spent inside the model's forward passes so far."""
+        ...
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         """Make room for `rows` and bring all their tokens but the newest into the cache."""
@@ -136,7 +140,11 @@ class Drafter(Protocol):
 
     name: str
     features: tuple[str, ...]
-    forward_seconds: float
+
+    @property
+    def forward_seconds(self) -> float:
+        """Seconds spent inside a draft model's forward passes so far; 0 where there is none."""
+        ...
 
     def bind(self, target: Target) -> None:
         """Once, before the first row: check that this drafter fits this target."""

@@ -34,10 +34,11 @@ def generate(
     budget: Budget = BUDGET,
     rule: Rule = rejection,
     on_tokens: Callable[[Row, list[int]], None] | None = None,
+    on_done: Callable[[Generation], None] | None = None,
 ) -> list[Generation]:
     """Decode `rows` to their stops, in the order given. `drafter` is bound to `target` already.
 
-    `on_tokens(row, tokens)` is called after every step with what a row has just committed.
+    `on_tokens(row, tokens)` is called after every step with what a row has just committed, `on_done` when a row ends.
     """
     waiting = list(rows)[::-1]
     live: dict[Row, _Live] = {}
@@ -60,6 +61,8 @@ def generate(
             ended = [row for row in now if row.stop]
             for row in ended:
                 done[row] = _generation(row, live.pop(row), traces[row])
+                if on_done is not None:
+                    on_done(done[row])
             if ended:
                 release(target, drafter, ended)
     finally:

@@ -49,12 +49,12 @@ class HFTarget:
     draft_shape: DraftShape = "tree"
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, buckets: tuple[int, ...] = ()
+        self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, buckets: tuple[int, ...] | None = None
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.buckets = buckets
         self.lm = CachedLM(model, prepare(model), buckets)
+        self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.num_layers = int(model.config.get_text_config().num_hidden_layers)
         self.max_positions = max_positions(model.config.get_text_config())
@@ -65,6 +65,19 @@ class HFTarget:
     @property
     def forward_seconds(self) -> float:
         return self.lm.forward_seconds
+
+    @property
+    def generation_config(self) -> Any:
+        """What the model's makers would have it sampled with."""
+        return self.model.generation_config
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """All tokens that end an answer: generation_config.json may name several."""
+        named = self.model.generation_config.eos_token_id
+        if named is None and self.tokenizer is not None:
+            named = self.tokenizer.eos_token_id
+        return frozenset([named] if isinstance(named, int) else named or [])
 
     @property
     def embedding(self) -> torch.nn.Module:
@@ -109,10 +122,10 @@ class HFTarget:
             entries.append(Entries(pending + draft.tokens, parents))
             roots.append(last)
             self._flight[row] = len(pending)
-        logits_BQV, states = self.lm.forward(rows, entries, hidden=hidden)
+        logits_BQV, layers = self.lm.forward(rows, entries, hidden=hidden)
         if hidden:
             for b, row in enumerate(rows):
-                self._states[row].append(tuple(layer[b] for layer in states))
+                self._states[row].append(tuple(layer[b] for layer in layers))
         return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows, roots))
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:

@@ -6,12 +6,14 @@ A path that does not exist is refused here, before any library takes it for a Hu
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.templates import load_tokenizer, tokenizer_fingerprint
+from draftsmith.infer.prepack import can_prepack, prepack
+from draftsmith.infer.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,10 +25,14 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "auto", tokenizer: bool = True
-) -> tuple[Any, PreTrainedTokenizerBase | None]:
-    """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA where there is one."""
+    name: str, *, dtype: str = "auto", device: str = "auto", for_decoding: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA where there is one.
+
+    `for_decoding`: its weights will not change, so they may be packed for the device (see prepack.py).
+    """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: auto, {', '.join(DTYPES)}")
@@ -36,21 +42,26 @@ def load_model(
             raise ValueError(f"{name} is not a model folder: it has no config.json")
     elif not HUB_NAME.fullmatch(name):
         raise ValueError(f"{name} does not exist, and is no Hub name (owner/model)")
-    loaded = load_tokenizer(name) if tokenizer else None
+    tokenizer = load_tokenizer(name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
     except OSError as problem:
         raise ValueError(f"{name} could not be loaded: {str(problem).splitlines()[0]}") from problem
-    return model.to(device).eval(), loaded
+    model = model.to(device).eval()
+    if for_decoding and can_prepack(model):
+        prepack(model)
+    return model, tokenizer
 
 
 def load_target(name: str, *, dtype: str = "auto", device: str = "auto") -> HFTarget:
     """A Hugging Face causal LM as target."""
     from draftsmith.infer.hf_target import HFTarget
 
-    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    model, tokenizer = load_model(name, dtype=dtype, device=device, for_decoding=True)
     return HFTarget(model, tokenizer)
 
 

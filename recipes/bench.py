@@ -19,6 +19,8 @@ def bench(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     batch_size: int = 1,
     dtype: str = "auto",
     device: str = "auto",
@@ -42,6 +44,8 @@ def bench(
         temperature: 0 is greedy.
         top_k: sampling among so many tokens.
         top_p: sampling within so much probability.
+        min_p: sampling among tokens at least so likely, as a share of the likeliest.
+        repetition_penalty: above 1 makes tokens that stand in the text less likely.
         batch_size: questions answered together.
         dtype: of the target's weights.
         device: where the target runs.
@@ -61,12 +65,13 @@ def bench(
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.provenance import provenance
     from draftsmith.infer.measure.run_folder import RunFolder
+    from draftsmith.infer.measure.ties import TieJudge, name_ties
 
     folder = RunFolder.create(out) if out else None
     if folder:
         folder.write_run(provenance(sys.argv, config, seed))
     questions = _questions(data, limit)
-    runners, encode, decode = _runners(config)
+    runners, encode, decode, model = _runners(config)
     measured = measure(
         runners,
         questions,
@@ -79,6 +84,8 @@ def bench(
         progress=_progress,
     )
     results = summarise(measured, min_distinct=min_distinct)
+    if temperature == 0:
+        name_ties(results, measured, encode, TieJudge(model))
     if folder:
         folder.write_measured(measured, results)
     if json:
@@ -104,28 +111,32 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
     ]
 
 
-def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode]:
-    """Plain decoding, every drafter and every peer, and the target's own encode and decode."""
-    from draftsmith.infer.generate import LoopRunner
-    from draftsmith.infer.loading import load_target
+def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, Any]:
+    """Plain decoding, every drafter and every peer; the target's encode and decode, and its model."""
+    from draftsmith.infer.measure.loop_runner import LoopRunner
+    from draftsmith.infer.measure.peers import load_peers
+    from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
+    from draftsmith.infer.row import Stops
     from draftsmith.infer.settings import resolve_settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
 
-    if config["peers"]:
-        raise ValueError(f"peers {config['peers']!r}: no peer is known yet")
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
-    template = find_template(config["template"], target.tokenizer)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    tokenizer = target.tokenizer
+    assert tokenizer is not None
+    template = find_template(config["template"], tokenizer)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
+    stops = Stops(config["max_new_tokens"], target.eos_ids)
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
-    runners = [LoopRunner(target, drafter, settings, name=name) for name, drafter in drafters.items()]
+    runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
+    runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 
     def encode(messages: Messages) -> list[int]:
         return template.prompt_ids([Message(**message) for message in messages])
 
     def decode(token_ids: list[int]) -> str:
-        return str(target.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    return runners, encode, decode
+    return runners, encode, decode, target.model

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,8 +24,12 @@ from draftsmith.infer.cached_lm import CachedLM, Entries
 from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
 from draftsmith.infer.keyed import uniform
 from draftsmith.infer.law import draw_by_inversion
+from draftsmith.infer.models import check_same_tokenizer, load_model
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import ROOT, Draft, Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +80,9 @@ class SmallLM:
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        self.tokenizer = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         if isinstance(model, str):
-            from draftsmith.infer.models import load_model
-
-            model, self.tokenizer = load_model(model, dtype=dtype, device=device)
+            model, self.tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
         self.num_draft_tokens = num_draft_tokens
         self.top_k = top_k
         self.nodes = nodes
@@ -99,8 +101,6 @@ class SmallLM:
         return self.lm.forward_seconds
 
     def bind(self, target: Target) -> None:
-        from draftsmith.infer.models import check_same_tokenizer
-
         check_same_tokenizer(
             self.tokenizer, self.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
         )

@@ -185,6 +185,7 @@ def run_apart(runner: Runner, prompts: Sequence[Prompt], clock: Clock) -> list[t
     if not prompts:
         return []
     try:
+        runner.prepare(prompts)
         start = clock()
         generations = runner.run(prompts)
         share = (clock() - start) / len(prompts)

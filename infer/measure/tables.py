@@ -72,7 +72,7 @@ def speed_table(drafters: dict[str, Any]) -> Table:
             percent(row["hit_rate"]),
             number(row["nodes_per_step"], 1),
             percent(row["overhead"]),
-            of(row["equal"], row["total"]),
+            of(row["equal"], row["total"]) + (f" + {row['ties']} ties" if row.get("ties") else ""),
             str(row["errors"]),
         )
     return table
@@ -131,10 +131,47 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
         for one in row["differences"][:SHOWN]:
             notes.append(
                 f"{name}, question {one['question_id']}, turn {one['turn'] + 1}: differs from {results['baseline']} "
-                f"at token {one['index']} ({one['base']} there, {one['other']} here)"
+                f"at token {one['index']} ({one['base']} there, {one['other']} here){_judged(one)}"
             )
         notes += _rest(name, len(row["error_list"]), len(row["differences"]))
     return notes
+
+
+def replay_tables(results: dict[str, Any]) -> list[RenderableType]:
+    columns = [
+        "drafter",
+        "accepted_length",
+        "acceptance",
+        "hit rate",
+        "nodes/step",
+        "propose p50 ms",
+        "p99 ms",
+        "steps",
+    ]
+    table = _table(columns)
+    for name, row in results["drafters"].items():
+        table.add_row(
+            Text(name),
+            with_interval(row["accepted_length"], row["accepted_length_interval"]),
+            percent(row["acceptance_rate"]),
+            percent(row["hit_rate"]),
+            number(row["nodes_per_step"], 1),
+            number(row["propose_p50_s"] * 1e3, 3),
+            number(row["propose_p99_s"] * 1e3, 3),
+            str(row["steps"]),
+        )
+    greedy = "taken as greedy: exact for every drafter"
+    how = "sampled: exact for outright drafts" if results["temperature"] > 0 else greedy
+    note = f"{results['streams']} recorded answers, {results['tokens']} tokens; {how}."
+    return [table, Text(), Text(note)]
+
+
+def _judged(difference: dict[str, Any]) -> str:
+    """What the float32 copy says of a difference, where it was asked."""
+    if "tie" not in difference:
+        return ""
+    figures = f"float32 logits {difference['gap']:.2g} apart, rounding error there {difference['error']:.2g}"
+    return f": numeric tie ({figures})" if difference["tie"] else f": NOT A TIE, A BUG ({figures})"
 
 
 def _rest(name: str, errors: int, differences: int) -> list[str]:

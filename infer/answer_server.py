@@ -1,0 +1,138 @@
+"""Answers through an OpenAI-compatible server instead of a model of our own: several requests at a time, with retries.
+
+Token ids are the server's own where it returns them (vLLM does when asked), else those of its text under the given
+tokenizer, and the row says which.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from draftsmith.infer.answers import AnswerFile, Asked, answer_row
+from draftsmith.infer.record import Message
+from draftsmith.infer.rendering import Template
+from draftsmith.infer.settings import Settings
+
+TRIES = 4
+WAIT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`url` is the server's root or its /v1; `model` the name that it serves under."""
+
+    url: str
+    model: str
+    api_key: str = ""
+    timeout_s: float = 600.0
+
+    def chat(self, messages: Sequence[Message], settings: Settings, max_new_tokens: int) -> dict[str, Any]:
+        """One answer: the first choice of the response."""
+        body = {
+            "model": self.model,
+            "messages": [message.to_chat() for message in messages],
+            "max_tokens": max_new_tokens,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "seed": settings.seed,
+            "return_token_ids": True,
+        }
+        if settings.top_k:
+            body["top_k"] = settings.top_k
+        answer = self._post("/chat/completions", body)
+        try:
+            choice: dict[str, Any] = answer["choices"][0]
+            str(choice["message"]["content"])
+        except (KeyError, IndexError, TypeError) as problem:
+            raise ValueError(f"{self.url} answered, but not as an OpenAI-compatible server does") from problem
+        choice["prompt_token_ids"] = answer.get("prompt_token_ids")
+        return choice
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Busy and broken answers are tried again a few times; a refusal is not."""
+        root = self.url.rstrip("/")
+        url = (root if root.endswith("/v1") else root + "/v1") + path
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        for attempt in range(1, TRIES + 1):
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                    found: dict[str, Any] = json.load(response)
+                    return found
+            except urllib.error.HTTPError as problem:
+                told = problem.read().decode(errors="replace")[:200]
+                if problem.code not in (408, 429, 500, 502, 503, 504) or attempt == TRIES:
+                    raise ValueError(f"{url} refused with {problem.code}: {told}") from problem
+            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as problem:
+                if attempt == TRIES:
+                    raise ValueError(f"{url} does not answer: {problem}") from problem
+            time.sleep(WAIT_S * 2 ** (attempt - 1))
+        raise AssertionError("every way out of the loop returns or raises")
+
+
+def answer_through(
+    server: Server,
+    asked: Sequence[Asked],
+    template: Template,
+    settings: Settings,
+    max_new_tokens: int,
+    out: AnswerFile,
+    *,
+    concurrency: int = 8,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> None:
+    """Answer what `out` does not hold yet, `concurrency` records at a time."""
+    waiting = iter([one for one in asked if one.key not in out.done])
+    tokens = 0
+    with ThreadPoolExecutor(concurrency) as pool:
+
+        def begin() -> dict[Future[dict[str, Any]], str]:
+            one = next(waiting, None)
+            if one is None:
+                return {}
+            return {pool.submit(_answer, server, one, template, settings, max_new_tokens): one.key}
+
+        running: dict[Future[dict[str, Any]], str] = {}
+        for _ in range(concurrency):
+            running |= begin()
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    key, row = running.pop(future), future.result()
+                    out.write(key, row)
+                    tokens += sum(map(len, row.get("token_ids_by_turn", [row.get("token_ids", [])])))
+                    if progress is not None:
+                        progress(len(out.done), len(asked), tokens)
+                    running |= begin()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _answer(server: Server, one: Asked, template: Template, settings: Settings, max_new_tokens: int) -> dict[str, Any]:
+    record = one.record
+    messages = [Message("system", record.system)] if record.system else []
+    prompts, token_ids, outputs, stops, own = [], [], [], [], True
+    for turn in record.questions:
+        messages.append(Message("user", turn))
+        choice = server.chat(messages, settings, max_new_tokens)
+        text = str(choice["message"]["content"])
+        messages.append(Message("assistant", text))
+        rendered = template.render_served(messages)[-1]
+        split = rendered.loss_mask.index(1) if 1 in rendered.loss_mask else len(rendered.token_ids)
+        own = own and bool(choice.get("token_ids"))
+        prompts.append(choice["prompt_token_ids"] or template.prompt_ids(messages[:-1]))
+        token_ids.append(choice.get("token_ids") or rendered.token_ids[split:])
+        outputs.append(text)
+        stops.append(str(choice.get("finish_reason") or ""))
+    row = answer_row(record.category, record.questions, outputs, prompts, token_ids, stops)
+    return row | {"token_ids_from": "server" if own else "text"}

@@ -1,0 +1,213 @@
+"""A target's own answers to a set of prompts: the in-distribution corpus for drafts and stores.
+
+Answers are appended row by row, each on disk before the next is begun; a run that was killed at any moment is taken up
+where it stopped, with no row lost and none twice. Every row keeps its token ids. Which prompts there are and how they
+are rendered is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+from draftsmith.infer.contract import Drafter, Target
+from draftsmith.infer.generate import generate
+from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.record import Message, Record
+from draftsmith.infer.rendering import Template
+from draftsmith.infer.row import Row, Stops
+from draftsmith.infer.settings import Settings
+from draftsmith.infer.trace import Generation
+
+CHUNK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One record to answer, under a key that no other record of the run has."""
+
+    key: str
+    record: Record
+
+
+def with_keys(records: Iterable[Record]) -> list[Asked]:
+    """Number records that share an id: the second `7` is `7#2`."""
+    seen: Counter[str] = Counter()
+    asked = []
+    for record in records:
+        seen[record.id] += 1
+        asked.append(Asked(record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}", record))
+    return asked
+
+
+class AnswerFile:
+    """An append-only JSONL file of answers, with the settings that made it beside it."""
+
+    def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.config = config
+        self.done: set[str] = set()
+        self._file: BufferedWriter | None = None
+
+    def __enter__(self) -> AnswerFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._check_config()
+        end = self._read_back()
+        self._file = self.path.open("ab")
+        self._file.truncate(end)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def write(self, key: str, row: dict[str, Any]) -> None:
+        """Append a row; it is on disk when this returns."""
+        assert self._file is not None
+        assert key not in self.done, f"{key} was answered already"
+        self._file.write(json.dumps({"question_id": key} | row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done.add(key)
+
+    def _check_config(self) -> None:
+        """Answers of other settings are not continued."""
+        beside = self.path.with_name(self.path.name + ".run.json")
+        config = json.loads(json.dumps(self.config))
+        if self.path.exists() and beside.exists():
+            known = json.loads(beside.read_text(encoding="utf-8"))
+            changed = sorted(key for key in {*known, *config} if known.get(key) != config.get(key))
+            if changed:
+                raise ValueError(
+                    f"{self.path} was begun with other settings ({', '.join(changed)}): give another --out, or the "
+                    "same settings to go on"
+                )
+        elif self.path.exists() and self.path.stat().st_size:
+            raise ValueError(f"{self.path} exists and is no run of `draftsmith answers`: give another --out")
+        write_json(beside, config)
+
+    def _read_back(self) -> int:
+        """Take in the rows that are there; returns where the last whole one ends. A torn last line is cut off."""
+        if not self.path.exists():
+            return 0
+        end = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self.done.add(json.loads(line)["question_id"])
+                except (ValueError, KeyError, TypeError) as problem:
+                    raise ValueError(f"{self.path}: row {number} is not an answer: {problem}") from problem
+                end += len(line)
+        return end
+
+
+def answer_all(
+    target: Target,
+    drafter: Drafter,
+    asked: Sequence[Asked],
+    template: Template,
+    settings: Settings,
+    stops: Stops,
+    out: AnswerFile,
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> None:
+    """Answer what `out` does not hold yet, several turns where a record has them. `drafter` is bound already.
+
+    `progress(done, asked, tokens)` after every row.
+    """
+    waiting = [one for one in asked if one.key not in out.done]
+    tokens = 0
+    for at in range(0, len(waiting), batch_size * CHUNK):
+        part = {one.key: _Conversation(one, template) for one in waiting[at : at + batch_size * CHUNK]}
+
+        def done(generation: Generation, part: dict[str, _Conversation] = part) -> None:
+            nonlocal tokens
+            conversation = part[generation.row.rpartition("/")[0]]
+            conversation.take(generation)
+            tokens += len(generation.token_ids)
+            if conversation.finished:
+                out.write(conversation.asked.key, conversation.row())
+                if progress is not None:
+                    progress(len(out.done), len(asked), tokens)
+
+        while any(not conversation.finished for conversation in part.values()):
+            rows = [
+                Row(f"{key}/{len(c.token_ids)}", c.prompt(), settings, stops, target.tokenizer)
+                for key, c in part.items()
+                if not c.finished
+            ]
+            generate(target, drafter, rows, batch_size=batch_size, on_done=done)
+
+
+class _Conversation:
+    """A record on its way: the turns answered so far."""
+
+    def __init__(self, asked: Asked, template: Template) -> None:
+        self.asked = asked
+        self._template = template
+        self._turns = asked.record.questions
+        if not self._turns:
+            raise ValueError(f"{asked.record.source}: row {asked.record.row} asks nothing")
+        system = asked.record.system
+        self.messages = [Message("system", system)] if system else []
+        self.prompts: list[list[int]] = []
+        self.token_ids: list[list[int]] = []
+        self.outputs: list[str] = []
+        self.stops: list[str] = []
+
+    @property
+    def finished(self) -> bool:
+        return len(self.outputs) == len(self._turns)
+
+    def prompt(self) -> list[int]:
+        self.messages.append(Message("user", self._turns[len(self.outputs)]))
+        self.prompts.append(self._template.prompt_ids(self.messages))
+        return list(self.prompts[-1])
+
+    def take(self, generation: Generation) -> None:
+        self.messages.append(Message("assistant", generation.text))
+        self.outputs.append(generation.text)
+        self.token_ids.append(generation.token_ids)
+        self.stops.append(generation.stop)
+
+    def row(self) -> dict[str, Any]:
+        return answer_row(
+            self.asked.record.category, self._turns, self.outputs, self.prompts, self.token_ids, self.stops
+        )
+
+
+def answer_row(
+    category: str,
+    turns: Sequence[str],
+    outputs: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    token_ids: Sequence[Sequence[int]],
+    stops: Sequence[str],
+) -> dict[str, Any]:
+    """What is written of one answered record; a record of one turn is flat, as the reader takes token ids."""
+    if len(turns) == 1:
+        row: dict[str, Any] = {"prompt": turns[0], "output": outputs[0]}
+        row |= {"prompt_token_ids": list(prompts[0]), "token_ids": list(token_ids[0]), "stop": stops[0]}
+    else:
+        row = {"turns": list(turns), "outputs": list(outputs), "stops": list(stops)}
+        row |= {
+            "prompt_token_ids_by_turn": [list(p) for p in prompts],
+            "token_ids_by_turn": [list(t) for t in token_ids],
+        }
+    return {"category": category} | row
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of what can be written as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

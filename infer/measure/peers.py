@@ -1,0 +1,116 @@
+"""transformers' own decoding as runners: `generate`, assisted generation, prompt lookup, on the very same model.
+
+They take one prompt at a time, as they are made to, with every sampling setting said outright. The time to the first
+token is read off the streamer; steps are the times that it was handed tokens. Nothing else of them is known here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from draftsmith.infer.keyed import uniform
+from draftsmith.infer.measure.runner import Prompt
+from draftsmith.infer.row import Stops
+from draftsmith.infer.settings import Settings
+from draftsmith.infer.trace import Generation
+
+KINDS = ("generate", "assistant", "prompt_lookup")
+
+
+class _Clock:
+    """A streamer that only looks at its watch: transformers hands it the prompt first, then what each step gave."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class TransformersRunner:
+    """`options` go to `generate` as they are; for an assistant they go to its generation config."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    settings: Settings
+    stops: Stops
+    assistant: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Nothing is to be known beforehand."""
+
+    def run(self, prompts: Sequence[Prompt]) -> list[Generation]:
+        return [self._one(prompt) for prompt in prompts]
+
+    def _one(self, prompt: Prompt) -> Generation:
+        kwargs = self.settings.generation_kwargs() | {"max_new_tokens": self.stops.max_new_tokens}
+        kwargs["eos_token_id"] = sorted(self.stops.ids) or None
+        kwargs["pad_token_id"] = min(self.stops.ids, default=0)
+        if self.stops.strings:
+            kwargs |= {"stop_strings": list(self.stops.strings), "tokenizer": self.tokenizer}
+        if self.assistant is not None:
+            self.assistant.generation_config.update(**self.options)
+            kwargs["assistant_model"] = self.assistant
+        else:
+            kwargs |= self.options
+        torch.manual_seed(int(uniform(self.settings.seed, prompt.key, 0, "transformers") * 2**31))
+        ids_1T = torch.tensor([prompt.token_ids], device=self.model.device)
+        clock = _Clock()
+        began = time.perf_counter()
+        out_1T = self.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), streamer=clock, **kwargs)
+        ended = time.perf_counter()
+        token_ids = out_1T[0, len(prompt.token_ids) :].tolist()
+        return Generation(
+            row=prompt.key,
+            token_ids=token_ids,
+            stop="max_new_tokens" if len(token_ids) >= self.stops.max_new_tokens else "eos",
+            prompt_tokens=len(prompt.token_ids),
+            first_s=(clock.times[1] if len(clock.times) > 1 else ended) - began,
+            seconds=ended - began,
+        )
+
+
+def load_peers(
+    specs: str, target: str, dtype: str, device: str, settings: Settings, stops: Stops
+) -> list[TransformersRunner]:
+    """`generate,prompt_lookup,assistant:MODEL`, options in brackets: `assistant:MODEL[num_assistant_tokens=5]`.
+
+    They decode with a copy of the target loaded as transformers loads it, which nothing of ours has touched.
+    """
+    from draftsmith.infer.loading import parse_spec, split_outside_brackets
+    from draftsmith.infer.models import load_model
+
+    runners: list[TransformersRunner] = []
+    texts = split_outside_brackets(specs)
+    if not texts:
+        return runners
+    model, tokenizer = load_model(target, dtype=dtype, device=device)
+    for text in texts:
+        spec = parse_spec(text)
+        if spec.name not in KINDS:
+            raise ValueError(f"unknown peer {spec.name!r}: known are {', '.join(KINDS)}")
+        assistant, options = None, dict(spec.init_args)
+        if spec.name == "assistant":
+            if not spec.argument:
+                raise ValueError("the peer assistant needs a model: assistant:MODEL")
+            assistant, _ = load_model(spec.argument, dtype=dtype, device=device)
+        elif spec.argument:
+            raise ValueError(f"the peer {spec.name} takes nothing after a colon")
+        if spec.name == "prompt_lookup":
+            options.setdefault("prompt_lookup_num_tokens", 10)
+        name = spec.label or f"transformers {spec.name}"
+        count = sum(runner.name.split("#")[0] == name for runner in runners)
+        name = f"{name}#{count + 1}" if count else name
+        runners.append(TransformersRunner(name, model, tokenizer, settings, stops, assistant, options))
+    return runners

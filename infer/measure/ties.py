@@ -1,0 +1,107 @@
+"""Is a difference a numeric tie or a bug? Floating point rounds a pass of many tokens otherwise than a pass of one.
+
+A first difference between two greedy answers is a *numeric tie* where, in a float32 copy over their common prefix, the
+two tokens' logits lie within twice the error measured there between passes of one token and passes of several. Anything
+else is a bug. Nothing of ours takes part in the judgement: both the copy and the measured passes run through
+transformers' own forward and cache.
+
+Legend: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from draftsmith.infer.measure.bench import Measured
+from draftsmith.infer.measure.equality import first_difference
+from draftsmith.infer.measure.runner import Encode, Messages
+
+CHUNKS = (2, 5, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Where the answers part, how far apart the two logits are in float32, and the error that rounding makes there."""
+
+    index: int
+    tie: bool
+    gap: float
+    error: float
+
+
+@dataclass(slots=True)
+class TieJudge:
+    """Judges the differences between greedy answers of one model. The float32 copy is made when first needed."""
+
+    model: Any
+    _copy: Any = None
+    _known: dict[tuple[int, ...], tuple[torch.Tensor, float]] = field(default_factory=dict)
+
+    def judge(self, prompt: Sequence[int], base: Sequence[int], other: Sequence[int]) -> Judgement | None:
+        """None where the answers are equal. Where one has ended and the other has not, it is no tie."""
+        index = first_difference(list(base), list(other))
+        if index is None:
+            return None
+        if index >= min(len(base), len(other)):
+            return Judgement(index, False, float("inf"), 0.0)
+        exact_V, error = self._measure(list(prompt), list(base[:index]))
+        gap = float((exact_V[base[index]] - exact_V[other[index]]).abs())
+        return Judgement(index, gap <= 2 * error, gap, error)
+
+    @torch.inference_mode()
+    def _measure(self, prompt: list[int], answer: list[int]) -> tuple[torch.Tensor, float]:
+        """The float32 logits after prompt + answer, and the largest difference between ways of cutting it up."""
+        key = (*prompt, -1, *answer)
+        if key not in self._known:
+            if self._copy is None:
+                self._copy = _float32_copy(self.model)
+            device = next(self._copy.parameters()).device
+            exact_V = self._copy(torch.tensor([prompt + answer], device=device), use_cache=False).logits[0, -1]
+            single_V = self._in_chunks(prompt, answer, 1)
+            error = max(float((self._in_chunks(prompt, answer, size) - single_V).abs().max()) for size in CHUNKS)
+            self._known[key] = (exact_V, error)
+        return self._known[key]
+
+    def _in_chunks(self, prompt: list[int], answer: list[int], size: int) -> torch.Tensor:
+        """[V] the last logits when the answer is fed `size` tokens at a time behind the prompt."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        device = next(self.model.parameters()).device
+        parts = [prompt[:-1]] if len(prompt) > 1 else []
+        rest = prompt[-1:] + answer
+        parts += [rest[at : at + size] for at in range(0, len(rest), size)]
+        for part in parts:
+            logits = self.model(torch.tensor([part], device=device), past_key_values=cache, use_cache=True).logits
+        return logits[0, -1].float()
+
+
+def _float32_copy(model: Any) -> Any:
+    """The same weights in float32, in a model that no packing or patching has touched."""
+    with torch.random.fork_rng(devices=[]):
+        copy = type(model)._from_config(model.config, dtype=torch.float32)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(next(model.parameters()).device).eval()
+
+
+def name_ties(results: dict[str, Any], measured: Measured, encode: Encode, judge: TieJudge) -> None:
+    """Write into every difference of `results` whether it is a numeric tie, and count the ties of each runner."""
+    for name, figures in results["drafters"].items():
+        for difference in figures["differences"]:
+            plain = measured.outcomes[measured.baseline][difference["question_id"]][0]
+            other = measured.outcomes[name][difference["question_id"]][difference["repeat"]]
+            turn = difference["turn"]
+            question = next(one for one in measured.questions if one.id == difference["question_id"])
+            messages: Messages = []
+            for earlier in range(turn):
+                messages.append({"role": "user", "content": question.turns[earlier]})
+                messages.append({"role": "assistant", "content": plain.turns[earlier].text})
+            messages.append({"role": "user", "content": question.turns[turn]})
+            found = judge.judge(encode(messages), plain.token_ids[turn], other.token_ids[turn])
+            assert found is not None
+            difference |= {"tie": found.tie, "gap": found.gap, "error": found.error}
+        figures["ties"] = sum(difference["tie"] for difference in figures["differences"])

@@ -1,0 +1,143 @@
+"""`draftsmith answers`: the target's own answers to a set of prompts, by our loop or through a server."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from json import dumps
+from typing import Any, Literal
+
+PRESETS: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "nucleus": {"temperature": 0.7, "top_p": 0.95}}
+
+
+def answers(
+    *,
+    data: list[str],
+    out: str,
+    target: str | None = None,
+    drafters: str = "",
+    server: str | None = None,
+    model: str = "",
+    tokenizer: str | None = None,
+    preset: Literal["greedy", "nucleus"] = "greedy",
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    batch_size: int = 8,
+    limit: int | None = None,
+    template: str = "chat",
+    dtype: str = "auto",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Answer every prompt and keep the token ids; run again after an interruption to go on.
+
+    Example: draftsmith answers --target DIR --data prompts.jsonl --out answers.jsonl --preset nucleus
+
+    Args:
+        data: files, folders or `datasets` names with questions.
+        out: the JSONL file to write; what it holds already is not answered again.
+        target: folder or Hub name of the model that answers.
+        drafters: one drafter to make it faster.
+        server: instead of a target, the URL of an OpenAI-compatible server.
+        model: the model's name on the server.
+        tokenizer: with a server, the folder or Hub name of its tokenizer.
+        preset: greedy, or nucleus (temperature 0.7, top_p 0.95).
+        temperature: overrides the preset.
+        top_k: sampling among so many tokens.
+        top_p: overrides the preset.
+        max_new_tokens: limit of each answer.
+        seed: of sampling.
+        batch_size: answers decoded, or requests under way, together.
+        limit: so many prompts and no more.
+        template: how messages become a prompt.
+        dtype: of the target's weights.
+        device: where the target runs.
+        json: print one JSON object on the last line.
+    """
+    config: dict[str, Any] = {
+        key: value for key, value in locals().items() if key not in ("json", "out", "batch_size", "drafters", "limit")
+    }
+    from draftsmith.infer.answers import AnswerFile, with_keys
+    from draftsmith.infer.records import read_records
+    from draftsmith.infer.settings import resolve_settings
+
+    if (target is None) == (server is None):
+        raise ValueError("give either --target or --server")
+    asked = with_keys(read_records(data, limit=limit, need="questions"))
+    own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = {key: value for key, value in own.items() if value is not None}
+    settings = resolve_settings(None, **PRESETS[preset] | given, seed=seed)
+    began = time.perf_counter()
+    with AnswerFile(out, config) as file:
+        before = len(file.done)
+        if server is not None:
+            _through_server(server, model, tokenizer, template, asked, settings, max_new_tokens, batch_size, file)
+        else:
+            assert target is not None
+            _by_loop(target, drafters, template, asked, settings, max_new_tokens, batch_size, dtype, device, file)
+        took = time.perf_counter() - began
+        summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": took}
+    if json:
+        print(dumps(summary))
+    else:
+        print(f"{summary['answered']} answers in {took:.1f} s, {before} were there already: {out}")
+
+
+def _by_loop(
+    target: str, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
+    dtype: str, device: str, file: Any,
+) -> None:  # fmt: skip
+    from draftsmith.infer.answers import answer_all
+    from draftsmith.infer.drafters.controls import Empty
+    from draftsmith.infer.models import load_target
+    from draftsmith.infer.row import Stops
+    from draftsmith.infer.templates import find_template
+    from draftsmith.recipes.drafters import parse_drafters
+
+    chosen = parse_drafters(drafters)
+    if len(chosen) > 1:
+        raise ValueError(f"answers takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
+    loaded = load_target(target, dtype=dtype, device=device)
+    assert loaded.tokenizer is not None
+    drafter = next(iter(chosen.values()), Empty())
+    drafter.bind(loaded)
+    rendered = find_template(template, loaded.tokenizer)
+    stops = Stops(max_new_tokens, loaded.eos_ids)
+    progress = _Progress()
+    answer_all(loaded, drafter, asked, rendered, settings, stops, file, batch_size=batch_size, progress=progress)
+
+
+def _through_server(
+    server: str, model: str, tokenizer: str | None, template: str, asked: Any, settings: Any, max_new_tokens: int,
+    concurrency: int, file: Any,
+) -> None:  # fmt: skip
+    from draftsmith.infer.answer_server import Server, answer_through
+    from draftsmith.infer.templates import find_template, load_tokenizer
+
+    if tokenizer is None:
+        raise ValueError("answers keep token ids: with --server give its --tokenizer as well")
+    rendered = find_template(template, load_tokenizer(tokenizer))
+    there = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
+    answer_through(
+        there, asked, rendered, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress()
+    )
+
+
+class _Progress:
+    """Rows, tokens/s and the time that is left, on one line."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.first: int | None = None
+
+    def __call__(self, done: int, asked: int, tokens: int) -> None:
+        self.first = done - 1 if self.first is None else self.first
+        took = time.perf_counter() - self.began
+        left = took / (done - self.first) * (asked - done)
+        end = "\n" if done == asked else ""
+        line = f"\r{done}/{asked} answers, {tokens / took:.0f} tokens/s, {left:.0f} s left\x1b[K"
+        print(line, end=end, file=sys.stderr, flush=True)

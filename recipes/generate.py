@@ -1,0 +1,137 @@
+"""`draftsmith generate`: text from a target and a drafter, streamed for one prompt, batched for many."""
+
+from __future__ import annotations
+
+import sys
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from draftsmith.infer.row import Row
+    from draftsmith.infer.trace import Generation
+
+
+def generate(
+    *,
+    target: str,
+    prompt: str | None = None,
+    data: list[str] | None = None,
+    drafters: str = "",
+    system: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: list[str] | None = None,
+    stop_ids: list[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    template: str = "chat",
+    dtype: str = "auto",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Generate text; with a drafter faster, and not one token otherwise.
+
+    Example: draftsmith generate --target DIR --drafters pld --prompt "Write a haiku."
+
+    Args:
+        target: folder or Hub name of the model that speaks.
+        prompt: what to answer; `-` reads it from standard input.
+        data: instead of a prompt, files of questions: all are answered, `batch_size` at a time.
+        drafters: one drafter, such as pld or small:MODEL; none is plain decoding.
+        system: a system message.
+        max_new_tokens: limit of the answer.
+        temperature: 0 is greedy; not given, what the model's generation config says.
+        top_k: sampling among so many tokens.
+        top_p: sampling within so much probability.
+        min_p: sampling among tokens at least so likely, as a share of the likeliest.
+        repetition_penalty: above 1 makes tokens that stand in the text less likely.
+        stop: texts that end the answer.
+        stop_ids: token ids that end the answer, besides the model's own.
+        seed: of sampling.
+        batch_size: answers decoded together.
+        template: how a message becomes a prompt: chat, plain, a format with {prompt}, or a FastChat name.
+        dtype: of the target's weights.
+        device: where the target runs.
+        json: print one JSON object on the last line.
+    """
+    from draftsmith.infer.drafters.controls import Empty
+    from draftsmith.infer.generate import generate as run
+    from draftsmith.infer.models import load_target
+    from draftsmith.infer.row import Row, Stops
+    from draftsmith.infer.settings import resolve_settings
+    from draftsmith.infer.templates import find_template
+    from draftsmith.recipes.drafters import parse_drafters
+
+    chosen = parse_drafters(drafters)
+    if len(chosen) > 1:
+        raise ValueError(f"generate takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
+    prompts = _prompts(prompt, data, system)
+    loaded = load_target(target, dtype=dtype, device=device)
+    assert loaded.tokenizer is not None
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    settings = resolve_settings(loaded.generation_config, **asked, repetition_penalty=repetition_penalty, seed=seed)
+    stops = Stops(max_new_tokens, loaded.eos_ids | set(stop_ids or ()), tuple(stop or ()))
+    rendered = find_template(template, loaded.tokenizer)
+    rows = [Row(key, rendered.prompt_ids(messages), settings, stops, loaded.tokenizer) for key, messages in prompts]
+    drafter = next(iter(chosen.values()), Empty())
+    drafter.bind(loaded)
+    stream = len(rows) == 1 and not json
+    done = run(loaded, drafter, rows, batch_size=batch_size, on_tokens=_Streamed(sys.stdout) if stream else None)
+    if json:
+        results = [_result(generation) for generation in done]
+        print(dumps(results[0] if data is None else {"generations": results}, ensure_ascii=False))
+    elif stream:
+        print()
+    else:
+        for generation in done:
+            print(f"== {generation.row}\n{generation.text}")
+
+
+def _prompts(prompt: str | None, data: list[str] | None, system: str | None) -> list[tuple[str, list[Any]]]:
+    """Key and messages of everything to answer; of several turns the first."""
+    from draftsmith.infer.records import Message, read_records
+
+    if (prompt is None) == (data is None):
+        raise ValueError("give either --prompt or --data")
+    head = [Message("system", system)] if system else []
+    if prompt is not None:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        if not text.strip():
+            raise ValueError("the prompt is empty")
+        return [("0", [*head, Message("user", text)])]
+    records = read_records(data or [], need="questions")
+    return [(record.id, [*head, Message("user", record.questions[0])]) for record in records]
+
+
+def _result(generation: Generation) -> dict[str, Any]:
+    from draftsmith.infer.measure.metrics import trace_figures
+
+    return {
+        "id": generation.row,
+        "text": generation.text,
+        "token_ids": generation.token_ids,
+        "stop": generation.stop,
+        "metrics": trace_figures(generation.traces) | {"ttft_s": generation.first_s, "seconds": generation.seconds},
+    }
+
+
+class _Streamed:
+    """Prints what is new in the decoded text, holding back characters that are not whole yet."""
+
+    def __init__(self, out: Any) -> None:
+        self.out = out
+        self.shown = ""
+
+    def __call__(self, row: Row, tokens: list[int]) -> None:
+        assert row.tokenizer is not None
+        text = str(row.tokenizer.decode(row.new_ids, skip_special_tokens=True))
+        if not row.stop:
+            text = text.rstrip("�")
+        if text.startswith(self.shown):
+            self.out.write(text[len(self.shown) :])
+            self.out.flush()
+            self.shown = text
