@@ -7,38 +7,11 @@ measuring is infer's (measure/); only the time of `propose` is added here, becau
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from draftsmith.infer.contract import Drafter
-    from draftsmith.infer.hf_target import HFTarget
     from draftsmith.infer.measure.bench import Measured
-    from draftsmith.infer.measure.runner import Prompt
-    from draftsmith.infer.settings import Settings
-    from draftsmith.infer.trace import Generation
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterRunner:
-    """Answers prompts through the loop with one drafter."""
-
-    name: str
-    target: HFTarget
-    drafter: Drafter
-    settings: Settings
-    max_new_tokens: int
-    stop_ids: frozenset[int]
-
-    def run(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        from draftsmith.infer.generate import generate
-        from draftsmith.infer.row import Row, Stops
-
-        stops = Stops(self.max_new_tokens, self.stop_ids)
-        rows = [Row(prompt.key, list(prompt.token_ids), self.settings, stops) for prompt in prompts]
-        return generate(self.target, self.drafter, rows, batch_size=len(rows))
 
 
 def bench_dresd(
@@ -76,28 +49,25 @@ def bench_dresd(
         seed: Of sampling, of the order of runs and of the intervals.
         json: Print one JSON object on the last line.
     """
-    from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bench import bench
     from draftsmith.infer.measure.figures import summarise
+    from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.runner import Question
     from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
     from draftsmith.infer.records import read_records
+    from draftsmith.infer.row import Stops
     from draftsmith.infer.settings import Settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
 
     loaded = load_target(target, dtype=dtype, device=device)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{target} has no tokenizer")
     form, settings = find_template(template, loaded.tokenizer), Settings(temperature, top_p=top_p, seed=seed)
-    stops = frozenset({loaded.tokenizer.eos_token_id} - {None})
-    named: dict[str, Any] = {PLAIN: Empty()} | parse_drafters(drafters)
-    for drafter in named.values():
-        drafter.bind(loaded)
+    stops = Stops(max_new_tokens, loaded.eos_ids)
+    named: dict[str, Any] = {PLAIN: None} | parse_drafters(drafters)
     measured = bench(
-        [DrafterRunner(name, loaded, each, settings, max_new_tokens, stops) for name, each in named.items()],
+        [LoopRunner(name, loaded, each, settings, stops) for name, each in named.items()],
         [
             Question(record.id, record.category, tuple(record.questions))
             for record in read_records(data, limit=limit, need="questions")

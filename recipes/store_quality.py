@@ -5,6 +5,8 @@ from __future__ import annotations
 from json import dumps
 from typing import Any
 
+import numpy as np
+
 from draftsmith.infer.records import read_records
 from draftsmith.infer.templates import find_template
 from draftsmith.recipes.store_dresd import render_all
@@ -60,7 +62,7 @@ def quality(
         "query_ms": measures.query_ms(opened.index, text.keys_NK),
     }
     if indexes:
-        keys_NK = stored_keys(opened.index, range(len(opened)))
+        keys_NK = stored_keys(opened.index, np.arange(len(opened)))
         found["indexes"] = [measures.index_recall(keys_NK, text.keys_NK[:sample], kind) for kind in indexes]
     print(dumps(found) if json else "\n".join(_lines(found)))
 

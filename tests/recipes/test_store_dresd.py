@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +131,52 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder: Path, capsys: Any, tmp_
         assert run([*build, *words]) == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert line in told
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("name", ["build_dresd_ood.yaml", "build_dresd_id.yaml"])
+def test_a_recipe_builds_a_store_when_it_is_given_the_data(folder: Path, tmp_path: Path, name: str) -> None:
+    words = ["store", "build", "dresd", "--config", str(RECIPES / name), "--target", str(folder / "target")]
+    own = ["--data", str(folder / "data.jsonl"), "--out", str(tmp_path / "store"), "--device", "cpu"]
+    assert run([*words, *own]) == 0
+    manifest = json.loads((tmp_path / "store" / "store.json").read_text())
+    # The tiny target's states are 32 wide.
+    assert (manifest["dims"], manifest["feature"]) == (32, "last")
+
+
+def test_the_targets_own_answers_are_drafted_again(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    target = ["--target", str(folder / "target"), "--device", "cpu", "--json"]
+    questions, said = str(folder / "questions.jsonl"), str(tmp_path / "answers.jsonl")
+    assert run(["answers", *target, "--data", questions, "--out", said, "--max_new_tokens", "24"]) == 0
+    assert run(["store", "build", "dresd", *target, "--data", said, "--out", str(tmp_path / "own")]) == 0
+    # The answer's tokens, as they were emitted, and the prompt's last one before them.
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["keys"] == 3 * 25
+    drafters = ["--drafters", f"dresd:{tmp_path / 'own'}[num_drafts=1,min_confidence=0]", "--data", questions]
+    assert run(["store", "bench", *target, *drafters, "--max_new_tokens", "24", "--min_distinct", "0"]) == 0
+    drafted = json.loads(capsys.readouterr().out.splitlines()[-1])["drafters"]["dresd"]
+    assert drafted["equal"] == drafted["total"] == 3
+    assert drafted["accepted_length"] == pytest.approx(8.0)
+
+
+@pytest.mark.slow
+def test_the_in_distribution_script_answers_builds_and_measures_and_can_be_run_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TARGET": str(folder / "target"),
+        "PROMPTS": str(folder / "data.jsonl"),
+        "HELD_OUT": str(folder / "questions.jsonl"),
+        "OUT": str(tmp_path / "out"),
+        "LIMIT": "12",
+    }
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", str(RECIPES / "build_dresd_id.sh")], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert "mean reciprocal rank" in done.stdout
+    Dresd(str(tmp_path / "out" / "store"))
