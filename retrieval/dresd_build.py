@@ -93,37 +93,48 @@ def build_store(
         sequences = work.sequences(lambda: _gather(samples(), target.vocab_size, max_length))
         groups = shards(sequences, shard_positions, seed)
         projection, variance, speed = _embed_all(target, work, sequences, groups, plan, progress)
-        keys_NK = _assemble(work, sequences, groups)
         done = work.folder / "store"
         shutil.rmtree(done, ignore_errors=True)
         done.mkdir()
-        found = make_index(index, keys_NK, seed)
-        write_index(found, done / "index.faiss")
-        projection.write(done / "projection.bin")
-        tokens_N = sequences.tokens().astype(token_dtype(target.vocab_size))
-        tokens_N.tofile(done / "tokens.bin")
-        sequences.ends.astype("<u8").tofile(done / "ends.bin")
-        calibration = calibrate(found, keys_NK, tokens_N, sequences.ends, seed)
+        counted = _write_parts(done, sequences, _assemble(work, sequences, groups), projection, target, index, seed)
         tokenizer = target.tokenizer
-        manifest = identity | {
-            "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-            "hidden_size": int(projection.matrix_KD.shape[1]),
-            "dims": int(keys_NK.shape[1]),
-            "index": choose(index, len(keys_NK)),
-            "keys": len(keys_NK),
-            "documents": len(sequences.ends),
-            "variance_held": round(variance, 4),
-            "calibration": calibration.to_json(),
-            "build": {
-                "positions": len(sequences.ids_T),
-                "embedded_positions_per_s": round(speed, 1),
-                "seconds": round(time.perf_counter() - began, 1),
-            },
+        manifest = identity | {"tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer)} | counted
+        manifest["variance_held"] = round(variance, 4)
+        manifest["build"] = {
+            "positions": len(sequences.ids_T),
+            "embedded_positions_per_s": round(speed, 1),
+            "seconds": round(time.perf_counter() - began, 1),
         }
         write_manifest(done, manifest | facts())
         os.replace(done, out)
         shutil.rmtree(work.folder)
     return manifest
+
+
+def _write_parts(
+    folder: Path,
+    sequences: Sequences,
+    keys_NK: np.ndarray,
+    projection: Projection,
+    target: Target,
+    index: IndexKind,
+    seed: int,
+) -> dict[str, Any]:
+    """All parts of the store but its manifest; returns what the manifest says of them."""
+    found = make_index(index, keys_NK, seed)
+    write_index(found, folder / "index.faiss")
+    projection.write(folder / "projection.bin")
+    tokens_N = sequences.tokens().astype(token_dtype(target.vocab_size))
+    tokens_N.tofile(folder / "tokens.bin")
+    sequences.ends.astype("<u8").tofile(folder / "ends.bin")
+    return {
+        "hidden_size": int(projection.matrix_KD.shape[1]),
+        "dims": int(keys_NK.shape[1]),
+        "index": choose(index, len(keys_NK)),
+        "keys": len(keys_NK),
+        "documents": len(sequences.ends),
+        "calibration": calibrate(found, keys_NK, tokens_N, sequences.ends, seed).to_json(),
+    }
 
 
 def _gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Sequences:
