@@ -86,7 +86,7 @@ def bench(
         repeats=repeats,
         progress=_progress,
     )
-    results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(model.device))
+    results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(judge.model.device))
     if temperature == 0:
         name_ties(results, measured, encode, judge)
     if folder:
@@ -109,7 +109,12 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
     from draftsmith.infer.records import read_records
 
     return [
-        Question(int(record.id) if record.id.isdecimal() else record.id, record.category, tuple(record.questions))
+        Question(
+            int(record.id) if record.id.isdecimal() else record.id,
+            record.category,
+            tuple(record.questions),
+            record.system,
+        )
         for record in read_records(data, limit=limit, need="questions")
     ]
 

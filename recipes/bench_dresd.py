@@ -69,7 +69,7 @@ def bench_dresd(
     measured = bench(
         [LoopRunner(name, loaded, each, settings, stops) for name, each in named.items()],
         [
-            Question(record.id, record.category, tuple(record.questions))
+            Question(record.id, record.category, tuple(record.questions), record.system)
             for record in read_records(data, limit=limit, need="questions")
         ],
         lambda messages: form.prompt_ids([Message(**message) for message in messages]),

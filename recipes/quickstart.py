@@ -1,12 +1,13 @@
 """`draftsmith quickstart`: a target, drafts for it and a comparison, from nothing but what this machine has.
 
-The text is Python's own standard library. Every step is a `draftsmith` command that is printed as it runs, keeps what it
-made, and is passed over when it stands; so an interrupted quickstart goes on where it was. It shows that all works
+The text is Python's own standard library. Every step is a `draftsmith` command that is printed as it runs, keeps what
+it made, and is passed over when it stands; so an interrupted quickstart goes on where it was. It shows that all works
 together, losslessly, on this machine. What an 8B model gains on a GPU it does not show: `replay` on your own logs does.
 """
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import shutil
 import sysconfig
@@ -161,7 +162,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
     return [
         {"prompt": f"Continue {path.name}:\n{before[-ASKED:]}", "output": after}
-        for before, after in zip(pieces, pieces[1:])
+        for before, after in itertools.pairwise(pieces)
     ]
 
 

@@ -124,7 +124,7 @@ def name_ties(results: dict[str, Any], measured: Measured, encode: Encode, judge
             other = measured.outcomes[name][difference["question_id"]][difference["repeat"]]
             turn = difference["turn"]
             question = next(one for one in measured.questions if one.id == difference["question_id"])
-            messages: Messages = []
+            messages: Messages = question.head()
             for earlier in range(turn):
                 messages.append({"role": "user", "content": question.turns[earlier]})
                 messages.append({"role": "assistant", "content": plain.turns[earlier].text})

@@ -167,14 +167,9 @@ def _mamba():
     return MambaForCausalLM(MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, state_size=4))
 
 
-LISTS_ALL_CLASSES = pytest.mark.xfail(
-    reason="transformers refuses it first, with a list of all its classes", strict=True
-)
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [pytest.param(_t5, "encoder-decoder", marks=LISTS_ALL_CLASSES), (_bloom, "ALiBi"), (_mamba, "state-space")],
+    [(_t5, "encoder-decoder"), (_bloom, "ALiBi"), (_mamba, "state-space")],
     ids=["t5", "bloom", "mamba"],
 )
 def test_what_takes_no_tree_mask_is_refused_as_target_and_as_draft(generate, folders, tmp_path, make, reason):

@@ -123,10 +123,7 @@ def test_a_refused_run_leaves_its_folder_free_for_the_next(bench, tmp_path):
     assert bench("--out", out, "--drafters", "pld", "--limit", 1, new=2).code == 0
 
 
-NOT_TOLD = pytest.mark.xfail(reason="a prompt tried alone after a batch failed is run without `prepare`", strict=True)
-
-
-@pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=NOT_TOLD)])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_prompt_that_is_too_long_is_that_question_s_error_only(bench, folders, batch_size):
     rows = [question(1, "hello there"), question(2, "too long " * 120), question(3, "the dog, the dog")]
     words = ["--drafters", f"pld,oracle,small:{folders.draft}", "--batch_size", batch_size]
