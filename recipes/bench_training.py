@@ -1,7 +1,8 @@
 """Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.bench_training`.
 
 Same model, data, precision, optimiser and rows per step in one process; the arms take turns. What counts are learned
-tokens per second: padding and prompts earn nothing. It knows nothing of our training but the parts that it times.
+tokens per second: padding and prompts earn nothing. Seconds are told twice, by the wall and of this process's CPUs: on
+a machine that others use too, the second is the one to trust. It knows nothing of our training but what it times.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 import torch
 
-Rates = list[tuple[int, float]]
+# After each step: its learned tokens, wall clock, CPU clock.
+Marks = list[tuple[int, float, float]]
 
 
 def bench_training(
@@ -53,21 +55,38 @@ def bench_training(
         corpus = load_corpus(data, find_template("chat", tokenizer), max_length=max_length, cache=cache)
         train, held_out = split(corpus, 0.0)
         batches = Batches(corpus, train, held_out, max_length=max_length, batch_size=rows, micro_batch_size=rows)
-        arms: dict[str, Callable[[int], Rates]] = {
+        arms: dict[str, Callable[[int], Marks]] = {
             "ours": lambda turn: _ours(model, batches, steps, Path(scratch) / f"ours-{turn}"),
             "bare loop": lambda turn: _bare(model, batches, steps),
             "trainer, padded to max_length": lambda turn: _trainer(model, corpus, rows, steps, max_length, scratch),
             "trainer, grouped by length": lambda turn: _trainer(model, corpus, rows, steps, 0, scratch),
         }
-        rates: dict[str, list[float]] = {name: [] for name in arms}
+        rates: dict[str, list[list[float]]] = {name: [] for name in arms}
         for turn in range(rounds):
             for name, arm in arms.items():
-                counted = arm(turn)[1:]
-                rates[name].append(sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted))
-                print(f"round {turn + 1}: {name}: {rates[name][-1]:,.0f} learned tokens/s", file=sys.stderr)
-    middle = {name: statistics.median(found) for name, found in rates.items()}
-    ratios = {name: statistics.median(a / b for a, b in zip(rates["ours"], rates[name])) for name in middle}
-    return {"learned_tokens_per_s": middle, "ours_over": ratios, "rounds": rates}
+                rates[name].append(_rates(arm(turn)))
+                wall, cpu = rates[name][-1]
+                print(f"round {turn + 1}: {name}: {wall:,.0f} per second, {cpu:,.0f} per CPU second", file=sys.stderr)
+    results: dict[str, Any] = {"rounds": rates}
+    for clock, kind in enumerate(("wall", "cpu")):
+        results[f"learned_tokens_per_s_{kind}"] = {
+            name: statistics.median(rate[clock] for rate in found) for name, found in rates.items()
+        }
+        results[f"ours_over_{kind}"] = {
+            name: statistics.median(ours[clock] / other[clock] for ours, other in zip(rates["ours"], found))
+            for name, found in rates.items()
+        }
+    return results
+
+
+def _rates(marks: Marks) -> list[float]:
+    """Learned tokens per second of wall and of CPU, from the end of the first step to the end of the last."""
+    tokens = sum(count for count, _, _ in marks[1:])
+    return [tokens / (marks[-1][clock] - marks[0][clock]) for clock in (1, 2)]
+
+
+def _mark(tokens: int) -> tuple[int, float, float]:
+    return tokens, time.perf_counter(), time.process_time()
 
 
 def _module(model: Any) -> Any:
@@ -80,7 +99,20 @@ def _module(model: Any) -> Any:
     return Training(draft, SFT(), Schedule(1e-5, 10**6), seed=0)
 
 
-def _ours(model: Any, batches: Any, steps: int, out: Path) -> Rates:
+class _Timed:
+    """metrics.csv, and a mark after each of its rows."""
+
+    def __init__(self, metrics: Any, marks: Marks) -> None:
+        self.begin = metrics.begin
+        self._add = metrics.add
+        self._marks = marks
+
+    def add(self, **values: Any) -> None:
+        self._add(**values)
+        self._marks.append(_mark(values["loss_tokens"]))
+
+
+def _ours(model: Any, batches: Any, steps: int, out: Path) -> Marks:
     """The trainer as `draftsmith train` runs it, metrics.csv and all."""
     from draftsmith.train.callbacks import AtSteps
     from draftsmith.train.run import Plan, _fit, resolved
@@ -92,14 +124,17 @@ def _ours(model: Any, batches: Any, steps: int, out: Path) -> Rates:
     plan = resolved(
         Plan("", [], str(out), layers, optim=Optim(batch_size=rows, micro_batch_size=rows), machine=Machine("cpu"))
     )
+    marks: Marks = []
+
     record, metrics = RunRecord(out), Metrics(out / "metrics.csv", [layers])
+    timed: Any = _Timed(metrics, marks)
     record.begin(record.open({"settings": {}}))
-    watcher = AtSteps(record, metrics, [layers], lambda module: {}, val_every=0, save_every=10**6, deadline=None)
+    watcher = AtSteps(record, timed, [layers], lambda module: {}, val_every=0, save_every=10**6, deadline=None)
     _fit(plan, _module(model), batches, watcher, record, steps)
-    return [(int(row["loss_tokens"]), float(row["seconds"])) for row in metrics.rows()]
+    return marks
 
 
-def _bare(model: Any, batches: Any, steps: int) -> Rates:
+def _bare(model: Any, batches: Any, steps: int) -> Marks:
     """Forward, backward, clip, step, on the same batches made beforehand."""
     from draftsmith.train.batches import MicroBatches
 
@@ -107,9 +142,8 @@ def _bare(model: Any, batches: Any, steps: int) -> Rates:
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     rows = batches.batch_size
     source = MicroBatches(batches.corpus, batches.stream, rows, rows, 0, 1)
-    rates = []
+    marks = []
     for batch in [source[i] for i in range(steps)]:
-        began = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             sums = module.objective(module.draft, batch)
             loss = sums.total / batch["loss_tokens"]
@@ -117,11 +151,11 @@ def _bare(model: Any, batches: Any, steps: int) -> Rates:
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        rates.append((int(batch["loss_tokens"]), time.perf_counter() - began))
-    return rates
+        marks.append(_mark(int(batch["loss_tokens"])))
+    return marks
 
 
-def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratch: str) -> Rates:
+def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratch: str) -> Marks:
     """transformers' Trainer: rows padded to `pad_to`, or (0) grouped by length and padded to the longest."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -131,7 +165,7 @@ def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratc
         labels = [int(token) if learned else -100 for token, learned in zip(tokens, mask)]
         samples.append({"input_ids": tokens.tolist(), "labels": labels})
     learned: list[int] = []
-    times: list[float] = []
+    marks: Marks = []
 
     def collate(picked: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         learned.append(sum(label != -100 for sample in picked for label in sample["labels"][1:]))
@@ -145,11 +179,8 @@ def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratc
         return {**batch, "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long()}
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            times.append(-time.perf_counter())
-
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times[-1] += time.perf_counter()
+            marks.append(_mark(learned[len(marks)]))
 
     arguments = TrainingArguments(
         scratch, per_device_train_batch_size=rows, max_steps=steps, bf16=True, use_cpu=True, report_to=[],
@@ -157,7 +188,7 @@ def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratc
         remove_unused_columns=False, train_sampling_strategy="random" if pad_to else "group_by_length",
     )  # fmt: skip
     Trainer(copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]).train()
-    return list(zip(learned, times))
+    return marks
 
 
 if __name__ == "__main__":

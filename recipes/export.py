@@ -20,6 +20,7 @@ def export(
     engine: Literal["vllm"] | None = None,
     dtype: str | None = None,
     bench: str | None = None,
+    exits: list[int] | None = None,
     json: bool = False,
 ) -> None:
     """Write a draft as a plain Hugging Face model, with a model card.
@@ -35,6 +36,7 @@ def export(
         engine: vllm writes its speculative config too, and prints the line that serves it.
         dtype: of the weights; as they were trained if not given.
         bench: run folder of a benchmark whose figures go into the card.
+        exits: where a published draft can be left, if its config does not tell.
         json: print one JSON object on the last line.
     """
     from draftsmith.train.export import export_draft
@@ -47,8 +49,9 @@ def export(
     with tempfile.TemporaryDirectory() as passing:
         folder = Path(out) if out else Path(passing) / "model"
         told = export_draft(
-            checkpoint, folder, exit=exit, target=target, dtype=dtype, engine=engine, bench=bench, name=hub
-        )
+            checkpoint, folder, exit=exit, target=target, dtype=dtype, engine=engine, bench=bench, name=hub,
+            exits=exits, reach=not dry_run,
+        )  # fmt: skip
         print(f"exit {told['exit']}: {', '.join(told['files'])}" + (f" in {folder}" if out else ""))
         if engine == "vllm":
             print("vLLM drafts with one exit as a chain: no exits are chosen there, and no trees are grown.")

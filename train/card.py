@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from draftsmith.infer.models import HUB_NAME
+
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -26,17 +28,34 @@ def front_matter(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def licence_of(target: str) -> dict[str, str]:
+def licence_folder(target: str, reach: bool) -> Path | None:
+    """Where the target's card and licence files lie: its folder, or what the Hub (its cache, where it is not to be
+    reached) has of them; None where they cannot be had."""
+    if Path(target).is_dir():
+        return Path(target)
+    if not HUB_NAME.fullmatch(target):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted = ["README.md", *LICENCE_FILES]
+    try:
+        return Path(snapshot_download(target, allow_patterns=wanted, local_files_only=not reach))
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
+
+
+def licence_of(folder: Path | None) -> dict[str, str]:
     """The target's licence as a model card states it; a draft made from its weights is under the same."""
-    found = front_matter(Path(target)) if Path(target).is_dir() else {}
+    found = front_matter(folder) if folder else {}
     return {key: str(found[key]) for key in ("license", "license_name", "license_link") if key in found}
 
 
-def copy_licences(target: str, out: Path) -> list[str]:
+def copy_licences(folder: Path | None, out: Path) -> list[str]:
     """Copy the target's licence files; their names."""
-    if not Path(target).is_dir():
+    if folder is None:
         return []
-    paths = sorted({path for pattern in LICENCE_FILES for path in Path(target).glob(pattern) if path.is_file()})
+    paths = sorted({path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file()})
     for path in paths:
         shutil.copyfile(path, out / path.name)
     return [path.name for path in paths]
@@ -155,8 +174,8 @@ def _licence(licence: dict[str, str]) -> str:
         named = licence.get("license_name") or licence.get("license")
         return f"## Licence\n\nThe weights began as the target's, and are under the target's licence: {named}."
     return (
-        "## Licence\n\nThe weights began as the target's, and are under the target's licence. The target's folder "
-        "names none: look it up before you publish."
+        "## Licence\n\nThe weights began as the target's, and are under the target's licence. It could not be "
+        "found where this card was written: look it up before you publish."
     )
 
 

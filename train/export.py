@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.models import DTYPES, load_model
-from draftsmith.train.card import copy_licences, licence_of, model_card, serve_line, speculative_config
+from draftsmith.train.card import copy_licences, licence_folder, licence_of, model_card, serve_line, speculative_config
 from draftsmith.train.checkpoint import save_model
+from draftsmith.train.exits import check_exits
 from draftsmith.train.layers import first_layers
 
 
@@ -27,10 +29,13 @@ def export_draft(
     engine: str | None = None,
     bench: str | None = None,
     name: str | None = None,
+    exits: Sequence[int] | None = None,
+    reach: bool = True,
 ) -> dict[str, Any]:
     """Write `out`, a new folder; what was written, for a person or a program.
 
-    `exit`: leave after so many layers; not given: the whole draft. `name`: what the card calls it.
+    `exit`: leave after so many layers; not given: the whole draft. `name`: what the card calls it. `exits`: where a
+    published draft can be left, if its config does not tell. `reach`: the Hub may be asked for the target's licence.
     """
     if engine not in (None, "vllm"):
         raise ValueError(f"unknown engine {engine!r}: vllm")
@@ -44,7 +49,8 @@ def export_draft(
         raise ValueError(f"{checkpoint} has no run.json that names its target: give --target")
     model, tokenizer = _load(checkpoint, dtype)
     depth = model.config.get_text_config().num_hidden_layers
-    exits = list(getattr(model.config, "sorted_exits", None) or [depth])
+    known = getattr(model.config, "sorted_exits", None) or [depth]
+    exits = list(check_exits(exits or known, depth))
     chosen = depth if exit is None else exit
     if chosen not in exits:
         raise ValueError(f"{checkpoint} has no exit {chosen}: it was trained at {', '.join(map(str, exits))}")
@@ -59,13 +65,14 @@ def export_draft(
         part.mkdir(parents=True)
         save_model(part, model, tokenizer, exits=exits, template_fingerprint=fingerprint)
         shown = name or out.name
-        licence = licence_of(target)
+        source = licence_folder(target, reach)
+        licence = licence_of(source)
         results = _json(Path(bench) / "results.json") if bench else {}
         card = model_card(
             name=shown, target=target, exit=chosen, exits=exits, run=run, results=results, licence=licence
         )
         (part / "README.md").write_text(card, encoding="utf-8")
-        licences = copy_licences(target, part)
+        licences = copy_licences(source, part)
         if run:
             shutil.copyfile(Path(checkpoint) / "run.json", part / "run.json")
         told: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence, "licence_files": licences}

@@ -77,6 +77,28 @@ def test_for_vllm_it_writes_one_exit_and_the_line_that_serves_it(checkpoint, tmp
     assert "sorted_exits" not in stored
 
 
+def test_a_published_draft_is_left_where_it_is_said_to_be_sorted(target_folder, tmp_path):
+    export_draft(str(target_folder), tmp_path / "out", exit=2, exits=[2, 3, 4], target="me/target")
+    assert load_model(str(tmp_path / "out"), device="cpu")[0].config.num_hidden_layers == 2
+    assert "look it up before you publish" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ValueError, match="whole depth of 4"):
+        export_draft(str(target_folder), tmp_path / "other", exit=2, exits=[2, 3], target="me/target")
+
+
+def test_the_licence_of_a_target_on_the_hub_is_taken_from_there(checkpoint, tmp_path, monkeypatch):
+    asked = []
+
+    def stored(name, allow_patterns, local_files_only):
+        asked.append((name, local_files_only))
+        return str(tmp_path / "target")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", stored)
+    told = export_draft(str(checkpoint), tmp_path / "out", target="me/target", reach=False)
+    assert told["licence"] == {"license": "llama2"}
+    assert told["licence_files"] == ["LICENSE.txt"]
+    assert asked == [("me/target", True)]
+
+
 def test_a_peft_adapter_is_merged_into_its_base(target_folder, tmp_path):
     from peft import LoraConfig, get_peft_model
 
