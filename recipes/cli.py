@@ -40,6 +40,13 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
     "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
     "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
+    "store build rest": Command("draftsmith.recipes.store:build_rest", "a store of documents for the rest drafter"),
+    "store info": Command("draftsmith.recipes.store:info", "what a store holds"),
+    "store verify": Command("draftsmith.recipes.store:verify", "read a store through and check every file"),
+    "store append": Command("draftsmith.recipes.store:append", "add documents to a store"),
+    "store merge": Command("draftsmith.recipes.store:merge", "rewrite a store in as few segments as will do"),
+    "store remove": Command("draftsmith.recipes.store:remove", "take documents out of a store, by id or by age"),
+    "store bench": Command("draftsmith.recipes.bench_rest:bench_rest", "rest beside REST's own rule, replayed"),
     "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
 }
 

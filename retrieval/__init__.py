@@ -1,5 +1,6 @@
 """Drafting from text that is already there."""
 
 from draftsmith.retrieval.pld import PromptLookup
+from draftsmith.retrieval.rest import Rest
 
-__all__ = ["PromptLookup"]
+__all__ = ["PromptLookup", "Rest"]

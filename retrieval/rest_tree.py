@@ -10,14 +10,15 @@ Where the hits come from is not known here (rest_lookup.py).
 Legend: H hits, D places ahead, C children found, N nodes kept, L levels.
 """
 
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def _children(ahead_HD, order_H, begin, end, depth, seen_V, epoch, child_H, tokens_C):  # type: ignore[no-untyped-def]
+def _children(ahead_HD, order_H, begin, end, depth, seen_V, epoch, child_H, tokens_C):
     """Number the tokens that stand `depth` ahead in the hits order_H[begin:end], in order of appearance.
 
     A hit whose text has ended gets child -1. `seen_V` holds epoch << 32 | child of each token seen in this call.
@@ -39,7 +40,7 @@ def _children(ahead_HD, order_H, begin, end, depth, seen_V, epoch, child_H, toke
 
 
 @njit(cache=True, nogil=True)
-def _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, totals_L):  # type: ignore[no-untyped-def]
+def _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, totals_L):
     """Weights by level and child, then cumulated: level k counts every hit that matches k tokens or more."""
     lowest, highest = 1 << 30, 0
     for i in range(begin, end):
@@ -62,7 +63,7 @@ def _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, 
 
 @njit(cache=True, nogil=True)
 def _blend(levels_H, weights_H, order_H, begin, end, depth, child_H, count, discounts, strengths,
-           counts_LC, totals_L, probs_C):  # type: ignore[no-untyped-def]  # fmt: skip
+           counts_LC, totals_L, probs_C):  # fmt: skip
     """P(child | node) for `count` children: from the shortest match to the longest, each level over the one below."""
     lowest, highest = _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, totals_L)
     probs_C[:count] = 0.0
@@ -81,7 +82,7 @@ def _blend(levels_H, weights_H, order_H, begin, end, depth, child_H, count, disc
 
 
 @njit(cache=True, nogil=True)
-def _partition(order_H, begin, end, child_H, count, spare_H, ends_C):  # type: ignore[no-untyped-def]
+def _partition(order_H, begin, end, child_H, count, spare_H, ends_C):
     """Sort order_H[begin:end] by child, stably; ends_C[c] is where child c's hits end. Hits without one come last."""
     ends_C[: count + 1] = 0
     for i in range(begin, end):
@@ -100,7 +101,7 @@ def _partition(order_H, begin, end, child_H, count, spare_H, ends_C):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def _sift_up(heap, size, worths, leaf):  # type: ignore[no-untyped-def]
+def _sift_up(heap, size, worths, leaf):
     """Insert a leaf into the heap of the most worthy; the earlier found leaf wins a tie."""
     i = size
     while i > 0:
@@ -114,7 +115,7 @@ def _sift_up(heap, size, worths, leaf):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _pop(heap, size, worths):  # type: ignore[no-untyped-def]
+def _pop(heap, size, worths):
     """Take the best leaf off; the heap then holds size - 1."""
     best, moved = heap[0], heap[size - 1]
     size -= 1
@@ -139,7 +140,7 @@ def _pop(heap, size, worths):  # type: ignore[no-untyped-def]
 def grow(ahead_HD, levels_H, weights_H, hits, nodes, depth, min_worth, discounts, strengths,
          order_H, child_H, spare_H, seen_V, epoch, counts_LC, totals_L, probs_C, tokens_C, ends_C,
          leaf_node, leaf_token, leaf_depth, leaf_begin, leaf_end, leaf_prob, worths, heap,
-         tokens_N, parents_N, depths_N, probs_N):  # type: ignore[no-untyped-def]  # fmt: skip
+         tokens_N, parents_N, depths_N, probs_N):  # fmt: skip
     """Write the best tree of at most `nodes` nodes into the last four arrays; returns (its size, the next epoch)."""
     for i in range(hits):
         order_H[i] = i
