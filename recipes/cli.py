@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "store merge": Command("draftsmith.recipes.store:merge", "rewrite a store in as few segments as will do"),
     "store remove": Command("draftsmith.recipes.store:remove", "take documents out of a store, by id or by age"),
     "store bench": Command("draftsmith.recipes.bench_rest:bench_rest", "rest beside REST's own rule, replayed"),
+    "store scale": Command("draftsmith.recipes.scale_rest:scale_rest", "time and memory of a large rest store"),
     "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
 }
 

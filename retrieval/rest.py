@@ -30,7 +30,6 @@ STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
 # The blended probability, and the share of such tokens that was accepted.
 BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
 ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
-MOST_LEAVES = 8192
 BUCKETS = 1 << 12
 
 
@@ -79,8 +78,10 @@ class _Scratch:
         self.sorting = [ints(hits), ints(hits), ints(hits)]
         self.seen_V = ints(vocab)
         self.counting = [np.zeros((levels + 1, hits)), np.zeros(levels + 1), np.zeros(hits), ints(hits), ints(hits + 1)]
-        self.leaves = [*(ints(MOST_LEAVES) for _ in range(5)), np.zeros(MOST_LEAVES), np.zeros(MOST_LEAVES)]
-        self.heap = ints(MOST_LEAVES)
+        # At each depth a hit stands below one leaf at most.
+        most = hits * ahead
+        self.leaves = [*(ints(most) for _ in range(5)), np.zeros(most), np.zeros(most)]
+        self.heap = ints(most)
         self.nodes = [ints(nodes), ints(nodes), ints(nodes), np.zeros(nodes)]
         self.epoch = 0
 
@@ -98,7 +99,7 @@ class Rest:
         context_hits: how many places of the row's own text are read.
         context_weight: what one of them counts for, in places of the store; 0 leaves the row's own text out.
         context_lead: by how many tokens it is taken for a longer match than it is.
-        min_confidence: nodes that are less probable than this are not drafted.
+        min_confidence: nodes that are less probable than this, their ancestors counted in, are not drafted.
         threads: how many rows of a batch are looked up at the same time.
         verify: read the store's checksums when it is bound, instead of the files' sizes alone.
     """
@@ -118,7 +119,7 @@ class Rest:
         context_hits: int = 128,
         context_weight: float = 2.0,
         context_lead: int = 1,
-        min_confidence: float = 1e-4,
+        min_confidence: float = 0.0,
         threads: int = 1,
         verify: bool = True,
     ) -> None:
