@@ -24,7 +24,14 @@ VARIED = 0.1
 
 
 def scale_rest(
-    *, store: str, out: str, tokens: int = 100_000_000, steps: int = 4000, seed: int = 0, json: bool = False
+    *,
+    store: str,
+    out: str,
+    tokens: int = 100_000_000,
+    steps: int = 4000,
+    max_resident_mb: int = 0,
+    seed: int = 0,
+    json: bool = False,
 ) -> None:
     """Build and query a large store made of a small one's documents, and print what it took.
 
@@ -33,13 +40,17 @@ def scale_rest(
         out: folder of the large store; it is deleted afterwards.
         tokens: size of the large store.
         steps: how many drafts are timed.
+        max_resident_mb: the drafter's option of that name.
         seed: of the variation.
         json: print one JSON object on the last line.
     """
     spawn = multiprocessing.get_context("spawn")
     figures: dict[str, Any] = {"tokens": tokens}
     try:
-        for work, arguments in ((_build, (store, out, tokens, seed)), (_query, (store, out, steps, seed + 1))):
+        for work, arguments in (
+            (_build, (store, out, tokens, seed)),
+            (_query, (store, out, steps, max_resident_mb, seed + 1)),
+        ):
             with spawn.Pool(1) as pool:
                 figures |= pool.apply(work, arguments)
     finally:
@@ -104,7 +115,7 @@ def _build(store: str, out: str, tokens: int, seed: int) -> dict[str, float]:
     }
 
 
-def _query(store: str, out: str, steps: int, seed: int) -> dict[str, float]:
+def _query(store: str, out: str, steps: int, max_resident_mb: int, seed: int) -> dict[str, float]:
     """Draft along documents that are not in the store; the small store is bound first, so that code is not counted."""
     from draftsmith.infer.contract import Budget
     from draftsmith.infer.generate import generate
@@ -140,7 +151,7 @@ def _query(store: str, out: str, steps: int, seed: int) -> dict[str, float]:
     seconds.clear()
     committed = 0
     private, mapped = _memory()
-    large = Rest(out)
+    large = Rest(out, max_resident_mb=max_resident_mb)
     run(large, steps)
     now_private, now_mapped = _memory()
     ordered = sorted(seconds)

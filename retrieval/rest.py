@@ -10,6 +10,7 @@ Legend: G segments, S levels, H hits, D places ahead, N nodes, V vocabulary, L l
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
 BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
 ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
 BUCKETS = 1 << 12
+STATM = Path("/proc/self/statm")
 
 
 class _RowIndex:
@@ -102,6 +104,9 @@ class Rest:
         min_confidence: nodes that are less probable than this, their ancestors counted in, are not drafted.
         threads: how many rows of a batch are looked up at the same time.
         verify: read the store's checksums when it is bound, instead of the files' sizes alone.
+        max_resident_mb: give the store's pages back when more than so many MB of mapped files are in this process's
+            memory (after the draft that went beyond it); 0 leaves that to the system, which drops such pages at need.
+            Smaller is slower: pages must be mapped again.
     """
 
     name = KIND
@@ -122,6 +127,7 @@ class Rest:
         min_confidence: float = 0.0,
         threads: int = 1,
         verify: bool = True,
+        max_resident_mb: int = 0,
     ) -> None:
         for what, value in (
             ("nodes", nodes), ("num_draft_tokens", num_draft_tokens), ("max_match", max_match), ("hits", hits),
@@ -129,8 +135,12 @@ class Rest:
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        if min(context_weight, context_lead, context_hits, min_confidence) < 0:
-            raise ValueError("context_weight, context_lead, context_hits and min_confidence must not be negative")
+        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb) < 0:
+            raise ValueError(
+                "context_weight, context_lead, context_hits, min_confidence and max_resident_mb must not be negative"
+            )
+        if max_resident_mb and not STATM.exists():
+            raise ValueError("max_resident_mb needs Linux: what is resident is not known here")
         self.path = Path(store).expanduser()
         self.num_nodes = nodes
         self.num_draft_tokens = num_draft_tokens
@@ -143,6 +153,7 @@ class Rest:
         self.min_confidence = min_confidence
         self.threads = threads
         self.verify = verify
+        self.max_resident_mb = max_resident_mb
         self._indexes: dict[Row, _RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -156,6 +167,7 @@ class Rest:
                 f"the store {self.path} was built for {store.manifest.vocab_size} token ids; the target has "
                 f"{target.vocab_size}"
             )
+        self._store = store
         self._lookup, self._tree = kernels()
         self._segments = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
@@ -165,8 +177,8 @@ class Rest:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         first = [int(token) for token in self._segments[0][0][:2]]
-        warm = _RowIndex()
-        self._draft(warm, first * 2, Budget(1, 1), self._scratches[0])
+        self._draft(_RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
+        self._resident = resident_mb() + self.max_resident_mb if self.max_resident_mb else 0.0
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
@@ -181,6 +193,12 @@ class Rest:
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
+        drafts = self._drafts(work)
+        if self._resident and resident_mb() > self._resident:
+            self._store.release()
+        return drafts
+
+    def _drafts(self, work: list[tuple[_RowIndex, list[int], Budget]]) -> list[Draft]:
         if self._pool is None or len(work) < 2:
             return [self._draft(*item, self._scratches[0]) for item in work]
 
@@ -245,6 +263,11 @@ class Rest:
             else:
                 trials[parent] = [trial]
         return draft
+
+
+def resident_mb() -> float:
+    """MB of mapped files that are in this process's memory now."""
+    return int(STATM.read_text().split()[2]) * mmap.PAGESIZE / 2**20
 
 
 def kernels() -> tuple[ModuleType, ModuleType]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -167,6 +168,18 @@ class Store:
         for part in self.manifest.all_parts:
             if checksum(self.path / part.file) != part.sha256:
                 raise ValueError(f"{self.path / part.file} is not what was written (its checksum differs): build again")
+
+    def release(self) -> None:
+        """Give the mapped pages back: they stay in the system's cache, and come back when they are read again."""
+        for array in [
+            *self.arrays.values(),
+            *(a for s in self.segments for a in (s.tokens, s.starts, *s.arrays.values())),
+        ]:
+            owner: Any = array
+            while isinstance(owner, np.ndarray):
+                owner = owner.base
+            if isinstance(owner, mmap.mmap):
+                owner.madvise(mmap.MADV_DONTNEED)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer_fingerprint(tokenizer) != self.manifest.tokenizer:

@@ -18,6 +18,7 @@ from draftsmith.infer.recorded_target import RecordedTarget
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import ROOT
 from draftsmith.retrieval import Rest
+from draftsmith.retrieval.rest import STATM, resident_mb
 
 TOKEN = st.integers(0, 5)
 DOCUMENTS = st.lists(st.lists(TOKEN, max_size=30), min_size=1, max_size=8)
@@ -209,6 +210,25 @@ def test_two_processes_propose_identical_trees(tmp_path: Path, retrieval: Any) -
     assert told[0].returncode == 0, told[0].stderr
     assert told[0].stdout == told[1].stdout
     assert sum(len(tokens) for tokens, _, _ in json.loads(told[0].stdout)) > 1000
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="what is resident is told by Linux alone")
+def test_pages_are_given_back_beyond_the_limit_and_the_drafts_stay_the_same(tmp_path: Path, retrieval: Any) -> None:
+    rng = np.random.default_rng(5)
+    documents = rng.integers(0, 1000, (1000, 1000)).tolist()
+    store = retrieval.write_store(tmp_path / "s", documents, vocab=1000)
+    contexts = [[token] for token in range(1000)]
+    free, bounded = (retrieval.bound(store, 1000, max_resident_mb=limit, nodes=4) for limit in (0, 1))
+    assert bounded._store.manifest.bytes > 5 * 2**20
+    wanted = [draft.tokens for draft in retrieval.propose(free, contexts)]
+    mapped = resident_mb()
+    free._store.release()
+    empty = resident_mb()
+    assert empty < mapped - 3
+    for context, tokens in zip(contexts, wanted):
+        (draft,) = retrieval.propose(bounded, [context])
+        assert draft.tokens == tokens
+        assert resident_mb() < empty + 2
 
 
 def test_a_store_for_more_ids_than_the_target_has_is_refused(tmp_path: Path, retrieval: Any) -> None:
