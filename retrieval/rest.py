@@ -168,6 +168,8 @@ class Rest:
                 f"{target.vocab_size}"
             )
         self._store = store
+        if self.max_resident_mb:
+            store.keep_small()
         self._lookup, self._tree = kernels()
         self._segments = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
@@ -235,12 +237,11 @@ class Rest:
             context, s.lows_GS, s.highs_GS, s.longest_G, self.hits, self.hits_per_level, s.before_GS,
             s.ranks_H, s.levels_H, s.weights_H,
         ))  # fmt: skip
-        if count:
-            for g, ((tokens, suffixes), (lows, highs, before)) in enumerate(zip(self._segments, s.rows)):
-                lookup.gather(
-                    tokens, suffixes, self._known, lows, highs, s.longest_G[g], before, s.ranks_H, s.levels_H, count,
-                    s.ahead_HD,
-                )  # fmt: skip
+        for g, ((tokens, suffixes), (lows, highs, before)) in enumerate(zip(self._segments, s.rows)):
+            lookup.gather(
+                tokens, suffixes, self._known, lows, highs, s.longest_G[g], before, s.ranks_H, s.levels_H, count,
+                s.ahead_HD,
+            )  # fmt: skip
         if self.context_hits:
             count = int(lookup.gather_row(
                 index.ids, index.length, self._vocab, index.heads, index.previous, 4 * self.context_hits,

@@ -169,17 +169,22 @@ class Store:
             if checksum(self.path / part.file) != part.sha256:
                 raise ValueError(f"{self.path / part.file} is not what was written (its checksum differs): build again")
 
+    def keep_small(self) -> None:
+        """Map pages a few at a time, not 2 MB at once where the system holds them so: what is read stays small."""
+        self._advise(mmap.MADV_NOHUGEPAGE)
+
     def release(self) -> None:
         """Give the mapped pages back: they stay in the system's cache, and come back when they are read again."""
-        for array in [
-            *self.arrays.values(),
-            *(a for s in self.segments for a in (s.tokens, s.starts, *s.arrays.values())),
-        ]:
+        self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        groups = [(s.tokens, s.starts, *s.arrays.values()) for s in self.segments]
+        for array in [*self.arrays.values(), *(array for group in groups for array in group)]:
             owner: Any = array
             while isinstance(owner, np.ndarray):
                 owner = owner.base
             if isinstance(owner, mmap.mmap):
-                owner.madvise(mmap.MADV_DONTNEED)
+                owner.madvise(advice)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer_fingerprint(tokenizer) != self.manifest.tokenizer:

@@ -260,6 +260,17 @@ def test_without_numba_one_line_names_the_extra(
         retrieval.bound(store)
 
 
+@pytest.mark.parametrize("documents", [[[1], [2, 3]], [[1, 2, 3]]])
+def test_everything_is_compiled_when_bound(tmp_path: Path, retrieval: Any, documents: list[list[int]]) -> None:
+    drafter = retrieval.bound(retrieval.write_store(tmp_path / "s", documents))
+    kernels = [drafter._lookup.narrow, drafter._lookup.plan, drafter._lookup.gather, drafter._lookup.index_row,
+               drafter._lookup.gather_row, drafter._tree.grow]  # fmt: skip
+    compiled = [len(kernel.signatures) for kernel in kernels]
+    assert all(compiled)
+    retrieval.propose(drafter, [[2], [2, 3, 2], [9] * 300])
+    assert [len(kernel.signatures) for kernel in kernels] == compiled
+
+
 @pytest.mark.parametrize("wrong", [{"nodes": 0}, {"max_match": 0}, {"threads": 0}, {"context_weight": -1.0}])
 def test_senseless_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
