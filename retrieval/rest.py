@@ -180,7 +180,10 @@ class Rest:
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         first = [int(token) for token in self._segments[0][0][:2]]
         self._draft(_RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
-        self._resident = resident_mb() + self.max_resident_mb if self.max_resident_mb else 0.0
+        self._resident = 0.0
+        if self.max_resident_mb:
+            store.release()
+            self._resident = resident_mb() + self.max_resident_mb
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
