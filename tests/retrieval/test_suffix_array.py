@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.retrieval import suffix_array
@@ -18,6 +18,7 @@ def sorted_by_hand(stream: list[int], separator: int) -> list[int]:
 
 
 @pytest.mark.parametrize("vocab", [3, 255, 256, 65_535, 65_536, 200_000, 2**24 + 9])
+@settings(deadline=None)
 @given(data=st.data())
 def test_the_order_is_that_of_the_reversed_prefixes(vocab: int, data: st.DataObject) -> None:
     ids = st.sampled_from(sorted({0, 1, 2, vocab // 2, vocab - 1}))
