@@ -199,9 +199,10 @@ class Store:
             yield from self.segment_documents(opened)
 
     def segment_documents(self, opened: OpenSegment) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        with (self.path / opened.segment.parts["documents"].file).open(encoding="utf-8") as lines:
-            for line, start, stop in zip(lines, opened.starts, opened.starts[1:]):
-                yield json.loads(line), np.asarray(opened.tokens[start : stop - 1])
+        # Mapped with the rest: the file itself may be gone by now.
+        lines = opened.arrays["documents"].tobytes().splitlines()
+        for line, start, stop in zip(lines, opened.starts, opened.starts[1:]):
+            yield json.loads(line), np.asarray(opened.tokens[start : stop - 1])
 
 
 def read_manifest(path: Path) -> Manifest:

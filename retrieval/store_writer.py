@@ -192,7 +192,7 @@ class _Segments:
         lines = "".join(json.dumps(row) + "\n" for row in told).encode()
         arrays = {"tokens": stream, "starts": starts, **self.make_parts(stream, starts)}
         parts = {kind: write_array(self.folder, f"{name}.{kind}", array) for kind, array in arrays.items()}
-        parts["documents"] = write_bytes(self.folder, f"{name}.documents", memoryview(lines))
+        parts["documents"] = write_array(self.folder, f"{name}.documents", np.frombuffer(lines, np.uint8))
         self.manifest.segments.append(Segment(name, len(documents), len(stream) - len(documents), parts))
         self.manifest.next_segment += 1
 
