@@ -1,4 +1,4 @@
-"""`draftsmith store bench`: drafters against plain decoding through the real loop, with what retrieval costs apart.
+"""`draftsmith store bench dresd`: drafters against plain decoding through the real loop, and what retrieval costs.
 
 Any drafters may be compared on one target: dresd:STORE,rest:STORE,pld. The loop is infer's (generate.py), the
 measuring is infer's (measure/); only the time of `propose` is added here, because a store's price is its query.

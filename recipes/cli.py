@@ -44,11 +44,21 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
     "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
     "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
+    "store build rest": Command("draftsmith.recipes.store:build_rest", "a store of documents for the rest drafter"),
+    "store info": Command("draftsmith.recipes.store:info", "what a store holds"),
+    "store verify": Command("draftsmith.recipes.store:verify", "read a store through and check every file"),
+    "store append": Command("draftsmith.recipes.store:append", "add documents to a store"),
+    "store merge": Command("draftsmith.recipes.store:merge", "rewrite a store in as few segments as will do"),
+    "store remove": Command("draftsmith.recipes.store:remove", "take documents out of a store, by id or by age"),
+    "store bench rest": Command("draftsmith.recipes.bench_rest:bench_rest", "rest beside REST's own rule, replayed"),
+    "store scale": Command("draftsmith.recipes.scale_rest:scale_rest", "time and memory of a large rest store"),
     "store build dresd": Command("draftsmith.recipes.store_dresd:build_dresd", "a dense store of what a target says"),
     "store quality": Command(
         "draftsmith.recipes.store_quality:quality", "what a dense store is worth, without decoding"
     ),
-    "store bench": Command("draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding"),
+    "store bench dresd": Command(
+        "draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding"
+    ),
     "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
 }
 

@@ -35,7 +35,18 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale("about a minute: everything once, nothing well; its text loops, which flatters every drafter", 1.0, 1024, 128, 3, 150, 80, 6, 48, 0.0),
+    "smoke": Scale(
+        "about a minute; its text loops and flatters every drafter",
+        1.0,
+        1024,
+        128,
+        3,
+        150,
+        80,
+        6,
+        48,
+        0.0,
+    ),
     "small": Scale("about ten minutes on two cores", 6.0, 4096, 384, 6, 500, 250, 24, 64, 0.5),
 }
 

@@ -2,5 +2,6 @@
 
 from draftsmith.retrieval.dresd import Dresd
 from draftsmith.retrieval.pld import PromptLookup
+from draftsmith.retrieval.rest import Rest
 
-__all__ = ["Dresd", "PromptLookup"]
+__all__ = ["Dresd", "PromptLookup", "Rest"]

@@ -67,6 +67,7 @@ class Dresd:
 
     name = "dresd"
     forward_seconds = 0.0
+    bytes_moved = 0
 
     def __init__(
         self,

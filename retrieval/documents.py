@@ -1,0 +1,98 @@
+"""Documents of a store: ids out of any record that the one reader knows, each with its name and its time.
+
+`answers` keeps what a model emitted, one document per answer; `all` keeps whole conversations as they were served. Text
+that belongs to no conversation is one document either way. What a store does with them is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from draftsmith.infer.records import OnBad, ReadReport, Record, read_records
+from draftsmith.infer.templates import PlainTemplate, Rendered, Template, find_template, render_record
+from draftsmith.infer.tokenizer import Encoder
+from draftsmith.retrieval.token_stream import check_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Content = Literal["answers", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`ids` is [T] int64; `time` is seconds since 1970 where the record tells it."""
+
+    id: str
+    ids: np.ndarray
+    time: float | None = None
+
+
+@dataclass(slots=True)
+class DocumentReader:
+    """Records to documents. Calling it with `skip` leaves out what the first so many records gave."""
+
+    sources: Sequence[str]
+    template: Template
+    vocab_size: int
+    content: Content
+    report: ReadReport
+    on_bad: OnBad = "raise"
+    limit: int | None = None
+
+    def __call__(self, skip: int = 0) -> Iterator[list[Document]]:
+        """One list per record, possibly empty: a record without tokens gives no document."""
+        records = read_records(self.sources, on_bad=self.on_bad, limit=self.limit, report=self.report)
+        for number, record in enumerate(records):
+            if number >= skip:
+                yield self._documents(record)
+
+    def _documents(self, record: Record) -> list[Document]:
+        where = f"{record.source} row {record.row}"
+        try:
+            pieces = [piece for sample in self._samples(record) for piece in self._pieces(sample)]
+        except ValueError as error:
+            self.report.note(f"not rendered: {error}", where)
+            return []
+        documents = []
+        for piece in pieces:
+            if piece:
+                documents.append(Document(record.id, check_ids(piece, self.vocab_size, where), record.time))
+        if not documents:
+            self.report.note("no token in it", where)
+        return documents
+
+    def _samples(self, record: Record) -> Iterator[Rendered]:
+        if record.outputs and not record.messages and not record.token_ids:
+            encoder = Encoder(self.template.tokenizer, add_special_tokens=False)
+            end = self.template.tokenizer.eos_token or ""
+            for answer in record.outputs:
+                ids = encoder.continuation([], encoder.without_end(answer) + end)
+                yield Rendered(ids, [1] * len(ids))
+            return
+        yield from render_record(self.template, record)
+
+    def _pieces(self, sample: Rendered) -> Iterator[list[int]]:
+        """The whole sample, or each run of emitted tokens."""
+        if self.content == "all":
+            yield sample.token_ids
+            return
+        piece: list[int] = []
+        for token, emitted in zip(sample.token_ids, sample.loss_mask):
+            if emitted:
+                piece.append(token)
+            elif piece:
+                yield piece
+                piece = []
+        yield piece
+
+
+def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template called `name`; `auto` is the tokenizer's own, or a plain format where it has none."""
+    if name != "auto":
+        return find_template(name, tokenizer)
+    return find_template("chat", tokenizer) if tokenizer.chat_template else PlainTemplate(tokenizer)

@@ -1,0 +1,286 @@
+"""REST: the draft is what followed the newest tokens wherever they stand in a store (arXiv 2311.08252), or in the row.
+
+Every length of match counts at once: the places of all back-off levels, and the row's own earlier text, are merged into
+one trie whose probabilities blend the levels, and the best nodes of it are the draft. Nothing found, nothing drafted.
+The work is done by compiled kernels over mapped files (rest_lookup.py, rest_tree.py); how a store is written is
+known to store_writer.py, and no model is known here.
+
+Legend: G segments, S levels, H hits, D places ahead, N nodes, V vocabulary, L leaves.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.row import Row
+from draftsmith.infer.tree import OUTRIGHT, Draft, Trial
+from draftsmith.retrieval.store import Store
+
+KIND = "rest"
+# How much of its counts each level gives up, by the number of tokens that match (the last entry: that many and more).
+# Chosen, like every default below, on recorded chat answers to other questions than any reported figure.
+DISCOUNTS = np.array([0.5, 0.6, 0.7, 0.8])
+STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
+# The blended probability, and the share of such tokens that was accepted.
+BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
+ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
+BUCKETS = 1 << 12
+STATM = Path("/proc/self/statm")
+
+
+class _RowIndex:
+    """One row's ids, and chains through the places of equal tokens: O(1) per token."""
+
+    __slots__ = ("heads", "ids", "indexed", "length", "previous")
+
+    def __init__(self) -> None:
+        self.ids = np.zeros(256, np.int64)
+        self.previous = np.zeros(256, np.int64)
+        self.heads = np.full(BUCKETS, -1, np.int64)
+        self.length = self.indexed = 0
+
+    def catch_up(self, ids: list[int], lookup: ModuleType) -> None:
+        """Take in new ids; the newest is left out of the chains, for it is the query."""
+        new = len(ids) - self.length
+        if len(ids) > len(self.ids):
+            size = 2 * len(ids)
+            self.ids, self.previous = np.resize(self.ids, size), np.resize(self.previous, size)
+        if new > 0:
+            self.ids[self.length : len(ids)] = ids[self.length :]
+            self.length = len(ids)
+        if self.length - 1 > self.indexed:
+            lookup.index_row(self.ids, self.indexed, self.length - 1, self.heads, self.previous)
+            self.indexed = self.length - 1
+
+
+class _Scratch:
+    """What one thread's kernels write to, allocated once."""
+
+    def __init__(self, segments: int, levels: int, hits: int, ahead: int, nodes: int, vocab: int) -> None:
+        def ints(*shape: int) -> np.ndarray:
+            return np.zeros(shape, np.int64)
+
+        self.lows_GS, self.highs_GS, self.before_GS = (
+            ints(segments, levels),
+            ints(segments, levels),
+            ints(segments, levels),
+        )
+        self.longest_G = ints(segments)
+        self.rows = list(zip(self.lows_GS, self.highs_GS, self.before_GS))
+        self.ranks_H, self.levels_H, self.weights_H = ints(hits), ints(hits), np.zeros(hits)
+        self.ahead_HD = ints(hits, ahead)
+        # In the order that grow() takes them: per hit, per token, per level and child, per child.
+        self.sorting = [ints(hits), ints(hits), ints(hits)]
+        self.seen_V = ints(vocab)
+        self.counting = [np.zeros((levels + 1, hits)), np.zeros(levels + 1), np.zeros(hits), ints(hits), ints(hits + 1)]
+        # At each depth a hit stands below one leaf at most.
+        most = hits * ahead
+        self.leaves = [*(ints(most) for _ in range(5)), np.zeros(most), np.zeros(most)]
+        self.heap = ints(most)
+        self.nodes = [ints(nodes), ints(nodes), ints(nodes), np.zeros(nodes)]
+        self.epoch = 0
+
+
+class Rest:
+    """Drafts from a store of documents and from the row's own text.
+
+    Args:
+        store: the store's folder (`draftsmith store build rest`).
+        nodes: the most nodes of a draft.
+        num_draft_tokens: how far a place is read ahead.
+        max_match: the longest match looked for, in tokens.
+        hits: how many places of the store are read at most; longer matches come first.
+        hits_per_level: how many of one match length; more than these are sampled.
+        context_hits: how many places of the row's own text are read.
+        context_weight: what one of them counts for, in places of the store; 0 leaves the row's own text out.
+        context_lead: by how many tokens it is taken for a longer match than it is.
+        min_confidence: nodes that are less probable than this, their ancestors counted in, are not drafted.
+        threads: how many rows of a batch are looked up at the same time.
+        verify: read the store's checksums when it is bound, instead of the files' sizes alone.
+        max_resident_mb: give the store's pages back when more than so many MB of mapped files are in this process's
+            memory (after the draft that went beyond it); 0 leaves that to the system, which drops such pages at need.
+            Smaller is slower: pages must be mapped again.
+    """
+
+    name = KIND
+    features: tuple[str, ...] = ()
+    forward_seconds = 0.0
+    bytes_moved = 0
+
+    def __init__(
+        self,
+        store: str,
+        nodes: int = 64,
+        num_draft_tokens: int = 12,
+        max_match: int = 16,
+        hits: int = 1024,
+        hits_per_level: int = 512,
+        context_hits: int = 128,
+        context_weight: float = 2.0,
+        context_lead: int = 1,
+        min_confidence: float = 0.0,
+        threads: int = 1,
+        verify: bool = True,
+        max_resident_mb: int = 0,
+    ) -> None:
+        for what, value in (
+            ("nodes", nodes), ("num_draft_tokens", num_draft_tokens), ("max_match", max_match), ("hits", hits),
+            ("hits_per_level", hits_per_level), ("threads", threads)
+        ):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"{what} must be at least 1, not {value}")
+        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb) < 0:
+            raise ValueError(
+                "context_weight, context_lead, context_hits, min_confidence and max_resident_mb must not be negative"
+            )
+        if max_resident_mb and not STATM.exists():
+            raise ValueError("max_resident_mb needs Linux: what is resident is not known here")
+        self.path = Path(store).expanduser()
+        self.num_nodes = nodes
+        self.num_draft_tokens = num_draft_tokens
+        self.max_match = max_match
+        self.hits = hits
+        self.hits_per_level = hits_per_level
+        self.context_hits = context_hits if context_weight else 0
+        self.context_weight = context_weight
+        self.context_lead = context_lead
+        self.min_confidence = min_confidence
+        self.threads = threads
+        self.verify = verify
+        self.max_resident_mb = max_resident_mb
+        self._indexes: dict[Row, _RowIndex] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def bind(self, target: Target) -> None:
+        """Open the store, see that it speaks the target's language, and compile (from the cache, if it is not new)."""
+        store = Store.open(self.path, KIND, "checksums" if self.verify else "sizes")
+        if target.tokenizer is not None:
+            store.check_tokenizer(target.tokenizer)
+        if store.manifest.vocab_size > target.vocab_size:
+            raise ValueError(
+                f"the store {self.path} was built for {store.manifest.vocab_size} token ids; the target has "
+                f"{target.vocab_size}"
+            )
+        self._store = store
+        if self.max_resident_mb:
+            store.keep_small()
+        self._lookup, self._tree = kernels()
+        self._segments = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
+        self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
+        sizes = (len(self._segments), self.max_match, self.hits + self.context_hits, self.num_draft_tokens)
+        self._scratches = [_Scratch(*sizes, self.num_nodes, self._vocab) for _ in range(self.threads)]
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        first = [int(token) for token in self._segments[0][0][:2]]
+        self._draft(_RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
+        self._resident = 0.0
+        if self.max_resident_mb:
+            store.release()
+            self._resident = resident_mb() + self.max_resident_mb
+
+    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        for row in rows:
+            self._indexes[row] = _RowIndex()
+
+    def close(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            del self._indexes[row]
+
+    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+        work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
+        drafts = self._drafts(work)
+        if self._resident and resident_mb() > self._resident:
+            self._store.release()
+        return drafts
+
+    def _drafts(self, work: list[tuple[_RowIndex, list[int], Budget]]) -> list[Draft]:
+        if self._pool is None or len(work) < 2:
+            return [self._draft(*item, self._scratches[0]) for item in work]
+
+        def share(worker: int) -> list[Draft]:
+            return [self._draft(*item, self._scratches[worker]) for item in work[worker :: self.threads]]
+
+        drafts: list[Draft] = [Draft()] * len(work)
+        for worker, done in enumerate(self._pool.map(share, range(self.threads))):
+            drafts[worker :: self.threads] = done
+        return drafts
+
+    def _draft(self, index: _RowIndex, ids: list[int], budget: Budget, scratch: _Scratch) -> Draft:
+        index.catch_up(ids, self._lookup)
+        nodes, depth = min(budget.nodes, self.num_nodes), min(budget.depth, self.num_draft_tokens)
+        if nodes < 1 or depth < 1:
+            return Draft()
+        count = self._find(index, scratch)
+        if not count:
+            return Draft()
+        size, scratch.epoch = self._tree.grow(
+            scratch.ahead_HD, scratch.levels_H, scratch.weights_H, count, nodes, depth, self.min_confidence,
+            DISCOUNTS, STRENGTHS, *scratch.sorting, scratch.seen_V, scratch.epoch, *scratch.counting,
+            *scratch.leaves, scratch.heap, *scratch.nodes,
+        )  # fmt: skip
+        return self._written(size, scratch)
+
+    def _find(self, index: _RowIndex, scratch: _Scratch) -> int:
+        """The number of hits, of the store first and then of the row itself, left in `scratch`."""
+        lookup, s = self._lookup, scratch
+        context = index.ids[max(0, index.length - self.max_match) : index.length]
+        for g, ((tokens, suffixes), (lows, highs, _)) in enumerate(zip(self._segments, s.rows)):
+            s.longest_G[g] = lookup.narrow(tokens, suffixes, self._known, context, lows, highs)
+        count = int(lookup.plan(
+            context, s.lows_GS, s.highs_GS, s.longest_G, self.hits, self.hits_per_level, s.before_GS,
+            s.ranks_H, s.levels_H, s.weights_H,
+        ))  # fmt: skip
+        for g, ((tokens, suffixes), (lows, highs, before)) in enumerate(zip(self._segments, s.rows)):
+            lookup.gather(
+                tokens, suffixes, self._known, lows, highs, s.longest_G[g], before, s.ranks_H, s.levels_H, count,
+                s.ahead_HD,
+            )  # fmt: skip
+        if self.context_hits:
+            count = int(lookup.gather_row(
+                index.ids, index.length, self._vocab, index.heads, index.previous, 4 * self.context_hits,
+                self.max_match, self.context_lead, self.context_weight, count, count + self.context_hits, s.ahead_HD,
+                s.levels_H, s.weights_H,
+            ))  # fmt: skip
+        return count
+
+    def _written(self, size: int, scratch: _Scratch) -> Draft:
+        """The nodes as a draft; they come most probable first, so siblings are tried in that order."""
+        tokens, parents, depths, probs = (array[:size] for array in scratch.nodes)
+        confidences = np.interp(probs, BLENDED, ACCEPTED).tolist()
+        draft = Draft(tokens=tokens.tolist(), parents=parents.tolist(), depths=depths.tolist())
+        trials, children, source = draft.trials, draft._children, self.name
+        for node, (token, parent, confidence) in enumerate(zip(draft.tokens, draft.parents, confidences)):
+            children[parent, token] = node
+            trial = Trial(node, OUTRIGHT, source, confidence)
+            if parent in trials:
+                trials[parent].append(trial)
+            else:
+                trials[parent] = [trial]
+        return draft
+
+
+def resident_mb() -> float:
+    """MB of mapped files that are in this process's memory now."""
+    return int(STATM.read_text().split()[2]) * mmap.PAGESIZE / 2**20
+
+
+def kernels() -> tuple[ModuleType, ModuleType]:
+    """The compiled modules (lookup, tree), which need numba."""
+    try:
+        from draftsmith.retrieval import rest_lookup, rest_tree
+    except ImportError as error:
+        raise ValueError(
+            "REST needs numba, which the extra `retrieval` installs: pip install 'draftsmith[retrieval]'"
+        ) from error
+    return rest_lookup, rest_tree

@@ -1,0 +1,236 @@
+"""A store: a folder that holds a token stream in segments, what a drafter looks up in it, and store.json to tell it.
+
+    store.json        format, kind, tokenizer, template, counts, and every file's type, shape, size and checksum
+    000001.tokens     the documents of a segment end to end, a separator behind each (token_stream.py)
+    000001.starts     where each document starts
+    000001.documents  JSON Lines: each document's id and time
+    000001.suffixes   what the kind needs (rest: the backward suffix array); a kind may also have parts of the whole
+
+A reader holds the store.json that it read and maps its files at once; they stay readable under it whatever a writer
+does afterwards, because files are replaced by new names and never written twice (store_writer.py). Nothing is read into
+memory before it is used. What a drafter makes of the parts is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from draftsmith.infer.tokenizer import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+MANIFEST = "store.json"
+BLOCK = 1 << 20
+Check = Literal["sizes", "checksums"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file: an array of `dtype` and `shape`, or bytes where there is no dtype."""
+
+    file: str
+    bytes: int
+    sha256: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    name: str
+    documents: int
+    tokens: int
+    parts: dict[str, Part]
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What store.json says. `tokens` do not count separators; `parts` belong to the store as a whole."""
+
+    kind: str
+    tokenizer: str
+    vocab_size: int
+    dtype: str
+    template: str = ""
+    template_name: str = ""
+    content: str = ""
+    target: str = ""
+    segments: list[Segment] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    next_segment: int = 1
+    format: int = FORMAT
+
+    @property
+    def documents(self) -> int:
+        return sum(segment.documents for segment in self.segments)
+
+    @property
+    def tokens(self) -> int:
+        return sum(segment.tokens for segment in self.segments)
+
+    @property
+    def all_parts(self) -> list[Part]:
+        return [part for group in (self.parts, *(s.parts for s in self.segments)) for part in group.values()]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.all_parts)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"documents": self.documents, "tokens": self.tokens, "segments": len(self.segments)}
+        return {"format": self.format, "kind": self.kind, "counts": counts, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: str) -> Manifest:
+        if not isinstance(value, dict) or "format" not in value or "kind" not in value:
+            raise ValueError(f"{where} is no store's description")
+        if value["format"] != FORMAT:
+            raise ValueError(f"{where} has format {value['format']}, and this draftsmith reads {FORMAT}: update it")
+        try:
+            given = {name: value[name] for name in cls.__slots__ if name in value}
+            given["segments"] = [
+                Segment(**{**segment, "parts": _parts(segment["parts"])}) for segment in given["segments"]
+            ]
+            given["parts"] = _parts(given.get("parts", {}))
+            return cls(**given)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where} is damaged: {error}") from error
+
+
+def _parts(value: dict[str, Any]) -> dict[str, Part]:
+    return {name: Part(**{**part, "shape": tuple(part.get("shape", ()))}) for name, part in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSegment:
+    """A segment's arrays, mapped: `tokens` is [N] with separators, `starts` is [documents + 1]."""
+
+    segment: Segment
+    tokens: np.ndarray
+    starts: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+class Store:
+    """One snapshot of a store, opened for reading."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.segments = [self._map_segment(segment) for segment in manifest.segments]
+        self.arrays = self._map(manifest.parts)
+
+    @classmethod
+    def open(cls, path: str | Path, kind: str = "", check: Check = "sizes") -> Store:
+        """The store at `path`, of `kind` if one is named; ValueError, in one line, where it is not whole."""
+        path = Path(path).expanduser()
+        while True:
+            manifest = read_manifest(path)
+            if kind and manifest.kind != kind:
+                raise ValueError(f"{path} is a {manifest.kind} store, where one of kind {kind} is needed")
+            try:
+                store = cls(path, manifest)
+                if check == "checksums":
+                    store.verify()
+                return store
+            except FileNotFoundError as error:
+                # A writer may have replaced the files since store.json was read; then it has changed too.
+                if read_manifest(path).to_json() == manifest.to_json():
+                    raise ValueError(f"{error.filename} is missing: the store {path} is not whole") from error
+
+    def _map_segment(self, segment: Segment) -> OpenSegment:
+        arrays = self._map(segment.parts)
+        if not {"tokens", "starts"} <= set(arrays):
+            raise ValueError(f"{self.path / MANIFEST} is damaged: segment {segment.name} has no token stream")
+        return OpenSegment(segment, arrays.pop("tokens"), arrays.pop("starts"), arrays)
+
+    def _map(self, parts: dict[str, Part]) -> dict[str, np.ndarray]:
+        for part in parts.values():
+            size = (self.path / part.file).stat().st_size
+            if size != part.bytes:
+                raise ValueError(f"{self.path / part.file} has {size} bytes, not {part.bytes}: the store is not whole")
+        return {name: map_part(self.path, part) for name, part in parts.items() if part.dtype}
+
+    def verify(self) -> None:
+        """Read every file through; ValueError names the first that differs from what was written."""
+        for part in self.manifest.all_parts:
+            if checksum(self.path / part.file) != part.sha256:
+                raise ValueError(f"{self.path / part.file} is not what was written (its checksum differs): build again")
+
+    def keep_small(self) -> None:
+        """Map pages a few at a time, not 2 MB at once where the system holds them so: what is read stays small."""
+        self._advise(mmap.MADV_NOHUGEPAGE)
+
+    def release(self) -> None:
+        """Give the mapped pages back: they stay in the system's cache, and come back when they are read again."""
+        self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        groups = [(s.tokens, s.starts, *s.arrays.values()) for s in self.segments]
+        for array in [*self.arrays.values(), *(array for group in groups for array in group)]:
+            owner: Any = array
+            while isinstance(owner, np.ndarray):
+                owner = owner.base
+            if isinstance(owner, mmap.mmap):
+                owner.madvise(advice)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer_fingerprint(tokenizer) != self.manifest.tokenizer:
+            raise ValueError(
+                f"the store {self.path} was built with another tokenizer than {tokenizer.name_or_path}: "
+                "its token ids mean other text; build one with this tokenizer"
+            )
+
+    def documents(self) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """Every document's {id, time} and ids, in the order of the stream."""
+        for opened in self.segments:
+            yield from self.segment_documents(opened)
+
+    def segment_documents(self, opened: OpenSegment) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        # Mapped with the rest: the file itself may be gone by now.
+        lines = opened.arrays["documents"].tobytes().splitlines()
+        for line, start, stop in zip(lines, opened.starts, opened.starts[1:]):
+            yield json.loads(line), np.asarray(opened.tokens[start : stop - 1])
+
+
+def read_manifest(path: Path) -> Manifest:
+    where = path / MANIFEST
+    try:
+        text = where.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (unfinished := path.with_name(path.name + ".part")).is_dir():
+            raise ValueError(f"{path}: its building was not finished ({unfinished} is kept): run it again") from error
+        raise ValueError(f"{path} is no store: there is no {MANIFEST} in it") from error
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is damaged: it is not JSON") from error
+    return Manifest.from_json(value, str(where))
+
+
+def map_part(path: Path, part: Part) -> np.ndarray:
+    """The array of a file, mapped and read-only."""
+    if not part.bytes:
+        return np.zeros(part.shape, part.dtype)
+    mapped = np.memmap(path / part.file, dtype=part.dtype, mode="r", shape=part.shape)
+    return np.asarray(mapped)
+
+
+def checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Fixtures: a tokenizer of words, stores of a few documents, and a target that replays what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from draftsmith.infer.contract import Budget
+from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.row import Row
+from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.retrieval import Rest
+from draftsmith.retrieval.documents import Document
+from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.store import Manifest
+from draftsmith.retrieval.store_writer import build
+from draftsmith.retrieval.token_stream import stream_dtype
+
+WIDE = Budget(64, 64)
+
+
+def batches_of(documents: Sequence[Sequence[int]]) -> Callable[[int], Iterator[list[Document]]]:
+    """Each document as a record of its own, d0, d1, ..."""
+    made = [[Document(f"d{i}", np.array(ids, np.int64))] for i, ids in enumerate(documents)]
+    return lambda skip: iter(made[skip:])
+
+
+def write_store(
+    out: Path, documents: Sequence[Sequence[int]], vocab: int = 100, chunk: int = 1 << 30, tokenizer: str = "any"
+) -> Path:
+    manifest = Manifest(kind="rest", tokenizer=tokenizer, vocab_size=vocab, dtype=stream_dtype(vocab).name)
+    build(out, manifest, batches_of(documents), make_parts, job={}, chunk_tokens=chunk)
+    return out
+
+
+def propose(drafter: Rest, contexts: Sequence[Sequence[int]], budget: Budget = WIDE) -> list[Draft]:
+    rows = [Row(str(i), list(context)) for i, context in enumerate(contexts)]
+    drafter.open(rows, [])
+    drafts = drafter.propose(rows, [budget] * len(rows))
+    drafter.close(rows)
+    return drafts
+
+
+def bound(store: Path, vocab: int = 100, **kwargs: Any) -> Rest:
+    drafter = Rest(str(store), **kwargs)
+    drafter.bind(RecordedTarget({}, vocab))
+    return drafter
+
+
+def paths(draft: Draft) -> list[list[int]]:
+    """The tokens from the root to each node."""
+    found: list[list[int]] = []
+    for token, parent in zip(draft.tokens, draft.parents):
+        found.append([*([] if parent == ROOT else found[parent]), token])
+    return found
+
+
+@pytest.fixture
+def retrieval() -> Any:
+    """What these tests share, as one name."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        Rest=Rest, batches_of=batches_of, write_store=write_store, propose=propose, bound=bound, paths=paths
+    )
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer whose tokens are bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<end>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    return folder

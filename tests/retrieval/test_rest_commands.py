@@ -1,0 +1,73 @@
+"""The commands that measure the sparse drafter, and the recipes that build its stores, each run on a little text."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from draftsmith.recipes.cli import run
+from draftsmith.retrieval.store import read_manifest
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    path = tmp_path / "logs.jsonl"
+    rows = [{"prompt": f"{i} + {i}?", "output": f"The sum of {i} and {i} is {2 * i}."} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, logs: Path, word_tokenizer: Path) -> Path:
+    words = ["--data", str(logs), "--tokenizer", str(word_tokenizer), "--template", "Q: {prompt} A:"]
+    assert run(["store", "build", "rest", *words, "--out", str(tmp_path / "store")]) == 0
+    return tmp_path / "store"
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_bench_shows_rest_beside_lookup_in_the_prompt_and_rests_own_rule(
+    store: Path, logs: Path, word_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--store", str(store), "--data", str(logs), "--tokenizer", str(word_tokenizer), "--limit", "10", "--json"]
+    assert run(["store", "bench", "rest", *words]) == 0
+    told = last_line(capsys)
+    rest, pld = told["drafters"]["rest"], told["drafters"]["pld"]
+    assert told["streams"] == 10
+    assert rest["accepted_length"] > pld["accepted_length"] > 1
+    assert rest["hit_rate"] > 0.9
+    assert 1 < rest["nodes_per_step"] <= 64
+    assert rest["accepted_length_interval"][0] <= rest["accepted_length"] <= rest["accepted_length_interval"][1]
+    if importlib.util.find_spec("draftretriever"):
+        peer = told["drafters"]["draftretriever"]
+        assert rest["over_rest_rule"] == pytest.approx(rest["accepted_length"] / peer["accepted_length"])
+        assert peer["accepted_length"] > 1
+
+
+def test_scale_builds_and_queries_text_of_the_size_asked_for(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large"
+    words = ["--store", str(store), "--out", str(large), "--tokens", "30000", "--steps", "40", "--json"]
+    assert run(["store", "scale", *words]) == 0
+    told = last_line(capsys)
+    assert told["store_mb"] * 2**20 > 30_000 * 6
+    assert told["propose_p50_ms"] > 0
+    assert told["accepted_length"] > 1
+    assert not large.exists()
+
+
+@pytest.mark.parametrize("recipe", ["build_rest_chat", "build_rest_code"])
+def test_the_recipes_build(recipe: str, tmp_path: Path, logs: Path, word_tokenizer: Path) -> None:
+    pytest.importorskip("fastchat.conversation", reason="the recipes' template is FastChat's (extra `train`)")
+    words = ["--data", str(logs), "--tokenizer", str(word_tokenizer), "--out", str(tmp_path / "s"), "--limit", "5"]
+    assert run(["store", "build", "rest", "--config", str(RECIPES / f"{recipe}.yaml"), *words]) == 0
+    assert read_manifest(tmp_path / "s").documents == 5
