@@ -219,7 +219,7 @@ import json, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from conftest import tiny_model
+from tiny_models import tiny_model
 from test_dresd import drafts_of
 from draftsmith.infer.hf_target import HFTarget
 print(json.dumps(drafts_of(HFTarget(tiny_model("llama")), sys.argv[2])))
@@ -243,7 +243,10 @@ def test_two_processes_propose_identical_trees_from_one_store(make_store: Any) -
     here = Path(__file__).parent
     script = PROPOSE.replace("sys.path.insert(0, sys.argv[1])", "sys.path[:0] = sys.argv[1].split(':')")
     done = subprocess.run(
-        [sys.executable, "-c", script, f"{here}:{here.parent}", str(path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, f"{here}:{here.parent / 'infer'}", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     drafts = json.loads(done.stdout)

@@ -145,7 +145,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 sys.path[:0] = sys.argv[1].split(":")
-from conftest import tiny_model
+from tiny_models import tiny_model
 from test_dresd_build import corpus
 from pathlib import Path
 from draftsmith.infer.hf_target import HFTarget
@@ -168,7 +168,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(make_mode
     # Once while the projection is being fitted, once after.
     for lines in (2, 4):
         process = subprocess.Popen(
-            [sys.executable, "-c", BUILD, f"{here}:{here.parent}", str(killed), "0.3"],
+            [sys.executable, "-c", BUILD, f"{here}:{here.parent / 'infer'}", str(killed), "0.3"],
             stdout=subprocess.PIPE,
             text=True,
         )
