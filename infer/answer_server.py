@@ -13,9 +13,10 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
-from draftsmith.infer.answers import AnswerFile, Asked, answer_row
+from draftsmith.infer.answers import AnswerFile, Asked, answer_row, last_answer
 from draftsmith.infer.record import Message
 from draftsmith.infer.rendering import Template
 from draftsmith.infer.settings import Settings
@@ -33,6 +34,10 @@ class Server:
     api_key: str = ""
     timeout_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"the server's address {self.url!r} does not begin with http:// or https://")
+
     def chat(self, messages: Sequence[Message], settings: Settings, max_new_tokens: int) -> dict[str, Any]:
         """One answer: the first choice of the response."""
         body = {
@@ -49,11 +54,13 @@ class Server:
         answer = self._post("/chat/completions", body)
         try:
             choice: dict[str, Any] = answer["choices"][0]
-            str(choice["message"]["content"])
+            text = choice["message"]["content"] or ""
         except (KeyError, IndexError, TypeError) as problem:
             raise ValueError(f"{self.url} answered, but not as an OpenAI-compatible server does") from problem
-        choice["prompt_token_ids"] = answer.get("prompt_token_ids")
-        return choice
+        ids = {"prompt_token_ids": answer.get("prompt_token_ids"), "token_ids": choice.get("token_ids")}
+        if not isinstance(text, str) or not all(value is None or _are_ids(value) for value in ids.values()):
+            raise ValueError(f"{self.url} answered, but its content or token ids are not what they should be")
+        return {"text": text, "stop": str(choice.get("finish_reason") or "")} | ids
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Busy and broken answers are tried again a few times; a refusal is not."""
@@ -72,9 +79,12 @@ class Server:
                 told = problem.read().decode(errors="replace")[:200]
                 if problem.code not in (408, 429, 500, 502, 503, 504) or attempt == TRIES:
                     raise ValueError(f"{url} refused with {problem.code}: {told}") from problem
-            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as problem:
+            except (OSError, HTTPException) as problem:
                 if attempt == TRIES:
                     raise ValueError(f"{url} does not answer: {problem}") from problem
+            except ValueError as problem:
+                if attempt == TRIES:
+                    raise ValueError(f"{url} answers with something that is not JSON: {problem}") from problem
             time.sleep(WAIT_S * 2 ** (attempt - 1))
         raise AssertionError("every way out of the loop returns or raises")
 
@@ -118,21 +128,28 @@ def answer_through(
             raise
 
 
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
+
 def _answer(server: Server, one: Asked, template: Template, settings: Settings, max_new_tokens: int) -> dict[str, Any]:
     record = one.record
     messages = [Message("system", record.system)] if record.system else []
-    prompts, token_ids, outputs, stops, own = [], [], [], [], True
+    prompts, token_ids, stops, own = [], [], [], True
     for turn in record.questions:
         messages.append(Message("user", turn))
-        choice = server.chat(messages, settings, max_new_tokens)
-        text = str(choice["message"]["content"])
-        messages.append(Message("assistant", text))
-        rendered = template.render_served(messages)[-1]
-        split = rendered.loss_mask.index(1) if 1 in rendered.loss_mask else len(rendered.token_ids)
-        own = own and bool(choice.get("token_ids"))
-        prompts.append(choice["prompt_token_ids"] or template.prompt_ids(messages[:-1]))
-        token_ids.append(choice.get("token_ids") or rendered.token_ids[split:])
-        outputs.append(text)
-        stops.append(str(choice.get("finish_reason") or ""))
-    row = answer_row(record.category, record.questions, outputs, prompts, token_ids, stops)
+        answer = server.chat(messages, settings, max_new_tokens)
+        prompts.append(answer["prompt_token_ids"] or template.prompt_ids(messages))
+        messages.append(Message("assistant", answer["text"]))
+        token_ids.append(answer["token_ids"] or _ids_of_text(template, messages, answer["stop"]))
+        stops.append(answer["stop"])
+        own = own and bool(answer["token_ids"])
+    row = answer_row(record.category, messages, prompts, token_ids, stops)
     return row | {"token_ids_from": "server" if own else "text"}
+
+
+def _ids_of_text(template: Template, messages: Sequence[Message], stop: str) -> list[int]:
+    """The ids of the last answer; one that was cut at its limit has no end token."""
+    _, ids = last_answer(template, messages)
+    ended = bool(ids) and not template.tokenizer.decode(ids[-1:], skip_special_tokens=True)
+    return ids[:-1] if ended and stop == "length" else ids

@@ -7,7 +7,6 @@ are rendered is the caller's to say.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -78,10 +77,11 @@ class AnswerFile:
         self.done.add(key)
 
     def _check_config(self) -> None:
-        """Answers of other settings are not continued."""
+        """Answers of other settings are not continued; a run that got no further than its settings holds none."""
         beside = self.path.with_name(self.path.name + ".run.json")
         config = json.loads(json.dumps(self.config))
-        if self.path.exists() and beside.exists():
+        begun = self.path.exists() and self.path.stat().st_size > 0
+        if begun and beside.exists():
             known = json.loads(beside.read_text(encoding="utf-8"))
             changed = sorted(key for key in {*known, *config} if known.get(key) != config.get(key))
             if changed:
@@ -89,7 +89,7 @@ class AnswerFile:
                     f"{self.path} was begun with other settings ({', '.join(changed)}): give another --out, or the "
                     "same settings to go on"
                 )
-        elif self.path.exists() and self.path.stat().st_size:
+        elif begun:
             raise ValueError(f"{self.path} exists and is no run of `draftsmith answers`: give another --out")
         write_json(beside, config)
 
@@ -182,20 +182,19 @@ class _Conversation:
         self.stops.append(generation.stop)
 
     def row(self) -> dict[str, Any]:
-        return answer_row(
-            self.asked.record.category, self._turns, self.outputs, self.prompts, self.token_ids, self.stops
-        )
+        return answer_row(self.asked.record.category, self.messages, self.prompts, self.token_ids, self.stops)
 
 
 def answer_row(
     category: str,
-    turns: Sequence[str],
-    outputs: Sequence[str],
+    messages: Sequence[Message],
     prompts: Sequence[Sequence[int]],
     token_ids: Sequence[Sequence[int]],
     stops: Sequence[str],
 ) -> dict[str, Any]:
     """What is written of one answered record; a record of one turn is flat, as the reader takes token ids."""
+    turns = [message.content for message in messages if message.role == "user"]
+    outputs = [message.content for message in messages if message.role == "assistant"]
     if len(turns) == 1:
         row: dict[str, Any] = {"prompt": turns[0], "output": outputs[0]}
         row |= {"prompt_token_ids": list(prompts[0]), "token_ids": list(token_ids[0]), "stop": stops[0]}
@@ -205,9 +204,15 @@ def answer_row(
             "prompt_token_ids_by_turn": [list(p) for p in prompts],
             "token_ids_by_turn": [list(t) for t in token_ids],
         }
+    if messages[0].role == "system":
+        row["messages"] = [message.to_chat() for message in messages]
     return {"category": category} | row
 
 
-def fingerprint(value: Any) -> str:
-    """A short hash of what can be written as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def last_answer(template: Template, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """The last answer of a conversation as served: the ids that it was given, and those that were emitted."""
+    rendered = template.render_served(messages)[-1]
+    split = len(rendered.loss_mask)
+    while split and rendered.loss_mask[split - 1]:
+        split -= 1
+    return list(rendered.token_ids[:split]), list(rendered.token_ids[split:])

@@ -160,6 +160,14 @@ def liked_buckets(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
     return (2,) if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else ()
 
 
+def weight_bytes(model: Any) -> int:
+    """What a pass reads of the weights: all of them once, but of an input embedding that no head shares only rows."""
+    head = model.get_output_embeddings()
+    table = model.get_input_embeddings().weight
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    return total if head is None or head.weight is table else total - table.nbytes
+
+
 class CachedLM:
     """A causal LM and its tree cache. Rows are known by the objects that the caller passes."""
 
@@ -167,7 +175,8 @@ class CachedLM:
         self.model = model
         self.cache = TreeCache()
         self.forward_seconds = 0.0
-        self.forwards = 0
+        self.bytes_moved = 0
+        self.weight_bytes = weight_bytes(model)
         self._plan = mask_plan
         self._slots: dict[Any, Slot] = {}
         self._order: list[Any] = []
@@ -249,7 +258,7 @@ class CachedLM:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.forward_seconds += time.perf_counter() - ran
-        self.forwards += 1
+        self.bytes_moved += self.weight_bytes
         return logits_BQV, states
 
     def _append(self, slot: Slot, entry: Entries, tokens_Q: np.ndarray, positions_Q: np.ndarray) -> None:

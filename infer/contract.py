@@ -119,6 +119,11 @@ class Target(Protocol):
         """Seconds spent inside the model's forward passes so far."""
         ...
 
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of weights that those passes have read."""
+        ...
+
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         """Make room for `rows` and bring all their tokens but the newest into the cache."""
         ...
@@ -144,6 +149,11 @@ class Drafter(Protocol):
     @property
     def forward_seconds(self) -> float:
         """Seconds spent inside a draft model's forward passes so far; 0 where there is none."""
+        ...
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of weights that those passes have read; 0 likewise."""
         ...
 
     def bind(self, target: Target) -> None:

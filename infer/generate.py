@@ -40,6 +40,8 @@ def generate(
 
     `on_tokens(row, tokens)` is called after every step with what a row has just committed, `on_done` when a row ends.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     waiting = list(rows)[::-1]
     live: dict[Row, _Live] = {}
     traces: dict[Row, list[StepTrace]] = {row: [] for row in rows}

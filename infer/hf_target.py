@@ -67,6 +67,10 @@ class HFTarget:
         return self.lm.forward_seconds
 
     @property
+    def bytes_moved(self) -> int:
+        return self.lm.bytes_moved
+
+    @property
     def generation_config(self) -> Any:
         """What the model's makers would have it sampled with."""
         return self.model.generation_config

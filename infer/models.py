@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.architectures import refusal
 from draftsmith.infer.prepack import can_prepack, prepack
 from draftsmith.infer.tokenizer import load_tokenizer, tokenizer_fingerprint
 
@@ -31,7 +32,7 @@ def load_model(
 
     `for_decoding`: its weights will not change, so they may be packed for the device (see prepack.py).
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     if dtype != "auto" and dtype not in DTYPES:
@@ -48,6 +49,9 @@ def load_model(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
+        reason = refusal(AutoConfig.from_pretrained(name)) if for_decoding else None
+        if reason:
+            raise ValueError(f"{name}: {reason}")
         model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
     except OSError as problem:
         raise ValueError(f"{name} could not be loaded: {str(problem).splitlines()[0]}") from problem

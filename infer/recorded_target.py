@@ -57,6 +57,7 @@ class RecordedTarget:
     buckets: tuple[int, ...] = ()
     max_positions = 1 << 30
     forward_seconds = 0.0
+    bytes_moved = 0
 
     def __init__(
         self,

@@ -164,6 +164,13 @@ def _read_source(
         yield record
 
 
+def _has(record: Record, need: Need) -> bool:
+    """Token ids of an answer are an answer, whether or not its text was logged as well."""
+    if need == "exchanges":
+        return any(record.exchanges())
+    return bool(getattr(record, need)) or (need == "answers" and bool(record.prompt_token_ids and record.token_ids))
+
+
 def _usable(row: RawRow, need: Need | None, on_bad: OnBad, reports: Iterable[ReadReport]) -> Record | None:
     place = f"{row.file} row {row.number}"
     try:
@@ -175,7 +182,7 @@ def _usable(row: RawRow, need: Need | None, on_bad: OnBad, reports: Iterable[Rea
             raise Unusable(row.problem.split(" (")[0].split(" at ")[0].split(" in ")[0], row.problem)
         notes: list[str] = []
         record = parse(row.value, row.file, row.number, f"{stem_of(row.file)}-{row.number}", notes.append)
-        if need and not (any(record.exchanges()) if need == "exchanges" else getattr(record, need)):
+        if need and not _has(record, need):
             raise Unusable(f"no {need} in it")
     except Unusable as unusable:
         for report in reports:

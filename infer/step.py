@@ -36,6 +36,7 @@ def step(
 ) -> list[StepTrace]:
     """Decode one step of `rows`, which must be admitted and live. Returns one trace per row."""
     target_before, draft_before = target.forward_seconds, drafter.forward_seconds
+    moved_before = target.bytes_moved + drafter.bytes_moved
     t0 = time.perf_counter()
     drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows])
     for draft in drafts:
@@ -63,6 +64,7 @@ def step(
         trace.propose_s, trace.score_s, trace.verify_s, trace.commit_s = t1 - t0, t2 - t1, t3 - t2, t4 - t3
         trace.target_forward_s = target.forward_seconds - target_before
         trace.draft_forward_s = drafter.forward_seconds - draft_before
+        trace.bytes_moved = target.bytes_moved + drafter.bytes_moved - moved_before
         traces.append(trace)
     return traces
 

@@ -21,7 +21,10 @@ class Tried(NamedTuple):
 
 @dataclass(slots=True)
 class StepTrace:
-    """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well."""
+    """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
+
+    `bytes_moved` are the weights that the step's passes read: what memory bandwidth sets the limit to.
+    """
 
     row: str
     step: int
@@ -42,6 +45,7 @@ class StepTrace:
     commit_s: float = 0.0
     target_forward_s: float = 0.0
     draft_forward_s: float = 0.0
+    bytes_moved: int = 0
 
     @property
     def seconds(self) -> float:

@@ -6,7 +6,10 @@ import os
 import sys
 import time
 from json import dumps
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from draftsmith.infer.hf_target import HFTarget
 
 PRESETS: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "nucleus": {"temperature": 0.7, "top_p": 0.95}}
 
@@ -62,23 +65,27 @@ def answers(
         key: value for key, value in locals().items() if key not in ("json", "out", "batch_size", "drafters", "limit")
     }
     from draftsmith.infer.answers import AnswerFile, with_keys
+    from draftsmith.infer.models import load_target
     from draftsmith.infer.records import read_records
     from draftsmith.infer.settings import resolve_settings
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     asked = with_keys(read_records(data, limit=limit, need="questions"))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    given = {key: value for key, value in own.items() if value is not None}
-    settings = resolve_settings(None, **PRESETS[preset] | given, seed=seed)
+    wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}
+    loaded = None if target is None else load_target(target, dtype=dtype, device=device)
+    settings = resolve_settings(None if loaded is None else loaded.generation_config, **wanted)
     began = time.perf_counter()
-    with AnswerFile(out, config) as file:
+    with AnswerFile(out, config | {"sampling": settings.to_json()}) as file:
         before = len(file.done)
-        if server is not None:
+        if loaded is None:
+            assert server is not None
             _through_server(server, model, tokenizer, template, asked, settings, max_new_tokens, batch_size, file)
         else:
-            assert target is not None
-            _by_loop(target, drafters, template, asked, settings, max_new_tokens, batch_size, dtype, device, file)
+            _by_loop(loaded, drafters, template, asked, settings, max_new_tokens, batch_size, file)
         took = time.perf_counter() - began
         summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": took}
     if json:
@@ -88,12 +95,11 @@ def answers(
 
 
 def _by_loop(
-    target: str, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
-    dtype: str, device: str, file: Any,
+    loaded: HFTarget, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
+    file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers import answer_all
     from draftsmith.infer.drafters.controls import Empty
-    from draftsmith.infer.models import load_target
     from draftsmith.infer.row import Stops
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import parse_drafters
@@ -101,7 +107,6 @@ def _by_loop(
     chosen = parse_drafters(drafters)
     if len(chosen) > 1:
         raise ValueError(f"answers takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
-    loaded = load_target(target, dtype=dtype, device=device)
     assert loaded.tokenizer is not None
     drafter = next(iter(chosen.values()), Empty())
     drafter.bind(loaded)

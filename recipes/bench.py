@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from draftsmith.infer.measure.runner import Decode, Encode, Messages, Question, Runner
+    from draftsmith.infer.measure.ties import TieJudge
 
 
 def bench(
@@ -61,17 +62,19 @@ def bench(
     """
     config = dict(locals())
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.bandwidth import read_bandwidth
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.provenance import provenance
     from draftsmith.infer.measure.run_folder import RunFolder
-    from draftsmith.infer.measure.ties import TieJudge, name_ties
+    from draftsmith.infer.measure.ties import name_ties
 
     folder = RunFolder.create(out) if out else None
-    if folder:
-        folder.write_run(provenance(sys.argv, config, seed))
     questions = _questions(data, limit)
-    runners, encode, decode, model = _runners(config)
+    runners, encode, decode, judge = _runners(config)
+    if folder:
+        # Only now: a run that was refused leaves no folder that stands in the way of the next.
+        folder.write_run(provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json()})
     measured = measure(
         runners,
         questions,
@@ -83,9 +86,9 @@ def bench(
         repeats=repeats,
         progress=_progress,
     )
-    results = summarise(measured, min_distinct=min_distinct)
+    results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(judge.model.device))
     if temperature == 0:
-        name_ties(results, measured, encode, TieJudge(model))
+        name_ties(results, measured, encode, judge)
     if folder:
         folder.write_measured(measured, results)
     if json:
@@ -106,15 +109,21 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
     from draftsmith.infer.records import read_records
 
     return [
-        Question(int(record.id) if record.id.isdecimal() else record.id, record.category, tuple(record.questions))
+        Question(
+            int(record.id) if record.id.isdecimal() else record.id,
+            record.category,
+            tuple(record.questions),
+            record.system,
+        )
         for record in read_records(data, limit=limit, need="questions")
     ]
 
 
-def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, Any]:
-    """Plain decoding, every drafter and every peer; the target's encode and decode, and its model."""
+def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge]:
+    """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of its ties."""
     from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.peers import load_peers
+    from draftsmith.infer.measure.ties import TieJudge
     from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
     from draftsmith.infer.row import Stops
@@ -139,4 +148,4 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, Any]
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    return runners, encode, decode, target.model
+    return runners, encode, decode, TieJudge(target.model, settings, sorted(target.eos_ids))

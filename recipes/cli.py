@@ -44,6 +44,11 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
     "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
     "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
+    "store build dresd": Command("draftsmith.recipes.store_dresd:build_dresd", "a dense store of what a target says"),
+    "store quality": Command(
+        "draftsmith.recipes.store_quality:quality", "what a dense store is worth, without decoding"
+    ),
+    "store bench": Command("draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding"),
     "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
 }
 

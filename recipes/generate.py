@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def generate(
     *,
     target: str,
-    prompt: str | None = None,
+    prompt: str = "",
     data: list[str] | None = None,
     drafters: str = "",
-    system: str | None = None,
+    system: str = "",
     max_new_tokens: int = 128,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -69,6 +69,8 @@ def generate(
     chosen = parse_drafters(drafters)
     if len(chosen) > 1:
         raise ValueError(f"generate takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     prompts = _prompts(prompt, data, system)
     loaded = load_target(target, dtype=dtype, device=device)
     assert loaded.tokenizer is not None
@@ -91,20 +93,25 @@ def generate(
             print(f"== {generation.row}\n{generation.text}")
 
 
-def _prompts(prompt: str | None, data: list[str] | None, system: str | None) -> list[tuple[str, list[Any]]]:
-    """Key and messages of everything to answer; of several turns the first."""
+def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str, list[Any]]]:
+    """Key and messages of everything to answer; of several turns the first. A record's own system message stands
+    unless `system` is given."""
+    from draftsmith.infer.answers import with_keys
     from draftsmith.infer.records import Message, read_records
 
-    if (prompt is None) == (data is None):
-        raise ValueError("give either --prompt or --data")
+    if prompt and data is not None:
+        raise ValueError("give either --prompt or --data, not both")
     head = [Message("system", system)] if system else []
-    if prompt is not None:
+    if data is None:
         text = sys.stdin.read() if prompt == "-" else prompt
         if not text.strip():
-            raise ValueError("the prompt is empty")
+            raise ValueError("the prompt is empty: give a --prompt, or --data")
         return [("0", [*head, Message("user", text)])]
-    records = read_records(data or [], need="questions")
-    return [(record.id, [*head, Message("user", record.questions[0])]) for record in records]
+    prompts = []
+    for asked in with_keys(read_records(data, need="questions")):
+        own = [] if system or not asked.record.system else [Message("system", asked.record.system)]
+        prompts.append((asked.key, [*head, *own, Message("user", asked.record.questions[0])]))
+    return prompts
 
 
 def _result(generation: Generation) -> dict[str, Any]:

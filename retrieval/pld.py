@@ -49,6 +49,7 @@ class PromptLookup:
     name = "pld"
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
+    bytes_moved = 0
 
     def __init__(
         self, num_draft_tokens: int = 10, max_ngram: int = 4, min_ngram: int = 1, matches: int = 4, nodes: int = 16

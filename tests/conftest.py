@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_folders import Folders, build
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For the processes that tests start: idle threads of theirs would only wait for one another.
@@ -85,6 +86,12 @@ def make_model() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def shake() -> Callable[..., Any]:
     return shaken
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A tiny target on disk, and drafts that fit it and that do not."""
+    return build(tmp_path_factory.mktemp("tiny"), shaken)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ class Empty:
     name = "empty"
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
+    bytes_moved = 0
 
     def bind(self, target: Target) -> None:
         pass
@@ -41,6 +42,7 @@ class Told:
 
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
+    bytes_moved = 0
 
     def __init__(self, name: str, shift: int, num_draft_tokens: int) -> None:
         if num_draft_tokens < 1:

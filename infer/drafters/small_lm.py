@@ -48,7 +48,7 @@ class SmallLM:
     Args:
         model: a folder, a Hub name, or a model that is already there.
         num_draft_tokens: how deep to draft.
-        top_k: children per node; 1 drafts a chain.
+        top_k: children per node; 1 drafts a chain, which is what a target that takes no trees wants.
         nodes: the most nodes of a tree.
         width: how many nodes of a row the draft model expands per pass.
         min_confidence: go no deeper below a node whose probability, multiplied down from the root, is under this.
@@ -65,11 +65,11 @@ class SmallLM:
     def __init__(
         self,
         model: Any,
-        num_draft_tokens: int = 5,
-        top_k: int = 1,
-        nodes: int = 32,
-        width: int = 4,
-        min_confidence: float = 0.0,
+        num_draft_tokens: int = 4,
+        top_k: int = 4,
+        nodes: int = 14,
+        width: int = 2,
+        min_confidence: float = 0.15,
         sample: bool = False,
         replacement: bool = False,
         dtype: str = "auto",
@@ -99,6 +99,10 @@ class SmallLM:
     @property
     def forward_seconds(self) -> float:
         return self.lm.forward_seconds
+
+    @property
+    def bytes_moved(self) -> int:
+        return self.lm.bytes_moved
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(

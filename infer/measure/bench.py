@@ -143,7 +143,7 @@ def answer(
 ) -> list[Outcome]:
     """The runner's answers to a batch of questions, turn by turn; those that failed are not asked further turns."""
     outcomes = [Outcome() for _ in questions]
-    messages: list[Messages] = [[] for _ in questions]
+    messages: list[Messages] = [question.head() for question in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         asked: list[int] = []
         prompts: list[Prompt] = []
@@ -205,6 +205,7 @@ def run_apart(runner: Runner, prompts: Sequence[Prompt], clock: Clock) -> list[t
 
 def _fails_alone(runner: Runner, prompt: Prompt) -> Exception | None:
     try:
+        runner.prepare([prompt])
         runner.run([prompt])
     except Exception as error:
         return error

@@ -24,8 +24,11 @@ from draftsmith.infer.trace import StepTrace
 Ids = Sequence[int | str]
 
 
-def summarise(measured: Measured, *, min_distinct: float = 0.0) -> dict[str, Any]:
-    """The results as JSON: drafters (plain decoding among them) and what was left out."""
+def summarise(measured: Measured, *, min_distinct: float = 0.0, bandwidth: float | None = None) -> dict[str, Any]:
+    """The results as JSON: drafters (plain decoding among them) and what was left out.
+
+    `bandwidth`: the memory's bytes per second, where it was measured; then `limit_share` is the part of it in use.
+    """
     distinct = _distinct(measured)
     everything = [question.id for question in measured.questions]
     kept = [question_id for question_id in everything if distinct.get(question_id, 1.0) >= min_distinct]
@@ -33,11 +36,13 @@ def summarise(measured: Measured, *, min_distinct: float = 0.0) -> dict[str, Any
     for name in measured.outcomes:
         drafters[name] = figures(measured, name, kept) | _equality(measured, name, everything)
         drafters[name]["by_category"] = by_category(measured, name, kept)
+        drafters[name]["limit_share"] = ratio(drafters[name]["bytes_per_s"] or 0.0, bandwidth or 0.0)
         if len(kept) < len(everything):
             drafters[name]["all_questions"] = figures(measured, name, everything)
     return {
         "drafters": drafters,
         "baseline": measured.baseline,
+        "bandwidth": bandwidth,
         "questions": len(everything),
         "batch_size": measured.batch_size,
         "repeats": measured.repeats,

@@ -32,6 +32,7 @@ class Totals:
     decode_s: float = 0.0
     target_s: float = 0.0
     draft_s: float = 0.0
+    bytes_moved: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other))))
@@ -49,6 +50,7 @@ class Totals:
             decode_s=sum(trace.seconds / trace.batch for trace in traces),
             target_s=sum(trace.target_forward_s / trace.batch for trace in traces),
             draft_s=sum(trace.draft_forward_s / trace.batch for trace in traces),
+            bytes_moved=sum(trace.bytes_moved / trace.batch for trace in traces),
         )
 
     @property
@@ -85,6 +87,11 @@ class Totals:
         """The share of a step outside the target's and the draft model's forward passes."""
         inside = ratio(self.target_s + self.draft_s, self.decode_s)
         return None if inside is None else 1 - inside
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Bytes of weights read per second of decoding; over the memory's bandwidth, the share of the limit reached."""
+        return ratio(self.bytes_moved, self.decode_s)
 
     @property
     def time_shares(self) -> dict[str, float | None]:
@@ -176,6 +183,7 @@ def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
         "nodes_per_step": totals.nodes_per_step,
         "overhead": totals.overhead,
         "time_shares": totals.time_shares,
+        "bytes_per_s": totals.bytes_per_s,
         "step_s": totals.step_s,
         "p50_step_s": step_quantile(traces, 0.50),
         "p95_step_s": step_quantile(traces, 0.95),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from draftsmith.infer.answers import last_answer
 from draftsmith.infer.contract import Budget, Drafter
 from draftsmith.infer.generate import BUDGET, generate
 from draftsmith.infer.measure.bootstrap import ratio_interval
@@ -41,15 +42,10 @@ def recordings(records: Iterable[Record], template: Template) -> list[Recording]
             prompt = list(record.prompt_token_ids or ()) or template.prompt_ids(record.prompt)
             found.append(Recording(f"{record.source}:{record.row}", record.category, prompt, list(record.token_ids)))
             continue
-        for turn, (before, answer) in enumerate(record.exchanges()):
-            rendered = template.render_served([*before, answer])[-1]
-            if 1 not in rendered.loss_mask:
-                continue
-            split = rendered.loss_mask.index(1)
-            key = f"{record.source}:{record.row}/{turn}"
-            found.append(
-                Recording(key, record.category, list(rendered.token_ids[:split]), list(rendered.token_ids[split:]))
-            )
+        for turn, (before, said) in enumerate(record.exchanges()):
+            prompt, answer = last_answer(template, [*before, said])
+            if answer:
+                found.append(Recording(f"{record.source}:{record.row}/{turn}", record.category, prompt, answer))
     if not found:
         raise ValueError("no record holds an answer to replay")
     return found
@@ -67,13 +63,18 @@ def replay(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """The figures of every drafter over all streams, as JSON."""
+    for stream in streams:
+        foreign = next((token for token in (*stream.prompt, *stream.answer) if not 0 <= token < vocab_size), None)
+        if foreign is not None:
+            raise ValueError(f"{stream.key} holds token id {foreign}, and the tokenizer ends at {vocab_size}")
     target = RecordedTarget({one.key: one.answer for one in streams}, vocab_size, tokenizer, sampled=temperature > 0)
+    settings = Settings(temperature=temperature, seed=seed)
     results = {}
     for name, drafter in drafters.items():
         drafter.bind(target)
         done: list[Generation] = []
         for number, stream in enumerate(streams, start=1):
-            row = Row(stream.key, list(stream.prompt), Settings(seed=seed), Stops(len(stream.answer)))
+            row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
             done += generate(target, drafter, [row], budget=budget)
             if progress is not None:
                 progress(number, len(streams), name)

@@ -32,6 +32,11 @@ class Question:
     id: int | str
     category: str
     turns: tuple[str, ...]
+    system: str | None = None
+
+    def head(self) -> Messages:
+        """What stands before the first turn."""
+        return [{"role": "system", "content": self.system}] if self.system else []
 
 
 class Runner(Protocol):

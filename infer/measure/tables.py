@@ -79,12 +79,13 @@ def speed_table(drafters: dict[str, Any]) -> Table:
 
 
 def time_table(drafters: dict[str, Any]) -> Table:
-    columns = ["drafter", "TTFT ms", "step p50 ms", "step p95 ms", "target", "draft", "overhead"]
+    columns = ["drafter", "TTFT ms", "step p50 ms", "step p95 ms", "target", "draft", "overhead", "of the limit"]
     table = _table(columns)
     for name, row in drafters.items():
         shares = row["time_shares"]
         times = [milliseconds(row[key]) for key in ("ttft_s", "p50_step_s", "p95_step_s")]
-        table.add_row(Text(name), *times, *(percent(shares[key]) for key in ("target", "draft", "overhead")))
+        parts = [percent(shares[key]) for key in ("target", "draft", "overhead")]
+        table.add_row(Text(name), *times, *parts, percent(row.get("limit_share")))
     return table
 
 
@@ -115,6 +116,11 @@ def category_table(drafters: dict[str, Any]) -> Table:
 def bench_notes(results: dict[str, Any]) -> list[str]:
     """What a reader of the tables has to know as well."""
     notes = []
+    if results.get("bandwidth"):
+        notes.append(
+            f"of the limit: weight bytes read per second over the memory's read bandwidth, "
+            f"{results['bandwidth'] / 1e9:.1f} GB/s here"
+        )
     left_out = results["left_out"]
     if left_out["questions"]:
         notes.append(

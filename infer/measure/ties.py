@@ -19,8 +19,9 @@ import torch
 from draftsmith.infer.measure.bench import Measured
 from draftsmith.infer.measure.equality import first_difference
 from draftsmith.infer.measure.runner import Encode, Messages
+from draftsmith.infer.settings import Settings
 
-CHUNKS = (2, 5, 16)
+CHUNKS = (2, 5, 16, 48)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,14 @@ class Judgement:
 
 @dataclass(slots=True)
 class TieJudge:
-    """Judges the differences between greedy answers of one model. The float32 copy is made when first needed."""
+    """Judges the differences between greedy answers of one model. The float32 copy is made when first needed.
+
+    `settings` and `eos_ids`: penalties and bans move the logits that are compared, as they did in decoding.
+    """
 
     model: Any
+    settings: Settings = field(default_factory=Settings)
+    eos_ids: Sequence[int] = ()
     _copy: Any = None
     _known: dict[tuple[int, ...], tuple[torch.Tensor, float]] = field(default_factory=dict)
 
@@ -60,14 +66,25 @@ class TieJudge:
             if self._copy is None:
                 self._copy = _float32_copy(self.model)
             device = next(self._copy.parameters()).device
-            exact_V = self._copy(torch.tensor([prompt + answer], device=device), use_cache=False).logits[0, -1]
-            single_V = self._in_chunks(prompt, answer, 1)
-            error = max(float((self._in_chunks(prompt, answer, size) - single_V).abs().max()) for size in CHUNKS)
+            logits_V = self._copy(torch.tensor([prompt + answer], device=device), use_cache=False).logits[0, -1]
+            exact_V = self._processed(prompt, answer, logits_V)
+            single_V = self._in_chunks(prompt, answer, 1, 0)
+            open_V = torch.isfinite(single_V)
+            ways = [(size, more) for size in CHUNKS for more in (0, size)]
+            passes = [self._in_chunks(prompt, answer, size, more) for size, more in ways]
+            passes.append(self._in_chunks(prompt, answer, 1, 0, at_once=True))
+            error = max(float((logits_V - single_V)[open_V].abs().max()) for logits_V in passes)
             self._known[key] = (exact_V, error)
         return self._known[key]
 
-    def _in_chunks(self, prompt: list[int], answer: list[int], size: int) -> torch.Tensor:
-        """[V] the last logits when the answer is fed `size` tokens at a time behind the prompt."""
+    def _in_chunks(
+        self, prompt: list[int], answer: list[int], size: int, more: int, at_once: bool = False
+    ) -> torch.Tensor:
+        """[V] the logits after prompt + answer, when the answer is fed `size` tokens at a time behind the prompt.
+
+        `more` tokens follow in the last pass, as a draft's nodes do; they change nothing but its shape. `at_once`: the
+        prompt is read whole, as transformers reads it.
+        """
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
@@ -75,9 +92,20 @@ class TieJudge:
         parts = [prompt[:-1]] if len(prompt) > 1 else []
         rest = prompt[-1:] + answer
         parts += [rest[at : at + size] for at in range(0, len(rest), size)]
+        if at_once:
+            parts = [prompt + answer]
+        last = len(parts[-1]) - 1
+        parts[-1] = parts[-1] + prompt[:1] * more
         for part in parts:
             logits = self.model(torch.tensor([part], device=device), past_key_values=cache, use_cache=True).logits
-        return logits[0, -1].float()
+        return self._processed(prompt, answer, logits[0, last].float())
+
+    def _processed(self, prompt: list[int], answer: list[int], logits_V: torch.Tensor) -> torch.Tensor:
+        """[V] the logits that a greedy choice behind prompt + answer is made from."""
+        scores_1V = logits_V[None]
+        for processor in self.settings.processors(sorted(self.eos_ids), len(prompt)):
+            scores_1V = processor(torch.tensor([prompt + answer], device=logits_V.device), scores_1V)
+        return scores_1V[0]
 
 
 def _float32_copy(model: Any) -> Any:
@@ -96,7 +124,7 @@ def name_ties(results: dict[str, Any], measured: Measured, encode: Encode, judge
             other = measured.outcomes[name][difference["question_id"]][difference["repeat"]]
             turn = difference["turn"]
             question = next(one for one in measured.questions if one.id == difference["question_id"])
-            messages: Messages = []
+            messages: Messages = question.head()
             for earlier in range(turn):
                 messages.append({"role": "user", "content": question.turns[earlier]})
                 messages.append({"role": "assistant", "content": plain.turns[earlier].text})

@@ -57,9 +57,9 @@ def assert_tried_hard(generations: Sequence[Generation], deep: int = 2) -> None:
 
 
 DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
-    "chain": lambda model: SmallLM(model),
-    "tree": lambda model: SmallLM(model, top_k=3, nodes=12, width=3),
-    "unsure chain": lambda model: SmallLM(model, num_draft_tokens=8, min_confidence=0.02),
+    "chain": lambda model: SmallLM(model, num_draft_tokens=5, top_k=1, min_confidence=0.0),
+    "tree": lambda model: SmallLM(model, num_draft_tokens=5, top_k=3, nodes=12, width=3, min_confidence=0.0),
+    "unsure chain": lambda model: SmallLM(model, num_draft_tokens=8, top_k=1, min_confidence=0.02),
     "pld": lambda model: PromptLookup(),
 }
 

@@ -40,6 +40,9 @@ class FakeRunner:
     log: list[str] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
 
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        pass
+
     def run(self, prompts: Sequence[Prompt]) -> list[Generation]:
         self.calls.append([prompt.key for prompt in prompts])
         self.log.append(self.name)

@@ -1,0 +1,112 @@
+"""`draftsmith store bench`: drafters against plain decoding through the real loop, with what retrieval costs apart.
+
+Any drafters may be compared on one target: dresd:STORE,rest:STORE,pld. The loop is infer's (generate.py), the
+measuring is infer's (measure/); only the time of `propose` is added here, because a store's price is its query.
+"""
+
+from __future__ import annotations
+
+import sys
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from draftsmith.infer.measure.bench import Measured
+
+
+def bench_dresd(
+    *,
+    target: str,
+    data: list[str],
+    drafters: str,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 1,
+    limit: int | None = None,
+    min_distinct: float = 0.5,
+    template: str = "chat",
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Compare retrieval drafters with plain decoding and with one another, in one process, question by question.
+
+    Args:
+        target: Folder or Hub name of the model.
+        data: The questions.
+        drafters: Comma-separated, such as dresd:STORE,rest:STORE,pld.
+        max_new_tokens: Of each answer.
+        temperature: 0 is greedy.
+        top_p: Sampling within so much probability.
+        batch_size: Questions answered together.
+        limit: So many questions and no more.
+        min_distinct: Leave questions out of the figures whose plain answer has a smaller share of distinct 4-grams.
+        template: How the target is served.
+        dtype: Of the target's weights.
+        device: Where the target runs.
+        seed: Of sampling, of the order of runs and of the intervals.
+        json: Print one JSON object on the last line.
+    """
+    from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.bench import bench
+    from draftsmith.infer.measure.figures import summarise
+    from draftsmith.infer.measure.loop_runner import LoopRunner
+    from draftsmith.infer.measure.runner import Question
+    from draftsmith.infer.models import load_target
+    from draftsmith.infer.record import Message
+    from draftsmith.infer.records import read_records
+    from draftsmith.infer.row import Stops
+    from draftsmith.infer.settings import Settings
+    from draftsmith.infer.templates import find_template
+    from draftsmith.recipes.drafters import PLAIN, parse_drafters
+
+    loaded = load_target(target, dtype=dtype, device=device)
+    form, settings = find_template(template, loaded.tokenizer), Settings(temperature, top_p=top_p, seed=seed)
+    stops = Stops(max_new_tokens, loaded.eos_ids)
+    named: dict[str, Any] = {PLAIN: None} | parse_drafters(drafters)
+    measured = bench(
+        [LoopRunner(name, loaded, each, settings, stops) for name, each in named.items()],
+        [
+            Question(record.id, record.category, tuple(record.questions), record.system)
+            for record in read_records(data, limit=limit, need="questions")
+        ],
+        lambda messages: form.prompt_ids([Message(**message) for message in messages]),
+        lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
+        batch_size=batch_size,
+        seed=seed,
+        progress=lambda done, runs, name: print(f"\r{done}/{runs}\x1b[K", end="", file=sys.stderr, flush=True),
+    )
+    results = summarise(measured, min_distinct=min_distinct)
+    for name in named:
+        results["drafters"][name] |= propose_figures(measured, name)
+    print(file=sys.stderr)
+    if json:
+        print(dumps(results, ensure_ascii=False))
+        return
+    tables.show(tables.bench_tables(results))
+    for name in named:
+        given = results["drafters"][name]
+        print(f"{name}: propose {given['propose_ms_p50']:.2f} ms (median), {given['propose_ms_p99']:.2f} ms (p99)")
+
+
+def propose_figures(measured: Measured, name: str) -> dict[str, Any]:
+    """What proposing costs a step, and how true the drafter's confidence is: by tenths, what it said and what came."""
+    import numpy as np
+
+    traces = [trace for found in measured.outcomes[name].values() for outcome in found for trace in outcome.traces]
+    took = [1e3 * trace.propose_s for trace in traces] or [0.0]
+    tried = [tried for trace in traces for tried in trace.tried]
+    said, came = np.array([one.confidence for one in tried]), np.array([one.accepted for one in tried])
+    tenth = np.minimum((said * 10).astype(int), 9)
+    reliability = [
+        {"said": float(said[tenth == i].mean()), "came": float(came[tenth == i].mean()), "tried": int(sum(tenth == i))}
+        for i in range(10)
+        if (tenth == i).any()
+    ]
+    return {
+        "propose_ms_p50": float(np.quantile(took, 0.5)),
+        "propose_ms_p99": float(np.quantile(took, 0.99)),
+        "reliability": reliability,
+    }

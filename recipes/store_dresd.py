@@ -1,0 +1,130 @@
+"""`draftsmith store build dresd`: a dense store from text, for one target.
+
+Reading and rendering are infer's (records.py, templates.py); building is retrieval's (dresd_build.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftsmith.infer.records import OnBad, ReadReport, read_records
+from draftsmith.infer.rendering import Rendered, render_record
+from draftsmith.infer.templates import find_template
+from draftsmith.retrieval.dresd_index import IndexKind
+
+if TYPE_CHECKING:
+    from draftsmith.infer.rendering import Template
+
+
+def build_dresd(
+    *,
+    target: str,
+    data: list[str],
+    out: str,
+    feature: str = "last",
+    index: IndexKind = "auto",
+    dims: int = 64,
+    fit_positions: int = 1_000_000,
+    batch_positions: int = 8_192,
+    max_length: int = 2_048,
+    template: str = "chat",
+    template_kwargs: dict[str, Any] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    on_bad: OnBad = "raise",
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Build a dense store of what a target says, keyed by its own states. A build that was stopped goes on.
+
+    Args:
+        target: Folder or Hub name of the model that will be drafted for; no other can use the store.
+        data: Its answers to prompts (in-distribution), or any conversations and documents; files, folders, `datasets`.
+        out: The folder to come.
+        feature: The states that are looked up: last (after the final norm), or layer:k (before layer k).
+        index: flat is exact, hnsw a graph, ivfpq compressed; auto chooses by the number of keys.
+        dims: Of a key, after PCA.
+        fit_positions: About so many keys fit the z-score and the PCA.
+        batch_positions: Positions per forward pass, padding included.
+        max_length: Longer sequences are embedded in parts.
+        template: How the target is served: chat, plain, a format with {prompt}, or a FastChat name.
+        template_kwargs: For the tokenizer's own chat template.
+        split: Of `datasets` names.
+        limit: So many records and no more.
+        on_bad: What a row that is not valid JSON or UTF-8 does.
+        dtype: Of the target's weights.
+        device: Where the target runs.
+        seed: Of the order of documents and of the index.
+        json: Print the manifest as one JSON object on the last line.
+    """
+    config = dict(locals())
+    from draftsmith.infer.models import load_target
+    from draftsmith.retrieval.dresd_build import build_store
+
+    loaded = load_target(target, dtype=dtype, device=device)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{target} has no tokenizer")
+    report, skipped = ReadReport(), dict[str, int]()
+    form = find_template(template, loaded.tokenizer, template_kwargs)
+
+    def samples() -> Iterable[Rendered]:
+        records = read_records(data, split=split, limit=limit, on_bad=on_bad, report=report)
+        return render_all(records, form, skipped)
+
+    def facts() -> dict[str, Any]:
+        from draftsmith.infer.measure.provenance import provenance
+
+        said = {"name": template, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
+        return {"template": said, "provenance": provenance(sys.argv, config, seed)}
+
+    source = {"data": [_stamp(name) for name in data], "split": split, "limit": limit}
+    manifest = build_store(
+        loaded,
+        samples,
+        Path(out),
+        feature=feature,
+        index=index,
+        dims=dims,
+        fit_positions=fit_positions,
+        batch_positions=batch_positions,
+        max_length=max_length,
+        seed=seed,
+        source=source | {"template": form.fingerprint()},
+        facts=facts,
+        progress=_progress,
+    )
+    told = report.lines() if report.rows else ["the rows were read before, by the build that was stopped"]
+    print("\n".join(told + [f"skipped: {count} x {reason}" for reason, count in skipped.items()]), file=sys.stderr)
+    if json:
+        print(dumps(manifest))
+    else:
+        print(f"{out}: {manifest['keys']} keys of {manifest['dims']} dimensions, index {manifest['index']}, from")
+        print(f"{manifest['documents']} answers or documents; {manifest['build']['seconds']} s")
+
+
+def render_all(records: Iterable[Any], template: Template, skipped: dict[str, int]) -> Iterator[Rendered]:
+    """The samples of all records; one that holds nothing that a target could have said is counted, with its reason."""
+    for record in records:
+        try:
+            yield from render_record(template, record)
+        except ValueError as problem:
+            reason = str(problem)
+            skipped[reason] = skipped.get(reason, 0) + 1
+
+
+def _stamp(name: str) -> list[Any]:
+    """What tells that a source is still what it was when an interrupted build read it."""
+    path = Path(name)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [name, [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{done}/{total} keys embedded\x1b[K", end=end, file=sys.stderr, flush=True)

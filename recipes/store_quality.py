@@ -1,0 +1,89 @@
+"""`draftsmith store quality`: what a dense store is worth, told without decoding (retrieval's dresd_quality.py)."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Any
+
+import numpy as np
+
+from draftsmith.infer.records import read_records
+from draftsmith.infer.templates import find_template
+from draftsmith.recipes.store_dresd import render_all
+from draftsmith.retrieval.dresd_index import IndexKind
+
+
+def quality(
+    store: str,
+    *,
+    target: str,
+    data: list[str],
+    indexes: list[IndexKind] | None = None,
+    sample: int = 1_000,
+    template: str = "chat",
+    limit: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """What a dense store is worth: does a key find itself, does the index find the nearest, does the text go on so?
+
+    Args:
+        store: The folder of the store.
+        target: The model that it was built for.
+        data: Text that is not in the store, best the target's own answers to other prompts.
+        indexes: Kinds of index to compare with exact search on the store's keys.
+        sample: Positions that are asked.
+        template: How the target is served.
+        limit: So many held-out records and no more.
+        dtype: Of the target's weights.
+        device: Where the target runs.
+        json: Print one JSON object on the last line.
+    """
+    from draftsmith.infer.models import load_target
+    from draftsmith.retrieval import dresd_quality as measures
+    from draftsmith.retrieval.dresd import check_fits
+    from draftsmith.retrieval.dresd_index import stored_keys
+    from draftsmith.retrieval.dresd_store import DresdStore
+
+    opened = DresdStore(store)
+    loaded = load_target(target, dtype=dtype, device=device)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{target} has no tokenizer")
+    check_fits(opened, loaded)
+    form = find_template(template, loaded.tokenizer)
+    text = measures.hold_out(opened, loaded, list(render_all(read_records(data, limit=limit), form, {})))
+    found: dict[str, Any] = {
+        "store": {
+            key: opened.manifest[key] for key in ("keys", "documents", "index", "dims", "variance_held", "build")
+        },
+        "self_recall_mrr": measures.self_recall(opened, sample),
+        "held_out": measures.held_out_recall(opened, text, sample=sample),
+        "query_ms": measures.query_ms(opened.index, text.keys_NK),
+    }
+    if indexes:
+        keys_NK = stored_keys(opened.index, np.arange(len(opened)))
+        found["indexes"] = [measures.index_recall(keys_NK, text.keys_NK[:sample], kind) for kind in indexes]
+    print(dumps(found) if json else "\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """One fact a line, for a person."""
+    store, held_out = found["store"], found["held_out"]
+    build = store["build"]
+    lines = [
+        f"{store['keys']} keys of {store['documents']} documents, index {store['index']}, {store['dims']} dimensions"
+    ]
+    lines.append(f"embedding: {build['embedded_positions_per_s']} positions/s; whole build {build['seconds']} s")
+    lines.append(f"a stored key finds itself: mean reciprocal rank {found['self_recall_mrr']:.4f}")
+    lines.append(f"held-out positions with a draft: {held_out['with_a_draft']:.3f} of {held_out['positions']}")
+    for name, what in (("best", "the best draft"), ("any", "any draft")):
+        shares = ", ".join(f"{n}: {share:.3f}" for n, share in held_out[name].items())
+        lines.append(f"the next n tokens are right in {what}: {shares}")
+    lines.append(f"one query: {found['query_ms']['p50']} ms (median), {found['query_ms']['p99']} ms (99th percentile)")
+    for index in found.get("indexes", ()):
+        lines.append(
+            f"{index['index']}: recall@10 {index['recall@10']:.4f}, query {index['query_ms']['p50']} ms, exact "
+            f"{index['exact_query_ms']['p50']} ms, built in {index['build_s']} s"
+        )
+    return lines

@@ -1,0 +1,224 @@
+"""Answers on disk: rows that are whole or not there, and answers that a server gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from scripted_server import Scripted, said
+
+from draftsmith.infer import answer_server
+from draftsmith.infer.answer_server import Server, answer_through
+from draftsmith.infer.answers import AnswerFile, Asked, last_answer, with_keys
+from draftsmith.infer.record import Message, Record
+from draftsmith.infer.settings import Settings
+from draftsmith.infer.templates import find_template
+
+CONFIG = {"target": "t", "seed": 0}
+ROW = {"output": "x"}
+
+
+def asked(*turns: str, key: str = "1", system: str = "") -> Asked:
+    messages = [Message("system", system)] if system else []
+    return Asked(key, Record(key, "qa", messages=[*messages, *(Message("user", turn) for turn in turns)]))
+
+
+# the file
+
+
+@pytest.mark.parametrize("torn", [b'{"question_id": "c", "out', b'{"question_id": "c", "output": "x"}', b"{", b"\xc3"])
+def test_a_torn_last_line_is_cut_off_and_asked_again(tmp_path, torn):
+    path = tmp_path / "deep" / "answers.jsonl"
+    with AnswerFile(path, CONFIG) as file:
+        file.write("a", ROW)
+        file.write("b", ROW)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    with AnswerFile(path, CONFIG) as file:
+        assert file.done == {"a", "b"}
+        file.write("c", ROW)
+    assert path.read_bytes() == whole + b'{"question_id": "c", "output": "x"}\n'
+
+
+def test_a_row_is_on_disk_before_the_next_is_begun(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    with AnswerFile(path, CONFIG) as file:
+        for number, key in enumerate("abc", start=1):
+            file.write(key, ROW)
+            assert len(path.read_text().splitlines()) == number
+
+
+def test_a_damaged_row_before_the_last_is_named_and_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    with AnswerFile(path, CONFIG) as file:
+        file.write("a", ROW)
+    path.write_bytes(damaged := path.read_bytes() + b'{"question_id": \n' + b'{"question_id": "c"}\n')
+    with pytest.raises(ValueError, match="row 2 is not an answer"), AnswerFile(path, CONFIG):
+        pass
+    assert path.read_bytes() == damaged
+
+
+def test_other_settings_are_refused_once_there_is_an_answer(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    with AnswerFile(path, CONFIG | {"target": "mistyped"}):
+        pass
+    with AnswerFile(path, CONFIG) as file:
+        file.write("a", ROW)
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"), AnswerFile(path, CONFIG | {"seed": 1}):
+        pass
+    with AnswerFile(path, CONFIG) as file:
+        assert file.done == {"a"}
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"question_id": "a"}\n')
+    with pytest.raises(ValueError, match="no run of"), AnswerFile(path, CONFIG):
+        pass
+    assert path.read_text() == '{"question_id": "a"}\n'
+
+
+def test_records_that_share_an_id_get_keys_of_their_own():
+    records = [Record(name) for name in ("7", "8", "7", "7")]
+    assert [one.key for one in with_keys(records)] == ["7", "8", "7#2", "7#3"]
+
+
+@pytest.mark.parametrize("name", ["chat", "USER: {prompt} ASSISTANT:"])
+def test_the_last_answer_of_several_turns_begins_behind_the_last_question(folders, name):
+    template = find_template(name, folders.tokenizer)
+    messages = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
+    prompt, answer = last_answer(template, [*messages, Message("assistant", "four")])
+    assert prompt == template.prompt_ids(messages)
+    assert folders.tokenizer.decode(answer, skip_special_tokens=True).strip() == "four"
+
+
+# the server
+
+
+@pytest.fixture
+def serve(monkeypatch) -> Iterator[Callable[..., Scripted]]:
+    monkeypatch.setattr(answer_server, "WAIT_S", 0.01)
+    running: list[Scripted] = []
+
+    def serve(reply: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> Scripted:
+        running.append(Scripted(reply))
+        return running[-1]
+
+    yield serve
+    for server in running:
+        server.close()
+
+
+@pytest.fixture
+def through(folders, tmp_path):
+    """Answer `records` through a server; returns the rows by key."""
+    template = find_template("chat", folders.tokenizer)
+    path = tmp_path / "answers.jsonl"
+
+    def through(server: Scripted, *records: Asked, url: str = "", concurrency: int = 2) -> dict[str, Any]:
+        client = Server(url or server.url, "tiny", api_key="k")
+        with AnswerFile(path, CONFIG) as out:
+            answer_through(client, records, template, Settings(seed=4), 9, out, concurrency=concurrency)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len({row["question_id"] for row in rows}) == len(rows)
+        return {row["question_id"]: row for row in rows}
+
+    return through
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+def test_the_server_s_own_token_ids_are_kept(serve, through, suffix):
+    server = serve(lambda number, body: (200, said(body, token_ids=[9, 8, 3]) | {"prompt_token_ids": [5, 6]}))
+    row = through(server, asked("one", system="be brief"), url=server.url + suffix)["1"]
+    assert (row["token_ids"], row["prompt_token_ids"], row["token_ids_from"]) == ([9, 8, 3], [5, 6], "server")
+    assert (row["prompt"], row["output"], row["category"], row["stop"]) == ("one", "ONE", "qa", "stop")
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert [message["role"] for message in request["messages"]] == ["system", "user"]
+    assert (request["model"], request["max_tokens"], request["temperature"], request["seed"]) == ("tiny", 9, 0.0, 4)
+    assert server.headers[0]["Authorization"] == "Bearer k"
+
+
+def test_without_token_ids_those_of_the_text_are_kept_and_the_row_says_so(serve, through, folders):
+    server = serve(lambda number, body: (200, said(body)))
+    row = through(server, asked("one", "two", "three"))["1"]
+    assert row["token_ids_from"] == "text"
+    assert row["outputs"] == ["ONE", "TWO", "THREE"]
+    assert row["turns"] == ["one", "two", "three"]
+    decoded = [folders.tokenizer.decode(ids) for ids in row["token_ids_by_turn"]]
+    assert decoded == ["ONE<|end|>", "TWO<|end|>", "THREE<|end|>"]
+    last = server.requests[-1]["messages"]
+    assert [message["content"] for message in last] == ["one", "ONE", "two", "TWO", "three"]
+
+
+def test_an_answer_cut_at_its_limit_gets_no_end_token(serve, through, folders):
+    server = serve(lambda number, body: (200, said(body, finish_reason="length")))
+    row = through(server, asked("one"))["1"]
+    assert folders.tokenizer.decode(row["token_ids"]) == "ONE"
+
+
+def test_a_busy_server_is_asked_again(serve, through):
+    server = serve(lambda number, body: (503, {"error": "busy"}) if number <= 2 else (200, said(body)))
+    assert through(server, asked("one"))["1"]["output"] == "ONE"
+    assert len(server.requests) == 3
+
+
+def test_a_connection_that_breaks_is_tried_again(serve, through):
+    server = serve(lambda number, body: (0, None) if number <= 2 else (200, said(body)))
+    assert through(server, asked("one"))["1"]["output"] == "ONE"
+
+
+def test_a_refusal_is_told_at_once_in_one_line(serve, through):
+    server = serve(lambda number, body: (401, {"error": "wrong key"}))
+    with pytest.raises(ValueError, match=r"refused with 401: .*wrong key"):
+        through(server, asked("one"))
+    assert len(server.requests) == 1
+
+
+GARBAGE: dict[str, Any] = {
+    "html": b"<html>not found</html>",
+    "bytes": b"\xff\xfe\x00\x01",
+    "list": [1, 2],
+    "text": "hello",
+    "no choices": {"object": "chat.completion"},
+    "empty choices": {"choices": []},
+    "content": {"choices": [{"message": {"content": 5}}]},
+    "token ids": {"choices": [{"message": {"content": "x"}, "token_ids": ["a"]}]},
+    "negative": {"choices": [{"message": {"content": "x"}, "token_ids": [-1]}]},
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_is_a_clear_line_and_no_row(serve, through, kind, tmp_path):
+    server = serve(lambda number, body: (200, GARBAGE[kind]))
+    with pytest.raises(ValueError, match=r"answers with something that is not JSON|answered, but"):
+        through(server, asked("one"))
+    assert (tmp_path / "answers.jsonl").read_bytes() == b""
+
+
+def test_an_answer_without_content_is_an_empty_one(serve, through):
+    server = serve(lambda number, body: (200, {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}))
+    assert through(server, asked("one"))["1"]["output"] == ""
+
+
+def test_no_server_is_told_in_one_line(through, serve):
+    server = serve(lambda number, body: (200, said(body)))
+    server._http.server_close()
+    with pytest.raises(ValueError, match="does not answer"):
+        through(server, asked("one"))
+    with pytest.raises(ValueError, match="does not begin with http"):
+        through(server, asked("one"), url="localhost:80")
+
+
+def test_an_interrupted_run_asks_only_for_what_is_missing(serve, through):
+    records = [asked(f"question {i}", key=str(i)) for i in range(12)]
+    broken = serve(lambda number, body: (200, said(body)) if number <= 5 else (403, {}))
+    with pytest.raises(ValueError, match="403"):
+        through(broken, *records)
+    whole = serve(lambda number, body: (200, said(body)))
+    rows = through(whole, *records)
+    assert {key: row["output"] for key, row in rows.items()} == {str(i): f"QUESTION {i}" for i in range(12)}
+    assert 7 <= len(whole.requests) <= 9

@@ -1,0 +1,122 @@
+"""Stops, settings, keyed randomness and laws of a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from draftsmith.infer.keyed import uniform
+from draftsmith.infer.law import NodeLaw
+from draftsmith.infer.row import Row, Stops
+from draftsmith.infer.settings import Settings, resolve_settings
+from draftsmith.infer.tree import ROOT, Draft
+
+
+class Letters:
+    """Token 0 is 'a', 1 'b', and so on; 30 is two letters at once."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join("xy" if token == 30 else chr(97 + token) for token in ids)
+
+
+def row(**stops: Any) -> Row:
+    return Row("r", [0, 1], Settings(), Stops(**stops), Letters())  # type: ignore[arg-type]
+
+
+def test_tokens_are_cut_at_the_first_reason_to_stop() -> None:
+    assert row(max_new_tokens=3).cut([5, 6, 7, 8]) == ([5, 6, 7], "max_new_tokens")
+    assert row(ids=frozenset([6, 9])).cut([5, 6, 9]) == ([5, 6], "eos")
+    assert row().cut([5, 6]) == ([5, 6], "")
+
+
+def test_a_stop_string_may_lie_across_tokens_and_across_steps() -> None:
+    one = row(strings=("fgh",))
+    assert one.cut([5, 6, 7, 8]) == ([5, 6, 7], "stop string 'fgh'")
+    one.ids += [4, 5, 6]
+    assert one.cut([7, 8]) == ([7], "stop string 'fgh'")
+    assert row(strings=("yc",)).cut([30, 2, 3]) == ([30, 2], "stop string 'yc'")
+
+
+def test_a_stop_string_in_the_prompt_stops_nothing() -> None:
+    assert row(strings=("ab",)).cut([2, 3]) == ([2, 3], "")
+    assert row(strings=("bc",)).cut([2, 3]) == ([2, 3], "")
+
+
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"strings": ("",)}])
+def test_stops_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Stops(**bad)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt 7 is empty"):
+        Row("7", [])
+
+
+def test_settings_come_from_the_config_and_are_overridden_by_what_is_asked() -> None:
+    config = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)
+    found = resolve_settings(config, top_p=0.8, seed=3)
+    assert (found.temperature, found.top_p, found.repetition_penalty, found.seed) == (0.6, 0.8, 1.1, 3)
+    assert resolve_settings(config, temperature=0.0).greedy
+    assert resolve_settings(GenerationConfig(temperature=0.6)).greedy
+
+
+def test_top_k_that_nobody_asked_for_is_off_here_and_told_to_the_baseline() -> None:
+    found = resolve_settings(GenerationConfig(do_sample=True))
+    assert found.top_k == 0
+    assert found.generation_kwargs()["top_k"] == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GenerationConfig(num_beams=4), GenerationConfig(guidance_scale=2.0), GenerationConfig(forced_eos_token_id=2)],
+)
+def test_what_a_tree_walk_cannot_honour_is_refused(config: GenerationConfig) -> None:
+    with pytest.raises(ValueError, match="lossless drafting does not support"):
+        resolve_settings(config)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -2}, {"min_p": 2.0}, {"warmth": 1}])
+def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        resolve_settings(None, **bad)
+
+
+def test_laws_equal_transformers_own_processors_in_their_own_order(make_model: Any) -> None:
+    """Whatever `generate` would sample from after the same prefix and path."""
+    model = make_model("llama", torch.float32)
+    settings = Settings(0.7, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2, no_repeat_ngram_size=2)
+    ids = [3, 4, 5, 3]
+    out = model.generate(
+        torch.tensor([ids]), max_new_tokens=1, output_scores=True, return_dict_in_generate=True, eos_token_id=None,
+        **settings.generation_kwargs(),
+    )  # fmt: skip
+    wanted_V = torch.softmax(out.scores[0][0].double(), -1)
+    draft = Draft().chain([5, 3], "t")
+    with torch.inference_mode():
+        logits_V = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    law = NodeLaw(torch.stack([torch.zeros_like(logits_V)] * 2 + [logits_V]), Row("r", ids[:2], settings), draft, None)
+    torch.testing.assert_close(law.probs(1), wanted_V, rtol=0, atol=1e-6)
+    assert law.probs(1)[4] == 0, "3 4 stood in the prefix: the path's 3 may not be followed by 4"
+
+
+def test_nan_logits_are_one_clear_line() -> None:
+    law = NodeLaw(torch.full((1, 5), float("nan")), Row("r", [1, 2], Settings(1.0)), Draft(), None)
+    with pytest.raises(ValueError, match="logits are NaN"):
+        law.probs(ROOT)
+
+
+def test_a_uniform_depends_on_all_of_its_key_and_on_nothing_else() -> None:
+    keys = [
+        (s, r, p, w, i) for s in (0, 1) for r in ("a", "b") for p in (0, 1) for w in ("draw", "draft") for i in (0, 1)
+    ]
+    values = [uniform(*key) for key in keys]
+    assert len(set(values)) == len(keys)
+    assert values == [uniform(*key) for key in keys]
+    many = torch.tensor([uniform(7, "row", i, "draw") for i in range(4000)])
+    assert abs(float(many.mean()) - 0.5) < 0.02
+    assert 0 <= float(many.min())
+    assert float(many.max()) < 1

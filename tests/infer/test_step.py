@@ -1,0 +1,224 @@
+"""The contract of a step: limits, stops, features, traces, and what a target or drafter may not do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters.controls import Empty, oracle
+from draftsmith.infer.generate import generate
+from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.row import Row, Stops
+from draftsmith.infer.settings import Settings
+from draftsmith.infer.step import admit, release, step
+from draftsmith.infer.tree import ROOT, Draft, Group
+from draftsmith.retrieval import PromptLookup
+
+
+class Scripted:
+    """A drafter that proposes what it was given, and writes down what it is told."""
+
+    name = "scripted"
+    forward_seconds = 0.0
+    bytes_moved = 0
+
+    def __init__(self, drafts: Sequence[Draft] = (), features: tuple[str, ...] = ()) -> None:
+        self.drafts = list(drafts)
+        self.features = features
+        self.budgets: list[Budget] = []
+        self.feedback: dict[str, list[Feedback]] = {}
+
+    def bind(self, target: Target) -> None:
+        pass
+
+    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        for row, one in zip(rows, feedback):
+            self.feedback[row.key] = [one]
+
+    def close(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+        self.budgets += budgets
+        return [self.drafts.pop(0) if self.drafts else Draft() for _ in rows]
+
+    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        for row, one in zip(rows, feedback):
+            self.feedback[row.key].append(one)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Any) -> Any:
+    return make_model("llama")
+
+
+def plain(model: Any, ids: list[int], count: int, settings: Settings | None = None) -> list[int]:
+    row = Row("0", list(ids), settings or Settings(), Stops(count))
+    return generate(HFTarget(model), Empty(), [row])[0].token_ids
+
+
+def test_draft_depth_never_exceeds_what_is_left_to_generate(model: Any) -> None:
+    drafter = Scripted()
+    generate(HFTarget(model), drafter, [Row("0", [5, 6], Settings(), Stops(4))], budget=Budget(10, 3))
+    assert [budget.depth for budget in drafter.budgets] == [3, 2, 1, 0]
+    assert drafter.budgets[-1].nodes == 0
+
+
+def test_the_end_of_the_context_ends_the_row(make_model: Any, shake: Any) -> None:
+    model = make_model("gpt2", n_positions=24)
+    drafter = SmallLM(shake(model, 0.02))
+    target = HFTarget(model)
+    drafter.bind(target)
+    (done,) = generate(target, drafter, [Row("0", [5] * 10, Settings(), Stops(100))])
+    assert done.stop == "context"
+    assert len(done.token_ids) == 14
+    assert done.token_ids == plain(model, [5] * 10, 14)
+
+
+@pytest.mark.parametrize("features", [("last",), ("layer:0", "layer:1", "last")])
+def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake: Any, features: Any) -> None:
+    """At every prompt position on admit and every committed position on commit, through trees, in order, once."""
+    small = SmallLM(shake(model, 0.05), top_k=3, nodes=9, min_confidence=0.0)
+
+    class Reading(Scripted):
+        def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+            return small.propose(rows, budgets)
+
+        def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+            super().open(rows, feedback)
+            small.open(rows, feedback)
+
+        def close(self, rows: Sequence[Row]) -> None:
+            small.close(rows)
+
+        def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+            super().observe(rows, verdicts, feedback)
+            small.observe(rows, verdicts, feedback)
+
+    target, drafter = HFTarget(model), Reading(features=features)
+    small.bind(target)
+    rows = [Row("a", [3, 9, 4, 17], Settings(), Stops(15)), Row("b", [8], Settings(), Stops(9))]
+    done = generate(target, drafter, rows, batch_size=2)
+    assert max(trace.accepted for one in done for trace in one.traces) >= 2
+    for row in rows:
+        with torch.inference_mode():
+            states = model(torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
+        position = 0
+        for feedback in drafter.feedback[row.key]:
+            for name in features if feedback.features else ():
+                wanted = states[-1 if name == "last" else int(name[6:])][0]
+                lent = feedback.features[name]
+                torch.testing.assert_close(lent, wanted[position : position + len(lent)], rtol=0, atol=1e-9)
+            count = len(next(iter(feedback.features.values()))) if feedback.features else 0
+            assert feedback.start == position
+            position += count
+        assert position == len(row.ids) - 1
+
+
+def test_an_unknown_feature_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="unknown feature 'layer:9'"):
+        generate(HFTarget(model), Scripted(features=("layer:9",)), [Row("0", [5])])
+
+
+def test_a_new_turn_is_pending_like_anything_else(model: Any, shake: Any) -> None:
+    target, drafter = HFTarget(model), SmallLM(shake(model, 0.05))
+    drafter.bind(target)
+    row = Row("0", [3, 4, 5], Settings(), Stops(8))
+    admit(target, drafter, [row])
+    while not row.stop:
+        step(target, drafter, [row], Budget(16, 8))
+    first = list(row.ids)
+    row.turn([7, 8, 9] * 10)
+    while not row.stop:
+        step(target, drafter, [row], Budget(16, 8))
+    release(target, drafter, [row])
+    assert row.new_ids == plain(model, first + [7, 8, 9] * 10, 8)
+
+
+def test_stops_cut_path_bonus_and_cache_alike(model: Any) -> None:
+    answer = plain(model, [3, 4, 5], 12)
+    stop_id = answer[5]
+    wanted = answer[: answer.index(stop_id) + 1]
+    told = oracle(num_draft_tokens=8)
+    told.learn({"0": answer})
+    target = HFTarget(model)
+    told.bind(target)
+    row = Row("0", [3, 4, 5], Settings(), Stops(12, frozenset([stop_id, 60])))
+    admit(target, told, [row])
+    (trace,) = step(target, told, [row], Budget(16, 16))
+    assert row.stop == "eos"
+    assert row.new_ids == wanted
+    assert trace.committed == trace.accepted == len(wanted)
+    assert target.lm.length(row) == len(row.ids) - 1
+
+
+def test_sampled_rows_and_greedy_rows_share_a_batch(model: Any) -> None:
+    warm = Settings(temperature=1.1, top_p=0.9, seed=5)
+    rows = [Row("0", [3, 4], warm, Stops(10)), Row("1", [3, 4], Settings(), Stops(10))]
+    drafter = PromptLookup()
+    done = generate(HFTarget(model), drafter, rows, batch_size=2)
+    assert done[0].token_ids == plain(model, [3, 4], 10, warm)
+    assert done[1].token_ids == plain(model, [3, 4], 10)
+
+
+def test_a_token_id_outside_the_vocabulary_is_one_clear_line(model: Any) -> None:
+    with pytest.raises(ValueError, match="proposed token id 61, outside the target's vocabulary of 61"):
+        generate(HFTarget(model), Scripted([Draft().chain([3, 61], "bad")]), [Row("0", [5])])
+
+
+def test_a_target_that_takes_chains_only_refuses_a_tree(model: Any) -> None:
+    target = HFTarget(model)
+    target.draft_shape = "chain"
+    tree = Draft()
+    tree.outright(ROOT, 3, "t")
+    tree.outright(ROOT, 4, "t")
+    with pytest.raises(ValueError, match="chains only"):
+        generate(target, Scripted([tree]), [Row("0", [5])])
+    target.draft_shape = "none"
+    with pytest.raises(ValueError, match="no drafts"):
+        generate(target, Scripted([Draft().chain([3], "t")]), [Row("0", [5])])
+
+
+def test_rows_are_released_when_a_step_fails(model: Any) -> None:
+    target = HFTarget(model)
+    with pytest.raises(ValueError, match="vocabulary"):
+        generate(target, Scripted([Draft().chain([99], "bad")]), [Row("0", [5])])
+    assert generate(target, Empty(), [Row("0", [5], Settings(), Stops(3))])[0].token_ids == plain(model, [5], 3)
+
+
+def test_traces_count_candidates_sources_and_credit(model: Any) -> None:
+    answer = plain(model, [3, 4, 5], 6)
+    draft = Draft()
+    first = draft.outright(ROOT, answer[0], "left", 0.5)
+    draft.outright(first, answer[1], "right", 0.25)
+    draft.outright(first, (answer[1] + 1) % 61, "left", 0.1)
+    draft.probe(ROOT, (answer[0] + 1) % 61)
+    done = generate(HFTarget(model), Scripted([draft]), [Row("0", [3, 4, 5], Settings(), Stops(6))])
+    trace = done[0].traces[0]
+    assert (trace.nodes, trace.trials, trace.depth, trace.accepted, trace.committed) == (3, 3, 2, 2, 3)
+    assert trace.nodes_by_source == {"left": 2, "right": 1}
+    assert trace.committed_sources == ["left", "right", "target"]
+    assert [(t.depth, t.source, t.accepted) for t in trace.tried] == [(1, "left", True), (2, "right", True)]
+    assert done[0].token_ids == answer
+
+
+def test_a_recording_is_replayed_as_it_was() -> None:
+    recorded = [4, 5, 6, 7, 4, 5, 6, 9]
+    target = RecordedTarget({"0": recorded}, 20)
+    (done,) = generate(target, PromptLookup(), [Row("0", [4, 5, 6], Settings(), Stops(len(recorded)))])
+    assert done.token_ids == recorded
+    assert max(trace.accepted for trace in done.traces) >= 2
+
+
+def test_a_recording_sampled_at_a_temperature_takes_outright_drafts_only() -> None:
+    draft = Draft()
+    draft.sampled(ROOT, 4, Group(torch.full((20,), 0.05)), "drawn", 0.05)
+    target = RecordedTarget({"0": [4, 5]}, 20, sampled=True)
+    with pytest.raises(ValueError, match="outright drafts only"):
+        generate(target, Scripted([draft]), [Row("0", [4], Settings(), Stops(2))])
