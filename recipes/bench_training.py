@@ -162,7 +162,7 @@ def _bare(model: Any, batches: Any, steps: int) -> Marks:
 
 def _trainer(model: Any, corpus: Any, rows: int, pad_to: int, scratch: str) -> Marks:
     """transformers' Trainer: rows padded to `pad_to`, or (0) grouped by length and padded to the longest."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     samples = []
     for i in range(len(corpus)):
@@ -195,7 +195,11 @@ def _trainer(model: Any, corpus: Any, rows: int, pad_to: int, scratch: str) -> M
         learning_rate=1e-5, weight_decay=0.0, save_strategy="no", logging_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, train_sampling_strategy="random" if pad_to else "group_by_length",
     )  # fmt: skip
-    Trainer(copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]).train()
+    trainer = Trainer(
+        copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     return marks
 
 
