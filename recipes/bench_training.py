@@ -29,9 +29,8 @@ def bench_training(
     data: list[str],
     max_length: int = 512,
     rows: int = 4,
-    steps: int = 6,
+    samples: int = 64,
     rounds: int = 3,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Learned tokens per second of each arm, and ours over the others'.
 
@@ -40,8 +39,8 @@ def bench_training(
         data: conversations.
         max_length: tokens of a row.
         rows: rows of a step.
-        steps: steps of a turn; its first is not counted.
-        rounds: turns of each arm.
+        samples: sequences, all of which every arm trains on once per turn: learned tokens are the same for all.
+        rounds: turns of each arm; there is one more, which only warms up.
     """
     from draftsmith.infer.models import load_model
     from draftsmith.infer.templates import find_template
@@ -52,21 +51,24 @@ def bench_training(
     assert tokenizer is not None
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
-        corpus = load_corpus(data, find_template("chat", tokenizer), max_length=max_length, cache=cache)
+        template = find_template("chat", tokenizer)
+        corpus = load_corpus(data, template, max_length=max_length, cache=cache, limit=samples)
         train, held_out = split(corpus, 0.0)
         batches = Batches(corpus, train, held_out, max_length=max_length, batch_size=rows, micro_batch_size=rows)
+        steps = batches.steps_in(1)
         arms: dict[str, Callable[[int], Marks]] = {
             "ours": lambda turn: _ours(model, batches, steps, Path(scratch) / f"ours-{turn}"),
             "bare loop": lambda turn: _bare(model, batches, steps),
-            "trainer, padded to max_length": lambda turn: _trainer(model, corpus, rows, steps, max_length, scratch),
-            "trainer, grouped by length": lambda turn: _trainer(model, corpus, rows, steps, 0, scratch),
+            "trainer, padded to max_length": lambda turn: _trainer(model, corpus, rows, max_length, scratch),
+            "trainer, grouped by length": lambda turn: _trainer(model, corpus, rows, 0, scratch),
         }
         rates: dict[str, list[list[float]]] = {name: [] for name in arms}
-        for turn in range(rounds):
+        for turn in range(rounds + 1):
             for name, arm in arms.items():
-                rates[name].append(_rates(arm(turn)))
-                wall, cpu = rates[name][-1]
-                print(f"round {turn + 1}: {name}: {wall:,.0f} per second, {cpu:,.0f} per CPU second", file=sys.stderr)
+                wall, cpu = _rates(arm(turn))
+                if turn:
+                    rates[name].append([wall, cpu])
+                print(f"round {turn}: {name}: {wall:,.0f} per second, {cpu:,.0f} per CPU second", file=sys.stderr)
     results: dict[str, Any] = {"rounds": rates}
     for clock, kind in enumerate(("wall", "cpu")):
         results[f"learned_tokens_per_s_{kind}"] = {
@@ -80,8 +82,8 @@ def bench_training(
 
 
 def _rates(marks: Marks) -> list[float]:
-    """Learned tokens per second of wall and of CPU, from the end of the first step to the end of the last."""
-    tokens = sum(count for count, _, _ in marks[1:])
+    """Learned tokens per second of wall and of CPU, from the beginning of the first step to the end of the last."""
+    tokens = sum(count for count, _, _ in marks)
     return [tokens / (marks[-1][clock] - marks[0][clock]) for clock in (1, 2)]
 
 
@@ -103,12 +105,15 @@ class _Timed:
     """metrics.csv, and a mark after each of its rows."""
 
     def __init__(self, metrics: Any, marks: Marks) -> None:
-        self.begin = metrics.begin
-        self._add = metrics.add
+        self._metrics = metrics
         self._marks = marks
 
+    def begin(self, step: int) -> None:
+        self._metrics.begin(step)
+        self._marks.append(_mark(0))
+
     def add(self, **values: Any) -> None:
-        self._add(**values)
+        self._metrics.add(**values)
         self._marks.append(_mark(values["loss_tokens"]))
 
 
@@ -142,7 +147,7 @@ def _bare(model: Any, batches: Any, steps: int) -> Marks:
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     rows = batches.batch_size
     source = MicroBatches(batches.corpus, batches.stream, rows, rows, 0, 1)
-    marks = []
+    marks = [_mark(0)]
     for batch in [source[i] for i in range(steps)]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             sums = module.objective(module.draft, batch)
@@ -155,9 +160,9 @@ def _bare(model: Any, batches: Any, steps: int) -> Marks:
     return marks
 
 
-def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratch: str) -> Marks:
+def _trainer(model: Any, corpus: Any, rows: int, pad_to: int, scratch: str) -> Marks:
     """transformers' Trainer: rows padded to `pad_to`, or (0) grouped by length and padded to the longest."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     samples = []
     for i in range(len(corpus)):
@@ -179,15 +184,22 @@ def _trainer(model: Any, corpus: Any, rows: int, steps: int, pad_to: int, scratc
         return {**batch, "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long()}
 
     class Clock(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            marks.append(_mark(0))
+
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(_mark(learned[len(marks)]))
+            marks.append(_mark(learned[len(marks) - 1]))
 
     arguments = TrainingArguments(
-        scratch, per_device_train_batch_size=rows, max_steps=steps, bf16=True, use_cpu=True, report_to=[],
+        scratch, per_device_train_batch_size=rows, num_train_epochs=1, bf16=True, use_cpu=True, report_to=[],
         learning_rate=1e-5, weight_decay=0.0, save_strategy="no", logging_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, train_sampling_strategy="random" if pad_to else "group_by_length",
     )  # fmt: skip
-    Trainer(copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]).train()
+    trainer = Trainer(
+        copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     return marks
 
 

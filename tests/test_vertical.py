@@ -43,12 +43,12 @@ def spine(tmp_path_factory):
         minutes=None, epochs=1, seed=0, text=text, machine=machine,
         optim=Optim(lr=1e-2, batch_size=4, name="muon"), watch=Watch(val_every=0, val_prompts=0),
     )  # fmt: skip
-    shared = {
+    common = {
         "target": str(root / "target"), "data": [str(data)], "num_layers": 2, "max_steps": 30, "text": text,
         "machine": machine, "optim": Optim(lr=3e-3, batch_size=4), "watch": Watch(val_every=0, val_new_tokens=16),
     }  # fmt: skip
     for name, objective in (("sft", SFT()), ("soft", SoFT([1, 2]))):
-        train_draft(objective, Plan(out=str(root / name), **shared))
+        train_draft(objective, Plan(out=str(root / name), **common))
     return root
 
 

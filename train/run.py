@@ -148,7 +148,7 @@ def resolved(plan: Plan) -> Plan:
             )
     strategy = plan.strategy if plan.strategy != "auto" or plan.world == 1 else "ddp"
     if plan.optim.batch_size % plan.world:
-        raise ValueError(f"batch_size {plan.optim.batch_size} cannot be shared out to {plan.world} devices")
+        raise ValueError(f"batch_size {plan.optim.batch_size} does not divide by {plan.world} devices")
     each = plan.optim.batch_size // plan.world
     micro = plan.optim.micro_batch_size or next(size for size in (4, 3, 2, 1) if each % size == 0)
     if each % micro:
