@@ -30,25 +30,23 @@ class Scale:
     target_steps: int
     draft_steps: int
     questions: int
+    answers: int
     new_tokens: int
     min_distinct: float
 
 
 SCALES = {
     "smoke": Scale(
-        "about a minute; its text loops and flatters every drafter",
-        1.0,
-        1024,
-        128,
-        3,
-        150,
-        80,
-        6,
-        48,
-        0.0,
+        says="about a minute; its text loops and flatters every drafter",
+        megabytes=1.0, vocab_size=1024, hidden_size=128, target_layers=3, target_steps=220, draft_steps=80,
+        questions=6, answers=64, new_tokens=48, min_distinct=0.0,
     ),
-    "small": Scale("about ten minutes on two cores", 6.0, 4096, 384, 6, 500, 250, 24, 64, 0.5),
-}
+    "small": Scale(
+        says="about ten minutes on two cores",
+        megabytes=6.0, vocab_size=4096, hidden_size=384, target_layers=6, target_steps=500, draft_steps=250,
+        questions=24, answers=400, new_tokens=64, min_distinct=0.5,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,9 @@ def quickstart(scale: Literal["smoke", "small"] = "small", out: str | None = Non
 
 def _steps(folder: Path, size: Scale, seed: int) -> list[Step]:
     corpus, target, draft = folder / "corpus.jsonl", folder / "target", folder / "draft-sft"
+    rest, answers, dense = folder / "store-rest", folder / "answers.jsonl", folder / "store-dresd"
     bench = folder / "bench"
+    drafters = f"pld,rest:{rest}[nodes=16],dresd:{dense}[nodes=16],small:{draft},empty,oracle,adversary"
     common = ["--seed", str(seed), "--text.max_length", "256", "--text.cache", str(folder / "tokenised")]
     return [
         Step(
@@ -103,9 +103,26 @@ def _steps(folder: Path, size: Scale, seed: int) -> list[Step]:
             draft / "model.safetensors",
         ),
         Step(
+            "a retrieval store of that text",
+            ["store", "build", "rest", "--data", str(corpus), "--tokenizer", str(target), "--out", str(rest)],
+            rest / "store.json",
+        ),
+        Step(
+            "the target's own answers to questions like those to come",
+            ["answers", "--target", str(target), "--data", str(folder / "asked_before.jsonl"), "--out", str(answers),
+             "--max_new_tokens", str(size.new_tokens), "--limit", str(size.answers)],
+            folder / "answers.done",
+        ),
+        Step(
+            "a dense store of those answers, keyed by the target's states",
+            ["store", "build", "dresd", "--target", str(target), "--data", str(answers), "--out", str(dense),
+             "--dims", "32"],
+            dense / "store.json",
+        ),
+        Step(
             "drafters beside plain decoding, and beside the controls: nothing, always right, always wrong",
             ["bench", "--target", str(target), "--data", str(folder / "questions.jsonl"),
-             "--drafters", f"pld,small:{draft},empty,oracle,adversary", "--max_new_tokens", str(size.new_tokens),
+             "--drafters", drafters, "--max_new_tokens", str(size.new_tokens),
              "--min_distinct", str(size.min_distinct), "--seed", str(seed), "--out", str(bench)],
             bench / "results.json",
         ),
@@ -127,17 +144,19 @@ def _run(number: int, of: int, step: Step) -> None:
         raise KeyboardInterrupt("run the same command again and it goes on here")
     if code:
         raise ValueError(f"step {number} of {of} failed; the line above says why")
+    if step.words[0] == "answers":
+        step.proof.touch()
     print(f"      {time.perf_counter() - began:.0f} s\n", flush=True)
 
 
 # The text: modules of the standard library, cut into questions and their continuations.
 
-PIECE = 900
-ASKED = 400
+PIECE = 500
+ASKED = 120
 
 
 def _corpus(folder: Path, size: Scale) -> None:
-    """corpus.jsonl of most modules, questions.jsonl of the modules that were held out."""
+    """corpus.jsonl and asked_before.jsonl of most modules, questions.jsonl of those that were held out."""
     from draftsmith.infer.measure.atomic import write_rows
 
     corpus, questions = folder / "corpus.jsonl", folder / "questions.jsonl"
@@ -148,7 +167,10 @@ def _corpus(folder: Path, size: Scale) -> None:
     asked = [row for module in held_out for row in _rows(module)][:: max(1, len(held_out) // 2)]
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(questions, [_question(i, row) for i, row in enumerate(asked[: size.questions])])
-    write_rows(corpus, (row for module in kept for row in _rows(module)))
+    learned = [row for module in kept for row in _rows(module)]
+    before = learned[:: max(1, len(learned) // size.answers)]
+    write_rows(folder / "asked_before.jsonl", [_question(i, row) for i, row in enumerate(before)])
+    write_rows(corpus, learned)
     print(f"text: {len(kept)} modules of Python's standard library, {len(held_out)} more held out for questions\n")
 
 

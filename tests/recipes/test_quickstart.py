@@ -34,7 +34,7 @@ def test_it_goes_on_after_a_kill_and_ends_with_equal_answers(tmp_path):
     assert "there already" in done.stdout
     assert (folder / "target" / "model.safetensors").stat().st_mtime_ns == made
     results = json.loads((folder / "bench" / "results.json").read_text())["drafters"]
-    assert {"plain", "pld", "small", "empty", "oracle", "adversary"} <= set(results)
+    assert {"plain", "pld", "rest", "dresd", "small", "empty", "oracle", "adversary"} <= set(results)
     for name, row in results.items():
         assert row["errors"] == 0, name
         assert row["equal"] + row["ties"] == row["total"], name
@@ -42,7 +42,7 @@ def test_it_goes_on_after_a_kill_and_ends_with_equal_answers(tmp_path):
     assert results["adversary"]["acceptance_rate"] == 0
 
     began = time.perf_counter()
-    assert quickstart(folder).stdout.count("there already") == 3
+    assert quickstart(folder).stdout.count("there already") == 6
     assert time.perf_counter() - began < 10
 
 
