@@ -8,7 +8,7 @@ from typing import Literal
 
 def compare(
     base: str,
-    others: list[str] | None = None,
+    others: list[str],
     json: bool = False,
     require: Literal["equal"] | None = None,
     seed: int = 0,
@@ -17,7 +17,7 @@ def compare(
 
     Args:
         base: the reference: an answer file, or a run folder (its plain answers).
-        others: answer files or run folders (all their answers but the base's own); none: the base's own others.
+        others: answer files or run folders (all their answers but the base's own).
         json: print one JSON object on the last line instead of tables.
         require: "equal" gives exit code 1 unless every question of every other is equal to the base's.
         seed: of the bootstrap that the intervals come from.
@@ -25,7 +25,7 @@ def compare(
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.compare import compare as compare_paths
 
-    report = compare_paths(base, others or [base], seed=seed)
+    report = compare_paths(base, others, seed=seed)
     if json:
         print(dumps(report, ensure_ascii=False))
     else:

@@ -76,7 +76,7 @@ def test_a_record_s_own_system_message_is_part_of_its_prompt(call, folders, gene
 
 @pytest.mark.parametrize("new", [1, 2, 7])
 def test_max_new_tokens_is_exact_inside_an_accepted_path(folders, generate, new):
-    spec = f"small:{folders.target}[num_draft_tokens=8]"
+    spec = f"small:{folders.target}[num_draft_tokens=8,top_k=1,min_confidence=0]"
     whole = generate()["token_ids"]
     found = generate("--drafters", spec, new=new)
     assert found["token_ids"] == whole[:new]
@@ -84,7 +84,7 @@ def test_max_new_tokens_is_exact_inside_an_accepted_path(folders, generate, new)
 
 
 def test_every_stop_id_ends_the_answer_inside_an_accepted_path(folders, generate):
-    spec = f"small:{folders.target}[num_draft_tokens=8]"
+    spec = f"small:{folders.target}[num_draft_tokens=8,top_k=1,min_confidence=0]"
     whole = generate()["token_ids"]
     late = [at for at in range(10, NEW) if whole[at] not in whole[:at] and (at + 1) % 9]
     assert len(late) >= 2
@@ -108,7 +108,7 @@ def test_both_eos_ids_of_the_generation_config_end_an_answer(folders, generate, 
 
 def test_a_stop_string_cuts_tokens_and_text_inside_an_accepted_path(folders, generate):
     tokenizer, whole = folders.tokenizer, generate()["token_ids"]
-    spec = f"small:{folders.target}[num_draft_tokens=8]"
+    spec = f"small:{folders.target}[num_draft_tokens=8,top_k=1,min_confidence=0]"
     tried = 0
     for at in range(6, NEW - 3):
         stop = tokenizer.decode(whole[at : at + 2])
