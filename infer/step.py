@@ -22,7 +22,11 @@ _step_numbers = itertools.count()
 def admit(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
     """Let `rows` join at the next step."""
     feedback = target.admit(rows, drafter.features)
-    drafter.open(rows, feedback)
+    try:
+        drafter.open(rows, feedback)
+    except BaseException:
+        target.release(rows)
+        raise
 
 
 def release(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:

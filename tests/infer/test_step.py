@@ -192,6 +192,13 @@ def test_rows_are_released_when_a_step_fails(model: Any) -> None:
     assert generate(target, Empty(), [Row("0", [5], Settings(), Stops(3))])[0].token_ids == plain(model, [5], 3)
 
 
+def test_rows_that_a_drafter_does_not_take_leave_the_target_as_it_was(model: Any) -> None:
+    target, row = HFTarget(model), Row("0", [5])
+    with pytest.raises(ValueError, match="was not told"):
+        generate(target, oracle(), [row])
+    assert not target.lm.has(row)
+
+
 def test_traces_count_candidates_sources_and_credit(model: Any) -> None:
     answer = plain(model, [3, 4, 5], 6)
     draft = Draft()
