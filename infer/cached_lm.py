@@ -298,11 +298,3 @@ class CachedLM:
         slot.length += len(kept)
         slot.positions.clear()
         slot.visible.clear()
-
-    def crop(self, row: Any, length: int) -> None:
-        """Forget committed tokens beyond `length`, and everything in flight."""
-        slot = self._slots[row]
-        assert length <= slot.length
-        slot.length = length
-        slot.positions.clear()
-        slot.visible.clear()

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 ROOT = -1
@@ -140,15 +139,6 @@ class Draft:
         for i, token in enumerate(tokens):
             parent = self.outright(parent, token, source, 1.0 if confidences is None else confidences[i])
         return self
-
-    def ancestors(self) -> np.ndarray:
-        """[N, N] bool: row i marks the ancestors of node i and node i itself."""
-        mask_NN = np.zeros((len(self.tokens),) * 2, dtype=bool)
-        for node, parent in enumerate(self.parents):
-            if parent != ROOT:
-                mask_NN[node] = mask_NN[parent]
-            mask_NN[node, node] = True
-        return mask_NN
 
     def is_chain(self) -> bool:
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
