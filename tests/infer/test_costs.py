@@ -1,0 +1,36 @@
+"""Costs of passes: between and beyond the measured points, to a file and back, and refused files."""
+
+import json
+
+import pytest
+
+from draftsmith.infer.costs import Costs, PassCost
+
+COST = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_seen=0.01, per_pair=0.001)
+
+
+def test_cost_is_linear_between_points_and_keeps_the_last_slope():
+    assert [COST(1, tokens, 0) for tokens in (0, 1, 4, 10, 16, 32)] == [1.0, 1.0, 2.0, 5.0, 8.0, 16.0]
+
+
+def test_rows_multiply_tokens_and_context():
+    assert COST(2, 2, 0) == COST(1, 4, 0)
+    assert COST(2, 2, 10) == pytest.approx(2.0 + 0.01 * 20 + 0.001 * 40)
+
+
+def test_costs_come_back_from_a_file(tmp_path):
+    costs = Costs({"target": COST}, overhead=0.5, machine={"cpu": "x"})
+    (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))
+    assert Costs.load(tmp_path / "costs.json").of("target")(2, 5, 7) == COST(2, 5, 7)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kind": "costs", "format": 99}', '{"kind": "costs", "format": 1}'])
+def test_another_file_is_refused_with_one_line(tmp_path, text):
+    (tmp_path / "costs.json").write_text(text)
+    with pytest.raises(ValueError, match=r"costs\.json"):
+        Costs.load(tmp_path / "costs.json")
+
+
+def test_an_unmeasured_pass_is_an_error():
+    with pytest.raises(ValueError, match="no costs of 'sd2:1'"):
+        Costs({"target": COST}).of("sd2:1")
