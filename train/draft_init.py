@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.train.layers import find_parts, picked_config, stack_path
+from draftsmith.infer.layers import find_parts, picked_config, stack_path
 
 SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 

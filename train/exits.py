@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from draftsmith.infer.layers import check_parts, find_parts, state_of
 from draftsmith.train.batches import IGNORED
-from draftsmith.train.layers import check_parts, document_mask, find_parts, packs_by_positions, state_of
+from draftsmith.train.document_mask import document_mask, packs_by_positions
 
 
 class ExitStates(nn.Module):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.layers import find_parts
 from draftsmith.infer.measure.provenance import provenance, without_secrets
 from draftsmith.infer.templates import Template, find_template, load_tokenizer
 from draftsmith.train.batches import Batches
@@ -28,7 +29,6 @@ from draftsmith.train.checkpoint import draw_curves, save_model
 from draftsmith.train.corpus import Corpus, load_corpus, split
 from draftsmith.train.draft_init import freeze, init_draft
 from draftsmith.train.exits import ExitStates
-from draftsmith.train.layers import find_parts
 from draftsmith.train.lora import add_lora, merge_lora
 from draftsmith.train.memory import memory_estimate, shards_of
 from draftsmith.train.objective import Objective

@@ -14,11 +14,11 @@ import torch
 
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
+from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.row import Row, Stops
 from draftsmith.train.batches import Batches
 from draftsmith.train.corpus import Corpus
-from draftsmith.train.layers import first_layers
 from draftsmith.train.training import Training, reduced
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from draftsmith.infer.layers import shaped_logits
 from draftsmith.train.chunked_loss import chunked_cross_entropy
-from draftsmith.train.layers import shaped_logits
 
 
 def problem(exits=3, positions=11, width=6, vocab=17, bias=False, dtype=torch.float64):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from draftsmith.infer.layers import find_parts, first_layers
 from draftsmith.train.batches import assemble
 from draftsmith.train.draft_init import init_draft, pick_layers
 from draftsmith.train.exits import ExitStates
-from draftsmith.train.layers import find_parts, first_layers
 
 KINDS = ["llama", "gemma2", "gemma3", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 
@@ -36,7 +36,7 @@ def test_a_view_of_the_first_layers_has_the_exits_logits_and_the_drafts_weights(
 
 
 def _shaped(parts, logits):
-    from draftsmith.train.layers import shaped_logits
+    from draftsmith.infer.layers import shaped_logits
 
     return shaped_logits(logits, parts.scale, parts.softcap)
 
