@@ -30,7 +30,8 @@ class TreeCache:
     """What transformers' attention layers see as their cache: it stores what they write and shows the whole buffer.
 
     `begin` names the rows and slots of the coming pass. Buffers are made when the first keys and values arrive, from
-    their shape: the config is not asked, so grouped, multi-query and unequal heads all fit.
+    their shape: the config is not asked, so grouped, multi-query and unequal heads all fit. `states` are hidden states
+    that a caller wants to lie and move with them, [B, S, D] each.
     """
 
     is_compileable = False
@@ -38,6 +39,7 @@ class TreeCache:
     def __init__(self) -> None:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        self.states: list[torch.Tensor] = []
         self.rows = 0
         self.slots = 0
         self.grown = 0
@@ -57,8 +59,37 @@ class TreeCache:
             return
         self._start = -1
         starts_B1 = torch.tensor(starts, device=device)[:, None]
-        self._slots_BQ = starts_B1 + torch.arange(width, device=device)
-        self._index_B1 = torch.arange(first, first + len(starts), device=device)[:, None]
+        self._scatter(starts_B1 + torch.arange(width, device=device))
+
+    def begin_at(self, first: int, slots_BQ: torch.Tensor) -> None:
+        """The coming pass writes these slots, of the rows from `first` on."""
+        self._first, self._count = first, slots_BQ.shape[0]
+        self._end = int(slots_BQ.max()) + 1
+        self._start = -1
+        self._scatter(slots_BQ)
+
+    def _scatter(self, slots_BQ: torch.Tensor) -> None:
+        self._slots_BQ = slots_BQ
+        self._index_B1 = torch.arange(self._first, self._first + self._count, device=slots_BQ.device)[:, None]
+
+    def put_states(self, layer: int, states_BQD: torch.Tensor) -> None:
+        """Store hidden states in the slots of the pass that began last."""
+        assert layer <= len(self.states)
+        if layer == len(self.states):
+            self.states.append(states_BQD.new_zeros((self.rows, self.slots, states_BQD.shape[-1])))
+        self._write(self.states[layer], states_BQD)
+
+    def states_of(self, layer: int) -> torch.Tensor:
+        """[B, Q, D] the hidden states in the slots of the pass that began last."""
+        if self._start >= 0:
+            return self.states[layer][self._first : self._first + self._count, self._start : self._end]
+        return self.states[layer][self._index_B1, self._slots_BQ]
+
+    def _write(self, buffer_BS: torch.Tensor, new_BQ: torch.Tensor) -> None:
+        if self._start >= 0:
+            buffer_BS[self._first : self._first + self._count, self._start : self._end] = new_BQ
+        else:
+            buffer_BS[self._index_B1, self._slots_BQ] = new_BQ
 
     @torch.inference_mode()
     def reserve(self, rows: int, slots: int) -> None:
@@ -69,7 +100,7 @@ class TreeCache:
         if slots > self.slots:
             self.slots = max(slots, self.slots + GROWTH)
         self.grown += bool(self.keys)
-        for buffers in (self.keys, self.values):
+        for buffers in (self.keys, self.values, self.states):
             for layer, old_BSHD in enumerate(buffers):
                 new_BSHD = old_BSHD.new_zeros((self.rows, self.slots, *old_BSHD.shape[2:]))
                 new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = old_BSHD
@@ -85,10 +116,7 @@ class TreeCache:
         last = self._first + self._count
         shown = []
         for buffer_BSHD, new_BHQD in ((self.keys[layer_idx], key_BHQD), (self.values[layer_idx], value_BHQD)):
-            if self._start >= 0:
-                buffer_BSHD[self._first : last, self._start : self._end] = new_BHQD.transpose(1, 2)
-            else:
-                buffer_BSHD[self._index_B1, self._slots_BQ] = new_BHQD.transpose(1, 2)
+            self._write(buffer_BSHD, new_BHQD.transpose(1, 2))
             shown.append(buffer_BSHD[self._first : last, : self._end].transpose(1, 2))
         return shown[0], shown[1]
 
@@ -98,14 +126,14 @@ class TreeCache:
         if sources == list(range(start, start + len(sources))):
             return
         where = torch.tensor(sources, device=self.keys[0].device)
-        for buffers in (self.keys, self.values):
+        for buffers in (self.keys, self.values, self.states):
             for buffer_BSHD in buffers:
                 buffer_BSHD[row, start : start + len(sources)] = buffer_BSHD[row].index_select(0, where)
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int, used: int) -> None:
         """Copy what row `source` holds to row `target`."""
-        for buffers in (self.keys, self.values):
+        for buffers in (self.keys, self.values, self.states):
             for buffer_BSHD in buffers:
                 buffer_BSHD[target, :used] = buffer_BSHD[source, :used]
 

@@ -127,6 +127,61 @@ def first_layers(model: Any, count: int) -> Any:
     return view
 
 
+class Inlet(nn.Module):
+    """Stands for the first layer of a block: runs it on `states`, whatever it is called with."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.states: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)  # such as the kind of its attention
+
+    def forward(self, given: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert self.states is not None
+        return self.layer(self.states, *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A stretch of a model's layers as a base model of its own, without the final norm; all weights are shared.
+
+    `inlet` takes the states to start from; None where the block begins with the embeddings.
+    """
+
+    model: Any
+    inlet: Inlet | None
+
+
+def inner_block(model: Any, start: int, end: int) -> Block:
+    """The layers from `start` up to `end`. The model around them still makes positions, rotations and masks."""
+    path = stack_path(model)
+    view = _shallow(model)
+    config = picked_config(model.config, range(start, end))
+    at = view
+    inlet = None
+    for name in path.split("."):
+        if hasattr(at, "config"):
+            at.config = config
+        child = at._modules[name]
+        if isinstance(child, nn.ModuleList):
+            layers = list(child)[start:end]
+            if start:
+                layers[0] = inlet = Inlet(layers[0])
+            at._modules[name] = nn.ModuleList(layers)
+            norm = next((one for one in NORMS if at._modules.get(one) is not None), None)
+            if norm is not None:
+                at._modules[norm] = nn.Identity()
+        else:
+            at._modules[name] = _shallow(child)
+        at = at._modules[name]
+    return Block(view.base_model, inlet)
+
+
 def _shallow(module: Any) -> Any:
     copied = copy.copy(module)
     copied._modules = dict(module._modules)

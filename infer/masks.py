@@ -42,7 +42,34 @@ class MaskPlan:
         positions_BQ: np.ndarray,
     ) -> Any:
         """The mask argument of the model for the newest `counts` entries in flight of each row."""
-        seen_BQS = _visibility(slots, counts, width, end)
+        return self._masks(_visibility(slots, counts, width, end), slots, counts, end, device, dtype, positions_BQ)
+
+    def build_at(
+        self,
+        slots: Sequence[InFlight],
+        chosen: Sequence[Sequence[int]],
+        slots_BQ: np.ndarray,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions_BQ: np.ndarray,
+    ) -> Any:
+        """The same for the entries in slots `chosen` of each row, committed or in flight; `slots_BQ` holds them too,
+        then the slots of padding queries."""
+        end = int(slots_BQ.max()) + 1
+        seen_BQS = _visibility_at(slots, chosen, slots_BQ, end)
+        counts = [len(one) for one in chosen]
+        return self._masks(seen_BQS, slots, counts, end, device, dtype, positions_BQ)
+
+    def _masks(
+        self,
+        seen_BQS: np.ndarray,
+        slots: Sequence[InFlight],
+        counts: list[int],
+        end: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions_BQ: np.ndarray,
+    ) -> Any:
         masks = {}
         for kind, window in self.windows.items():
             shown_BQS = seen_BQS
@@ -69,6 +96,25 @@ def _visibility(slots: Sequence[InFlight], counts: list[int], width: int, end: i
     return seen_BQS
 
 
+def _visibility_at(
+    slots: Sequence[InFlight], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
+) -> np.ndarray:
+    """[B, Q, S] bool: a committed entry sees those before it, one in flight the context and its ancestors."""
+    seen_BQS = np.zeros((*slots_BQ.shape, end), dtype=bool)
+    for b, (slot, wanted) in enumerate(zip(slots, chosen)):
+        for query, at in enumerate(wanted):
+            seen_BQS[b, query, : min(at + 1, slot.length)] = True
+        flying = [(query, at - slot.length) for query, at in enumerate(wanted) if at >= slot.length]
+        if flying:
+            queries = [query for query, _ in flying]
+            shown = min(len(slot.positions), end - slot.length)
+            bits_QF = _bits([slot.visible[at] for _, at in flying], len(slot.positions))[:, :shown]
+            seen_BQS[b, queries, slot.length : slot.length + shown] = bits_QF
+        for query in range(len(wanted), slots_BQ.shape[1]):
+            seen_BQS[b, query, slots_BQ[b, query]] = True
+    return seen_BQS
+
+
 def _bits(masks: list[int], flight: int) -> np.ndarray:
     """[Q, F] bool from bit masks, lowest bit first."""
     size = (flight + 7) // 8
@@ -81,6 +127,7 @@ def _near(slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray
     near_BQS = np.ones((len(slots), positions_BQ.shape[1], end), dtype=bool)
     for b, (slot, count) in enumerate(zip(slots, counts)):
         positions_S = np.arange(end)
-        positions_S[slot.length : slot.length + len(slot.positions)] = slot.positions
+        flying = slot.positions[: max(end - slot.length, 0)]
+        positions_S[slot.length : slot.length + len(flying)] = flying
         near_BQS[b, :count] = positions_BQ[b, :count, None] - positions_S[None] < window
     return near_BQS
