@@ -5,7 +5,8 @@ A pass of R rows with Q tokens each behind C committed ones takes
     f(R * Q) + per_seen * R * C + per_pair * R * Q * C     seconds,
 
 f linear between measured numbers of tokens: the weights are read once whatever is asked of them, then matrix products
-grow with the tokens, and attention with what each of them sees. How it is measured and fitted stands in
+grow with the tokens, and attention with what each of them sees. Q is what the device is given: a pass that is padded
+to one of the lab's `buckets` costs what the bucket costs. How it is measured and fitted stands in
 infer/measure/latency.py; which probabilities it is weighed against, in infer/economy.py.
 """
 
@@ -21,17 +22,27 @@ from typing import Any
 FORMAT = 1
 
 
+def padded(tokens: int, buckets: Sequence[int]) -> int:
+    """What a row with so many tokens is padded to: the first bucket that holds them, or nothing."""
+    return next((bucket for bucket in buckets if bucket >= tokens), tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """Seconds of one kind of pass: `tokens` ascending with their `seconds`, and what the context adds."""
+    """Seconds of one kind of pass: `tokens` ascending with their `seconds`, and what the context adds.
+
+    `buckets` are the padded numbers of tokens of a row (see liked_buckets in infer/cached_lm.py).
+    """
 
     tokens: Sequence[int]
     seconds: Sequence[float]
     per_seen: float = 0.0
     per_pair: float = 0.0
+    buckets: Sequence[int] = ()
 
     def __call__(self, rows: int, tokens: int, context: float) -> float:
         """Of `rows` rows with `tokens` tokens each, behind `context` committed ones."""
+        tokens = padded(tokens, self.buckets)
         seen = rows * context
         return self._weights(rows * tokens) + self.per_seen * seen + self.per_pair * tokens * seen
 

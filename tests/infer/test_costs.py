@@ -18,6 +18,12 @@ def test_rows_multiply_tokens_and_context():
     assert COST(2, 2, 10) == pytest.approx(2.0 + 0.01 * 20 + 0.001 * 40)
 
 
+def test_a_padded_pass_costs_what_its_bucket_costs():
+    cost = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_pair=0.001, buckets=(2,))
+    assert cost(8, 1, 10) == cost(8, 2, 10) == pytest.approx(8.0 + 0.001 * 2 * 80)
+    assert cost(8, 3, 10) > cost(8, 2, 10)
+
+
 def test_costs_come_back_from_a_file(tmp_path):
     costs = Costs({"target": COST}, overhead=0.5, machine={"cpu": "x"})
     (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))

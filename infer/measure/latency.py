@@ -1,0 +1,240 @@
+"""How long forward passes take on this machine, and the formula of infer/costs.py fitted to it.
+
+What is timed is a *lab*: something that can stand behind a context without having computed it (what a cache holds does
+not matter to its speed) and run a pass. Points are visited in rounds, in a new order each, and a point's time is the
+median over its visits: a machine that is busy for a while slows all points, not one of them.
+
+This module does not know drafters or plans. What a step does outside its passes is measured by those who know the step.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from draftsmith.infer.cached_lm import CachedLM, Entries
+from draftsmith.infer.costs import PassCost, padded
+from draftsmith.infer.measure.least_squares import non_negative
+
+if TYPE_CHECKING:
+    import torch
+
+# Fewer visits than these give no median worth the name.
+ROUNDS = (3, 9)
+SPARE = 64
+
+Clock = Callable[[], float]
+
+
+class Lab(Protocol):
+    """Something whose passes can be timed. `buckets`: as of a Target."""
+
+    @property
+    def buckets(self) -> Sequence[int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def place(self, rows: int, context: int) -> None:
+        """Stand `rows` rows behind `context` committed tokens, without computing them."""
+        ...
+
+    def run(self, tokens: int) -> None:
+        """One pass of `tokens` tokens per row, as decoding makes it; nothing of it is committed."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the rows."""
+        ...
+
+
+class CachedLab:
+    """A target's or a draft model's cached passes. A pass ends, as a greedy one does, with the choices read off."""
+
+    def __init__(self, lm: CachedLM) -> None:
+        self.lm = lm
+        self._rows: list[object] = []
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        return self.lm.buckets
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    def place(self, rows: int, context: int) -> None:
+        self.close()
+        self._rows = [object() for _ in range(rows)]
+        for row in self._rows:
+            self.lm.open(row, context + SPARE)
+            # Committed, though no pass has written them: the slots hold what they hold.
+            self.lm.commit(row, list(range(context)))
+
+    def run(self, tokens: int) -> None:
+        logits_BQV, _ = self.lm.forward(self._rows, [Entries.chain([0] * tokens) for _ in self._rows])
+        logits_BQV.argmax(-1).tolist()
+        for row in self._rows:
+            self.lm.commit(row, [])
+
+    def close(self) -> None:
+        for row in reversed(self._rows):
+            self.lm.close(row)
+        self._rows = []
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A pass to be timed: `rows` rows of `tokens` tokens each behind `context` committed ones."""
+
+    rows: int
+    tokens: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A pass and the seconds it took."""
+
+    ask: Ask
+    seconds: float
+
+
+def grid(rows: Iterable[int], tokens: Iterable[int], contexts: Iterable[int]) -> list[Ask]:
+    """Every combination, cheapest first."""
+    tokens, contexts = list(tokens), list(contexts)
+    asks = {Ask(r, q, c) for r in rows for q in tokens for c in contexts}
+    return sorted(asks, key=lambda ask: (ask.rows * ask.tokens, ask.rows * ask.context, ask.tokens))
+
+
+def measure(
+    lab: Lab,
+    rows: Iterable[int],
+    tokens: Iterable[int],
+    contexts: Iterable[int],
+    *,
+    seconds: float = 60.0,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+) -> list[Point]:
+    """The points of `lab` for every combination; `seconds` is the time that it may take."""
+    return measure_together({"": (lab, grid(rows, tokens, contexts))}, seconds=seconds, seed=seed, clock=clock)[""]
+
+
+def measure_together(
+    jobs: Mapping[str, tuple[Lab, Sequence[Ask]]],
+    *,
+    seconds: float = 60.0,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[Point]]:
+    """Points of several labs, all timed next to one another, so that their ratios hold on a busy machine too.
+
+    The first round warms up and tells how long a round takes; ValueError where the time does not allow three.
+    """
+    visits = [(name, ask) for name, (_, asks) in jobs.items() for ask in asks]
+    taken: dict[tuple[str, Ask], list[float]] = {visit: [] for visit in visits}
+    order, began, slowest = random.Random(seed), clock(), 0.0
+    try:
+        for number in range(ROUNDS[1] + 1):
+            started = clock()
+            if number > ROUNDS[0] and started - began + slowest > seconds:
+                break
+            for done, (name, ask) in enumerate(order.sample(visits, len(visits)) if number else visits):
+                taken[name, ask].append(_visit(jobs[name][0], ask, clock))
+                if clock() - began > seconds and number <= ROUNDS[0]:
+                    raise ValueError(
+                        f"{seconds:g} s are too few: they were over after {number * len(visits) + done + 1} of "
+                        f"{(ROUNDS[0] + 1) * len(visits)} visits; measure fewer points, or give more time"
+                    )
+            slowest = max(slowest, clock() - started)
+    finally:
+        for lab, _ in jobs.values():
+            lab.close()
+    return {name: [Point(ask, median(taken[name, ask][1:])) for ask in asks] for name, (_, asks) in jobs.items()}
+
+
+def _visit(lab: Lab, ask: Ask, clock: Clock) -> float:
+    """Seconds of one pass; the one before it, not counted, brings weights and code where decoding would find them."""
+    lab.place(ask.rows, ask.context)
+    lab.run(ask.tokens)
+    _wait(lab.device)
+    began = clock()
+    lab.run(ask.tokens)
+    _wait(lab.device)
+    return clock() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def fit(points: Sequence[Point], buckets: Sequence[int] = ()) -> PassCost:
+    """The formula of PassCost with the least relative error: f non-decreasing, no slope negative.
+
+    With one context alone the slopes are not to be known: they stay 0, and f holds for that context.
+    """
+    if not points:
+        raise ValueError("there are no measured passes to fit costs to")
+    totals = sorted({_total(point.ask, buckets) for point in points})
+    with_context = len({point.ask.context for point in points}) > 1
+    design_MN = np.array([_features(point.ask, totals, buckets, with_context) for point in points])
+    seconds_M = np.array([point.seconds for point in points])
+    found_N = non_negative(design_MN / seconds_M[:, None], np.ones(len(points)))
+    f = np.cumsum(found_N[: len(totals)]).tolist()
+    per_seen, per_pair = found_N[-2:] if with_context else (0.0, 0.0)
+    return PassCost(totals, f, float(per_seen), float(per_pair), tuple(buckets))
+
+
+def _total(ask: Ask, buckets: Sequence[int]) -> int:
+    return ask.rows * padded(ask.tokens, buckets)
+
+
+def _features(ask: Ask, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
+    """What a pass's seconds are a sum of: the rises of f up to it, what is seen, and seen pairs."""
+    total, seen = _total(ask, buckets), ask.rows * ask.context
+    rises = [float(total >= knot) for knot in totals]
+    return [*rises, seen, seen * padded(ask.tokens, buckets)] if with_context else rises
+
+
+def left_out(points: Sequence[Point], buckets: Sequence[int] = ()) -> list[float]:
+    """The relative errors of passes that the fit has not seen: those of one number of tokens are left out at a time.
+
+    Only between the smallest and the largest number: beyond, the formula carries on a slope.
+    """
+    totals = sorted({_total(point.ask, buckets) for point in points})
+    errors = []
+    for total in totals[1:-1]:
+        hidden = [point for point in points if _total(point.ask, buckets) == total]
+        cost = fit([point for point in points if _total(point.ask, buckets) != total], buckets)
+        for point in hidden:
+            said = cost(point.ask.rows, point.ask.tokens, point.ask.context)
+            errors.append(said / point.seconds - 1)
+    return errors
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Whose costs these are: a file of another machine says nothing about this one."""
+    import torch
+
+    from draftsmith.infer.measure.provenance import hardware
+
+    facts = hardware()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else facts["cpu"]["model"]
+    return {
+        "device": device.type,
+        "name": name,
+        "cores": facts["cpu"]["cores_usable"],
+        "threads": facts["cpu"]["torch_threads"],
+        "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
