@@ -20,11 +20,11 @@ import torch
 
 from draftsmith.infer.builder import Candidate, Growth, grow
 from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.models import check_same_tokenizer
 from draftsmith.infer.row import Row
 from draftsmith.infer.tokenizer import tokenizer_fingerprint
 from draftsmith.infer.tree import ROOT, Draft
-from draftsmith.retrieval.dresd_embed import target_fingerprint
 from draftsmith.retrieval.dresd_store import DresdStore
 
 
@@ -192,6 +192,8 @@ def check_fits(store: DresdStore, target: Target) -> None:
             raise ValueError(f"{store.path} has another tokenizer than the target: its token ids mean other text")
     else:
         check_same_tokenizer(None, store.vocab_size, tokenizer, target.vocab_size, f"the store {store.path}")
+    if getattr(target, "model", None) is None:
+        raise ValueError("dresd reads the target's hidden states, and this target has none to lend")
     if target_fingerprint(target) != said["target"]:
         raise ValueError(
             f"{store.path} was built from another target's states, which this one's cannot be looked up among: "

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from draftsmith.infer.contract import Target
+from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.rendering import Rendered
 from draftsmith.infer.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve
-from draftsmith.retrieval.dresd_embed import embed, target_fingerprint
+from draftsmith.retrieval.dresd_embed import embed
 from draftsmith.retrieval.dresd_index import IndexKind, choose, load_faiss, make_index, write_index
 from draftsmith.retrieval.dresd_projection import Projection, fit
 from draftsmith.retrieval.dresd_store import search, token_dtype, write_manifest
