@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from draftsmith.infer.isotonic import pool_adjacent_violators
+
 BINS = 20
 MIN_PER_BIN = 25
 # Odds are used as weights: no observation may weigh without bound.
@@ -70,16 +72,3 @@ def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | 
     return Curve(
         tuple(round(point[0], 6) for point in points), tuple(round(min(float(mean), HIGHEST), 6) for mean in means)
     )
-
-
-def pool_adjacent_violators(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The rising sequence that is closest to `values` in weighted squares."""
-    blocks: list[list[float]] = []
-    for value, weight in zip(values, weights):
-        blocks.append([value, weight, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            last = blocks.pop()
-            total = blocks[-1][1] + last[1]
-            blocks[-1][0] = (blocks[-1][0] * blocks[-1][1] + last[0] * last[1]) / total
-            blocks[-1][1], blocks[-1][2] = total, blocks[-1][2] + last[2]
-    return [block[0] for block in blocks for _ in range(int(block[2]))]

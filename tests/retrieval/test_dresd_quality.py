@@ -14,7 +14,7 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.rendering import Rendered
 from draftsmith.retrieval.dresd_build import build_store, calibrate
-from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve, pool_adjacent_violators
+from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve
 from draftsmith.retrieval.dresd_index import choose, make_index, read_index, stored_keys, write_index
 from draftsmith.retrieval.dresd_projection import Projection, fit
 from draftsmith.retrieval.dresd_quality import held_out_recall, hold_out, index_recall, self_recall
@@ -105,12 +105,6 @@ def test_a_projection_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert np.array_equal(Projection.read(tmp_path / "projection.bin", 8).keys(states), projection.keys(states))
     with pytest.raises(ValueError, match="no map of 9-wide states"):
         Projection.read(tmp_path / "projection.bin", 9)
-
-
-def test_pooling_gives_the_nearest_rising_sequence() -> None:
-    assert pool_adjacent_violators([0.1, 0.5, 0.3, 0.9], [1, 1, 1, 1]) == pytest.approx([0.1, 0.4, 0.4, 0.9])
-    assert pool_adjacent_violators([0.9, 0.0], [3, 1]) == pytest.approx([0.675, 0.675])
-    assert pool_adjacent_violators([3, 2, 1], [1, 1, 1]) == pytest.approx([2, 2, 2])
 
 
 def test_a_curve_rises_and_gives_back_the_probability_that_made_it() -> None:
