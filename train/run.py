@@ -8,7 +8,6 @@ how is the objective's (sft.py, soft.py), which is handed in.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.cache_folder import cache_folder
 from draftsmith.infer.layers import find_parts
 from draftsmith.infer.measure.provenance import provenance, without_secrets
 from draftsmith.infer.templates import Template, find_template, load_tokenizer
@@ -163,7 +163,7 @@ def resolved(plan: Plan) -> Plan:
 
 
 def _data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batches]:
-    cache = Path(plan.text.cache or _user_cache()).expanduser()
+    cache = Path(plan.text.cache or cache_folder() / "tokens").expanduser()
     corpus = load_corpus(plan.data, template, max_length=plan.text.max_length, cache=cache, limit=plan.text.limit)
     train, held_out = split(corpus, plan.text.held_out, plan.text.split_by)
     data = Batches(
@@ -183,10 +183,6 @@ def _data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batches]
         print(f"{len(train)} sequences to train on, {len(held_out)} held out; rows filled to "
               f"{data.stream.filled():.1%}", file=sys.stderr)  # fmt: skip
     return corpus, data
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "draftsmith" / "tokens"
 
 
 def _models(plan: Plan) -> tuple[HFTarget | None, Any]:
