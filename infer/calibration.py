@@ -1,0 +1,178 @@
+"""Calibrations: what a draft's raw confidence is worth as a probability of acceptance, per draft and target.
+
+A draft has one file per target, in its own folder: DRAFT/calibration/TARGET.json, so that one draft serves several
+targets, each with its own curves. Costs belong to a machine and lie in the user's cache, as does everything of drafts
+that are no local folder. `draftsmith calibrate` writes both; drafters look for them when they are bound, and say so
+themselves when they find none.
+
+How curves are measured is not known here (measure/calibrate.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote
+
+from draftsmith.infer.cache_folder import cache_folder
+from draftsmith.infer.contract import Target
+from draftsmith.infer.costs import Costs
+from draftsmith.infer.curve import Curve
+from draftsmith.infer.fingerprint import target_fingerprint
+from draftsmith.infer.measure.atomic import write_json
+
+FORMAT = 1
+# The branchings that `covered` knows.
+TOP = (1, 2, 4, 8)
+
+
+@runtime_checkable
+class LeavesEarly(Protocol):
+    """A drafter whose candidates come from exits of one model, so that a single pass over a text tells all of them.
+
+    `model` is the causal LM; `exit_sources` maps each exit, as a number of layers in ascending order, to the source
+    that its candidates are credited to. The last exit is the whole model.
+    """
+
+    model: Any
+    exit_sources: Mapping[int, str]
+
+
+def covered_key(exit: int, deeper: int, top: int) -> str:
+    return f"{exit}>{deeper}@{top}"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """`target`: the target's fingerprint.
+
+    `curves[source]` maps a candidate's raw confidence to the probability that it is accepted, given that its parent
+    was. `covered["e>d@k"]` maps the raw probability of exit e's likeliest token to the probability that the target's
+    next token is among the k likeliest of exit d. `measured` tells per source what its curve stands on.
+    """
+
+    target: str
+    curves: Mapping[str, Curve]
+    covered: Mapping[str, Curve] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def joined(self, newer: Calibration) -> Calibration:
+        """What two calibrations for one target know, the newer one where both do."""
+        assert self.target == newer.target
+        return Calibration(
+            self.target,
+            {**self.curves, **newer.curves},
+            {**self.covered, **newer.covered},
+            {**self.measured, **newer.measured},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "kind": "calibration",
+            "target": self.target,
+            "curves": {name: curve.to_json() for name, curve in self.curves.items()},
+            "covered": {name: curve.to_json() for name, curve in self.covered.items()},
+            "measured": dict(self.measured),
+        }
+
+    @classmethod
+    def from_json(cls, said: Any, where: str) -> Calibration:
+        if not isinstance(said, dict) or said.get("kind") != "calibration":
+            raise ValueError(f"{where} holds no calibration: `draftsmith calibrate` writes one")
+        if said.get("format") != FORMAT:
+            raise ValueError(f"{where} has format {said.get('format')}, and this version reads {FORMAT}")
+        try:
+            curves, covered = (
+                {name: Curve.from_json(one) for name, one in said[part].items()} for part in ("curves", "covered")
+            )
+            return cls(str(said["target"]), curves, covered, dict(said["measured"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as problem:
+            raise ValueError(f"{where} is not a whole calibration: {problem}") from None
+
+    def save(self, path: str | Path) -> None:
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")), str(path))
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+            raise ValueError(f"{path} is not JSON: {problem}") from None
+
+
+# Where they lie. `draft` is what the drafter was made from: a folder (a model, a store), a Hub name, or, for a drafter
+# that is made from nothing, its own name.
+
+
+def calibration_path(draft: str | Path, fingerprint: str) -> Path:
+    """The calibration of `draft` for the target with this fingerprint."""
+    name = f"{fingerprint[:16]}.json"
+    folder = Path(draft).expanduser()
+    return folder / "calibration" / name if folder.is_dir() else cache_folder() / "calibration" / _quoted(draft) / name
+
+
+def costs_path(draft: str | Path, target: Target) -> Path:
+    """The costs of `draft` with `target` on this machine. They follow shapes, so a draft is known by its config."""
+    folder = Path(draft).expanduser()
+    name = _quoted(draft)
+    if folder.is_dir():
+        config = folder / "config.json"
+        known_by = config.read_bytes() if config.is_file() else str(folder.resolve()).encode()
+        name = f"{_quoted(folder.resolve().name)}-{hashlib.sha256(known_by).hexdigest()[:12]}"
+    weight = next(_model(target).parameters())
+    fingerprint = target_fingerprint(target)[:16]
+    target_name = f"{fingerprint}-{str(weight.dtype).removeprefix('torch.')}"
+    return cache_folder() / "costs" / machine_name(weight.device.type) / f"{target_name}+{name}.json"
+
+
+def machine_name(device: str) -> str:
+    """What passes run on, in a word: the GPU, or the CPU and how many threads are used of it."""
+    from draftsmith.infer.measure.provenance import hardware
+
+    found = hardware()
+    if device == "cuda":
+        import torch
+
+        told = torch.cuda.get_device_name()
+    else:
+        told = f"{found['cpu']['model'] or found['cpu']['machine']} {found['cpu']['torch_threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-")
+
+
+def find_calibration(draft: str | Path, target: Target) -> Calibration | None:
+    """The calibration of `draft` for `target`; None where nobody has measured one."""
+    if _model(target) is None:
+        return None
+    fingerprint = target_fingerprint(target)
+    path = calibration_path(draft, fingerprint)
+    if not path.is_file():
+        return None
+    found = Calibration.load(path)
+    if found.target != fingerprint:
+        raise ValueError(f"{path} was measured for another target: calibrate again")
+    return found
+
+
+def find_costs(draft: str | Path, target: Target) -> Costs | None:
+    """What passes of `draft` and `target` cost on this machine; None where nobody has measured it."""
+    if _model(target) is None:
+        return None
+    path = costs_path(draft, target)
+    return Costs.load(path) if path.is_file() else None
+
+
+def _model(target: Target) -> Any:
+    """The target's model; recorded answers have none, and nothing is measured for them."""
+    return getattr(target, "model", None)
+
+
+def _quoted(name: str | Path) -> str:
+    return quote(str(name), safe="=@ ")

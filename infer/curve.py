@@ -1,0 +1,140 @@
+"""A rising curve from a raw confidence to a probability, and two ways to fit one to what was observed.
+
+Isotonic: the rising steps that fit best, each a point of the curve, with a line between them. Temperature: the odds of
+the raw confidence to one power; a single number, for when there are few observations (arXiv 1706.04599 compares both).
+No probability comes out 0 or 1: odds are used as weights, and no observation may weigh without bound.
+
+What is observed, and where curves are kept, is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from draftsmith.infer.isotonic import pool_adjacent_violators
+
+# A step of the isotonic curve stands on at least so many observations, and on this share of all of them.
+MIN_STEP, STEP_SHARE = 10.0, 1 / 200
+# What every step is given before the first observation, half of it accepted.
+PRIOR = 1.0
+EDGE = 1e-6
+# Powers of the odds that are looked at, and the log-odds at which the curve gets a point.
+POWERS = (0.02, 50.0)
+LOG_ODDS = np.linspace(-9.0, 9.0, 73)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """`raw` ascends, `probability` never falls and lies inside (0, 1). Constant beyond its ends."""
+
+    raw: tuple[float, ...]
+    probability: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        raw, probability = self.raw, self.probability
+        if not raw or len(raw) != len(probability):
+            raise ValueError(f"a curve needs as many probabilities as confidences, and has {len(probability)}")
+        if any(not a < b for a, b in pairwise(raw)) or any(not a <= b for a, b in pairwise(probability)):
+            raise ValueError("a curve must rise")
+        if not 0 < probability[0] <= probability[-1] < 1:
+            raise ValueError("a curve's probabilities must lie between 0 and 1")
+
+    def __call__(self, raw: float) -> float:
+        xs, ys = self.raw, self.probability
+        above = bisect_right(xs, raw)
+        if above == 0:
+            return ys[0]
+        if above == len(xs):
+            return ys[-1]
+        x0, x1, y0, y1 = xs[above - 1], xs[above], ys[above - 1], ys[above]
+        return y0 + (y1 - y0) * (raw - x0) / (x1 - x0)
+
+    def many(self, raw: Sequence[float]) -> list[float]:
+        found: list[float] = np.interp(raw, self.raw, self.probability).tolist()
+        return found
+
+    @classmethod
+    def fit(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:
+        """Isotonic: `accepted` (yes or no, or a share) over `raw`, each with its weight."""
+        raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
+        xs, where_N = np.unique(raw_N, return_inverse=True)
+        mass = np.bincount(where_N, weights_N)
+        hits = np.bincount(where_N, weights_N * accepted_N)
+        rising = np.array(pool_adjacent_violators((hits / mass).tolist(), mass.tolist()))
+        starts = _steps(rising, mass)
+        mass, hits, centres = (np.add.reduceat(each, starts) for each in (mass, hits, mass * xs))
+        smoothed = (hits + PRIOR / 2) / (mass + PRIOR)
+        return cls._through(centres / mass, np.array(pool_adjacent_violators(smoothed.tolist(), mass.tolist())))
+
+    @classmethod
+    def temperature(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:
+        """The power of the odds under which the observations are likeliest: above 1 the source was underconfident."""
+        raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
+        odds_N = _log_odds(raw_N)
+
+        def slope(power: float) -> float:
+            """Of the log likelihood, which is concave: rising while the power is too small."""
+            return float((weights_N * (accepted_N - _sigmoid(power * odds_N)) * odds_N).sum())
+
+        low, high = POWERS
+        for _ in range(60):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+        return cls._through(_sigmoid(LOG_ODDS), _sigmoid(math.sqrt(low * high) * LOG_ODDS))
+
+    @classmethod
+    def _through(cls, raw: np.ndarray, probability: np.ndarray) -> Curve:
+        """Points rounded to what a file shows; those that rounding makes one are one."""
+        xs, first = np.unique(np.round(raw, 6), return_index=True)
+        ys = np.round(np.clip(probability, EDGE, 1 - EDGE), 6)
+        return cls(tuple(xs.tolist()), tuple(ys[first].tolist()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"raw": list(self.raw), "probability": list(self.probability)}
+
+    @classmethod
+    def from_json(cls, said: Any) -> Curve:
+        return cls(tuple(map(float, said["raw"])), tuple(map(float, said["probability"])))
+
+
+def _observations(raw: Any, accepted: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    raw_N, accepted_N = np.asarray(raw, np.float64), np.asarray(accepted, np.float64)
+    weights_N = np.ones_like(raw_N) if weights is None else np.asarray(weights, np.float64)
+    if not len(raw_N) or not len(raw_N) == len(accepted_N) == len(weights_N):
+        raise ValueError(f"a curve is fitted to confidences and what became of them, and got {len(raw_N)} of them")
+    if not np.isfinite(raw_N).all():
+        raise ValueError("a confidence is not a number")
+    held = weights_N > 0
+    return raw_N[held], accepted_N[held], weights_N[held]
+
+
+def _steps(rising: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Where the steps of `rising` start; those that stand on too little are joined with what follows, or precedes."""
+    least = max(MIN_STEP, float(mass.sum()) * STEP_SHARE)
+    starts, held = [0], 0.0
+    for i in range(len(rising)):
+        if i and rising[i] > rising[i - 1] and held >= least:
+            starts.append(i)
+            held = 0.0
+        held += mass[i]
+    if held < least and len(starts) > 1:
+        starts.pop()
+    return np.array(starts)
+
+
+def _log_odds(raw_N: np.ndarray) -> np.ndarray:
+    clipped_N = np.clip(raw_N, EDGE, 1 - EDGE)
+    odds_N: np.ndarray = np.log(clipped_N) - np.log1p(-clipped_N)
+    return odds_N
+
+
+def _sigmoid(odds_N: np.ndarray) -> np.ndarray:
+    probs_N: np.ndarray = 1 / (1 + np.exp(-np.clip(odds_N, -30, 30)))
+    return probs_N

@@ -1,0 +1,126 @@
+"""Calibrations: to a file and back, refused files, and one draft with a file for each of its targets."""
+
+import json
+
+import pytest
+import torch
+
+from draftsmith.infer.calibration import (
+    Calibration,
+    calibration_path,
+    costs_path,
+    covered_key,
+    find_calibration,
+    find_costs,
+)
+from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.curve import Curve
+from draftsmith.infer.fingerprint import target_fingerprint
+from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.recorded_target import RecordedTarget
+
+CURVE = Curve((0.1, 0.9), (0.2, 0.6))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def targets(make_model):
+    return [HFTarget(make_model("llama", seed=seed)) for seed in (0, 1)]
+
+
+def test_a_calibration_comes_back_from_a_file(tmp_path):
+    said = Calibration("abc", {"small": CURVE}, {covered_key(1, 2, 4): CURVE}, {"small": {"ece": 0.1}})
+    said.save(tmp_path / "a" / "b.json")
+    assert Calibration.load(tmp_path / "a" / "b.json") == said
+    assert list(said.covered) == ["1>2@4"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"kind": "costs", "format": 1}',
+        '{"kind": "calibration", "format": 99}',
+        '{"kind": "calibration", "format": 1}',
+        '{"kind": "calibration", "format": 1, "target": "a", "curves": {"s": 3}, "covered": {}, "measured": {}}',
+        '{"kind": "calibration", "format": 1, "target": "a", "curves": {"s": {"raw": [0.2, 0.1], "probability": '
+        '[0.1, 0.2]}}, "covered": {}, "measured": {}}',
+    ],
+)
+def test_another_file_is_refused_with_one_line(tmp_path, text):
+    (tmp_path / "calibration.json").write_text(text)
+    with pytest.raises(ValueError, match=r"calibration\.json") as refused:
+        Calibration.load(tmp_path / "calibration.json")
+    assert "\n" not in str(refused.value)
+
+
+def test_one_draft_has_a_file_for_each_target(tmp_path, targets):
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    for target, top in zip(targets, (0.6, 0.7)):
+        assert find_calibration(draft, target) is None
+        fingerprint = target_fingerprint(target)
+        Calibration(fingerprint, {"small": Curve((0.1, 0.9), (0.2, top))}).save(calibration_path(draft, fingerprint))
+    tops = [found.curves["small"](1.0) for found in (find_calibration(draft, target) for target in targets) if found]
+    assert tops == [0.6, 0.7]
+    assert len(list((draft / "calibration").iterdir())) == 2
+
+
+def test_a_draft_that_is_no_folder_has_its_files_in_the_cache(tmp_path, targets):
+    path = calibration_path("owner/model", "abc")
+    assert path.is_relative_to(tmp_path / "cache")
+    assert path.name == "abc.json"
+    Calibration(target_fingerprint(targets[0]), {"small": CURVE}).save(
+        calibration_path("owner/model", target_fingerprint(targets[0]))
+    )
+    found = find_calibration("owner/model", targets[0])
+    assert found is not None
+    assert found.curves["small"] == CURVE
+
+
+def test_a_file_that_tells_of_another_target_is_refused(tmp_path, targets):
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    Calibration("0" * 64, {}).save(calibration_path(draft, target_fingerprint(targets[0])))
+    with pytest.raises(ValueError, match="another target"):
+        find_calibration(draft, targets[0])
+
+
+def test_costs_belong_to_machine_target_dtype_and_the_draft_s_shape(tmp_path, targets, make_model):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"layers": name}))
+    assert find_costs(tmp_path / "one", targets[0]) is None
+    write_json(costs_path(tmp_path / "one", targets[0]), Costs({"target": PassCost([1], [2.0])}).to_json())
+    found = find_costs(tmp_path / "one", targets[0])
+    assert found is not None
+    assert found.of("target")(1, 1, 0) == 2.0
+    assert find_costs(tmp_path / "two", targets[0]) is None
+    assert find_costs(tmp_path / "one", targets[1]) is None
+    assert find_costs(tmp_path / "one", HFTarget(make_model("llama", dtype=torch.float32))) is None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert find_costs(tmp_path / "one", targets[0]) is None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_recorded_answers_are_calibrated_for_by_nobody(tmp_path):
+    assert find_calibration(tmp_path, RecordedTarget({}, 10)) is None
+    assert find_costs(tmp_path, RecordedTarget({}, 10)) is None
+
+
+def test_joined_calibrations_know_both_and_the_newer_wins():
+    older = Calibration("t", {"small": CURVE, "rest": CURVE}, {}, {"small": 1, "rest": 1})
+    newer = Calibration("t", {"small": Curve((0.5,), (0.5,))}, {"1>2@1": CURVE}, {"small": 2})
+    joined = older.joined(newer)
+    assert joined.curves == {"small": newer.curves["small"], "rest": CURVE}
+    assert joined.measured == {"small": 2, "rest": 1}
+    assert set(joined.covered) == {"1>2@1"}

@@ -1,0 +1,75 @@
+"""Curves: what they say between, at and beyond their points; both fits against laws that are known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftsmith.infer.curve import Curve
+
+GRID = np.linspace(0.02, 0.98, 49)
+
+
+def observed(law, count, seed=0):
+    """`count` raw confidences, and whether each was accepted under `law`."""
+    generator = np.random.default_rng(seed)
+    raw = generator.uniform(0, 1, count)
+    return raw, generator.uniform(size=count) < law(raw)
+
+
+def sharpened(power):
+    return lambda raw: raw**power / (raw**power + (1 - raw) ** power)
+
+
+def test_a_curve_is_linear_between_its_points_and_constant_beyond():
+    curve = Curve((0.2, 0.4, 0.8), (0.1, 0.5, 0.6))
+    asked = [0.0, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]
+    told = [0.1, 0.1, 0.3, 0.5, 0.55, 0.6, 0.6]
+    assert [curve(raw) for raw in asked] == pytest.approx(told)
+    assert curve.many(asked) == pytest.approx(told)
+
+
+@pytest.mark.parametrize(
+    ("raw", "probability"),
+    [((), ()), ((0.1,), (0.1, 0.2)), ((0.2, 0.2), (0.1, 0.2)), ((0.1, 0.2), (0.3, 0.2)), ((0.1,), (1.0,))],
+)
+def test_what_is_no_rising_curve_of_probabilities_is_refused(raw, probability):
+    with pytest.raises(ValueError, match="curve"):
+        Curve(raw, probability)
+
+
+@pytest.mark.parametrize("law", [lambda raw: raw**2, lambda raw: 0.3 + 0.4 * raw, sharpened(0.4)])
+def test_the_isotonic_fit_finds_the_law_that_made_the_observations(law):
+    curve = Curve.fit(*observed(law, 40_000))
+    assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.05
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
+def test_the_temperature_fit_finds_the_power_that_made_the_observations(power):
+    curve = Curve.temperature(*observed(sharpened(power), 2_000))
+    assert np.abs(np.array(curve.many(GRID)) - sharpened(power)(GRID)).max() < 0.06
+
+
+def test_a_weight_is_so_many_observations():
+    raw, accepted = observed(lambda raw: raw, 300)
+    counts = np.random.default_rng(1).integers(0, 4, 300)
+    for fit in (Curve.fit, Curve.temperature):
+        assert fit(raw, accepted, counts) == fit(np.repeat(raw, counts), np.repeat(accepted, counts))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=120))
+def test_every_fit_is_a_rising_curve_inside_0_and_1(pairs):
+    raw, accepted = zip(*pairs)
+    for fit in (Curve.fit, Curve.temperature):
+        curve = fit(raw, accepted)
+        told = curve.many(np.linspace(0, 1, 21))
+        assert told == sorted(told)
+        assert 0 < told[0] <= told[-1] < 1
+
+
+def test_nothing_observed_is_refused():
+    with pytest.raises(ValueError, match="got 0"):
+        Curve.fit([], [])
+    with pytest.raises(ValueError, match="not a number"):
+        Curve.fit([0.1, float("nan")], [True, False])
