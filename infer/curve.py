@@ -1,15 +1,15 @@
 """A rising curve from a raw confidence to a probability, and two ways to fit one to what was observed.
 
-Isotonic: the rising steps that fit best, each a point of the curve, with a line between them. Temperature: the odds of
-the raw confidence to one power; a single number, for when there are few observations (arXiv 1706.04599 compares both).
-No probability comes out 0 or 1: odds are used as weights, and no observation may weigh without bound.
+Isotonic: the rising steps that fit best, each a point of the curve, with a line between them. Logistic: the log-odds of
+the raw confidence, scaled by a temperature and shifted; two numbers, for when there are few observations (arXiv
+1706.04599 compares such fits). By hand, as no library that this project depends on has either. No probability comes out
+0 or 1: odds are used as weights, and no observation may weigh without bound.
 
 What is observed, and where curves are kept, is not known here.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +25,7 @@ MIN_STEP, STEP_SHARE = 10.0, 1 / 200
 # What every step is given before the first observation, half of it accepted.
 PRIOR = 1.0
 EDGE = 1e-6
-# Powers of the odds that are looked at, and the log-odds at which the curve gets a point.
-POWERS = (0.02, 50.0)
+# The log-odds at which a logistic curve gets a point.
 LOG_ODDS = np.linspace(-9.0, 9.0, 73)
 
 
@@ -74,20 +73,14 @@ class Curve:
         return cls._through(centres / mass, np.array(pool_adjacent_violators(smoothed.tolist(), mass.tolist())))
 
     @classmethod
-    def temperature(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:
-        """The power of the odds under which the observations are likeliest: above 1 the source was underconfident."""
+    def logistic(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:
+        """The odds of the raw confidence to one power, times one factor, under which the observations are likeliest."""
         raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
         odds_N = _log_odds(raw_N)
-
-        def slope(power: float) -> float:
-            """Of the log likelihood, which is concave: rising while the power is too small."""
-            return float((weights_N * (accepted_N - _sigmoid(power * odds_N)) * odds_N).sum())
-
-        low, high = POWERS
-        for _ in range(60):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-        return cls._through(_sigmoid(LOG_ODDS), _sigmoid(math.sqrt(low * high) * LOG_ODDS))
+        power, offset = _likeliest(np.stack([odds_N, np.ones_like(odds_N)], 1), accepted_N, weights_N, [1.0, 0.0])
+        if power < 0:  # the less sure, the more accepted: nothing that may be said by a curve that rises
+            power, (offset,) = 0.0, _likeliest(np.ones((len(odds_N), 1)), accepted_N, weights_N, [0.0])
+        return cls._through(_sigmoid(LOG_ODDS), _sigmoid(power * LOG_ODDS + offset))
 
     @classmethod
     def _through(cls, raw: np.ndarray, probability: np.ndarray) -> Curve:
@@ -127,6 +120,29 @@ def _steps(rising: np.ndarray, mass: np.ndarray) -> np.ndarray:
     if held < least and len(starts) > 1:
         starts.pop()
     return np.array(starts)
+
+
+def _likeliest(design_NF: np.ndarray, accepted_N: np.ndarray, weights_N: np.ndarray, start: list[float]) -> np.ndarray:
+    """[F] Logistic regression by Newton's steps, held near `start` as if by one observation or so."""
+    start_F = np.array(start)
+    found_F = start_F.copy()
+
+    def worth(at_F: np.ndarray) -> float:
+        odds_N = design_NF @ at_F
+        likely = (weights_N * (accepted_N * odds_N - np.logaddexp(0.0, odds_N))).sum()
+        return float(likely - 0.5 * ((at_F - start_F) ** 2).sum())
+
+    for _ in range(50):
+        said_N = _sigmoid(design_NF @ found_F)
+        slope_F = design_NF.T @ (weights_N * (accepted_N - said_N)) - (found_F - start_F)
+        bend_FF = (design_NF.T * (weights_N * said_N * (1 - said_N))) @ design_NF + np.eye(len(start))
+        step_F, size = np.linalg.solve(bend_FF, slope_F), 1.0
+        while worth(found_F + size * step_F) < worth(found_F) and size > 1e-6:
+            size /= 2
+        found_F = found_F + size * step_F
+        if float(np.abs(size * step_F).max()) < 1e-9:
+            break
+    return found_F
 
 
 def _log_odds(raw_N: np.ndarray) -> np.ndarray:

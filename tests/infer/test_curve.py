@@ -17,8 +17,8 @@ def observed(law, count, seed=0):
     return raw, generator.uniform(size=count) < law(raw)
 
 
-def sharpened(power):
-    return lambda raw: raw**power / (raw**power + (1 - raw) ** power)
+def sharpened(power, factor=1.0):
+    return lambda raw: factor * raw**power / (factor * raw**power + (1 - raw) ** power)
 
 
 def test_a_curve_is_linear_between_its_points_and_constant_beyond():
@@ -44,24 +44,32 @@ def test_the_isotonic_fit_finds_the_law_that_made_the_observations(law):
     assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.05
 
 
-@pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
-def test_the_temperature_fit_finds_the_power_that_made_the_observations(power):
-    curve = Curve.temperature(*observed(sharpened(power), 2_000))
-    assert np.abs(np.array(curve.many(GRID)) - sharpened(power)(GRID)).max() < 0.06
+@pytest.mark.parametrize(("power", "factor"), [(0.3, 1.0), (1.0, 0.2), (2.5, 3.0)])
+def test_the_logistic_fit_finds_the_power_and_factor_that_made_the_observations(power, factor):
+    law = sharpened(power, factor)
+    curve = Curve.logistic(*observed(law, 2_000))
+    assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.06
+
+
+def test_a_source_that_is_wrong_where_it_is_sure_gets_one_probability_for_all():
+    raw, accepted = observed(lambda raw: 0.6 - 0.4 * raw, 2_000)
+    for fit in (Curve.fit, Curve.logistic):
+        assert fit(raw, accepted).many([0.05, 0.5, 0.95]) == pytest.approx([accepted.mean()] * 3, abs=0.02)
 
 
 def test_a_weight_is_so_many_observations():
     raw, accepted = observed(lambda raw: raw, 300)
     counts = np.random.default_rng(1).integers(0, 4, 300)
-    for fit in (Curve.fit, Curve.temperature):
-        assert fit(raw, accepted, counts) == fit(np.repeat(raw, counts), np.repeat(accepted, counts))
+    for fit in (Curve.fit, Curve.logistic):
+        once = fit(np.repeat(raw, counts), np.repeat(accepted, counts))
+        assert fit(raw, accepted, counts).many(GRID) == pytest.approx(once.many(GRID), abs=1e-5)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=120))
 def test_every_fit_is_a_rising_curve_inside_0_and_1(pairs):
     raw, accepted = zip(*pairs)
-    for fit in (Curve.fit, Curve.temperature):
+    for fit in (Curve.fit, Curve.logistic):
         curve = fit(raw, accepted)
         told = curve.many(np.linspace(0, 1, 21))
         assert told == sorted(told)
