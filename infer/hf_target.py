@@ -24,6 +24,8 @@ from draftsmith.infer.tree import ROOT, Draft
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from draftsmith.infer.measure.latency import Lab
+
 PENDING_AT_ONCE = 16
 
 
@@ -92,6 +94,12 @@ class HFTarget:
     def head(self) -> torch.nn.Module:
         """The output head, lent likewise."""
         return self.model.get_output_embeddings()
+
+    def labs(self) -> dict[str, Lab]:
+        """What there is to time: the target's own passes."""
+        from draftsmith.infer.measure.latency import CachedLab
+
+        return {"target": CachedLab(self.lm)}
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         for row in rows:

@@ -93,6 +93,7 @@ class Dresd:
         if not 0 <= min_confidence < 1:
             raise ValueError(f"min_confidence is a probability below 1, and not {min_confidence}")
         self.store = DresdStore(store, checksums, effort, threads)
+        self.home = str(self.store.path)
         self.features: tuple[str, ...] = (self.store.manifest["feature"],)
         self.num_drafts = num_drafts
         self.len_drafts = len_drafts

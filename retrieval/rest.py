@@ -143,6 +143,7 @@ class Rest:
         if max_resident_mb and not STATM.exists():
             raise ValueError("max_resident_mb needs Linux: what is resident is not known here")
         self.path = Path(store).expanduser()
+        self.home = str(self.path)
         self.num_nodes = nodes
         self.num_draft_tokens = num_draft_tokens
         self.max_match = max_match

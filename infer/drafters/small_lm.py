@@ -31,6 +31,8 @@ from draftsmith.infer.tree import ROOT, Draft, Group
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from draftsmith.infer.measure.latency import Lab
+
 log = logging.getLogger(__name__)
 
 
@@ -81,6 +83,7 @@ class SmallLM:
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.home = model if isinstance(model, str) else ""
         if isinstance(model, str):
             model, self.tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
         self.num_draft_tokens = num_draft_tokens
@@ -91,6 +94,8 @@ class SmallLM:
         self.sample = sample
         self.replacement = replacement
         self.lm = CachedLM(model.eval(), prepare(model))
+        self.model = model
+        self.exit_sources = {int(model.config.get_text_config().num_hidden_layers): self.name}
         self.draft_vocab_size = int(model.config.get_text_config().vocab_size)
         self.max_positions = max_positions(model.config.get_text_config())
         self._vocab_size = self.draft_vocab_size
@@ -103,6 +108,12 @@ class SmallLM:
     @property
     def bytes_moved(self) -> int:
         return self.lm.bytes_moved
+
+    def labs(self) -> dict[str, Lab]:
+        """What there is to time: the draft model's own passes."""
+        from draftsmith.infer.measure.latency import CachedLab
+
+        return {self.name: CachedLab(self.lm)}
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
