@@ -4,7 +4,9 @@ A source is asked to expand the most promising nodes, a few at a time, for all r
 `nodes` best candidates of all. Candidates are top-k or retrieved tokens, never drawn ones: trees of outright trials may
 be cut by any rule, trees of draws may not (see infer/tree.py).
 
-This module does not know models or stores.
+Where it is known what passes cost (infer/economy.py), nodes are expanded only while what they promise is worth the
+draft's pass, and kept only while it is worth the target's: the budget is then a limit, and nothing may be the best
+draft. This module does not know models or stores.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from draftsmith.infer.contract import Budget
+from draftsmith.infer.economy import Economy
 from draftsmith.infer.tree import ROOT, Draft
 
 
@@ -45,7 +48,7 @@ class Growth:
 
     def wanted(self, width: int, min_worth: float) -> list[int]:
         """The best leaves still to expand, among those that would be kept as it stands."""
-        kept = self._best()
+        kept = self.kept()
         able = [i for i in kept if i not in self.expanded and self.leaves[i].depth < self.budget.depth]
         return [i for i in able if self.leaves[i].worth >= min_worth][:width]
 
@@ -53,22 +56,31 @@ class Growth:
         """Append the children of `parent` (ROOT, or a leaf's index)."""
         if parent != ROOT:
             self.expanded.add(parent)
-        depth = 1 if parent == ROOT else self.leaves[parent].depth + 1
-        worth = 1.0 if parent == ROOT else self.leaves[parent].worth
+        depth, worth = self.depth(parent) + 1, self.worth(parent)
         for candidate in candidates:
             self.leaves.append(Leaf(candidate, parent, depth, worth * candidate.confidence))
 
     def draft(self) -> tuple[Draft, dict[int, int]]:
         """The tree of the best leaves, and leaf -> node."""
         draft, nodes = Draft(), {ROOT: ROOT}
-        for i in self._best():
+        for i in self.kept():
             leaf = self.leaves[i]
             nodes[i] = draft.outright(
                 nodes[leaf.parent], leaf.candidate.token, leaf.candidate.source, leaf.candidate.confidence
             )
         return draft, nodes
 
-    def _best(self) -> list[int]:
+    def worth(self, leaf: int) -> float:
+        return 1.0 if leaf == ROOT else self.leaves[leaf].worth
+
+    def depth(self, leaf: int) -> int:
+        return 0 if leaf == ROOT else self.leaves[leaf].depth
+
+    def worths(self) -> list[float]:
+        """Of the leaves that the budget keeps, best first."""
+        return [self.leaves[i].worth for i in self.kept()]
+
+    def kept(self) -> list[int]:
         """The indices of the leaves worth most. A child is never worth more than its parent and is appended later, so
         a stable sort keeps parents before children and every kept leaf's parent is kept."""
         order = sorted(range(len(self.leaves)), key=lambda i: -self.leaves[i].worth)
@@ -78,12 +90,25 @@ class Growth:
 Expand = Callable[[list[tuple[int, list[int]]]], list[list[list[Candidate]]]]
 
 
-def grow(growths: Sequence[Growth], expand: Expand, *, width: int, min_worth: float = 0.0) -> None:
+def grow(
+    growths: Sequence[Growth],
+    expand: Expand,
+    *,
+    width: int,
+    min_worth: float = 0.0,
+    economy: Economy | None = None,
+    pending: Sequence[int] = (),
+) -> None:
     """Grow all rows' trees: as often as a row's depth allows, expand up to `width` of its best leaves.
 
-    `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates.
+    `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates. With an
+    economy, `min_worth` is not looked at, and the budgets are cut to what pays; `pending[b]` tokens of row b have to be
+    read with its first node.
     """
     asked = [(b, [ROOT]) for b, growth in enumerate(growths) if growth.budget.nodes and growth.budget.depth]
+    if economy is not None:
+        asked = _worth_expanding(growths, asked, economy, pending)
+        min_worth = 0.0
     rounds = 1
     while asked:
         for (b, parents), found in zip(asked, expand(asked)):
@@ -92,4 +117,33 @@ def grow(growths: Sequence[Growth], expand: Expand, *, width: int, min_worth: fl
         going = [(b, growth) for b, growth in enumerate(growths) if rounds < growth.budget.depth]
         wanted = [(b, growth.wanted(width, min_worth)) for b, growth in going]
         asked = [(b, leaves) for b, leaves in wanted if leaves]
+        if economy is not None:
+            asked = _worth_expanding(growths, asked, economy, [0] * len(growths))
         rounds += 1
+    if economy is not None:
+        cut(growths, economy)
+
+
+def _worth_expanding(
+    growths: Sequence[Growth], asked: list[tuple[int, list[int]]], economy: Economy, pending: Sequence[int]
+) -> list[tuple[int, list[int]]]:
+    """Those of the asked leaves, best first over all rows, that a pass of the draft pays for."""
+    offers = [(growths[b].worth(leaf), b, leaf) for b, leaves in asked for leaf in leaves]
+    offers.sort(key=lambda offer: -offer[0])
+    count = economy.expand([(worth, b) for worth, b, _ in offers], pending)
+    chosen: dict[int, list[int]] = {}
+    for _, b, leaf in offers[:count]:
+        chosen.setdefault(b, []).append(leaf)
+    return sorted(chosen.items())
+
+
+def cut(growths: Sequence[Growth], economy: Economy) -> None:
+    """Cut every tree to the nodes that the target's pass is worth, and note what the expanded nodes then promise."""
+    nodes = economy.width([growth.worths() for growth in growths])
+    promised, expanded = 0.0, 0
+    for growth in growths:
+        growth.budget = Budget(min(growth.budget.nodes, nodes), growth.budget.depth)
+        kept = growth.kept()
+        promised += sum(growth.leaves[i].candidate.confidence for i in kept)
+        expanded += len(growth.expanded) + bool(growth.leaves)
+    economy.covered(promised / expanded if expanded else None)

@@ -169,6 +169,25 @@ def find_costs(draft: str | Path, target: Target) -> Costs | None:
     return Costs.load(path) if path.is_file() else None
 
 
+def given_calibration(given: str | Calibration, draft: str | Path, target: Target) -> Calibration | None:
+    """What a drafter's argument `calibration` means: auto (what is found, if anything), none, or a file."""
+    if given in ("auto", "none"):
+        return find_calibration(draft, target) if given == "auto" and draft else None
+    if isinstance(given, Calibration):
+        return given
+    found = Calibration.load(given)
+    if _model(target) is not None and found.target != target_fingerprint(target):
+        raise ValueError(f"{given} was measured for another target: calibrate again")
+    return found
+
+
+def given_costs(given: str | Costs, draft: str | Path, target: Target) -> Costs | None:
+    """What a drafter's argument `costs` means, likewise."""
+    if given in ("auto", "none"):
+        return find_costs(draft, target) if given == "auto" and draft else None
+    return given if isinstance(given, Costs) else Costs.load(given)
+
+
 def _model(target: Target) -> Any:
     """The target's model; recorded answers have none, and nothing is measured for them."""
     return getattr(target, "model", None)

@@ -101,6 +101,13 @@ class ExitLM:
         slot = self._slots[row]
         slot.length, slot.filled = context, [context] * len(self.blocks)
 
+    def place_flight(self, row: Any, tokens: int, block: int) -> None:
+        """Take a chain of so many entries to have come as far as `block`: likewise."""
+        slot = self._slots[row]
+        slot.positions = [slot.length + i for i in range(tokens)]
+        slot.visible = [(1 << (i + 1)) - 1 for i in range(tokens)]
+        slot.passed = [block] * tokens
+
     def behind(self, row: Any, block: int, wanted: Sequence[int]) -> int:
         """How many entries would have to go through `block` for these entries in flight, they themselves counted."""
         return len(self._missing(self._slots[row], block, wanted))

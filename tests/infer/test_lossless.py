@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from draftsmith.infer.calibration import Calibration
 from draftsmith.infer.contract import Drafter
-from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.curve import Curve
+from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
@@ -60,8 +63,24 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     "chain": lambda model: SmallLM(model, num_draft_tokens=5, top_k=1, min_confidence=0.0),
     "tree": lambda model: SmallLM(model, num_draft_tokens=5, top_k=3, nodes=12, width=3, min_confidence=0.0),
     "unsure chain": lambda model: SmallLM(model, num_draft_tokens=8, top_k=1, min_confidence=0.02),
+    "sd2": lambda model: SD2(
+        model, [1, 2], "threshold", thresholds=[0.5, 0], num_draft_tokens=5, top_k=3, nodes=12, min_confidence=0.0
+    ),
+    "sd2 by cost": lambda model: SD2(model, [1, 2], num_draft_tokens=6, nodes=16, costs=COSTS, calibration=CALIBRATION),
     "pld": lambda model: PromptLookup(),
 }
+# Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
+CALIBRATION = Calibration(
+    "any",
+    {"sd2:1": Curve((0.0, 1.0), (0.1, 0.5)), "sd2:2": Curve((0.0, 0.1, 1.0), (0.05, 0.7, 0.95))},
+    {"1>1@2": Curve((0.0, 1.0), (0.1, 0.9)), "1>2@2": Curve((0.0, 1.0), (0.8, 0.9))},
+)
+# Drafting is cheap, so that it is done; a whole block is dear enough not to be run for every node.
+COSTS = Costs({
+    "target": PassCost((1, 16), (1.0, 1.5)),
+    "sd2:1": PassCost((1, 16), (0.002, 0.004)),
+    "sd2:2": PassCost((1, 16), (0.01, 0.1)),
+})  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Sampled drafting by the real SmallLM: exact over a tiny vocabulary, and in frequency through the whole loop."""
+"""Sampled drafting by the real SmallLM and SD2: exact over a tiny vocabulary, in frequency through the whole loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import enumeration as en
 import pytest
 import torch
 
-import draftsmith.infer.drafters.small_lm as small_lm
 import draftsmith.infer.law as law_module
+import draftsmith.infer.lm_drafter as lm_drafter
 import draftsmith.infer.rejection as rejection_module
 from draftsmith.infer.contract import Budget
-from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
@@ -31,7 +32,15 @@ SHAPES = {
     "siblings with replacement": {"num_draft_tokens": 1, "top_k": 3, "nodes": 3, "replacement": True},
     "tree with replacement, cut by its budget": {"num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
     "more than the vocabulary": {"num_draft_tokens": 1, "top_k": 7, "nodes": 7},
-}
+    "exits by threshold": {"exits": [1, 2], "selection": "threshold", "thresholds": [0.8, 0.0], "num_draft_tokens": 2,
+                           "top_k": 2, "nodes": 4},
+    "exits by level": {"exits": [1, 2], "selection": "level_threshold", "thresholds": [0.8, 0.0],
+                       "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
+    "exits by cost": {"exits": [1, 2], "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "costs": "cheap"},
+    "a whole draft by cost": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "costs": "cheap"},
+}  # fmt: skip
+PASSES = {"target": PassCost((1, 8), (1.0, 1.2)), "small": PassCost((1, 8), (0.05, 0.06)),
+          "sd2:1": PassCost((1, 8), (0.02, 0.03)), "sd2:2": PassCost((1, 8), (0.01, 0.05))}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +53,10 @@ def draft_model(target_model: Any, shake: Any) -> Any:
     return shake(target_model, 0.5)
 
 
-def sampled(draft_model: Any, **shape: Any) -> SmallLM:
-    return SmallLM(draft_model, sample=True, **shape)
+def sampled(draft_model: Any, **shape: Any) -> SmallLM | SD2:
+    if "costs" in shape:
+        shape["costs"] = Costs(PASSES)
+    return (SD2 if "exits" in shape else SmallLM)(draft_model, sample=True, **shape)
 
 
 WARM, CUT = Settings(temperature=0.8, seed=1), Settings(temperature=0.7, top_k=2, seed=1)
@@ -60,12 +71,13 @@ def test_a_step_has_the_targets_law_exactly(
     def draw(probs_V: torch.Tensor, uniform: Any) -> int:
         return current[0].draw(probs_V)
 
-    for module in (small_lm, rejection_module, law_module):
+    for module in (lm_drafter, rejection_module, law_module):
         monkeypatch.setattr(module, "draw_by_inversion", draw)
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
     laws: dict[tuple[int, ...], list[float]] = {}
     seen: Counter[str] = Counter()
+    exits: Counter[int] = Counter()
 
     def procedure(chooser: Any) -> tuple[int, ...]:
         current[:] = [chooser]
@@ -76,6 +88,7 @@ def test_a_step_has_the_targets_law_exactly(
         for node in range(-1, len(draft)):
             laws[en.path_of(draft, node)] = law.probs(node).tolist()
         verdict = rejection(draft, law, en.BranchingStream(chooser))
+        exits.update(exit for _, exit in draft.exits)
         release(target, drafter, [row])
         seen["deep"] += len(verdict.path) >= min(2, SHAPES[shape]["num_draft_tokens"])
         seen["rejected"] += any(not tried.accepted for tried in verdict.tried)
@@ -89,6 +102,8 @@ def test_a_step_has_the_targets_law_exactly(
     assert en.distance(emitted, wanted) < 1e-9
     assert seen["deep"]
     assert seen["rejected"]
+    if "exits" in SHAPES[shape]:
+        assert set(exits) == {1, 2}, "both exits were drafted from"
 
 
 def target_law(model: Any, path: tuple[int, ...], settings: Settings) -> list[float]:
