@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +29,9 @@ from draftsmith.infer.measure.atomic import write_json
 FORMAT = 1
 # The branchings that `covered` knows.
 TOP = (1, 2, 4, 8)
+# Where a new curve begins: the likeliest of a node's candidates is accepted more often than a second one that was
+# proposed with the same confidence.
+RANKS = (0, 1, 2, 4)
 
 
 @runtime_checkable
@@ -43,6 +46,11 @@ class LeavesEarly(Protocol):
     exit_sources: Mapping[int, str]
 
 
+def ranked_key(source: str, rank: int) -> str:
+    """The curve of a source's candidates at `rank` among their siblings, 0 the likeliest: `small#1`, `small#2`, ..."""
+    return f"{source}#{max(start for start in RANKS if start <= rank) + 1}"
+
+
 def covered_key(exit: int, deeper: int, top: int) -> str:
     return f"{exit}>{deeper}@{top}"
 
@@ -52,7 +60,8 @@ class Calibration:
     """`target`: the target's fingerprint.
 
     `curves[source]` maps a candidate's raw confidence to the probability that it is accepted, given that its parent
-    was. `covered["e>d@k"]` maps the raw probability of exit e's likeliest token to the probability that the target's
+    was; `curves["source#1"]` does so for each node's likeliest candidate alone, and so on (`of` finds the right one).
+    `covered["e>d@k"]` maps the raw probability of exit e's likeliest token to the probability that the target's
     next token is among the k likeliest of exit d. `measured` tells per source what its curve stands on.
     """
 
@@ -61,12 +70,25 @@ class Calibration:
     covered: Mapping[str, Curve] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
+    def of(self, source: str, rank: int) -> Curve:
+        """The curve for a source's candidate at `rank` among its siblings; that of all ranks where there is none."""
+        own = self.curves.get(ranked_key(source, rank)) or self.curves.get(source)
+        if own is None:
+            known = [name for name in self.curves if "#" not in name]
+            raise ValueError(f"{source!r} was not calibrated, only {', '.join(known)}: calibrate again")
+        return own
+
+    def probabilities(self, source: str, raw: Sequence[float]) -> list[float]:
+        """Of one node's candidates, likeliest first."""
+        return [self.of(source, rank)(one) for rank, one in enumerate(raw)]
+
     def joined(self, newer: Calibration) -> Calibration:
         """What two calibrations for one target know, the newer one where both do."""
         assert self.target == newer.target
+        kept = {name: curve for name, curve in self.curves.items() if name.partition("#")[0] not in newer.curves}
         return Calibration(
             self.target,
-            {**self.curves, **newer.curves},
+            {**kept, **newer.curves},
             {**self.covered, **newer.covered},
             {**self.measured, **newer.measured},
         )

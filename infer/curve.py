@@ -1,6 +1,6 @@
 """A rising curve from a raw confidence to a probability, and two ways to fit one to what was observed.
 
-Isotonic: the rising steps that fit best, each a point of the curve, with a line between them. Logistic: the log-odds of
+Isotonic: the rising steps that fit best, with a line from one step to the next. Logistic: the log-odds of
 the raw confidence, scaled by a temperature and shifted; two numbers, for when there are few observations (arXiv
 1706.04599 compares such fits). By hand, as no library that this project depends on has either. No probability comes out
 0 or 1: odds are used as weights, and no observation may weigh without bound.
@@ -68,9 +68,11 @@ class Curve:
         hits = np.bincount(where_N, weights_N * accepted_N)
         rising = np.array(pool_adjacent_violators((hits / mass).tolist(), mass.tolist()))
         starts = _steps(rising, mass)
-        mass, hits, centres = (np.add.reduceat(each, starts) for each in (mass, hits, mass * xs))
+        mass, hits = np.add.reduceat(mass, starts), np.add.reduceat(hits, starts)
         smoothed = (hits + PRIOR / 2) / (mass + PRIOR)
-        return cls._through(centres / mass, np.array(pool_adjacent_violators(smoothed.tolist(), mass.tolist())))
+        steps = np.array(pool_adjacent_violators(smoothed.tolist(), mass.tolist()))
+        ends = np.append(starts[1:] - 1, len(xs) - 1)
+        return cls._through(np.stack([xs[starts], xs[ends]], 1).ravel(), np.repeat(steps, 2))
 
     @classmethod
     def logistic(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:

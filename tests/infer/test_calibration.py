@@ -120,7 +120,17 @@ def test_recorded_answers_are_calibrated_for_by_nobody(tmp_path):
 def test_joined_calibrations_know_both_and_the_newer_wins():
     older = Calibration("t", {"small": CURVE, "rest": CURVE}, {}, {"small": 1, "rest": 1})
     newer = Calibration("t", {"small": Curve((0.5,), (0.5,))}, {"1>2@1": CURVE}, {"small": 2})
+    older = Calibration("t", {**older.curves, "small#1": CURVE, "rest#1": CURVE}, {}, older.measured)
     joined = older.joined(newer)
-    assert joined.curves == {"small": newer.curves["small"], "rest": CURVE}
+    assert joined.curves == {"small": newer.curves["small"], "rest": CURVE, "rest#1": CURVE}
     assert joined.measured == {"small": 2, "rest": 1}
     assert set(joined.covered) == {"1>2@1"}
+
+
+def test_a_candidate_is_read_by_the_curve_of_its_rank_where_there_is_one():
+    curves = {"small": Curve((0.5,), (0.1,)), "small#1": Curve((0.5,), (0.7,)), "small#3": Curve((0.5,), (0.2,))}
+    said = Calibration("t", curves)
+    assert said.probabilities("small", [0.4] * 6) == [0.7, 0.1, 0.2, 0.2, 0.1, 0.1]
+    assert Calibration("t", {"small": CURVE}).of("small", 0) == CURVE
+    with pytest.raises(ValueError, match="'sd2:1' was not calibrated, only small"):
+        said.of("sd2:1", 0)
