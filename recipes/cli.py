@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "train target": Command("draftsmith.recipes.train:target", "train a small target from scratch on local text"),
     "export": Command("draftsmith.recipes.export:export", "a trained draft as a plain model, to a folder or the Hub"),
     "generate": Command("draftsmith.recipes.generate:generate", "text from a target and a drafter"),
+    "calibrate": Command("draftsmith.recipes.calibrate:calibrate", "what confidence and passes are worth, per target"),
     "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
     "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
     "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
