@@ -1,9 +1,10 @@
-"""A rising curve from a raw confidence to a probability, and two ways to fit one to what was observed.
+"""A rising curve from a raw confidence to a probability, and ways to fit one to what was observed.
 
-Isotonic: the rising steps that fit best, with a line from one step to the next. Logistic: the log-odds of
-the raw confidence, scaled by a temperature and shifted; two numbers, for when there are few observations (arXiv
-1706.04599 compares such fits). By hand, as no library that this project depends on has either. No probability comes out
-0 or 1: odds are used as weights, and no observation may weigh without bound.
+Isotonic: the rising steps that fit best, with a line from one step to the next; or the same over bins, where curves are
+compared with one another. Logistic: the log-odds of the raw confidence, scaled by a temperature and shifted; two
+numbers, for when there are few observations (arXiv 1706.04599 compares such fits). By hand, as no library that this
+project depends on has them. No probability comes out 0 or 1: odds are used as weights, and no observation may weigh
+without bound.
 
 What is observed, and where curves are kept, is not known here.
 """
@@ -22,6 +23,8 @@ from draftsmith.infer.isotonic import pool_adjacent_violators
 
 # A step of the isotonic curve stands on at least so many observations, and on this share of all of them.
 MIN_STEP, STEP_SHARE = 10.0, 1 / 200
+# Bins of a binned curve, and the least that one holds.
+BINS, MIN_BIN = 20, 40
 # What every step is given before the first observation, half of it accepted.
 PRIOR = 1.0
 EDGE = 1e-6
@@ -73,6 +76,17 @@ class Curve:
         steps = np.array(pool_adjacent_violators(smoothed.tolist(), mass.tolist()))
         ends = np.append(starts[1:] - 1, len(xs) - 1)
         return cls._through(np.stack([xs[starts], xs[ends]], 1).ravel(), np.repeat(steps, 2))
+
+    @classmethod
+    def binned(cls, raw: Any, accepted: Any) -> Curve:
+        """Isotonic over bins of equally many observations, a line from centre to centre. The bins follow from `raw`
+        alone, so that curves over the same `raw` may be subtracted from one another."""
+        raw_N, accepted_N, _ = _observations(raw, accepted, None)
+        order = np.argsort(raw_N, kind="stable")
+        parts = np.array_split(order, max(min(BINS, len(order) // MIN_BIN), 1))
+        centres = np.array([raw_N[part].mean() for part in parts])
+        smoothed = [(accepted_N[part].sum() + PRIOR / 2) / (len(part) + PRIOR) for part in parts]
+        return cls._through(centres, np.array(pool_adjacent_violators(smoothed, [len(part) for part in parts])))
 
     @classmethod
     def logistic(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:

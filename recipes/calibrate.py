@@ -66,6 +66,7 @@ def calibrate(
     from draftsmith.infer.measure.calibrate_costs import measure_costs
     from draftsmith.infer.measure.calibrate_tables import calibration_tables, results
     from draftsmith.infer.measure.provenance import provenance
+    from draftsmith.infer.measure.reliability import check_plots
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models import load_target
     from draftsmith.infer.row import Stops
@@ -75,6 +76,8 @@ def calibrate(
     chosen = parse_drafters(drafters)
     if not chosen:
         raise ValueError("give --drafters, such as sd2:MODEL or rest:STORE")
+    if out:
+        check_plots()
     folder = RunFolder.create(out) if out else None
     loaded = load_target(target, dtype=dtype, device=device)
     for drafter in chosen.values():

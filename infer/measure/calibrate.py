@@ -185,7 +185,8 @@ def score(source: str, curves: Mapping[str, Curve], seen: Observations) -> dict[
 
 
 def cover(readings: Mapping[int, Reading], fit_on: set[int]) -> tuple[dict[str, Curve], dict[str, float]]:
-    """For exits e <= d and every k: the curve from e's likeliest token to the top k of d, and its error held out."""
+    """For exits e <= d and every k: the curve from e's likeliest token to the top k of d, and its error held out. What
+    is asked of them is their differences, so all curves of an exit share their bins."""
     curves, errors = {}, {}
     for exit, reading in readings.items():
         mine_N = np.isin(reading.prompt_N, list(fit_on))
@@ -193,7 +194,7 @@ def cover(readings: Mapping[int, Reading], fit_on: set[int]) -> tuple[dict[str, 
         for deeper in (other for other in readings if other >= exit):
             for top in TOP:
                 key, hit_N = covered_key(exit, deeper, top), readings[deeper].covers(top)
-                curves[key] = Curve.fit(raw_N[mine_N], hit_N[mine_N])
+                curves[key] = Curve.binned(raw_N[mine_N], hit_N[mine_N])
                 if not mine_N.all():
                     after_N = np.array(curves[key].many(raw_N[~mine_N].tolist()))
                     errors[key] = expected_calibration_error(after_N, hit_N[~mine_N])

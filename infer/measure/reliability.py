@@ -66,6 +66,11 @@ def expected_calibration_error(confidence_N: np.ndarray, accepted_N: np.ndarray,
     return sum(gaps) / len(confidence_N)
 
 
+def check_plots() -> None:
+    """Fail before anything is measured where the plots' library is absent."""
+    import matplotlib.figure  # noqa: F401
+
+
 def draw_reliability(
     name: str, seen: Observations, calibrated_N: np.ndarray, curves: Sequence[Curve], path: Path
 ) -> None:

@@ -40,8 +40,9 @@ def test_what_is_no_rising_curve_of_probabilities_is_refused(raw, probability):
 
 @pytest.mark.parametrize("law", [lambda raw: raw**2, lambda raw: 0.3 + 0.4 * raw, sharpened(0.4)])
 def test_the_isotonic_fit_finds_the_law_that_made_the_observations(law):
-    curve = Curve.fit(*observed(law, 40_000))
-    assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.05
+    for fit in (Curve.fit, Curve.binned):
+        curve = fit(*observed(law, 40_000))
+        assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.05
 
 
 @pytest.mark.parametrize(("power", "factor"), [(0.3, 1.0), (1.0, 0.2), (2.5, 3.0)])
@@ -57,6 +58,14 @@ def test_a_source_that_is_wrong_where_it_is_sure_gets_one_probability_for_all():
         assert fit(raw, accepted).many([0.05, 0.5, 0.95]) == pytest.approx([accepted.mean()] * 3, abs=0.02)
 
 
+def test_binned_curves_over_the_same_confidences_keep_the_order_of_what_they_were_fitted_to():
+    raw, accepted = observed(lambda raw: raw**2, 900)
+    more = accepted | (np.random.default_rng(5).uniform(size=900) < 0.1)
+    lower, upper = Curve.binned(raw, accepted), Curve.binned(raw, more)
+    assert lower.raw == upper.raw
+    assert all(a <= b for a, b in zip(lower.probability, upper.probability))
+
+
 def test_a_weight_is_so_many_observations():
     raw, accepted = observed(lambda raw: raw, 300)
     counts = np.random.default_rng(1).integers(0, 4, 300)
@@ -69,7 +78,7 @@ def test_a_weight_is_so_many_observations():
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=120))
 def test_every_fit_is_a_rising_curve_inside_0_and_1(pairs):
     raw, accepted = zip(*pairs)
-    for fit in (Curve.fit, Curve.logistic):
+    for fit in (Curve.fit, Curve.logistic, Curve.binned):
         curve = fit(raw, accepted)
         told = curve.many(np.linspace(0, 1, 21))
         assert told == sorted(told)
