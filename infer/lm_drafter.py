@@ -22,8 +22,8 @@ import torch
 from draftsmith.infer.architectures import max_positions
 from draftsmith.infer.builder import Candidate, Growth, grow
 from draftsmith.infer.cached_lm import Entries
+from draftsmith.infer.calibration import Calibration
 from draftsmith.infer.contract import Budget, Verdict
-from draftsmith.infer.curve import Curve
 from draftsmith.infer.economy import Economy
 from draftsmith.infer.keyed import uniform
 from draftsmith.infer.law import draw_by_inversion
@@ -74,14 +74,14 @@ class LMDrafter:
         self.draft_vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
         self.vocab_size = self.draft_vocab_size
-        self.curves: Mapping[str, Curve] = {}
+        self.calibration: Calibration | None = None
         self.economy: Economy | None = None
         self._open: dict[Row, _Open] = {}
 
-    def know(self, vocab_size: int, curves: Mapping[str, Curve], economy: Economy | None) -> None:
+    def know(self, vocab_size: int, calibration: Calibration | None, economy: Economy | None) -> None:
         """Take what is known of the target: its vocabulary, calibrated confidences, the accounts."""
         self.vocab_size = min(self.draft_vocab_size, vocab_size)
-        self.curves, self.economy, self.reader.economy = curves, economy, economy
+        self.calibration, self.economy, self.reader.economy = calibration, economy, economy
 
     def open(self, rows: Sequence[Row]) -> None:
         lm = self.reader.lm
@@ -222,8 +222,7 @@ class LMDrafter:
         return [[next(nodes) for _ in range(count)] for count in counts]
 
     def _calibrated(self, source: str, probs: list[float]) -> list[float]:
-        curve = self.curves.get(source)
-        return probs if curve is None else curve.many(probs)
+        return probs if self.calibration is None else self.calibration.probabilities(source, probs)
 
     # drawn tokens: append-only, the structure decided before each draw
 

@@ -136,7 +136,7 @@ class SD2:
         if isinstance(self.choice, Cost):
             assert economy is not None
             self.choice.know(economy, names, self.exits, known.covered if known is not None else {})
-        self.drafter.know(target.vocab_size, known.curves if known is not None else {}, economy)
+        self.drafter.know(target.vocab_size, known, economy)
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         self.drafter.open(rows)

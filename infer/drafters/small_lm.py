@@ -97,7 +97,7 @@ class SmallLM:
         known = given_calibration(self.calibration, self.home, target)
         costs = given_costs(self.costs, self.home, target)
         economy = Economy(costs, self.name) if costs is not None else None
-        self.drafter.know(target.vocab_size, known.curves if known is not None else {}, economy)
+        self.drafter.know(target.vocab_size, known, economy)
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         self.drafter.open(rows)
