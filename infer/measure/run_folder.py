@@ -1,4 +1,4 @@
-"""A run folder: run.json, answers/NAME.jsonl, traces/NAME.jsonl.gz, results.json, each whole or not there.
+"""A run folder: run.json, questions.jsonl, answers/NAME.jsonl, traces/NAME.jsonl.gz, results.json, each whole or not.
 
 What was run and where the provenance comes from are not known here.
 """
@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
-from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.measure.atomic import write_json, write_rows
 from draftsmith.infer.measure.bench import Measured, Outcome
+from draftsmith.infer.measure.runner import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
+    @property
+    def questions_path(self) -> Path:
+        return self.path / "questions.jsonl"
+
     def answers_path(self, name: str) -> Path:
         return self.path / "answers" / f"{_file_name(name)}.jsonl"
 
@@ -43,13 +48,20 @@ class RunFolder:
         write_json(self.path / "run.json", provenance)
 
     def write_measured(self, measured: Measured, results: dict[str, Any]) -> None:
-        """Answers and traces of every runner, and the results last: where results.json stands, all the rest does."""
+        """Questions, answers and traces of every runner, and the results last: where these stand, all the rest does."""
+        write_rows(self.questions_path, (_question_json(question) for question in measured.questions))
         for name in measured.outcomes:
             write_answers(self.answers_path(name), answers_of(measured, name))
             traces = trace_rows(measured, name)
             if traces:
                 write_traces(self.traces_path(name), traces)
         write_json(self.path / "results.json", results)
+
+
+def _question_json(question: Question) -> dict[str, Any]:
+    """What was asked, as Spec-Bench writes it: answers say nothing without it, and the files asked from may move."""
+    row = {"question_id": question.id, "category": question.category, "turns": list(question.turns)}
+    return row | ({"system": question.system} if question.system else {})
 
 
 def _file_name(name: str) -> str:

@@ -27,10 +27,13 @@ def run(fake, coders, questions, clock, tmp_path):
     return folder, results
 
 
-def test_the_folder_has_the_four_parts(run):
+def test_the_folder_has_the_five_parts(run):
     folder, results = run
     assert json.loads((folder.path / "run.json").read_text())["seed"] == 3
     assert json.loads((folder.path / "results.json").read_text()) == json.loads(json.dumps(results))
+    asked = [json.loads(line) for line in folder.questions_path.read_text().splitlines()]
+    assert [row["question_id"] for row in asked] == list(range(6))
+    assert asked[3] == {"question_id": 3, "category": "writing", "turns": ["question 3"]}
     assert sorted(answer_paths(folder.path)) == ["peer", "plain", "small:models/tiny"]
     assert len(list((folder.path / "traces").iterdir())) == 2
 
