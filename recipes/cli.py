@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
     "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
     "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
+    "report": Command("draftsmith.recipes.report:report", "one page from run folders: which drafter to use, and why"),
     "store build rest": Command("draftsmith.recipes.store:build_rest", "a store of documents for the rest drafter"),
     "store info": Command("draftsmith.recipes.store:info", "what a store holds"),
     "store verify": Command("draftsmith.recipes.store:verify", "read a store through and check every file"),

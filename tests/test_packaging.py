@@ -22,7 +22,7 @@ def source_folders() -> set[str]:
 
 def source_files() -> set[str]:
     """What the wheel has to hold, as paths from the root."""
-    kinds = ("*.py", "*.yaml", "*.sh", "py.typed")
+    kinds = ("*.py", "*.yaml", "*.sh", "*.j2", "*.css", "py.typed")
     found = (path for folder in FOLDERS for kind in kinds for path in (ROOT / folder).rglob(kind))
     return {path.relative_to(ROOT).as_posix() for path in found}
 

@@ -1,0 +1,212 @@
+"""What a report shows, as data: groups of runs of one temperature with their verdict, and a section for every run.
+
+The page, the Markdown and the pictures all take their figures from here, and these take them from results.json and the
+traces; no other number is made. How anything looks is not known here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from draftsmith.infer.loading import Registry
+from draftsmith.infer.measure.report_charts import Series, Spot
+from draftsmith.infer.measure.report_drafters import About, about
+from draftsmith.infer.measure.report_examples import Example
+from draftsmith.infer.measure.report_readings import Readings, read
+from draftsmith.infer.measure.report_runs import Run, other_settings
+from draftsmith.infer.measure.report_verdict import Point, Verdict, not_ties, verdict
+from draftsmith.infer.measure.tables import number, percent
+
+
+@dataclass(slots=True)
+class Entry:
+    """One runner in one run."""
+
+    label: str
+    series: Series
+    about: About
+    figures: dict[str, Any]
+    ceiling: float | None = None
+    wrong: int = 0
+    contexts: dict[int, float] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def spot(self) -> Spot | None:
+        speedup = self.figures["speedup"]
+        return None if speedup is None else Spot(speedup, self.figures["speedup_interval"])
+
+
+@dataclass(slots=True)
+class Section:
+    """One run: its entries in the order drafters, plain, controls, peers; drafters by speed."""
+
+    run: Run
+    entries: list[Entry]
+    readings: Readings
+
+    def of(self, *kinds: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.about.kind in kinds]
+
+    def entry(self, name: str) -> Entry | None:
+        return next((entry for entry in self.entries if entry.series.name == name), None)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for entry in self.entries for task in entry.figures["by_category"]))
+
+    @property
+    def checked(self) -> tuple[int, int, int, int]:
+        """(equal, ties, errors, in all) over the drafters and the controls."""
+        own = [entry.figures for entry in self.of("drafter", "control")]
+        sums = [sum(int(figures.get(key) or 0) for figures in own) for key in ("equal", "ties", "errors", "total")]
+        return sums[0], sums[1], sums[2], sums[3]
+
+    @property
+    def loops(self) -> str:
+        """What looping answers do to the figures, in a sentence; nothing where none loops."""
+        left_out, least = self.run.results["left_out"], self.run.results["left_out"]["min_distinct"]
+        if left_out["questions"]:
+            return (
+                f"{left_out['questions']} of {self.run.results['questions']} prompts are left out of the figures: "
+                f"plain decoding's answer loops there (fewer than {percent(least)} distinct 4-grams). "
+                "“All prompts” has them as well."
+            )
+        if self.readings.looping:
+            return (
+                f"Plain decoding's answer loops on {self.readings.looping} of {self.readings.answered} prompts (fewer "
+                "than half of its 4-grams are distinct). They are in the figures, and flatter every drafter: "
+                "bench with --min_distinct 0.5 leaves them out."
+            )
+        return ""
+
+
+@dataclass(slots=True)
+class Group:
+    """The runs of one temperature, and what to do."""
+
+    temperature: float
+    sections: list[Section]
+    verdict: Verdict
+
+    @property
+    def chosen(self) -> tuple[Section, Entry] | None:
+        """The run and the entry that the verdict recommends."""
+        for section in self.sections:
+            entry = section.entry(self.verdict.use) if self.verdict.use else None
+            if entry is not None and section.run.batch_size == self.verdict.batch_size:
+                return section, entry
+        return None
+
+    @property
+    def names(self) -> list[Entry]:
+        """One entry per name, from the run with the smallest batch that has it."""
+        found: dict[str, Entry] = {}
+        for section in self.sections:
+            for entry in section.entries:
+                found.setdefault(entry.series.name, entry)
+        return sorted(found.values(), key=_order)
+
+    def spots(self, name: str) -> list[Spot]:
+        """Speedup by batch size."""
+        found = [(section.run.batch_size, section.entry(name)) for section in self.sections]
+        return [
+            Spot(entry.spot.value, entry.spot.interval, f"at batch {size}")
+            for size, entry in found
+            if entry is not None and entry.spot is not None
+        ]
+
+
+@dataclass(slots=True)
+class View:
+    groups: list[Group]
+    others: dict[str, list[str]]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [section.run for group in self.groups for section in group.sections]
+
+
+def view(runs: Sequence[Run], registry: Registry) -> View:
+    """Read what the traces add, one run after the other, and put all of it in order."""
+    abouts = [{label: about(run, label, registry) for label in run.results["drafters"]} for run in runs]
+    series = _series(runs, abouts)
+    sections = [_section(run, known, series) for run, known in zip(runs, abouts)]
+    temperatures = sorted({run.temperature for run in runs})
+    groups = []
+    for temperature in temperatures:
+        own = [section for section in sections if section.run.temperature == temperature]
+        told = temperature if len(temperatures) > 1 else None
+        groups.append(Group(temperature, own, _verdict(own, told)))
+    return View(groups, other_settings(runs))
+
+
+def _series(runs: Sequence[Run], abouts: Sequence[dict[str, About]]) -> dict[str, Series]:
+    """Colours in the order of first appearance, the same for a name in all runs."""
+    found: dict[str, Series] = {}
+    order = 0
+    for run, known in zip(runs, abouts):
+        for label, name in run.names.items():
+            if name not in found:
+                drafter = known[label].kind == "drafter"
+                found[name] = Series(name, order if drafter else None)
+                order += drafter
+    return found
+
+
+def _section(run: Run, known: dict[str, About], series: dict[str, Series]) -> Section:
+    readings = read(run, [label for label, one in known.items() if one.kind == "drafter"])
+    oracle = next((label for label in known if label in run.specs and run.specs[label][1].name == "oracle"), None)
+    ceiling = run.results["drafters"][oracle]["accepted_length"] if oracle else None
+    entries = []
+    for label, figures in run.results["drafters"].items():
+        entry = Entry(label, series[run.names[label]], known[label], figures, ceiling)
+        entry.wrong = not_ties(figures, run.temperature)
+        entry.contexts = readings.speedups_by_context(label, run.baseline)
+        entry.examples = readings.examples.get(label, [])
+        entries.append(entry)
+    return Section(run, sorted(entries, key=_order), readings)
+
+
+def _order(entry: Entry) -> tuple[int, float]:
+    return ("drafter", "plain", "control", "peer").index(entry.about.kind), -(entry.figures["speedup"] or 0.0)
+
+
+def _verdict(sections: Sequence[Section], temperature: float | None) -> Verdict:
+    points: dict[str, list[Point]] = {}
+    wrong: dict[str, int] = {}
+    for section in sections:
+        for entry in section.of("drafter"):
+            name, spot = entry.series.name, entry.spot
+            wrong[name] = wrong.get(name, 0) + entry.wrong
+            points.setdefault(name, [])
+            if spot is not None:
+                interval = None if spot.interval is None else (spot.interval[0], spot.interval[1])
+                points[name].append(Point(section.run.batch_size, spot.value, interval))
+    return verdict(points, wrong, temperature)
+
+
+def why_not_more(entry: Entry) -> str:
+    """Where a step's time goes and how far drafts reach, in a sentence."""
+    shares, figures = entry.figures["time_shares"], entry.figures
+    parts = ", ".join(f"{part} {percent(shares[part])}" for part in ("target", "draft", "overhead"))
+    told = f"Of a step of {entry.series.name}: {parts}. It commits {number(figures['accepted_length'])} tokens a step"
+    if figures.get("break_even") is not None:
+        told += f" and needs {number(figures['break_even'])} to be as fast as plain decoding"
+    return told + (f"; drafts that are always right reach {number(entry.ceiling)}." if entry.ceiling else ".")
+
+
+def next_lines(group: Group) -> list[tuple[str, str]]:
+    """(where, the line to copy): how to run what the verdict recommends, here and elsewhere."""
+    chosen = group.chosen
+    run = group.sections[0].run
+    target = shlex.quote(run.target or "TARGET")
+    if chosen is None:
+        return [("what would pay on this machine", f"draftsmith plan --target {target}")]
+    known = chosen[1].about
+    words = f"draftsmith generate --target {target} --drafters {shlex.quote(known.written)}"
+    words += f" --temperature {group.temperature:g}" if group.temperature > 0 else ""
+    return [("here", f'{words} --prompt "..."'), *known.elsewhere.items()]
