@@ -51,7 +51,7 @@ def bench(
         dtype: of the target's weights.
         device: where the target runs.
         seed: of sampling, of the order of runs and of the intervals.
-        out: a new folder for answers, traces and results.
+        out: a new folder for answers, traces, results and report.html.
         json: print one JSON object on the last line instead of tables.
         limit: so many questions and no more.
         peers: other decoders to measure as well, by name.
@@ -68,6 +68,7 @@ def bench(
     from draftsmith.infer.measure.provenance import provenance
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.measure.ties import name_ties
+    from draftsmith.recipes.report import report_beside
 
     folder = RunFolder.create(out) if out else None
     questions = _questions(data, limit)
@@ -91,6 +92,7 @@ def bench(
         name_ties(results, measured, encode, judge)
     if folder:
         folder.write_measured(measured, results)
+        report_beside(folder.path)
     if json:
         print(dumps(results, ensure_ascii=False))
     else:
@@ -109,13 +111,8 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
     from draftsmith.infer.records import read_records
 
     return [
-        Question(
-            int(record.id) if record.id.isdecimal() else record.id,
-            record.category,
-            tuple(record.questions),
-            record.system,
-        )
-        for record in read_records(data, limit=limit, need="questions")
+        Question(int(one.id) if one.id.isdecimal() else one.id, one.category, tuple(one.questions), one.system)
+        for one in read_records(data, limit=limit, need="questions")
     ]
 
 
