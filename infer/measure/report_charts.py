@@ -14,7 +14,7 @@ from markupsafe import Markup
 from draftsmith.infer.measure.report_svg import SHAPES, Scale, Svg
 
 WIDTH = 460
-NAMES = 132
+NAMES = 118
 EMPTY = Markup("")
 
 
@@ -65,14 +65,14 @@ def speedups(rows: Sequence[tuple[Series, Sequence[Spot]]]) -> Markup:
     pitch, gap = 19, 7 if several else 3
     height = 34 + len(spots) * pitch + len(rows) * gap
     svg = Svg(WIDTH, height, "Speedup of each drafter, ratio to plain decoding, with 95 % intervals")
-    x = Scale(min(0.8, min(lows) * 0.95), max(1.2, max(highs) * 1.04), NAMES, WIDTH - (78 if several else 46))
+    x = Scale(min(0.8, min(lows) * 0.95), max(1.2, max(highs) * 1.04), NAMES, WIDTH - (112 if several else 50))
     for tick in x.ticks():
         svg.line(x(tick), 6, x(tick), height - 22, "grid")
         svg.text(x(tick), height - 8, f"{tick:g}x", "tick", "middle")
     svg.line(x(1), 2, x(1), height - 22, "even")
     y = 8.0
     for series, own in rows:
-        svg.text(0, y + 12, short(series.name), "name")
+        svg.text(0, y + 12, short(series.name, 17), "name")
         for spot in own:
             if spot.interval:
                 svg.line(x(spot.interval[0]), y + 8, x(spot.interval[1]), y + 8, f"{series.css} whisker")
@@ -170,7 +170,7 @@ def shares(rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> Markup:
     x = Scale(0, 1, NAMES, WIDTH)
     for row, (name, parts) in enumerate(rows):
         y, at = row * 24 + 2, 0.0
-        svg.text(0, y + 14, short(name), "name")
+        svg.text(0, y + 14, short(name, 17), "name")
         for part in ("target", "draft", "overhead"):
             value = max(parts[part] or 0.0, 0.0)
             svg.rect(x(at), y, x(at + value) - x(at), 18, f"part-{part}", f"{name}, {part}: {value:.1%}")
@@ -189,7 +189,7 @@ def bars(title: str, counts: Mapping[str, int], css: str) -> Markup:
     x = Scale(0, max(counts.values()), NAMES, WIDTH - 110)
     for row, (name, count) in enumerate(counts.items()):
         y = row * 22 + 2
-        svg.text(0, y + 13, short(name), "name")
+        svg.text(0, y + 13, short(name, 17), "name")
         svg.rect(x(0), y, x(count) - x(0), 16, f"{css} fill", f"{name}: {count}")
         svg.text(WIDTH, y + 13, f"{count:,} ({count / whole:.0%})", "value", "end")
     return svg.markup("wide")

@@ -35,7 +35,7 @@ def about(run: Run, label: str, registry: Registry) -> About:
     """What is known of one runner."""
     written = run.spec(label)
     if label == run.baseline:
-        return About("plain", written, "nothing to make", "nothing")
+        return About("plain", written)
     if label not in run.specs:
         if run.results["drafters"][label]["speedup_of"] != "decode":
             return About("peer", written, runs=("transformers",))
@@ -82,7 +82,7 @@ def _store_cost(store: dict[str, Any]) -> str:
 
 def _training_cost(record: dict[str, Any] | None) -> str:
     if record is None or record.get("train_seconds") is None:
-        return "not recorded beside it"
+        return "making not recorded"
     steps = f", {record['max_steps']} steps" if record.get("max_steps") else ""
     return f"trained in {duration(float(record['train_seconds']))}{steps}"
 

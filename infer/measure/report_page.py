@@ -19,7 +19,7 @@ from draftsmith.infer.measure.report_charts import Series, Spot
 from draftsmith.infer.measure.report_examples import Piece
 from draftsmith.infer.measure.report_runs import machine
 from draftsmith.infer.measure.report_view import Entry, Group, Section, View, next_lines, why_not_more
-from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
+from draftsmith.infer.measure.tables import milliseconds, number, percent
 
 # So many differences of a drafter are listed; results.json has all of them.
 SHOWN = 25
@@ -36,9 +36,9 @@ def page(view: View) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    functions = (checked, commands_of, compared, context_picture, depth_picture, exit_counts, explained,
-                 length_points, machine, next_lines, provenance, share_rows, source_css, sources, speeds, token,
-                 why_not_more, milliseconds, number, percent, with_interval)  # fmt: skip
+    functions = (checked, commands_of, compared, context_picture, depth_picture, exit_counts, explained, has_peers,
+                 left_out, length_points, machine, next_lines, provenance, share_rows, source_css, sources, speeds,
+                 token, why_not_more, milliseconds, number, percent)  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     return environment.from_string(text("report.html.j2")).render(
         view=view,
@@ -78,7 +78,7 @@ def checked(sections: Sequence[Section]) -> str:
     told = f"{equal:,} of {total:,} answers of the drafters and controls equal plain decoding's, token by token"
     other = total - equal - errors
     if sections[0].run.temperature > 0:
-        told += f"; {other:,} are other draws of the same law" if other else ""
+        told += f"; {other:,} are other draws: above temperature 0 the law is promised, not the tokens" if other else ""
     elif other:
         told += f"; {ties:,} part from it at a numeric tie of two logits"
         told += f", and {wrong:,} for no reason that rounding gives: A BUG" if wrong else ", none otherwise"
@@ -90,6 +90,14 @@ def speeds(group: Group) -> list[tuple[Series, list[Spot]]]:
     shown = [entry for entry in group.names if entry.about.kind in ("drafter", "peer")]
     rows = [(entry.series, group.spots(entry.series.name)) for entry in shown]
     return [(series, spots) for series, spots in rows if spots]
+
+
+def has_peers(group: Group) -> bool:
+    return any(section.of("peer") for section in group.sections)
+
+
+def left_out(group: Group) -> bool:
+    return any(section.run.results["left_out"]["questions"] for section in group.sections)
 
 
 def compared(section: Section) -> list[Entry]:

@@ -21,7 +21,10 @@ EXPECTED_TO_DIFFER = {"batch_size", "temperature", "drafters", "peers", "out", "
 
 @dataclass(slots=True)
 class Run:
-    """One run folder. `specs` are the drafters as they were written, by label; `names` how each runner is shown."""
+    """One run folder. `specs` are the drafters as they were written, by label; `names` how each runner is shown.
+
+    `label` tells the run from all others of the report, `place` from those of its own temperature.
+    """
 
     path: Path
     facts: dict[str, Any]
@@ -29,6 +32,7 @@ class Run:
     specs: dict[str, tuple[str, Spec]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     label: str = ""
+    place: str = ""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -122,10 +126,11 @@ def _label(runs: list[Run]) -> None:
     """A run is told by its batch size, by its temperature where there are several, and by its folder at last."""
     several = len({run.temperature for run in runs}) > 1
     for run in runs:
-        run.label = f"batch {run.batch_size}" + (f", temperature {run.temperature:g}" if several else "")
-    for run in runs:
-        if sum((other.temperature, other.batch_size) == (run.temperature, run.batch_size) for other in runs) > 1:
-            run.label += f", {run.path.name}"
+        settings = (run.temperature, run.batch_size)
+        twins = sum((other.temperature, other.batch_size) == settings for other in runs) > 1
+        folder = f", {run.path.name}" if twins else ""
+        run.place = f"batch {run.batch_size}{folder}"
+        run.label = f"batch {run.batch_size}" + (f", temperature {run.temperature:g}" if several else "") + folder
 
 
 def _name(runs: list[Run]) -> None:

@@ -57,15 +57,20 @@ def verdict(points: Points, wrong: Mapping[str, int], temperature: float | None 
         for name, count in wrong.items()
         if count
     ]
-    at = "" if temperature is None else f"At temperature {temperature:g}: "
+
+    def said(sentence: str) -> str:
+        return (
+            sentence if temperature is None else f"At temperature {temperature:g} {sentence[0].lower()}{sentence[1:]}"
+        )
+
     allowed = {name: sorted(own, key=_size) for name, own in points.items() if own and not wrong.get(name)}
     sizes = sorted({point.batch_size for own in allowed.values() for point in own})
     if not sizes:
-        return Verdict(f"{at}Nothing to choose from: no drafter with answers to trust was measured.", notes=notes)
+        return Verdict(said("Nothing to choose from: no drafter with answers to trust was measured."), notes=notes)
     winners = {size: _winner(allowed, size) for size in sizes}
     first = next((size for size in sizes if winners[size]), None)
     if first is None:
-        return Verdict(at + _none_pays(allowed, sizes[0]), notes=notes)
+        return Verdict(said(_none_pays(allowed, sizes[0])), notes=notes)
     name = winners[first]
     assert name is not None
     before = [size for size in sizes if size < first]
@@ -73,8 +78,10 @@ def verdict(points: Points, wrong: Mapping[str, int], temperature: float | None 
     won = _at(allowed[name], first)
     assert won is not None
     sentence = f"{waiting} {name}: {won.text(interval=True)} plain decoding at batch {first}"
-    sentence += "".join(_later(allowed, winners, name, size) for size in sizes if size > first)
-    return Verdict(f"{at}{sentence}.", name, first, [*notes, *_close(allowed, name, first)])
+    paying = max(size for size in sizes if winners[size])
+    sentence += "".join(_later(allowed, winners, name, size) for size in sizes if first < size <= paying)
+    sentence += _off(allowed[name], paying, [size for size in sizes if size > paying])
+    return Verdict(said(f"{sentence}."), name, first, [*notes, *_close(allowed, name, first)])
 
 
 def _size(point: Point) -> int:
@@ -101,9 +108,16 @@ def _later(allowed: Points, winners: Mapping[int, str | None], name: str, size: 
         best = _at(allowed[winner], size)
         assert best is not None
         return f"; at batch {size} {winner} is faster: {best.text()}"
-    if own is None:
-        return f"; nothing pays at batch {size}"
-    return f"; off at batch {size} ({own.text()}{', cannot be told from plain' if own.open else ''})"
+    return f"; nothing pays at batch {size}"
+
+
+def _off(own: Sequence[Point], paying: int, sizes: Sequence[int]) -> str:
+    """Where drafting stops to pay, and what the drafter does there."""
+    if not sizes:
+        return ""
+    found = [(size, point) for size in sizes if (point := _at(own, size)) is not None]
+    told = [f"{point.text(interval=point.open)} at batch {size}" for size, point in found]
+    return f"; off above batch {paying}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _none_pays(allowed: Points, size: int) -> str:

@@ -73,7 +73,7 @@ class Section:
             return (
                 f"{left_out['questions']} of {self.run.results['questions']} prompts are left out of the figures: "
                 f"plain decoding's answer loops there (fewer than {percent(least)} distinct 4-grams). "
-                "“All prompts” has them as well."
+                "The figures over all prompts count them too."
             )
         if self.readings.looping:
             return (
@@ -112,10 +112,10 @@ class Group:
 
     def spots(self, name: str) -> list[Spot]:
         """Speedup by batch size."""
-        found = [(section.run.batch_size, section.entry(name)) for section in self.sections]
+        found = [(section.run.place, section.entry(name)) for section in self.sections]
         return [
-            Spot(entry.spot.value, entry.spot.interval, f"at batch {size}")
-            for size, entry in found
+            Spot(entry.spot.value, entry.spot.interval, f"at {place}")
+            for place, entry in found
             if entry is not None and entry.spot is not None
         ]
 
