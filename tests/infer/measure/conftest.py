@@ -1,12 +1,16 @@
-"""A clock that only runners move, runners with known times and tokens, and a tokenizer of characters."""
+"""A clock that only runners move, runners with known times and tokens, a tokenizer of characters, and run folders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from draftsmith.infer.measure.bench import bench
+from draftsmith.infer.measure.figures import summarise
+from draftsmith.infer.measure.run_folder import RunFolder
 from draftsmith.infer.measure.runner import Messages, Prompt, Question
 from draftsmith.infer.trace import Generation, StepTrace, Tried
 
@@ -97,6 +101,7 @@ def make_trace(
         accepted=accepted,
         committed=committed,
         tried=[Tried(depth, source, 0.5, kept) for depth, source, kept in tried],
+        committed_sources=["draft"] * accepted + ["target"],
         propose_s=seconds / 4,
         score_s=seconds / 4,
         verify_s=seconds / 4,
@@ -144,3 +149,25 @@ def questions():
     """Six questions of one turn, in two categories of MT-Bench and one other."""
     categories = ["writing", "math", "qa"]
     return [Question(i, categories[i % 3], (f"question {i}",)) for i in range(6)]
+
+
+@pytest.fixture
+def run_folder(fake, questions, clock, tmp_path):
+    """Write a finished run: `runners` maps labels to FakeRunner options; plain decoding is always there."""
+
+    def write(name: str, runners: dict[str, dict], *, asked=None, batch_size=1, change=None, **config) -> Path:
+        made = [fake("plain"), *(fake(label, **options) for label, options in runners.items())]
+        measured = bench(made, asked or questions, encode, decode, batch_size=batch_size, clock=clock)
+        results = summarise(measured)
+        for figures in results["drafters"].values():
+            figures["ties"] = 0
+        if change is not None:
+            change(results)
+        config = {"target": "", "drafters": ",".join(runners), "batch_size": batch_size, **config}
+        folder = RunFolder.create(tmp_path / name)
+        sampling = {"temperature": config.get("temperature", 0.0)}
+        folder.write_run({"command": ["draftsmith", "bench"], "config": config, "seed": 0, "sampling": sampling})
+        folder.write_measured(measured, results)
+        return folder.path
+
+    return write

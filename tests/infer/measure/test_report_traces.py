@@ -1,0 +1,104 @@
+"""Traces as columns: the same figures as from the objects, however the file falls into blocks."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from draftsmith.infer.measure import report_traces
+from draftsmith.infer.measure.answer_files import TraceRow, write_traces
+from draftsmith.infer.measure.metrics import Totals
+from draftsmith.infer.measure.report_traces import read_steps
+from draftsmith.infer.trace import StepTrace
+
+numbers = st.integers(0, 40)
+times = st.floats(0.001, 1.0)
+
+
+@st.composite
+def rows(draw):
+    """A question's steps; sources differ from step to step."""
+    count = draw(st.integers(1, 5))
+    question, choice, turn = draw(st.sampled_from([1, "a/b", "ü"])), draw(st.integers(0, 1)), draw(st.integers(0, 2))
+    made = []
+    for step in range(count):
+        sources = [*draw(st.lists(st.sampled_from(["rest", "pld"]), max_size=3)), "target"]
+        trace = StepTrace(
+            row=f"{question}/{turn}",
+            step=step,
+            batch=draw(st.integers(1, 4)),
+            context=draw(st.integers(1, 5000)),
+            nodes=draw(numbers),
+            trials=0,
+            depth=0,
+            accepted=len(sources) - 1,
+            committed=len(sources),
+            committed_sources=sources,
+            propose_s=draw(times),
+            score_s=draw(times),
+            target_forward_s=draw(times),
+        )
+        made.append(TraceRow(question, choice, turn, trace))
+    return made
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(st.lists(rows(), min_size=1, max_size=6), st.sampled_from([900, 4000, 1 << 23]))
+def test_columns_give_the_totals_and_sources_of_the_objects(tmp_path, monkeypatch, answers, block):
+    monkeypatch.setattr(report_traces, "BLOCK", block)
+    written = [row for rows in answers for row in rows]
+    path = tmp_path / "traces.jsonl.gz"
+    write_traces(path, written)
+    steps = read_steps(path)
+    assert len(steps) == len(written)
+    for number, (key, choice) in enumerate(steps.answers):
+        own = [row.trace for row in written if (row.trace.row, row.choice) == (key, choice)]
+        found, wanted = steps.totals(steps.answer_S, len(steps.answers))[number], Totals.of(own)
+        names = ("steps", "committed", "accepted", "nodes", "hits", "passes", "decode_s", "target_s", "draft_s")
+        assert [getattr(found, name) for name in names] == pytest.approx([getattr(wanted, name) for name in names])
+        assert steps.step_sources(number) == [trace.committed_sources for trace in own]
+        assert steps.question_ids()[number] == key.rpartition("/")[0]
+
+
+def test_a_group_below_zero_counts_nowhere(tmp_path, trace):
+    path = tmp_path / "traces.jsonl.gz"
+    write_traces(path, [TraceRow(1, 0, 0, trace(row="1/0", committed=2)), TraceRow(1, 0, 0, trace(row="1/0"))])
+    (only,) = read_steps(path).totals(np.array([-1, 0]), 1)
+    assert (only.steps, only.committed) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no traces"),
+        ('{"question_id": 1, "choice": 0, "turn": 0, "trace": {"row": "1/0"}}\n', "not a trace (no batch)"),
+        ('{"half', "cannot be read as traces"),
+        ('{"choice": "first", "trace": null}\n', "cannot be read as traces"),
+    ],
+)
+def test_what_is_no_trace_is_refused_with_the_files_name(tmp_path, text, says):
+    path = tmp_path / "small.jsonl.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(ValueError, match=r"small\.jsonl\.gz") as told:
+        read_steps(path)
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_trace_without_a_source_for_each_token_is_refused(tmp_path, trace):
+    row = TraceRow(1, 0, 0, trace(row="1/0", committed=2)).to_json()
+    row["trace"]["committed_sources"] = ["target"]
+    path = tmp_path / "traces.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    with pytest.raises(ValueError, match="one source for each committed token"):
+        read_steps(path)
+
+
+def test_a_file_that_is_not_compressed_is_refused(tmp_path):
+    path = tmp_path / "traces.jsonl.gz"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="cannot be read as traces"):
+        read_steps(path)
