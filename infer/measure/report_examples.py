@@ -91,7 +91,7 @@ def _turns(steps: Steps, question_id: str, choice: Choice, prompts: list[str], t
             turns.append(Turn(_begin(prompt, CHARACTERS), [Piece(_begin(text, 4 * TOKENS))]))
             continue
         shown = [Piece(piece, source, begins) for piece, (source, begins) in zip(texts, sources)]
-        turns.append(Turn(_begin(prompt, CHARACTERS), shown, max(len(ids) - TOKENS, 0)))
+        turns.append(Turn(_begin(prompt, CHARACTERS), shown, len(ids) - len(shown)))
     return turns
 
 
@@ -108,10 +108,13 @@ def _sources(steps: Steps, question_id: str, turn: int) -> list[list[str]]:
 def pieces(tokenizer: Any, ids: Sequence[int], text: str, cut: bool = False) -> list[str] | None:
     """The part of `text` that each token adds; a character of several tokens belongs to its last.
 
-    None where the tokenizer does not give this text. With `cut`, `ids` are only the beginning of it.
+    None where the tokenizer does not give this text. With `cut`, `ids` are only the beginning of it, and the
+    last of them are passed over where they end within a character.
     """
     whole = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    whole = whole.rstrip("\ufffd") if cut else whole
+    while cut and ids and whole.endswith("\ufffd"):
+        ids = ids[:-1]
+        whole = str(tokenizer.decode(list(ids), skip_special_tokens=True))
     if not (text.startswith(whole) if cut else whole == text):
         return None
     found, end = [], 0

@@ -12,9 +12,8 @@ from draftsmith.infer.measure.tables import milliseconds, number, percent, with_
 def markdown(view: View, pictures: Sequence[str] = ()) -> str:
     """The whole text; `pictures` are file names beside it."""
     facts = headline(view)
-    parts = [
-        f"{facts['target']}, {facts['questions']} questions, {facts['settings']}; {facts['machine']}, {facts['date']}."
-    ]
+    where = f"{facts['target']}, {facts['questions']} questions, {facts['settings']}"
+    parts = [_cell(f"{where}; {facts['machine']}, {facts['date']}.")]
     for group in view.groups:
         parts += _group(group)
     if view.others:
@@ -33,7 +32,7 @@ def _group(group: Group) -> list[str]:
         parts.append("\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *(_row(one) for one in section.entries)]))
         parts += [checked([section]), *([section.loops] if section.loops else [])]
     where, line = next_lines(group)[0]
-    return [*parts, f"Next ({where}):\n\n```sh\n{line}\n```"]
+    return [*parts, f"Next ({where}):\n\n```sh\n{' '.join(line.split())}\n```"]
 
 
 _HEAD = ["drafter", "speedup", "all prompts", "accepted_length", "break-even", "p95 step, ms", "overhead", "equal",

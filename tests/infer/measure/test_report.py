@@ -1,0 +1,235 @@
+"""The report as files: what stands in them, that nothing leaves them, and that every text is text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from draftsmith.infer.measure.report import write_report
+from draftsmith.infer.measure.runner import Question
+
+EVIL = "<script>alert('x')</script><img src=http://evil/x.png onerror=alert(1)>"
+REGISTRY = {"pld": {"class_path": "x", "elsewhere": {"vLLM": "vllm serve {target}"}}, "oracle": {"control": True}}
+RUNNERS = {"pld": {"per_step": 2}, "small": {"per_step": 4, "step_s": 1.5}, "oracle": {"per_step": 8}}
+
+
+class Page(HTMLParser):
+    """Elements and text of a page; void elements aside, everything that is opened has to be closed."""
+
+    VOID = ("meta", "link", "br", "img", "line", "rect", "path", "polyline")
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.elements, self.words = [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_tells_the_verdict_and_the_figures_of_the_results(run_folder):
+    folder = run_folder("run", RUNNERS, target="org/model", max_new_tokens=8)
+    made = write_report([folder], None, REGISTRY)
+    assert made.page == folder / "report.html"
+    page = Page(made.page.read_text())
+    figures = json.loads((folder / "results.json").read_text())["drafters"]
+    (verdict,) = made.verdicts
+    assert verdict == "Use small: 2.67x [2.67, 2.67] plain decoding at batch 1."
+    assert verdict in page.text
+    assert figures["small"]["speedup"] == pytest.approx(8 / 3)
+    for name, row in figures.items():
+        assert name in page.text
+        assert f"{row['speedup']:.2f}" in page.text, name
+        assert f"{row['accepted_length']:.2f}" in page.text, name
+    assert "18 of 18 answers of the drafters and controls equal plain decoding's" in page.text
+    assert "draftsmith generate --target org/model --drafters small" in page.text
+    assert "drafts that are always right reach 8.00" in page.text
+    assert sum(tag == "svg" and "wide" in attrs.get("class", "") for tag, attrs in page.elements) >= 3
+    assert "Best: 4.00 tokens a step, 2.67x question 0, writing question 0" in page.text
+
+
+def test_nothing_is_loaded_and_nothing_runs(run_folder):
+    made = write_report([run_folder("run", RUNNERS)], None, REGISTRY)
+    html = made.page.read_text()
+    page = Page(html)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "base", "form"}
+    for tag, attrs in page.elements:
+        assert not any(name.startswith("on") for name in attrs), tag
+        assert all(attrs.get(name, "data:,").startswith("data:") for name in ("src", "href")), tag
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+
+
+def test_every_text_that_a_person_or_a_model_wrote_is_escaped(run_folder, clock):
+    asked = [Question(f"{at}{EVIL}", EVIL, (f"{at} {EVIL}",)) for at in range(4)]
+    runners = {EVIL: {"per_step": 2, "answer": lambda prompt: [ord(letter) for letter in EVIL]}}
+
+    def change(results):
+        difference = {"question_id": EVIL, "repeat": 0, "turn": 0, "index": 1, "base": 1, "other": None}
+        results["drafters"][EVIL]["differences"] = [difference | {"tie": False, "gap": 1.0, "error": 0.1}]
+        results["drafters"][EVIL]["error_list"] = [{"question_id": "other", "error": EVIL}]
+
+    folder = run_folder("run", runners, asked=asked, change=change, drafters="pld", target=EVIL)
+    made = write_report([folder], None, REGISTRY)
+    html = made.page.read_text()
+    assert EVIL not in html
+    assert "<script" not in html.lower()
+    assert "<img" not in html.lower()
+    assert Page(html).text.count("alert('x')") > 10
+    outside = re.sub(r"(?s)^```sh\n.*?^```$", "", made.markdown.read_text(), flags=re.MULTILINE)
+    assert "<script" not in outside.lower()
+    assert "&lt;script&gt;" in outside
+
+
+def test_a_wrong_answer_is_an_alarm_and_bars_the_drafter(run_folder):
+    def change(results):
+        difference = {"question_id": 2, "repeat": 0, "turn": 0, "index": 1, "base": 5, "other": 6}
+        results["drafters"]["small"]["differences"] = [difference | {"tie": False, "gap": 3.0, "error": 0.01}]
+        results["drafters"]["small"]["equal"] = 5
+
+    made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
+    assert made.verdicts[0].startswith("Use pld")
+    text = Page(made.page.read_text()).text
+    assert "small must not be used: 1 of its answers differ" in text
+    assert "A BUG" in text
+    assert "question 2, turn 1, token 1: 5 in plain, 6 here: not a tie, a bug" in text
+
+
+def test_ties_are_named_and_bar_nobody(run_folder):
+    def change(results):
+        difference = {"question_id": 2, "repeat": 0, "turn": 0, "index": 1, "base": 5, "other": 6}
+        results["drafters"]["small"]["differences"] = [difference | {"tie": True, "gap": 0.01, "error": 0.03}]
+        results["drafters"]["small"] |= {"equal": 5, "ties": 1}
+
+    made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
+    assert made.verdicts[0].startswith("Use small")
+    text = Page(made.page.read_text()).text
+    assert "1 part from it at a numeric tie of two logits, none otherwise" in text
+    assert "numeric tie (float32 logits 0.01 apart, rounding error there 0.03)" in text
+
+
+def test_where_none_pays_the_page_says_so_and_what_to_do(run_folder):
+    made = write_report([run_folder("run", {"pld": {"step_s": 2.0}}, target="org/model")], None, REGISTRY)
+    assert made.verdicts == ["None pays: plain decoding wins. The nearest is pld, 0.50x [0.50, 0.50] at batch 1."]
+    assert "draftsmith plan --target org/model" in Page(made.page.read_text()).text
+
+
+def test_several_runs_are_batch_sizes_and_temperatures_of_one_page(run_folder, tmp_path):
+    one = run_folder("one", {"pld": {"per_step": 2}})
+    three = run_folder("three", {"pld": {"per_step": 2, "step_s": 3.0}}, batch_size=3)
+    warm = run_folder("warm", {"pld": {"per_step": 4}}, temperature=0.8)
+    made = write_report([three, warm, one], tmp_path / "new" / "all.html", REGISTRY)
+    assert made.page == tmp_path / "new" / "all.html"
+    assert made.verdicts == [
+        "At temperature 0 use pld: 2.00x [2.00, 2.00] plain decoding at batch 1; off above batch 1 (0.67x at batch 3).",
+        "At temperature 0.8 use pld: 4.00x [4.00, 4.00] plain decoding at batch 1.",
+    ]
+    text = Page(made.page.read_text()).text
+    for label in ("batch 1, temperature 0", "batch 3, temperature 0", "batch 1, temperature 0.8"):
+        assert f"In detail: {label}" in text
+
+
+def test_left_out_prompts_and_figures_over_all_are_told(run_folder):
+    def change(results):
+        results["left_out"] |= {"min_distinct": 0.5, "questions": 2, "ids": [0, 3]}
+        for figures in results["drafters"].values():
+            figures["all_questions"] = {**figures, "speedup": 9.87, "speedup_interval": [9.0, 10.0]}
+
+    made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
+    text = Page(made.page.read_text()).text
+    assert "2 of 6 prompts are left out of the figures" in text
+    assert "all 9.87x" in text
+    assert not re.search(r"question [03],", text.split("Best and worst")[1])
+    assert "9.87 [9.00, 10.00]" in made.markdown.read_text()
+
+
+def test_loops_that_were_left_in_are_told(run_folder):
+    loop = {"answer": lambda prompt: [7] * 20}
+    folder = run_folder("run", {"pld": {"per_step": 2} | loop}, change=None)
+    rows = [json.loads(line) for line in (folder / "answers" / "plain.jsonl").read_text().splitlines()]
+    for row in rows[:2]:
+        row["choices"][0]["token_ids"] = [[7] * 20]
+    (folder / "answers" / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Page(write_report([folder], None, REGISTRY).page.read_text()).text
+    assert "loops on 2 of 6 prompts" in text
+
+
+def test_plain_decoding_alone_and_a_failing_drafter_make_a_page_too(run_folder):
+    alone = write_report([run_folder("alone", {})], None, REGISTRY)
+    assert alone.verdicts[0].startswith("Nothing to choose from")
+    failing = {"pld": {"fails_on": lambda prompt: True}}
+    made = write_report([run_folder("failing", failing)], None, REGISTRY)
+    assert made.verdicts[0].startswith("Nothing to choose from")
+    assert "6 failed" in Page(made.page.read_text()).text
+
+
+def test_markdown_and_pictures_lie_beside_the_page(run_folder):
+    made = write_report([run_folder("run", RUNNERS)], None, REGISTRY)
+    assert made.missing == ""
+    assert sorted(path.name for path in made.pictures) == ["report-length.png", "report-speedup.png"]
+    for path in made.pictures:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    text = made.markdown.read_text()
+    assert made.verdicts[0] in text
+    assert all(f"({path.name})" in text for path in made.pictures)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 4
+    assert len({row.count("|") for row in rows}) == 1
+    assert not list(made.page.parent.glob(".*.part"))
+
+
+def test_without_matplotlib_the_page_stands_and_what_is_missing_is_said(run_folder, monkeypatch):
+    from draftsmith.infer.measure import report
+
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    made = write_report([run_folder("run", RUNNERS)], None, REGISTRY)
+    assert made.page.is_file()
+    assert made.pictures == []
+    assert "matplotlib is not installed" in made.missing
+
+
+def test_exits_and_sources_are_drawn_where_a_drafter_has_them(run_folder):
+    def change(results):
+        counts = {"reached": 40, "accepted": 20, "share": 0.5}
+        results["drafters"]["small"] |= {
+            "by_exit": {"6": 30, "12": 10},
+            "by_source": {"rest": {"nodes": 80, **counts, "acceptance_rate": 0.25}},
+            "by_depth": [{"depth": 1, **counts, "by_source": {"rest": counts}}],
+        }
+
+    made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
+    text = Page(made.page.read_text()).text
+    assert "Exits used by small" in text
+    assert "30 (75%)" in text
+    assert "Acceptance by depth" in text
+    assert "small : rest" in text
+    assert [path.name for path in made.pictures] == ["report-speedup.png", "report-length.png", "report-depth.png"]
+
+
+@pytest.mark.parametrize("out", ["folder", "report.pdf"])
+def test_a_page_needs_a_name_that_ends_in_html(run_folder, tmp_path, out):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        write_report([run_folder("run", RUNNERS)], tmp_path / out, REGISTRY)
