@@ -80,6 +80,8 @@ def _length(view: View, axes: Any) -> bool:
     top = max([1.5, *(length for _, _, length in points)]) * 1.12
     for ratio in (1, 2, 3):
         axes.plot([0, edge], [0, ratio * edge], color=GREY, linestyle="--" if ratio == 1 else ":", linewidth=1)
+        end = (edge, ratio * edge) if ratio * edge <= top else (top / ratio, top)
+        axes.annotate(f"{ratio}x", end, xytext=(3, 1), textcoords="offset points", fontsize=8, color=GREY)
     axes.set(
         xlim=(0, edge), ylim=(0, top), xlabel="cost of a step, in plain decoding's tokens", ylabel="accepted_length"
     )

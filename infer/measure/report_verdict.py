@@ -50,8 +50,16 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def verdict(points: Points, wrong: Mapping[str, int], temperature: float | None = None) -> Verdict:
-    """`points`: the drafters to choose among, no controls and no peers; `wrong`: their differences that are no ties."""
+def verdict(
+    points: Points,
+    wrong: Mapping[str, int],
+    temperature: float | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Verdict:
+    """`points`: the drafters to choose among, no controls and no peers; `wrong`: their differences that are no ties.
+
+    `settings` are what a drafter was given in brackets, to be named with it where it is recommended.
+    """
     notes = [
         f"{name} must not be used: {count} of its answers differ from plain decoding, and no numeric tie explains it."
         for name, count in wrong.items()
@@ -77,7 +85,8 @@ def verdict(points: Points, wrong: Mapping[str, int], temperature: float | None 
     waiting = f"Plain decoding wins at batch {_listed(before)}; from there on use" if before else "Use"
     won = _at(allowed[name], first)
     assert won is not None
-    sentence = f"{waiting} {name}: {won.text(interval=True)} plain decoding at batch {first}"
+    given = (settings or {}).get(name, "")
+    sentence = f"{waiting} {name}{given}: {won.text(interval=True)} plain decoding at batch {first}"
     paying = max(size for size in sizes if winners[size])
     sentence += "".join(_later(allowed, winners, name, size) for size in sizes if first < size <= paying)
     sentence += _off(allowed[name], paying, [size for size in sizes if size > paying])

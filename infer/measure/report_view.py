@@ -178,15 +178,19 @@ def _order(entry: Entry) -> tuple[int, float]:
 def _verdict(sections: Sequence[Section], temperature: float | None) -> Verdict:
     points: dict[str, list[Point]] = {}
     wrong: dict[str, int] = {}
+    settings: dict[str, str] = {}
     for section in sections:
         for entry in section.of("drafter"):
             name, spot = entry.series.name, entry.spot
             wrong[name] = wrong.get(name, 0) + entry.wrong
             points.setdefault(name, [])
+            bracket = entry.about.written.find("[")
+            if bracket >= 0 and "[" not in name:
+                settings[name] = entry.about.written[bracket:]
             if spot is not None:
                 interval = None if spot.interval is None else (spot.interval[0], spot.interval[1])
                 points[name].append(Point(section.run.batch_size, spot.value, interval))
-    return verdict(points, wrong, temperature)
+    return verdict(points, wrong, temperature, settings)
 
 
 def why_not_more(entry: Entry) -> str:

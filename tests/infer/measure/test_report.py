@@ -137,14 +137,15 @@ def test_where_none_pays_the_page_says_so_and_what_to_do(run_folder):
 
 
 def test_several_runs_are_batch_sizes_and_temperatures_of_one_page(run_folder, tmp_path):
-    one = run_folder("one", {"pld": {"per_step": 2}})
-    three = run_folder("three", {"pld": {"per_step": 2, "step_s": 3.0}}, batch_size=3)
-    warm = run_folder("warm", {"pld": {"per_step": 4}}, temperature=0.8)
+    one = run_folder("one", {"pld": {"per_step": 2}}, drafters="pld[matches=2]")
+    three = run_folder("three", {"pld": {"per_step": 2, "step_s": 3.0}}, batch_size=3, drafters="pld[matches=2]")
+    warm = run_folder("warm", {"pld": {"per_step": 4}}, temperature=0.8, drafters="pld[matches=2]")
     made = write_report([three, warm, one], tmp_path / "new" / "all.html", REGISTRY)
     assert made.page == tmp_path / "new" / "all.html"
     assert made.verdicts == [
-        "At temperature 0 use pld: 2.00x [2.00, 2.00] plain decoding at batch 1; off above batch 1 (0.67x at batch 3).",
-        "At temperature 0.8 use pld: 4.00x [4.00, 4.00] plain decoding at batch 1.",
+        "At temperature 0 use pld[matches=2]: 2.00x [2.00, 2.00] plain decoding at batch 1; "
+        "off above batch 1 (0.67x at batch 3).",
+        "At temperature 0.8 use pld[matches=2]: 4.00x [4.00, 4.00] plain decoding at batch 1.",
     ]
     text = Page(made.page.read_text()).text
     for label in ("batch 1, temperature 0", "batch 3, temperature 0", "batch 1, temperature 0.8"):

@@ -65,6 +65,12 @@ def test_a_drafter_within_the_winners_interval_is_named_as_not_told_apart():
     assert verdict(points, {}).notes == ["Not told apart from it at batch 1: dresd (1.80x [1.60, 2.00])."]
 
 
+def test_the_settings_that_were_measured_are_named_with_the_drafter():
+    told = verdict({"rest": [point(1, 1.9, 1.8, 2.0)]}, {}, settings={"rest": "[nodes=24]"})
+    assert told.sentence.startswith("Use rest[nodes=24]: 1.90x")
+    assert told.use == "rest"
+
+
 def test_what_pays_in_a_larger_batch_only_is_not_recommended_for_the_smaller_one():
     points = {"rest": [point(1, 0.9, 0.8, 0.95), point(8, 1.2, 1.1, 1.3)]}
     told = verdict(points, {}, temperature=0.8)
