@@ -50,7 +50,7 @@ class SD2:
         thresholds: one per exit, of the selections that have them; not given: 0.5 for each but the last, and 0.
         num_draft_tokens: how deep to draft at most.
         top_k: children per node; 1 drafts a chain.
-        nodes: the most nodes of a tree.
+        nodes: the most nodes of a tree; a chain may be num_draft_tokens long.
         width: how many nodes of a row are expanded per pass at most.
         min_confidence: go no deeper below a node less likely than this; not looked at where costs decide.
         sample: draw from the draft's own law instead of taking the likeliest.

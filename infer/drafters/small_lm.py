@@ -32,7 +32,7 @@ class SmallLM:
         model: a folder, a Hub name, or a model that is already there.
         num_draft_tokens: how deep to draft.
         top_k: children per node; 1 drafts a chain, which is what a target that takes no trees wants.
-        nodes: the most nodes of a tree.
+        nodes: the most nodes of a tree; a chain may be num_draft_tokens long.
         width: how many nodes of a row the draft model expands per pass.
         min_confidence: go no deeper below a node whose probability, multiplied down from the root, is under this;
             where costs are known they decide, and this is not looked at.
