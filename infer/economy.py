@@ -47,6 +47,8 @@ class Economy:
         self._seconds = 0.0
         self._tokens = 0.0
         self._coverage = PRIOR_COVERAGE
+        self._entered = 0.0
+        self._deepening = 1.0
 
     # one step, from begin to settle
 
@@ -54,7 +56,7 @@ class Economy:
         """A step of rows with these contexts begins."""
         self._rows = max(len(contexts), 1)
         self._context = max(contexts, default=0)
-        self._spent = 0.0
+        self._spent = self._entered = 0.0
 
     @property
     def price(self) -> float:
@@ -71,13 +73,17 @@ class Economy:
         """What a pass of the draft costs."""
         return self.costs.of(name)(work.rows, work.tokens, self._context)
 
-    def charge(self, seconds: float) -> None:
+    def charge(self, seconds: float, entering: bool = True) -> None:
+        """A pass is made; `entering`: the one that every new node goes through, others only take some deeper."""
         self._spent += seconds
+        self._entered += seconds if entering else 0.0
 
     def settle(self, nodes: int, committed: int) -> None:
         """The step verified up to `nodes` nodes in a row, and its rows keep `committed` tokens together."""
         self._seconds = KEPT * self._seconds + self._spent + self._step_seconds(nodes)
         self._tokens = KEPT * self._tokens + committed
+        if self._entered:
+            self._deepening = KEPT * self._deepening + (1 - KEPT) * self._spent / self._entered
 
     def covered(self, share: float | None) -> None:
         """What share of the acceptance the kept children of the expanded nodes promise; None: none was expanded, and
@@ -89,8 +95,9 @@ class Economy:
 
     def expand(self, offers: Sequence[tuple[float, int]], pending: Sequence[int]) -> int:
         """How many of the offers, (worth, row), best first, to run through the draft: those that promise more than the
-        pass takes. `pending[row]` tokens have to go through with a row's first."""
-        best, chosen = 0.0, 0
+        pass takes, with what deeper passes have come to take beside it. `pending[row]` tokens have to go through with
+        a row's first."""
+        best, chosen, price = 0.0, 0, self.price
         tokens: dict[int, int] = {}
         promised = 0.0
         longest = 0
@@ -98,8 +105,8 @@ class Economy:
             tokens[row] = tokens.get(row, pending[row]) + 1
             longest = max(longest, tokens[row])
             promised += worth
-            cost = 0.0 if self._entry is None else self._entry(len(tokens), longest, self._context)
-            net = promised * self._coverage * self.price - cost
+            cost = 0.0 if self._entry is None else self._entry(len(tokens), longest, self._context) * self._deepening
+            net = promised * self._coverage * price - cost
             if net > best:
                 best, chosen = net, count
         return chosen

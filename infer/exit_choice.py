@@ -45,6 +45,10 @@ class ExitChoice(Protocol):
         """How many blocks can be needed at all; ValueError where the rule does not fit the exits."""
         ...
 
+    def may_go(self, at: int, worths: Sequence[float]) -> bool:
+        """Whether any of the nodes at exit number `at` could go on, whatever the laws there say."""
+        ...
+
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
         """Which nodes at exit number `at` go on to the next."""
         ...
@@ -65,6 +69,9 @@ class Fixed:
         self._at = list(exits).index(self.exit)
         return self._at + 1
 
+    def may_go(self, at: int, worths: Sequence[float]) -> bool:
+        return at < self._at
+
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
         return [at < self._at] * len(forks)
 
@@ -81,6 +88,9 @@ class Threshold:
         if len(self.values) != len(exits):
             raise ValueError(f"{len(self.values)} thresholds for {len(exits)} exits: give one for each")
         return len(exits)
+
+    def may_go(self, at: int, worths: Sequence[float]) -> bool:
+        return True
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
         return [fork.top <= self.values[at] for fork in forks]
@@ -112,10 +122,11 @@ class Cost:
         self.economy: Economy | None = None
         self.names: Sequence[str] = ()
         self._curves: dict[tuple[int, int], Curve | None] = {}
+        self._bounds: dict[tuple[int, int], float] = {}
 
     def know(self, economy: Economy, names: Sequence[str], exits: Sequence[int], covered: Mapping[str, Curve]) -> None:
         """Take the accounts, the names of the blocks' passes, and what the calibration tells of the exits."""
-        self.economy, self.names = economy, names
+        self.economy, self.names, self._bounds = economy, names, {}
         self._curves = {
             (e, d): covered.get(covered_key(exits[e], exits[d], self.top))
             for e in range(len(exits))
@@ -124,6 +135,16 @@ class Cost:
 
     def deepest(self, exits: Sequence[int]) -> int:
         return len(exits)
+
+    def may_go(self, at: int, worths: Sequence[float]) -> bool:
+        """The most that depth has to give anywhere, against the least that it takes: one row, one token."""
+        assert self.economy is not None, "the rule was not told what passes cost"
+        worth, cost = sum(worths) * self.economy.price, 0.0
+        for deeper in range(at + 1, len(self.names)):
+            cost += self.economy.seconds(self.names[deeper], Work(1, 1))
+            if worth * self._most(at, deeper) > cost:
+                return True
+        return False
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
         assert self.economy is not None, "the rule was not told what passes cost"
@@ -145,6 +166,14 @@ class Cost:
                     for _, taken in gains[:count]:
                         chosen[taken] = True
         return chosen
+
+    def _most(self, at: int, deeper: int) -> float:
+        """The largest gain that any sureness could have: curves are straight between their points."""
+        if (at, deeper) not in self._bounds:
+            here, there = self._curves[at, deeper], self._curves[at, at]
+            corners = {0.0, 1.0, *(here.raw if here else ()), *(there.raw if there else ())}
+            self._bounds[at, deeper] = max(self._gain(at, deeper, top) for top in corners)
+        return self._bounds[at, deeper]
 
     def _gain(self, at: int, deeper: int, top: float) -> float:
         """How much more often one of the first tokens is right at a deeper exit, where this one is so sure."""

@@ -112,7 +112,7 @@ class ExitReader:
         logits: list[torch.Tensor | None] = [None] * len(reached)
         exits = [0] * len(reached)
         for at in range(self.blocks):
-            last = at + 1 == self.blocks
+            last = at + 1 == self.blocks or not self.choice.may_go(at, [node.worth for node in reached])
             said_NV = self._logits(reached, vocab_size) if last or not self.choice.blind else None
             on = [False] * len(reached) if last else self.choice.deeper(at, self._forks(rows, at, reached, said_NV))
             if said_NV is None and not all(on):
@@ -175,4 +175,4 @@ class ExitReader:
 
     def _charge(self, block: int, rows: int, tokens: int) -> None:
         if self.economy is not None:
-            self.economy.charge(self.economy.seconds(self.names[block], Work(rows, tokens)))
+            self.economy.charge(self.economy.seconds(self.names[block], Work(rows, tokens)), entering=block == 0)
