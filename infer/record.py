@@ -34,7 +34,8 @@ class Record:
 
     `messages`: a conversation in its order. `turns`: user turns that wait for answers. `outputs`: answers whose prompts
     are elsewhere (Spec-Bench's answer files). `text`: a plain document. `token_ids`: the answer (or the document) as
-    the engine emitted it, `prompt_token_ids` what it was given. `time` is seconds since 1970.
+    the engine emitted it, `prompt_token_ids` what it was given; of several turns, `token_ids_by_turn` and what each was
+    given, `prompt_token_ids_by_turn`. `time` is seconds since 1970.
     """
 
     id: str
@@ -46,6 +47,8 @@ class Record:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     prompt_token_ids: list[int] = field(default_factory=list)
+    token_ids_by_turn: list[list[int]] = field(default_factory=list)
+    prompt_token_ids_by_turn: list[list[int]] = field(default_factory=list)
     source: str = ""
     row: int = 0
     time: float | None = None

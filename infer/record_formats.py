@@ -10,10 +10,19 @@ Files, folders and compression are not known here (read_files.py), nor is any to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from draftsmith.infer.record import Kind, Message, Record
+from draftsmith.infer.record_values import (
+    Unusable,
+    body_of,
+    first_choice,
+    ids_by_turn,
+    ids_of,
+    text_of,
+    texts_of,
+    time_of,
+)
 
 ROLES = {
     "user": "user",
@@ -31,18 +40,6 @@ ROLES = {
 PROMPT_FIELDS = ("prompt", "question", "query", "input")
 OUTPUT_FIELDS = ("output", "response", "completion", "answer")
 ID_FIELDS = ("question_id", "id", "custom_id", "request_id", "conversation_id")
-TIME_FIELDS = ("created", "timestamp", "tstamp", "time")
-# Numbers below this are durations, not dates (it is March 1973); numbers above the second one are milliseconds.
-FIRST_DATE, LAST_DATE_IN_SECONDS = 1e8, 1e11
-
-
-class Unusable(Exception):
-    """A row that is well-formed and yet holds nothing to be used: `reason` is counted, `detail` shown."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
 
 
 Note = Callable[[str], None]
@@ -59,7 +56,7 @@ def detect(row: Any) -> Kind:
         ("log", isinstance(row.get("request"), Mapping) or (isinstance(row.get("body"), Mapping))),
         ("sharegpt", isinstance(row.get("conversations"), list) or isinstance(row.get("conversation"), list)),
         ("messages", "messages" in given),
-        ("answer", "turns" in (_first_choice(row) or {})),
+        ("answer", "turns" in (first_choice(row) or {})),
         ("recorded", {"turns", "outputs"} <= given),
         ("question", "turns" in given),
         ("alpaca", "instruction" in given),
@@ -79,8 +76,8 @@ def parse(row: Any, source: str, number: int, default_id: str, note: Note = lamb
     if isinstance(row, str):
         row = {"text": row}
     parts = _READERS[kind](row, note)
-    ids = {"token_ids": _ids(row, "token_ids"), "prompt_token_ids": _ids(row, "prompt_token_ids")}
-    parts = {**{name: value for name, value in ids.items() if value}, **parts}
+    ids = {name: ids_of(row, name) for name in ("token_ids", "prompt_token_ids")}
+    parts = {**{name: value for name, value in ids.items() if value}, **ids_by_turn(row), **parts}
     given_id = next((row[name] for name in ID_FIELDS if isinstance(row.get(name), str | int)), None)
     record = Record(
         id=default_id if given_id is None or given_id == "" else str(given_id),
@@ -88,7 +85,7 @@ def parse(row: Any, source: str, number: int, default_id: str, note: Note = lamb
         kind=kind,
         source=source,
         row=number,
-        time=_time(row),
+        time=time_of(row),
         **parts,
     )
     _check_text(record)
@@ -128,8 +125,8 @@ def _read_messages(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
 
 
 def _read_log(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    request = _body(row.get("request", row))
-    response = _body(row.get("response"))
+    request = body_of(row.get("request", row))
+    response = body_of(row.get("response"))
     if isinstance(request.get("messages"), list):
         messages = _messages(request["messages"])
     elif request.get("prompt") is not None:
@@ -144,9 +141,9 @@ def _read_log(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     parts: dict[str, Any] = {"messages": messages}
     if answer := _output(response, note):
         messages.append(answer)
-        choice = _first_choice(response) or {}
+        choice = first_choice(response) or {}
         for name in ("token_ids", "prompt_token_ids"):
-            if ids := _ids(choice, name) or _ids(response, name):
+            if ids := ids_of(choice, name) or ids_of(response, name):
                 parts[name] = ids
     return parts
 
@@ -162,15 +159,15 @@ def _read_sharegpt(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
 def _read_answer(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     if len(row["choices"]) > 1:
         note("more than one choice: the first was read")
-    return {"outputs": _texts(row["choices"][0]["turns"], "choices[0].turns")}
+    return {"outputs": texts_of(row["choices"][0]["turns"], "choices[0].turns")}
 
 
 def _read_question(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    return {"turns": _texts(row["turns"], "turns")}
+    return {"turns": texts_of(row["turns"], "turns")}
 
 
 def _read_recorded(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    turns, outputs = _texts(row["turns"], "turns"), _texts(row["outputs"], "outputs")
+    turns, outputs = texts_of(row["turns"], "turns"), texts_of(row["outputs"], "outputs")
     if len(outputs) > len(turns):
         raise Unusable("more outputs than turns")
     if len(outputs) < len(turns):
@@ -180,8 +177,8 @@ def _read_recorded(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
 
 
 def _read_alpaca(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    instruction, given = _text(row["instruction"], "instruction"), row.get("input")
-    prompt = f"{instruction}\n{_text(given, 'input')}" if given else instruction
+    instruction, given = text_of(row["instruction"], "instruction"), row.get("input")
+    prompt = f"{instruction}\n{text_of(given, 'input')}" if given else instruction
     return _pair([Message("user", prompt)], _output(row, note))
 
 
@@ -192,7 +189,7 @@ def _read_pair(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
 
 def _read_text(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     name = "text" if row.get("text") is not None else "content"
-    return {"text": _text(row[name], name)}
+    return {"text": text_of(row[name], name)}
 
 
 def _read_token_ids(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
@@ -223,40 +220,28 @@ def _pair(messages: list[Message], answer: Message | None) -> dict[str, Any]:
     return {"turns": [messages[0].content]} if [m.role for m in messages] == ["user"] else {"messages": messages}
 
 
-def _body(value: Any) -> Mapping[str, Any]:
-    """A request or a response, out of the envelope that batch files put around it."""
-    if not isinstance(value, Mapping):
-        return {}
-    return value["body"] if isinstance(value.get("body"), Mapping) else value
-
-
 def _prompt(value: Any, name: str) -> list[Message]:
     if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
         return _messages(value)
-    return [Message("user", _text(value, name))]
+    return [Message("user", text_of(value, name))]
 
 
 def _output(row: Mapping[str, Any], note: Note) -> Message | None:
     """The answer in a row or a response, or None where there is none."""
-    if (choice := _first_choice(row)) is not None:
+    if (choice := first_choice(row)) is not None:
         if len(row["choices"]) > 1:
             note("more than one choice: the first was read")
         if choice.get("finish_reason") == "length":
             note("an answer that was cut at its length limit")
         if choice.get("message") is not None:
             return _message(choice["message"])
-        return Message("assistant", _text(choice.get("text"), "choices[0].text"))
+        return Message("assistant", text_of(choice.get("text"), "choices[0].text"))
     name = next((name for name in OUTPUT_FIELDS if row.get(name) is not None), None)
     if name is None:
         return None
     if isinstance(row[name], list) and row[name] and isinstance(row[name][0], Mapping):
         return _message(row[name][0])
-    return Message("assistant", _text(row[name], name))
-
-
-def _first_choice(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    choices = row.get("choices")
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else None
+    return Message("assistant", text_of(row[name], name))
 
 
 def _messages(value: Any) -> list[Message]:
@@ -280,7 +265,7 @@ def _message(value: Any) -> Message:
         content = "".join(_part(part) for part in content)
     if content is None:
         content = ""
-    return Message(role, _text(content, "content"), _text(reasoning, "reasoning_content"))
+    return Message(role, text_of(content, "content"), text_of(reasoning, "reasoning_content"))
 
 
 def _part(part: Any) -> str:
@@ -289,48 +274,3 @@ def _part(part: Any) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str):
         return part["text"]
     raise Unusable("content that is not text", str(part.get("type")) if isinstance(part, Mapping) else "")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise Unusable(f"{name} is not text", type(value).__name__)
-    return value
-
-
-def _texts(value: Any, name: str) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        raise Unusable(f"{name} is not a list of texts")
-    return list(value)
-
-
-def _ids(row: Mapping[str, Any], name: str) -> list[int]:
-    value = row.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
-        raise Unusable(f"{name} is not a list of token ids")
-    return list(value)
-
-
-def _time(row: Mapping[str, Any]) -> float | None:
-    """The first date in the row, its response or its request, in seconds since 1970."""
-    for place in (row, _body(row.get("response")), _body(row.get("request"))):
-        for name in TIME_FIELDS:
-            if (seconds := _seconds(place.get(name))) is not None:
-                return seconds
-    return None
-
-
-def _seconds(value: Any) -> float | None:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= FIRST_DATE:
-        return None
-    return float(value) / (1000 if value > LAST_DATE_IN_SECONDS else 1)

@@ -70,6 +70,11 @@ def render_record(template: Template, record: Record) -> list[Rendered]:
         if not prompt and record.messages:
             prompt = template.prompt_ids(record.prompt)
         return [_sample(prompt, record.token_ids)]
+    if record.token_ids_by_turn:
+        samples: list[Rendered] = []
+        for prompt, answer in zip(record.prompt_token_ids_by_turn, record.token_ids_by_turn):
+            _join(samples, prompt, answer)
+        return samples
     if record.text:
         encoder = Encoder(template.tokenizer, add_special_tokens=True)
         return [_sample(encoder.prefix, encoder.encode(record.text)[len(encoder.prefix) :])]
@@ -89,16 +94,18 @@ def render_served(template: Template, encoder: Encoder, messages: Sequence[Messa
     samples: list[Rendered] = []
     for i in answered:
         prompt = template.prompt_ids(messages[:i])
-        answer = _answer_ids(template, encoder, messages, i, prompt)
-        last = samples[-1] if samples else None
-        if last is not None and prompt[: len(last.token_ids)] == last.token_ids:
-            given = prompt[len(last.token_ids) :]
-            samples[-1] = Rendered(
-                last.token_ids + given + answer, last.loss_mask + [0] * len(given) + [1] * len(answer)
-            )
-        else:
-            samples.append(_sample(prompt, answer))
+        _join(samples, prompt, _answer_ids(template, encoder, messages, i, prompt))
     return samples
+
+
+def _join(samples: list[Rendered], prompt: list[int], answer: list[int]) -> None:
+    """Take in a turn: it goes on where the last sample ended, or begins one of its own."""
+    last = samples[-1] if samples else None
+    if last is not None and prompt[: len(last.token_ids)] == last.token_ids:
+        given = prompt[len(last.token_ids) :]
+        samples[-1] = Rendered(last.token_ids + given + answer, last.loss_mask + [0] * len(given) + [1] * len(answer))
+    else:
+        samples.append(_sample(prompt, answer))
 
 
 def _answer_ids(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,3 +33,32 @@ def test_any_response_in_a_log_is_read_or_is_counted(log):
     except Unusable:
         return
     assert record.questions == ["hi"]
+
+
+BY_TURN = {"turns": ["a", "b"], "outputs": ["c", "d"], "prompt_token_ids_by_turn": [[1], [1, 2, 3]],
+           "token_ids_by_turn": [[2], [4, 5]]}  # fmt: skip
+
+
+def test_token_ids_of_every_turn_are_kept_as_answers_writes_them():
+    record = parse(BY_TURN, "f", 1, "x")
+    assert (record.prompt_token_ids_by_turn, record.token_ids_by_turn) == ([[1], [1, 2, 3]], [[2], [4, 5]])
+    assert record.answers == ["c", "d"]
+    with_messages = parse(BY_TURN | {"messages": [{"role": "user", "content": "a"}]}, "f", 1, "x")
+    assert with_messages.token_ids_by_turn == [[2], [4, 5]]
+
+
+@pytest.mark.parametrize("ids", [[[2]], None, [[2], [-4]], [1, [2]], "2"])
+@pytest.mark.parametrize("name", ["token_ids_by_turn", "prompt_token_ids_by_turn"])
+def test_token_ids_by_turn_that_do_not_fit_make_a_row_unusable(name, ids):
+    with pytest.raises(Unusable, match="token_ids_by_turn"):
+        parse(BY_TURN | {name: ids}, "f", 1, "x")
+
+
+@pytest.mark.parametrize("time", [1_700_000_000, 1_700_000_000_000, "1700000000", "2023-11-14T22:13:20Z",
+                                  "2023-11-14 23:13:20+01:00"])  # fmt: skip
+@pytest.mark.parametrize("name", ["created", "timestamp", "tstamp", "time"])
+def test_a_time_is_read_as_seconds_whatever_way_a_log_writes_it(name, time):
+    assert parse({"text": "x", name: time}, "f", 1, "x").time == 1_700_000_000
+    response = {"choices": [{"text": "y"}], name: time}
+    assert parse({"request": {"prompt": "x"}, "response": response}, "f", 1, "x").time == 1_700_000_000
+    assert parse({"text": "x", name: 12.5}, "f", 1, "x").time is None

@@ -292,6 +292,15 @@ def test_record_with_token_ids_is_used_as_it_is(tokenizer):
     assert render_record(template, asked) == [Rendered([*prompt, 7, 8], [0] * len(prompt) + [1, 1])]
 
 
+def test_token_ids_by_turn_are_one_sample_where_a_turn_goes_on_from_the_last_and_several_where_not(tokenizer):
+    template = ChatTemplate(tokenizer)
+    record = Record("1", prompt_token_ids_by_turn=[[5], [5, 6, 7]], token_ids_by_turn=[[6], [8, 9]])
+    (one,) = render_record(template, record)
+    assert (one.token_ids, one.loss_mask) == ([5, 6, 7, 8, 9], [0, 1, 0, 1, 1])
+    record = Record("2", prompt_token_ids_by_turn=[[5], [4, 6, 7]], token_ids_by_turn=[[6], [8, 9]])
+    assert [sample.token_ids for sample in render_record(template, record)] == [[5, 6], [4, 6, 7, 8, 9]]
+
+
 def test_document_is_learned_whole_but_for_bos():
     tokenizer = make_tokenizer(bos=True)
     (rendered,) = render_record(ChatTemplate(tokenizer), Record("1", text="the lazy dog"))
