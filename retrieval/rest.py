@@ -5,7 +5,7 @@ one trie whose probabilities blend the levels, and the best nodes of it are the 
 The work is done by compiled kernels over mapped files (rest_lookup.py, rest_tree.py); how a store is written is
 known to store_writer.py, and no model is known here.
 
-Legend: G segments, S levels, H hits, D places ahead, N nodes, V vocabulary, L leaves.
+Legend: G segments, H hits, D places ahead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ import numpy as np
 from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import OUTRIGHT, Draft, Trial
+from draftsmith.retrieval.overlay import Overlay
+from draftsmith.retrieval.rest_row import RowIndex
+from draftsmith.retrieval.rest_scratch import Scratch
 from draftsmith.retrieval.store import Store
+from draftsmith.retrieval.verbatim import stands_in
 
 KIND = "rest"
 # How much of its counts each level gives up, by the number of tokens that match (the last entry: that many and more).
@@ -31,61 +35,7 @@ STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
 # The blended probability, and the share of such tokens that was accepted.
 BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
 ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
-BUCKETS = 1 << 12
 STATM = Path("/proc/self/statm")
-
-
-class _RowIndex:
-    """One row's ids, and chains through the places of equal tokens: O(1) per token."""
-
-    __slots__ = ("heads", "ids", "indexed", "length", "previous")
-
-    def __init__(self) -> None:
-        self.ids = np.zeros(256, np.int64)
-        self.previous = np.zeros(256, np.int64)
-        self.heads = np.full(BUCKETS, -1, np.int64)
-        self.length = self.indexed = 0
-
-    def catch_up(self, ids: list[int], lookup: ModuleType) -> None:
-        """Take in new ids; the newest is left out of the chains, for it is the query."""
-        new = len(ids) - self.length
-        if len(ids) > len(self.ids):
-            size = 2 * len(ids)
-            self.ids, self.previous = np.resize(self.ids, size), np.resize(self.previous, size)
-        if new > 0:
-            self.ids[self.length : len(ids)] = ids[self.length :]
-            self.length = len(ids)
-        if self.length - 1 > self.indexed:
-            lookup.index_row(self.ids, self.indexed, self.length - 1, self.heads, self.previous)
-            self.indexed = self.length - 1
-
-
-class _Scratch:
-    """What one thread's kernels write to, allocated once."""
-
-    def __init__(self, segments: int, levels: int, hits: int, ahead: int, nodes: int, vocab: int) -> None:
-        def ints(*shape: int) -> np.ndarray:
-            return np.zeros(shape, np.int64)
-
-        self.lows_GS, self.highs_GS, self.before_GS = (
-            ints(segments, levels),
-            ints(segments, levels),
-            ints(segments, levels),
-        )
-        self.longest_G = ints(segments)
-        self.rows = list(zip(self.lows_GS, self.highs_GS, self.before_GS))
-        self.ranks_H, self.levels_H, self.weights_H = ints(hits), ints(hits), np.zeros(hits)
-        self.ahead_HD = ints(hits, ahead)
-        # In the order that grow() takes them: per hit, per token, per level and child, per child.
-        self.sorting = [ints(hits), ints(hits), ints(hits)]
-        self.seen_V = ints(vocab)
-        self.counting = [np.zeros((levels + 1, hits)), np.zeros(levels + 1), np.zeros(hits), ints(hits), ints(hits + 1)]
-        # At each depth a hit stands below one leaf at most.
-        most = hits * ahead
-        self.leaves = [*(ints(most) for _ in range(5)), np.zeros(most), np.zeros(most)]
-        self.heap = ints(most)
-        self.nodes = [ints(nodes), ints(nodes), ints(nodes), np.zeros(nodes)]
-        self.epoch = 0
 
 
 class Rest:
@@ -107,6 +57,7 @@ class Rest:
         max_resident_mb: give the store's pages back when more than so many MB of mapped files are in this process's
             memory (after the draft that went beyond it); 0 leaves that to the system, which drops such pages at need.
             Smaller is slower: pages must be mapped again.
+        max_arrived: of the documents that are taken in while drafting, the newest so many tokens are kept, in memory.
     """
 
     name = KIND
@@ -129,6 +80,7 @@ class Rest:
         threads: int = 1,
         verify: bool = True,
         max_resident_mb: int = 0,
+        max_arrived: int = 8_000_000,
     ) -> None:
         for what, value in (
             ("nodes", nodes), ("num_draft_tokens", num_draft_tokens), ("max_match", max_match), ("hits", hits),
@@ -156,7 +108,8 @@ class Rest:
         self.threads = threads
         self.verify = verify
         self.max_resident_mb = max_resident_mb
-        self._indexes: dict[Row, _RowIndex] = {}
+        self.max_arrived = max_arrived
+        self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def bind(self, target: Target) -> None:
@@ -173,15 +126,17 @@ class Rest:
         if self.max_resident_mb:
             store.keep_small()
         self._lookup, self._tree = kernels()
-        self._segments = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
+        self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
+        self._segments = list(self._stored)
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
+        self._overlay = Overlay(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
         sizes = (len(self._segments), self.max_match, self.hits + self.context_hits, self.num_draft_tokens)
-        self._scratches = [_Scratch(*sizes, self.num_nodes, self._vocab) for _ in range(self.threads)]
+        self._scratches = [Scratch(*sizes, self.num_nodes, self._vocab) for _ in range(self.threads)]
         if self._pool is not None:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         first = [int(token) for token in self._segments[0][0][:2]]
-        self._draft(_RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
+        self._draft(RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
         self._resident = 0.0
         if self.max_resident_mb:
             store.release()
@@ -189,7 +144,7 @@ class Rest:
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
-            self._indexes[row] = _RowIndex()
+            self._indexes[row] = RowIndex()
 
     def close(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -198,6 +153,18 @@ class Rest:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         pass
 
+    def take_in(self, ids: Sequence[int]) -> None:
+        """Draft from one more document, which is kept in memory; the store itself does not change."""
+        self._overlay.add(ids)
+        self._segments = [*self._stored, *((run.tokens, run.suffixes) for run in self._overlay.runs)]
+        for scratch in self._scratches:
+            scratch.cover(len(self._segments))
+
+    def holds(self, ids: Sequence[int]) -> bool:
+        """Whether a document that is drafted from has all of `ids` in a row."""
+        ids_T = np.asarray(ids, np.int64)
+        return any(stands_in(*segment, self._known, ids_T, self._lookup.narrow) for segment in self._segments)
+
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
         drafts = self._drafts(work)
@@ -205,7 +172,7 @@ class Rest:
             self._store.release()
         return drafts
 
-    def _drafts(self, work: list[tuple[_RowIndex, list[int], Budget]]) -> list[Draft]:
+    def _drafts(self, work: list[tuple[RowIndex, list[int], Budget]]) -> list[Draft]:
         if self._pool is None or len(work) < 2:
             return [self._draft(*item, self._scratches[0]) for item in work]
 
@@ -217,7 +184,7 @@ class Rest:
             drafts[worker :: self.threads] = done
         return drafts
 
-    def _draft(self, index: _RowIndex, ids: list[int], budget: Budget, scratch: _Scratch) -> Draft:
+    def _draft(self, index: RowIndex, ids: list[int], budget: Budget, scratch: Scratch) -> Draft:
         index.catch_up(ids, self._lookup)
         nodes, depth = min(budget.nodes, self.num_nodes), min(budget.depth, self.num_draft_tokens)
         if nodes < 1 or depth < 1:
@@ -232,7 +199,7 @@ class Rest:
         )  # fmt: skip
         return self._written(size, scratch)
 
-    def _find(self, index: _RowIndex, scratch: _Scratch) -> int:
+    def _find(self, index: RowIndex, scratch: Scratch) -> int:
         """The number of hits, of the store first and then of the row itself, left in `scratch`."""
         lookup, s = self._lookup, scratch
         context = index.ids[max(0, index.length - self.max_match) : index.length]
@@ -255,7 +222,7 @@ class Rest:
             ))  # fmt: skip
         return count
 
-    def _written(self, size: int, scratch: _Scratch) -> Draft:
+    def _written(self, size: int, scratch: Scratch) -> Draft:
         """The nodes as a draft; they come most probable first, so siblings are tried in that order."""
         tokens, parents, depths, probs = (array[:size] for array in scratch.nodes)
         confidences = np.interp(probs, BLENDED, ACCEPTED).tolist()
