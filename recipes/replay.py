@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from json import dumps
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +21,11 @@ def replay(
     data: list[str],
     tokenizer: str,
     drafters: str,
+    split: str = "",
+    arrival: bool = False,
+    store_out: str = "",
+    latency: str = "",
+    batch_sizes: Sequence[int] = (1, 4, 8, 16, 32),
     template: str = "auto",
     temperature: float = 0.0,
     nodes: int = 64,
@@ -28,12 +37,18 @@ def replay(
 ) -> None:
     """Replay recorded answers and print how much of them each drafter would have drafted.
 
-    Example: draftsmith replay --data logs.jsonl --tokenizer DIR --drafters pld
+    Example: draftsmith replay --data logs.jsonl --tokenizer DIR --drafters pld,rest --split time:0.9 --arrival
 
     Args:
         data: files, folders or `datasets` names with answers; token ids are used as they are.
         tokenizer: folder or Hub name of the target's tokenizer.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` has the store of the split.
+        split: index the earlier part and replay the later: time:0.9 or time:2026-05-01 by the rows' times, rows:0.9 by
+            their order.
+        arrival: replay in the order of arrival, and let drafters take in every answer once it has been replayed.
+        store_out: a new folder in which the store of the split is kept.
+        latency: costs file (`draftsmith plan --out`); with it, speedup and break-even are predicted.
+        batch_sizes: for which they are predicted.
         template: how a conversation was served: auto (the tokenizer's chat template where it has one), chat, plain, a
             format with {prompt}, or a FastChat name.
         temperature: that the answers were sampled at; above 0 only outright drafts can be replayed.
@@ -45,47 +60,73 @@ def replay(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.contract import Budget
-    from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.replay import recordings
+    from draftsmith.infer.costs import Costs
+    from draftsmith.infer.measure import replay_tables, tables
+    from draftsmith.infer.measure.recording import recordings
     from draftsmith.infer.measure.replay import replay as run
+    from draftsmith.infer.measure.split import arrived, parse_split, split_recordings
     from draftsmith.infer.records import ReadReport, read_records
     from draftsmith.infer.templates import load_tokenizer
-    from draftsmith.recipes.drafters import parse_drafters
+    from draftsmith.recipes.drafters import leaves_open, parse_drafters
+    from draftsmith.retrieval.answer_store import store_answers
 
-    chosen = parse_drafters(drafters)
-    if not chosen:
+    if not drafters:
         raise ValueError("give --drafters, such as pld or rest:STORE")
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"--on_bad is raise or skip, not {on_bad!r}")
+    if store_out and not split:
+        raise ValueError("--store_out keeps the store of a split: give --split as well")
+    asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
+    template, form = _template(template, loaded)
     report = ReadReport()
     records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)  # type: ignore[arg-type]
-    streams = recordings(records, _template(template, loaded))
-    results = run(
-        chosen,
-        streams,
-        len(loaded),
-        loaded,
-        temperature=temperature,
-        budget=Budget(nodes, depth),
-        seed=seed,
-        progress=_progress,
-    )
+    streams = recordings(records, form)
+    with ExitStack() as stack:
+        parts = split_recordings(streams, asked) if asked else None
+        path = _path(store_out, stack) if parts else None
+        chosen = parse_drafters(drafters, {"rest": {"store": str(path)}} if path else {})
+        if parts and path and (store_out or leaves_open(drafters, "rest")):
+            store_answers(path, parts.earlier, form, template, {"data": data, "split": parts.to_json()})
+        results = run(
+            chosen,
+            parts.later if parts else arrived(streams) if arrival else streams,
+            len(loaded),
+            loaded,
+            temperature=temperature,
+            budget=Budget(nodes, depth),
+            seed=seed,
+            arrival=arrival,
+            costs=costs,
+            batch_sizes=batch_sizes,
+            progress=_progress,
+        )
+    results["split"] = parts.to_json() if parts else None
     if json:
+        for line in replay_tables.warnings(results):
+            print(line, file=sys.stderr)
         print(dumps(results, ensure_ascii=False))
         return
     for line in report.lines():
         print(line)
-    tables.show(tables.replay_tables(results))
+    tables.show(replay_tables.replay_tables(results))
 
 
-def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def _path(store_out: str, stack: ExitStack) -> Path:
+    """Where the store of the split goes: where it was asked for, or to a place that goes with `stack`."""
+    if store_out:
+        return Path(store_out).expanduser()
+    return Path(stack.enter_context(TemporaryDirectory())) / "store"
+
+
+def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Template]:
+    """The template, by the name that it goes by."""
     from draftsmith.infer.templates import find_template
 
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "USER: {prompt} ASSISTANT:"
         print(f"conversations are rendered with {name!r}", file=sys.stderr)
-    return find_template(name, tokenizer)
+    return name, find_template(name, tokenizer)
 
 
 def _progress(done: int, total: int, name: str) -> None:

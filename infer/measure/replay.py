@@ -1,54 +1,54 @@
 """Drafters against recorded answers: how much of what was said would they have drafted? No target is needed.
 
 It is the same loop as decoding, with a recorded target. A step there costs nothing, so replay tells accepted_length,
-hit_rate, nodes and the time to propose; what that is worth in seconds a latency table has to say. Exact for outright
+hit_rate, nodes and the time to propose; what that is worth in seconds a costs file says (worth.py). Exact for outright
 drafts at any temperature (the target's draw is made first and looked up), for sampled ones at temperature 0 only.
+
+A drafter that can take in documents is given every answer once it has been replayed, if that is asked for: so it drafts
+as it would have done when the answers arrived.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
-from draftsmith.infer.answers import last_answer
 from draftsmith.infer.contract import Budget, Drafter
+from draftsmith.infer.costs import Costs
 from draftsmith.infer.generate import BUDGET, generate
 from draftsmith.infer.measure.bootstrap import ratio_interval
+from draftsmith.infer.measure.leakage import Holder, leakage, said
 from draftsmith.infer.measure.metrics import trace_figures
-from draftsmith.infer.record import Record
+from draftsmith.infer.measure.predicted import BATCH_SIZES
+from draftsmith.infer.measure.recording import Recording, recordings
+from draftsmith.infer.measure.worth import worth
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.rendering import Template
 from draftsmith.infer.row import Row, Stops
 from draftsmith.infer.settings import Settings
 from draftsmith.infer.trace import Generation
 
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """One answer that was given: the prompt as it was served, and the answer's token ids."""
-
-    key: str
-    category: str
-    prompt: list[int]
-    answer: list[int]
+__all__ = ["Learner", "Recording", "recordings", "replay"]
 
 
-def recordings(records: Iterable[Record], template: Template) -> list[Recording]:
-    """Every answered turn of every record; token ids of the record are used as they are."""
-    found: list[Recording] = []
-    for record in records:
-        if record.token_ids:
-            prompt = list(record.prompt_token_ids or ()) or template.prompt_ids(record.prompt)
-            found.append(Recording(f"{record.source}:{record.row}", record.category, prompt, list(record.token_ids)))
-            continue
-        for turn, (before, said) in enumerate(record.exchanges()):
-            prompt, answer = last_answer(template, [*before, said])
-            if answer:
-                found.append(Recording(f"{record.source}:{record.row}/{turn}", record.category, prompt, answer))
-    if not found:
-        raise ValueError("no record holds an answer to replay")
-    return found
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, name: str) -> None: ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A drafter that can draft from documents that arrive while it is at work."""
+
+    def take_in(self, ids: Sequence[int]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Replayed:
+    """One drafter's generations, and which of the answers it held beforehand (nothing where it holds no texts)."""
+
+    done: list[Generation] = field(default_factory=list)
+    held: list[bool] = field(default_factory=list)
 
 
 def replay(
@@ -60,45 +60,100 @@ def replay(
     temperature: float = 0.0,
     budget: Budget = BUDGET,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    arrival: bool = False,
+    costs: Costs | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The figures of every drafter over all streams, as JSON."""
+    """The figures of every drafter over all streams, in their order, as JSON.
+
+    Args:
+        drafters: by the name that they are to have.
+        streams: what was said.
+        vocab_size: ids from here on are refused.
+        tokenizer: whose special tokens end an answer; stores are held against it.
+        temperature: that the answers were sampled at.
+        budget: of a draft.
+        seed: of the intervals.
+        arrival: hand every answer, once replayed, to the drafters that can take it in.
+        costs: of the passes of a machine; with them, speedups are predicted.
+        batch_sizes: for which.
+        progress: told after every stream: (done, all, the drafter's name).
+    """
+    if costs is not None and (not batch_sizes or min(batch_sizes) < 1):
+        raise ValueError("batch_sizes must be numbers of rows, 1 or more")
+    deaf = [name for name, drafter in drafters.items() if not isinstance(drafter, Learner)]
+    if arrival and len(deaf) == len(drafters):
+        raise ValueError(f"none of {', '.join(deaf)} can take in answers as they arrive; rest:STORE can")
     for stream in streams:
         foreign = next((token for token in (*stream.prompt, *stream.answer) if not 0 <= token < vocab_size), None)
         if foreign is not None:
             raise ValueError(f"{stream.key} holds token id {foreign}, and the tokenizer ends at {vocab_size}")
-    target = RecordedTarget({one.key: one.answer for one in streams}, vocab_size, tokenizer, sampled=temperature > 0)
+    answers = {one.key: one.answer for one in streams}
+    target = RecordedTarget(answers, vocab_size, tokenizer, sampled=temperature > 0)
     settings = Settings(temperature=temperature, seed=seed)
     results = {}
     for name, drafter in drafters.items():
         drafter.bind(target)
-        done: list[Generation] = []
-        for number, stream in enumerate(streams, start=1):
-            row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
-            done += generate(target, drafter, [row], budget=budget)
-            if progress is not None:
-                progress(number, len(streams), name)
-        results[name] = _figures(done, seed)
+        told = None if progress is None else partial(progress, name=name)
+        found = _replay(drafter, target, streams, settings, budget, arrival, told)
+        results[name] = _figures(found, streams, seed)
+        traces = [trace for generation in found.done for trace in generation.traces]
+        results[name]["predicted"] = None if costs is None else worth(traces, costs, batch_sizes)
     return {
         "drafters": results,
         "streams": len(streams),
         "tokens": sum(len(one.answer) for one in streams),
         "temperature": temperature,
         "budget": {"nodes": budget.nodes, "depth": budget.depth},
+        "arrival": arrival,
     }
 
 
-def _figures(done: Sequence[Generation], seed: int) -> dict[str, Any]:
-    """What a replay can know of the figures of a benchmark, with the same names."""
-    traces = [trace for generation in done for trace in generation.traces]
-    known = trace_figures(traces)
+def _replay(
+    drafter: Drafter,
+    target: RecordedTarget,
+    streams: Sequence[Recording],
+    settings: Settings,
+    budget: Budget,
+    arrival: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Replayed:
+    """One stream after another; what arrives is known to those that come later."""
+    found = _Replayed()
+    ends = set() if target.tokenizer is None else set(target.tokenizer.all_special_ids)
+    for number, stream in enumerate(streams, start=1):
+        if isinstance(drafter, Holder):
+            found.held.append(drafter.holds(said(stream.answer, ends)))
+        row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
+        found.done += generate(target, drafter, [row], budget=budget)
+        if arrival and isinstance(drafter, Learner):
+            drafter.take_in(stream.answer)
+        if progress is not None:
+            progress(number, len(streams))
+    return found
+
+
+def _figures(found: _Replayed, streams: Sequence[Recording], seed: int) -> dict[str, Any]:
+    """What a replay can know of the figures of a benchmark, with the same names; with and without leaked answers."""
+    figures = _counts(found.done, seed)
+    traces = [trace for generation in found.done for trace in generation.traces]
+    times = sorted(trace.propose_s for trace in traces)
+    figures["propose_p50_s"] = times[len(times) // 2]
+    figures["propose_p99_s"] = times[int(len(times) * 0.99)]
+    figures["leakage"] = None
+    if found.held:
+        clean = [generation for generation, held in zip(found.done, found.held) if not held]
+        told = leakage([one.answer for one in streams], found.held)
+        figures["leakage"] = told | {"without": _counts(clean, seed) if clean else None}
+    return figures
+
+
+def _counts(done: Sequence[Generation], seed: int) -> dict[str, Any]:
+    known = trace_figures([trace for generation in done for trace in generation.traces])
     committed = [sum(trace.committed for trace in generation.traces) for generation in done]
     steps = [len(generation.traces) for generation in done]
     figures = {key: known[key] for key in ("accepted_length", "acceptance_rate", "hit_rate", "nodes_per_step")}
     figures["accepted_length_interval"] = ratio_interval(committed, steps, seed=seed)
     figures["by_depth"] = known["by_depth"]
-    figures |= {"steps": sum(steps), "total": len(done)}
-    times = sorted(trace.propose_s for trace in traces)
-    figures["propose_p50_s"] = times[len(times) // 2]
-    figures["propose_p99_s"] = times[int(len(times) * 0.99)]
-    return figures
+    return figures | {"steps": sum(steps), "total": len(done)}

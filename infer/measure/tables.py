@@ -36,7 +36,7 @@ def of(part: int, whole: int) -> str:
     return f"{part}/{whole}"
 
 
-def _table(columns: Sequence[str]) -> Table:
+def table_of(columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -46,19 +46,19 @@ def _table(columns: Sequence[str]) -> Table:
 def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
     drafters = results["drafters"]
     titled = {
-        "Speed": speed_table(drafters),
-        "Where the time goes": time_table(drafters),
-        "Acceptance by depth": depth_table(drafters),
-        "Speedup (accepted_length) by task": category_table(drafters),
+        "Speed": speedtable_of(drafters),
+        "Where the time goes": timetable_of(drafters),
+        "Acceptance by depth": depthtable_of(drafters),
+        "Speedup (accepted_length) by task": categorytable_of(drafters),
     }
     shown = [part for title, table in titled.items() if table.row_count for part in (Text(title), table, Text())]
     return [*shown, *(Text(line) for line in bench_notes(results))]
 
 
-def speed_table(drafters: dict[str, Any]) -> Table:
+def speedtable_of(drafters: dict[str, Any]) -> Table:
     columns = ["drafter", "tokens/s", "end to end", "speedup", "accepted_length", "break-even"]
     columns += ["acceptance", "hit rate", "nodes/step", "overhead", "equal", "errors"]
-    table = _table(columns)
+    table = table_of(columns)
     for name, row in drafters.items():
         mark = "" if row["speedup_of"] == "decode" else " (end to end)"
         table.add_row(
@@ -78,9 +78,9 @@ def speed_table(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def time_table(drafters: dict[str, Any]) -> Table:
+def timetable_of(drafters: dict[str, Any]) -> Table:
     columns = ["drafter", "TTFT ms", "step p50 ms", "step p95 ms", "target", "draft", "overhead", "of the limit"]
-    table = _table(columns)
+    table = table_of(columns)
     for name, row in drafters.items():
         shares = row["time_shares"]
         times = [milliseconds(row[key]) for key in ("ttft_s", "p50_step_s", "p95_step_s")]
@@ -89,10 +89,10 @@ def time_table(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def depth_table(drafters: dict[str, Any]) -> Table:
+def depthtable_of(drafters: dict[str, Any]) -> Table:
     """Acceptance by depth, one column a depth."""
     deepest = max((row["depth"] for drafter in drafters.values() for row in drafter["by_depth"]), default=0)
-    table = _table(["drafter", *(str(depth) for depth in range(1, deepest + 1))])
+    table = table_of(["drafter", *(str(depth) for depth in range(1, deepest + 1))])
     for name, drafter in drafters.items():
         shares = {row["depth"]: row["share"] for row in drafter["by_depth"]}
         if shares:
@@ -100,10 +100,10 @@ def depth_table(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def category_table(drafters: dict[str, Any]) -> Table:
+def categorytable_of(drafters: dict[str, Any]) -> Table:
     """Speedup and accepted_length by task, and over all."""
     tasks = list(dict.fromkeys(task for drafter in drafters.values() for task in drafter["by_category"]))
-    table = _table(["drafter", *tasks, "overall"])
+    table = table_of(["drafter", *tasks, "overall"])
     for name, drafter in drafters.items():
         rows = [drafter["by_category"].get(task, {}) for task in tasks]
         table.add_row(
@@ -143,35 +143,6 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
     return notes
 
 
-def replay_tables(results: dict[str, Any]) -> list[RenderableType]:
-    columns = [
-        "drafter",
-        "accepted_length",
-        "acceptance",
-        "hit rate",
-        "nodes/step",
-        "propose p50 ms",
-        "p99 ms",
-        "steps",
-    ]
-    table = _table(columns)
-    for name, row in results["drafters"].items():
-        table.add_row(
-            Text(name),
-            with_interval(row["accepted_length"], row["accepted_length_interval"]),
-            percent(row["acceptance_rate"]),
-            percent(row["hit_rate"]),
-            number(row["nodes_per_step"], 1),
-            number(row["propose_p50_s"] * 1e3, 3),
-            number(row["propose_p99_s"] * 1e3, 3),
-            str(row["steps"]),
-        )
-    greedy = "taken as greedy: exact for every drafter"
-    how = "sampled: exact for outright drafts" if results["temperature"] > 0 else greedy
-    note = f"{results['streams']} recorded answers, {results['tokens']} tokens; {how}."
-    return [table, Text(), Text(note)]
-
-
 def _judged(difference: dict[str, Any]) -> str:
     """What the float32 copy says of a difference, where it was asked."""
     if "tie" not in difference:
@@ -186,25 +157,25 @@ def _rest(name: str, errors: int, differences: int) -> list[str]:
 
 
 def compare_tables(report: dict[str, Any]) -> list[RenderableType]:
-    tables: list[RenderableType] = [Text(f"Compared with {report['base']}"), equality_table(report)]
+    tables: list[RenderableType] = [Text(f"Compared with {report['base']}"), equalitytable_of(report)]
     for name, other in report["others"].items():
-        tables += [Text(), Text(name), task_table(other)]
+        tables += [Text(), Text(name), tasktable_of(other)]
         tables += [Text(line) for line in compare_notes(name, other)]
     return tables
 
 
-def equality_table(report: dict[str, Any]) -> Table:
-    table = _table(["answers", "equal", "differences", "errors", "pairs"])
+def equalitytable_of(report: dict[str, Any]) -> Table:
+    table = table_of(["answers", "equal", "differences", "errors", "pairs"])
     for name, other in report["others"].items():
         counts = (str(len(other["differences"])), str(other["errors"]), str(other["pairs"]))
         table.add_row(Text(name), of(other["equal"], other["total"]), *counts)
     return table
 
 
-def task_table(other: dict[str, Any]) -> Table:
+def tasktable_of(other: dict[str, Any]) -> Table:
     """Speed by task: ours with its interval, and Spec-Bench's."""
     columns = ["task", "pairs", "tokens/s", "base tokens/s", "speedup", "Spec-Bench's speedup", "accepted_length"]
-    table = _table(columns)
+    table = table_of(columns)
     for task, row in [*other["by_category"].items(), ("overall", other)]:
         table.add_row(
             Text(task),

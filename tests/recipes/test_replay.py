@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from draftsmith.infer.costs import Costs, PassCost
+
 PROMPT = "what does the fox say to the lazy dog?"
 KEYS = {"accepted_length", "acceptance_rate", "hit_rate", "nodes_per_step"}
 
@@ -72,3 +74,103 @@ def test_a_drafter_that_cannot_be_replayed_is_told_in_one_line(replay, rows_file
     told = replay(rows_file([{"prompt": PROMPT, "output": "x"}]), drafters)
     assert told.code == 2
     assert "Traceback" not in told.err
+
+
+LOGS = [
+    {"prompt": f"{i}?", "prompt_token_ids": [100 + i], "output": "x", "created": 1_700_000_000 + 60 * i,
+     "token_ids": [2, 3, 4, 5, 6, 7, 8, 9, 10 + i, 20 + i, 30 + i]}
+    for i in range(10)
+]  # fmt: skip
+
+
+def test_the_earlier_part_is_indexed_and_the_later_replayed(replay, rows_file):
+    """The rows stand in the file latest first; nine tokens of each answer are in all the others."""
+    data = rows_file(LOGS[::-1])
+    found = replay(data, "pld,rest", "--split", "time:0.8").json
+    assert found["split"] == {"by": "time", "share": 0.8, "replayed_from": "2023-11-14T22:21:20+00:00",
+                              "indexed_answers": 8, "indexed_tokens": 88, "replayed_answers": 2}  # fmt: skip
+    assert (found["streams"], found["arrival"]) == (2, False)
+    assert found["drafters"]["rest"]["accepted_length"] > 2 > found["drafters"]["pld"]["accepted_length"]
+    assert found["drafters"]["rest"]["leakage"]["answers"] == 0
+    assert found["drafters"]["pld"]["leakage"] is None
+    told = replay(data, "rest", "--split", "rows:0.8").json["split"]
+    assert (told["replayed_from"], told["by"]) == ("2023-11-14T22:14:20+00:00", "rows")
+
+
+def test_answers_are_taken_in_as_they_arrive(replay, rows_file):
+    """Each answer is given twice: the second time it is known, if the first one was taken in."""
+    twice = [{**row, "created": row["created"] + 30 * k, "token_ids": [i, *row["token_ids"]]}
+             for i, row in enumerate(LOGS) for k in range(2)]  # fmt: skip
+    data = rows_file(twice)
+    still = replay(data, "rest", "--split", "time:0.5").json["drafters"]["rest"]
+    told = replay(data, "rest,mine=rest[nodes=4]", "--split", "time:0.5", "--arrival")
+    moving = told.json["drafters"]["rest"]
+    assert told.json["arrival"] is True
+    assert still["leakage"]["answers"] == 0
+    assert moving["leakage"]["answers"] == 5
+    assert "drafts from 5 of 10 answers word for word" in told.err
+    assert moving["accepted_length"] > moving["leakage"]["without"]["accepted_length"] > 2
+    assert moving["accepted_length"] > still["accepted_length"]
+    assert told.json["drafters"]["mine"]["nodes_per_step"] <= 4
+
+
+def test_the_store_of_a_split_can_be_kept_and_named(call, replay, rows_file, tmp_path):
+    data, out = rows_file(LOGS), tmp_path / "kept"
+    split = replay(data, "rest", "--split", "rows:0.9", "--store_out", out).json["drafters"]["rest"]
+    assert call("store", "info", out, "--json").json["documents"] == 9
+    named = replay(rows_file(LOGS[9:], "later.jsonl"), f"rest:{out}").json["drafters"]["rest"]
+    assert named["accepted_length"] == split["accepted_length"]
+    again = replay(data, "rest", "--split", "rows:0.9", "--store_out", out)
+    assert (again.code, "exists already" in again.err) == (2, True)
+    whole = replay(data, f"rest:{out}")
+    assert whole.json["drafters"]["rest"]["leakage"]["answers"] == 9
+    assert "(90.0%" in whole.err
+
+
+def test_costs_give_speedup_and_break_even_in_the_json_and_the_table(call, replay, folders, rows_file, tmp_path):
+    costs = Costs({"target": PassCost([1, 64, 512], [0.010, 0.012, 0.1])}, overhead=0.0005)
+    (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))
+    data, words = rows_file(LOGS), ["--split", "rows:0.5", "--latency", tmp_path / "costs.json"]
+    found = replay(data, "rest,pld", *words, "--batch_sizes", 1, 512).json["drafters"]["rest"]["predicted"]
+    assert [one["batch_size"] for one in found["by_batch_size"]] == [1, 512]
+    assert found["by_batch_size"][0]["speedup"] > 1.3 > 1 > found["by_batch_size"][1]["speedup"]
+    assert 1 <= found["off_above"] < 512
+    told = call("replay", "--data", data, "--tokenizer", folders.target, "--drafters", "rest,pld", *words)
+    assert "break-even" in told.out
+    assert "batch 32" in told.out
+    assert "earlier answers (55 tokens) were indexed" in told.out
+
+
+def test_answers_of_several_turns_are_replayed_with_the_ids_that_were_emitted(
+    call, replay, folders, rows_file, tmp_path
+):
+    questions = rows_file([{"question_id": 1, "category": "c", "turns": [PROMPT, "and why?"]}])
+    out = tmp_path / "answers.jsonl"
+    assert (
+        call("answers", "--target", folders.target, "--data", questions, "--out", out, "--max_new_tokens", 9).code == 0
+    )
+    row = json.loads(out.read_text())
+    found = replay(out, "pld").json
+    assert (found["streams"], found["tokens"]) == (2, sum(map(len, row["token_ids_by_turn"])))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--split", "days:3"], "is not of the form time:0.9"),
+        (["--split", "time:0.05"], "leaves nothing to index"),
+        (["--store_out", "x"], "give --split as well"),
+        (["--split", "rows:0.5", "--latency", "nowhere.json"], "nowhere.json does not exist"),
+        ([], "drafter 'rest' needs its store"),
+    ],
+)
+def test_what_cannot_be_split_is_told_in_one_line(replay, rows_file, words, line):
+    told = replay(rows_file(LOGS), "rest", *words)
+    assert told.code == 2
+    assert line in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err
+
+
+def test_rows_without_a_time_are_told_how_to_be_split(replay, rows_file):
+    told = replay(rows_file([*LOGS, {**LOGS[0], "created": None}]), "rest", "--split", "time:0.5")
+    assert (told.code, "rows:0.9" in told.err) == (2, True)

@@ -6,15 +6,18 @@ import pytest
 from tiny_folders import tiny_llama
 
 from draftsmith.infer.contract import Budget
+from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.measure.replay import Recording, recordings, replay
+from draftsmith.infer.measure.recording import Recording, recordings
+from draftsmith.infer.measure.replay import replay
 from draftsmith.infer.record import Message, Record
 from draftsmith.infer.row import Row, Stops
 from draftsmith.infer.settings import Settings
 from draftsmith.infer.templates import find_template
+from draftsmith.infer.tree import Draft
 from draftsmith.retrieval import PromptLookup
 
 VOCAB = 40
@@ -114,3 +117,89 @@ def test_every_answered_turn_is_a_recording_of_its_own(folders):
 def test_nothing_to_replay_is_said(folders):
     with pytest.raises(ValueError, match="no record holds an answer"):
         recordings([], find_template("chat", folders.tokenizer))
+
+
+class Parrot:
+    """Drafts what follows the newest token in the documents that it was given, and tells which it has."""
+
+    name = "parrot"
+    features = ()
+    forward_seconds = 0.0
+    bytes_moved = 0
+
+    def __init__(self, *documents):
+        self.documents = list(documents)
+
+    def bind(self, target):
+        pass
+
+    open = close = observe = lambda self, *given: None
+
+    def propose(self, rows, budgets):
+        drafts = [Draft() for _ in rows]
+        for row, budget, draft in zip(rows, budgets, drafts):
+            found = [d[d.index(row.ids[-1]) + 1 :] for d in self.documents if row.ids[-1] in d]
+            parent = -1
+            for token in found[-1][: budget.depth] if found else ():
+                parent = draft.outright(parent, token, self.name)
+        return drafts
+
+    def holds(self, ids):
+        return any(d[i : i + len(ids)] == ids for d in self.documents for i in range(len(d)))
+
+    def take_in(self, ids):
+        self.documents.append(list(ids))
+
+
+STREAMS = [
+    Recording(key, "", [30], answer) for key, answer in [("a", [2, 3, 4]), ("b", [5, 6, 7, 8]), ("c", [2, 3, 4])]
+]
+
+
+def test_leaked_answers_are_counted_and_the_figures_are_told_without_them():
+    """a and c are held: [2] [3 4], two steps each; of b nothing is known: four steps."""
+    found = figures(Parrot([1, 2, 3, 4, 9]), *STREAMS)
+    assert found["accepted_length"] == 10 / 8
+    leaked = found["leakage"]
+    assert (leaked["answers"], leaked["share"], leaked["token_share"]) == (2, 2 / 3, 6 / 10)
+    assert (leaked["without"]["accepted_length"], leaked["without"]["total"]) == (1.0, 1)
+    assert figures(Parrot([2, 3, 4], [5, 6, 7, 8]), *STREAMS)["leakage"]["without"] is None
+    assert figures(Parrot([9]), *STREAMS)["leakage"]["answers"] == 0
+    assert figures(SINGLE, *STREAMS)["leakage"] is None
+
+
+def test_the_token_that_ends_an_answer_is_left_out_of_the_comparison(folders):
+    end = folders.tokenizer.all_special_ids[0]
+    streams = [Recording("a", "", [30], [2, 3, 4, end])]
+    size = len(folders.tokenizer)
+    found = replay({"it": Parrot([2, 3, 4])}, streams, size, folders.tokenizer)["drafters"]["it"]
+    assert found["leakage"]["answers"] == 1
+
+
+def test_answers_that_arrive_are_drafted_from_by_those_that_come_later_alone():
+    """a and b are new when they come, and c, the second a, is known: held then, and drafted."""
+    found = figures(Parrot(), *STREAMS, arrival=True)
+    assert found["accepted_length"] == 10 / (3 + 4 + 2)
+    assert found["leakage"]["answers"] == 1
+    assert found["leakage"]["without"]["accepted_length"] == 1.0
+    assert figures(Parrot(), *STREAMS)["accepted_length"] == 1.0
+    with pytest.raises(ValueError, match="none of it can take in answers"):
+        figures(SINGLE, *STREAMS, arrival=True)
+
+
+def test_costs_turn_accepted_length_into_speedup_and_break_even():
+    """4 steps, one of them with 4 nodes, 8 tokens; a pass of 1 token takes 1 s, of 5 tokens 2 s, of more 2 s as well
+    up to 8 and then a second a token: alone a mean step takes 1.25 s, and of 16 rows each padded draft costs dearly."""
+    costs = Costs({"target": PassCost([1, 5, 8, 100], [1.0, 2.0, 2.0, 94.0])}, overhead=0.0)
+    streams = [Recording("a", "qa", PROMPT, ANSWER)]
+    found = figures(SINGLE, *streams, costs=costs, batch_sizes=(1, 16))["predicted"]
+    alone, many = found["by_batch_size"]
+    assert alone["break_even"] == pytest.approx(1.25, abs=0.01)
+    assert alone["speedup"] == pytest.approx(2.0 / 1.25, abs=0.02)
+    # 16 rows: plain 10 s; with drafts 80 tokens, 74 s, unless none of the 16 has one.
+    no_draft = 0.75**16
+    assert many["break_even"] == pytest.approx(((1 - no_draft) * 74 + no_draft * 10) / 10, abs=0.01)
+    assert (alone["pays"], many["pays"]) == (True, False)
+    assert 1 <= found["off_above"] < 16
+    assert found["measured_up_to"] == 50  # a mean draft has one node
+    assert figures(SINGLE, *streams)["predicted"] is None

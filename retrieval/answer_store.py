@@ -1,0 +1,55 @@
+"""A rest store of answers that are in memory as token ids: what a replay's earlier part becomes.
+
+Which answers those are is not known here (infer/measure/split.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from draftsmith.infer.measure.recording import Recording
+from draftsmith.infer.rendering import Template
+from draftsmith.infer.tokenizer import tokenizer_fingerprint
+from draftsmith.retrieval.documents import Document
+from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.store import Manifest
+from draftsmith.retrieval.store_writer import CHUNK_TOKENS, build
+from draftsmith.retrieval.token_stream import check_ids, stream_dtype
+
+
+def store_answers(
+    out: Path,
+    answers: Sequence[Recording],
+    template: Template,
+    template_name: str,
+    provenance: dict[str, Any],
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Manifest:
+    """Build a store at `out` with a document per answer, in their order."""
+    vocab_size = max(template.tokenizer.get_vocab().values()) + 1
+    manifest = Manifest(
+        kind="rest",
+        tokenizer=tokenizer_fingerprint(template.tokenizer),
+        vocab_size=vocab_size,
+        dtype=stream_dtype(vocab_size).name,
+        template=template.fingerprint(),
+        template_name=template_name,
+        content="answers",
+        provenance=provenance,
+    )
+
+    def batches(skip: int) -> Iterator[list[Document]]:
+        for one in answers[skip:]:
+            ids = check_ids(one.answer, vocab_size, one.key)
+            yield [Document(one.key, ids, one.time)]
+
+    digest = hashlib.sha256()
+    for one in answers:
+        digest.update(np.asarray([*one.answer, -1], np.int64).tobytes())
+    job = {"answers": digest.hexdigest(), "tokenizer": manifest.tokenizer, "chunk_tokens": chunk_tokens}
+    return build(out, manifest, batches, make_parts, job=job, chunk_tokens=chunk_tokens)
