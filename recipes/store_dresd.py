@@ -65,6 +65,7 @@ def build_dresd(
     """
     config = dict(locals())
     from draftsmith.infer.models import load_target
+    from draftsmith.retrieval.documents import stamp
     from draftsmith.retrieval.dresd_build import build_store
 
     loaded = load_target(target, dtype=dtype, device=device)
@@ -83,7 +84,7 @@ def build_dresd(
         said = {"name": template, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
         return {"template": said, "provenance": provenance(sys.argv, config, seed)}
 
-    source = {"data": [_stamp(name) for name in data], "split": split, "limit": limit}
+    source = {"data": stamp(data), "split": split, "limit": limit}
     manifest = build_store(
         loaded,
         samples,
@@ -116,13 +117,6 @@ def render_all(records: Iterable[Any], template: Template, skipped: dict[str, in
         except ValueError as problem:
             reason = str(problem)
             skipped[reason] = skipped.get(reason, 0) + 1
-
-
-def _stamp(name: str) -> list[Any]:
-    """What tells that a source is still what it was when an interrupted build read it."""
-    path = Path(name)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [name, [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
 
 
 def _progress(done: int, total: int) -> None:

@@ -14,12 +14,11 @@ import numpy as np
 
 from draftsmith.infer.measure.recording import Recording
 from draftsmith.infer.rendering import Template
-from draftsmith.infer.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.documents import Document
-from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.rest_build import empty_manifest, make_parts
 from draftsmith.retrieval.store import Manifest
 from draftsmith.retrieval.store_writer import CHUNK_TOKENS, build
-from draftsmith.retrieval.token_stream import check_ids, stream_dtype
+from draftsmith.retrieval.token_stream import check_ids
 
 
 def store_answers(
@@ -31,21 +30,11 @@ def store_answers(
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Manifest:
     """Build a store at `out` with a document per answer, in their order."""
-    vocab_size = max(template.tokenizer.get_vocab().values()) + 1
-    manifest = Manifest(
-        kind="rest",
-        tokenizer=tokenizer_fingerprint(template.tokenizer),
-        vocab_size=vocab_size,
-        dtype=stream_dtype(vocab_size).name,
-        template=template.fingerprint(),
-        template_name=template_name,
-        content="answers",
-        provenance=provenance,
-    )
+    manifest = empty_manifest(template, template_name, "answers", provenance)
 
     def batches(skip: int) -> Iterator[list[Document]]:
         for one in answers[skip:]:
-            ids = check_ids(one.answer, vocab_size, one.key)
+            ids = check_ids(one.answer, manifest.vocab_size, one.key)
             yield [Document(one.key, ids, one.time)]
 
     digest = hashlib.sha256()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -96,3 +97,28 @@ def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     if name != "auto":
         return find_template(name, tokenizer)
     return find_template("chat", tokenizer) if tokenizer.chat_template else PlainTemplate(tokenizer)
+
+
+def open_reader(
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    content: Content,
+    on_bad: OnBad = "raise",
+    limit: int | None = None,
+) -> DocumentReader:
+    """The documents of files, folders and data sets, for a tokenizer."""
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    return DocumentReader(
+        sources, choose_template(template, tokenizer), vocab_size, content, ReadReport(), on_bad, limit
+    )
+
+
+def stamp(sources: Sequence[str]) -> list[Any]:
+    """What tells whether sources are still those that a killed run was reading: names, sizes, times of change."""
+    found: list[Any] = []
+    for name in sources:
+        path = Path(name).expanduser()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found.append([name, [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]])
+    return found

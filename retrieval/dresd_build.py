@@ -2,7 +2,7 @@
 
 Every emitted token has a key, made from the state that predicted it, and so has a prompt's last token, from which the
 first step asks; the rest of a prompt is context and is not stored. All that
-takes long is kept, shard by shard, in a hidden folder beside the store (dresd_work.py), from which a build that was
+takes long is kept, shard by shard, in a folder beside the store (dresd_work.py), from which a build that was
 killed goes on; the store itself appears whole, by one rename.
 
 Files, formats and templates are not known here: samples come rendered.
@@ -30,8 +30,9 @@ from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve
 from draftsmith.retrieval.dresd_embed import embed
 from draftsmith.retrieval.dresd_index import IndexKind, choose, load_faiss, make_index, write_index
 from draftsmith.retrieval.dresd_projection import Projection, fit
-from draftsmith.retrieval.dresd_store import search, token_dtype, write_manifest
+from draftsmith.retrieval.dresd_store import ENDS, INDEX, KIND, PROJECTION, TOKENS, search, token_dtype
 from draftsmith.retrieval.dresd_work import Sequences, Work, gather, held, shards, whole_file
+from draftsmith.retrieval.store_format import part_of, parts_to_json, unfinished, write_array, write_manifest
 
 # What a drafter does unless told otherwise (dresd.py), and so what is calibrated.
 NEIGHBOURS, NUM_DRAFTS, LEN_DRAFTS = 50, 10, 10
@@ -89,7 +90,7 @@ def build_store(
     plan = identity | {"index": index, "dims": dims, "fit_positions": fit_positions, "seed": seed}
     plan |= {"shard_positions": shard_positions, "batch_positions": batch_positions, "max_length": max_length}
     began = time.perf_counter()
-    with held(out.with_name(f".{out.name}.building")) as work:
+    with held(unfinished(out)) as work:
         work.begin(plan | {"source": source})
         sequences = work.sequences(lambda: _gather(samples(), target.vocab_size, max_length))
         groups = shards(sequences, shard_positions, seed)
@@ -106,7 +107,7 @@ def build_store(
             "embedded_positions_per_s": round(speed, 1),
             "seconds": round(time.perf_counter() - began, 1),
         }
-        write_manifest(done, manifest | facts())
+        write_manifest(done, KIND, manifest | facts())
         os.replace(done, out)
         shutil.rmtree(work.folder)
     return manifest
@@ -126,9 +127,15 @@ def _write_parts(
     write_index(found, folder / "index.faiss")
     projection.write(folder / "projection.bin")
     tokens_N = sequences.tokens().astype(token_dtype(target.vocab_size))
-    tokens_N.tofile(folder / "tokens.bin")
-    sequences.ends.astype("<u8").tofile(folder / "ends.bin")
+    parts = {
+        TOKENS: write_array(folder, "tokens.bin", tokens_N),
+        ENDS: write_array(folder, "ends.bin", sequences.ends.astype("<u8")),
+        PROJECTION: part_of(folder, "projection.bin"),
+        INDEX: part_of(folder, "index.faiss"),
+    }
     return {
+        "counts": {"documents": len(sequences.ends), "tokens": len(tokens_N)},
+        "parts": parts_to_json(parts),
         "hidden_size": int(projection.matrix_KD.shape[1]),
         "dims": int(keys_NK.shape[1]),
         "index": choose(index, len(keys_NK)),

@@ -1,6 +1,5 @@
-"""A DReSD store on disk: a folder of raw arrays, a FAISS index, and store.json, which says what they are and belong to.
+"""A DReSD store on disk: a token stream, keys made from a target's states, and an index of them (store_format.py).
 
-    store.json       format, kind, fingerprints, counts, calibration, provenance, size and SHA-256 of every other file
     tokens.bin       the emitted tokens of all documents in a row: uint16, or uint32 where the vocabulary needs it
     ends.bin         uint64: where each document ends in it
     projection.bin   float32: the affine map from a target state to a key
@@ -14,65 +13,28 @@ Legend: N keys asked for, D hidden, K key dimensions, C neighbours.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from draftsmith.infer.measure.atomic import write_json
 from draftsmith.retrieval.dresd_calibration import Calibration
 from draftsmith.retrieval.dresd_index import read_index, set_effort
 from draftsmith.retrieval.dresd_projection import Projection
+from draftsmith.retrieval.store_format import MANIFEST, all_parts, check_parts, map_part, parts_from_json, read_manifest
 
-FORMAT = 1
 KIND = "dresd"
-MANIFEST = "store.json"
-FILES = ("tokens.bin", "ends.bin", "projection.bin", "index.faiss")
+TOKENS, ENDS, PROJECTION, INDEX = PARTS = ("tokens", "ends", "projection", "index")
+NEEDED = {"parts", "keys", "vocab_size", "hidden_size", "target", "feature", "calibration"}
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write store.json last: format, kind, what the caller says, and the size and checksum of every part."""
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
-    write_json(folder / MANIFEST, {"format": FORMAT, "kind": KIND, **manifest, "files": files})
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """store.json of a store that this version can read; one clear line where it cannot."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a store: it has no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise ValueError(f"{path} is damaged: it is not JSON ({problem})") from problem
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        kind = manifest.get("kind") if isinstance(manifest, dict) else None
-        raise ValueError(f"{folder} is a store of kind {kind!r}, not {KIND!r}")
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder} has format {manifest.get('format')!r}, and this version reads {FORMAT}: "
-            "bring draftsmith up to date, or build the store again"
-        )
-    missing = {"files", "keys", "vocab_size", "target", "feature", "calibration"} - set(manifest)
-    if missing or not isinstance(manifest["files"], dict):
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing)) or 'its list of files'}")
-    return manifest
-
-
-def verify(folder: Path, manifest: dict[str, Any], checksums: bool = True) -> None:
-    """Every part is there and whole. Without `checksums` a change that keeps a file's size goes unseen."""
-    for name in FILES:
-        path, said = folder / name, manifest["files"].get(name, {})
-        if not path.is_file():
-            raise ValueError(f"{folder} is damaged: {name} is missing")
-        size = path.stat().st_size
-        if size != said.get("bytes"):
-            raise ValueError(f"{path} is damaged: it has {size} bytes, and was written with {said.get('bytes')}")
-        if checksums and _sha256(path) != said.get("sha256"):
-            raise ValueError(f"{path} is damaged: its content is not what was written (SHA-256 differs)")
+def read_dresd_manifest(path: Path) -> dict[str, Any]:
+    """What store.json says, with all that a drafter needs of it."""
+    said = read_manifest(path, KIND)
+    if missing := sorted(NEEDED - set(said)) or [f"part {name}" for name in PARTS if name not in said["parts"]]:
+        raise ValueError(f"{path / MANIFEST} is damaged: it lacks {', '.join(missing)}")
+    return said
 
 
 class DresdStore:
@@ -86,15 +48,15 @@ class DresdStore:
     """
 
     def __init__(self, path: str | Path, checksums: bool = True, effort: int = 0, threads: int = 1) -> None:
-        self.path = Path(path)
-        self.manifest = read_manifest(self.path)
-        verify(self.path, self.manifest, checksums)
+        self.path = Path(path).expanduser()
+        self.manifest = read_dresd_manifest(self.path)
+        check_parts(self.path, all_parts(self.manifest), "checksums" if checksums else "sizes")
+        parts = parts_from_json(self.manifest["parts"])
         self.vocab_size = int(self.manifest["vocab_size"])
-        self.tokens = _mapped(self.path / "tokens.bin", token_dtype(self.vocab_size))
-        self.ends = _mapped(self.path / "ends.bin", np.dtype("<u8"))
-        self.projection = Projection.read(self.path / "projection.bin", int(self.manifest["hidden_size"]))
+        self.tokens, self.ends = map_part(self.path, parts[TOKENS]), map_part(self.path, parts[ENDS])
+        self.projection = Projection.read(self.path / parts[PROJECTION].file, int(self.manifest["hidden_size"]))
         self.calibration = Calibration.from_json(self.manifest["calibration"])
-        self.index = read_index(self.path / "index.faiss", threads)
+        self.index = read_index(self.path / parts[INDEX].file, threads)
         set_effort(self.index, effort)
         if not self.index.ntotal == len(self.tokens) == self.manifest["keys"]:
             raise ValueError(f"{self.path} is damaged: {self.index.ntotal} keys for {len(self.tokens)} tokens")
@@ -126,13 +88,3 @@ def search(index: Any, keys_NK: np.ndarray, count: int) -> tuple[np.ndarray, np.
 
 def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A plain array over the mapped file: numpy's own class for maps makes every slice several times dearer."""
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

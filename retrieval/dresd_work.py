@@ -1,4 +1,4 @@
-"""An unfinished DReSD store: a hidden folder beside its place, in which every file is whole or not there.
+"""An unfinished DReSD store: a folder beside its place, in which every file is whole or not there.
 
     plan.json            what is being built; a build with another plan does not go on from here
     sequences.npz        all token ids with their context, which of them have keys, and where documents end
@@ -14,7 +14,6 @@ Legend: T positions.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from array import array
@@ -28,6 +27,7 @@ import numpy as np
 
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.rendering import Rendered
+from draftsmith.retrieval.store_format import locked
 
 SEQUENCES = "sequences.npz"
 
@@ -170,11 +170,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[Work]:
-    """The work folder, made if need be. The lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise ValueError(f"another process is building {folder}") from problem
+    """The work folder, made if need be, under its lock."""
+    with locked(folder):
         yield Work(folder)

@@ -1,6 +1,5 @@
-"""A store: a folder that holds a token stream in segments, what a drafter looks up in it, and store.json to tell it.
+"""A store of text: a token stream in segments, and what a drafter looks up in it (store_format.py: what a store is).
 
-    store.json        format, kind, tokenizer, template, counts, and every file's type, shape, size and checksum
     000001.tokens     the documents of a segment end to end, a separator behind each (token_stream.py)
     000001.starts     where each document starts
     000001.documents  JSON Lines: each document's id and time
@@ -13,36 +12,29 @@ memory before it is used. What a drafter makes of the parts is not known here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from draftsmith.infer.tokenizer import tokenizer_fingerprint
+from draftsmith.retrieval.store_format import (
+    MANIFEST,
+    Check,
+    Part,
+    check_parts,
+    map_part,
+    parts_from_json,
+    read_manifest,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-FORMAT = 1
-MANIFEST = "store.json"
-BLOCK = 1 << 20
-Check = Literal["sizes", "checksums"]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One file: an array of `dtype` and `shape`, or bytes where there is no dtype."""
-
-    file: str
-    bytes: int
-    sha256: str
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +62,6 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     next_segment: int = 1
-    format: int = FORMAT
 
     @property
     def documents(self) -> int:
@@ -89,28 +80,30 @@ class Manifest:
         return sum(part.bytes for part in self.all_parts)
 
     def to_json(self) -> dict[str, Any]:
+        """What store.json says besides format and kind."""
         counts = {"documents": self.documents, "tokens": self.tokens, "segments": len(self.segments)}
-        return {"format": self.format, "kind": self.kind, "counts": counts, **asdict(self)}
+        said = asdict(self)
+        del said["kind"]
+        return {"counts": counts, **said}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], where: str) -> Manifest:
-        if not isinstance(value, dict) or "format" not in value or "kind" not in value:
-            raise ValueError(f"{where} is no store's description")
-        if value["format"] != FORMAT:
-            raise ValueError(f"{where} has format {value['format']}, and this draftsmith reads {FORMAT}: update it")
+    def from_json(cls, said: dict[str, Any], where: str) -> Manifest:
         try:
-            given = {name: value[name] for name in cls.__slots__ if name in value}
+            given = {name: said[name] for name in cls.__slots__ if name in said}
             given["segments"] = [
-                Segment(**{**segment, "parts": _parts(segment["parts"])}) for segment in given["segments"]
+                Segment(**{**segment, "parts": parts_from_json(segment["parts"])}) for segment in given["segments"]
             ]
-            given["parts"] = _parts(given.get("parts", {}))
+            given["parts"] = parts_from_json(given.get("parts", {}))
             return cls(**given)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} is damaged: {error}") from error
 
+    @classmethod
+    def read(cls, path: Path, kind: str = "") -> Manifest:
+        return cls.from_json(read_manifest(path, kind), str(path / MANIFEST))
 
-def _parts(value: dict[str, Any]) -> dict[str, Part]:
-    return {name: Part(**{**part, "shape": tuple(part.get("shape", ()))}) for name, part in value.items()}
+    def publish(self, folder: Path) -> None:
+        write_manifest(folder, self.kind, self.to_json())
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +130,16 @@ class Store:
         """The store at `path`, of `kind` if one is named; ValueError, in one line, where it is not whole."""
         path = Path(path).expanduser()
         while True:
-            manifest = read_manifest(path)
-            if kind and manifest.kind != kind:
-                raise ValueError(f"{path} is a {manifest.kind} store, where one of kind {kind} is needed")
+            manifest = Manifest.read(path, kind)
             try:
                 store = cls(path, manifest)
                 if check == "checksums":
                     store.verify()
                 return store
-            except FileNotFoundError as error:
+            except (FileNotFoundError, ValueError):
                 # A writer may have replaced the files since store.json was read; then it has changed too.
-                if read_manifest(path).to_json() == manifest.to_json():
-                    raise ValueError(f"{error.filename} is missing: the store {path} is not whole") from error
+                if Manifest.read(path, kind).to_json() == manifest.to_json():
+                    raise
 
     def _map_segment(self, segment: Segment) -> OpenSegment:
         arrays = self._map(segment.parts)
@@ -157,17 +148,12 @@ class Store:
         return OpenSegment(segment, arrays.pop("tokens"), arrays.pop("starts"), arrays)
 
     def _map(self, parts: dict[str, Part]) -> dict[str, np.ndarray]:
-        for part in parts.values():
-            size = (self.path / part.file).stat().st_size
-            if size != part.bytes:
-                raise ValueError(f"{self.path / part.file} has {size} bytes, not {part.bytes}: the store is not whole")
+        check_parts(self.path, parts.values())
         return {name: map_part(self.path, part) for name, part in parts.items() if part.dtype}
 
     def verify(self) -> None:
         """Read every file through; ValueError names the first that differs from what was written."""
-        for part in self.manifest.all_parts:
-            if checksum(self.path / part.file) != part.sha256:
-                raise ValueError(f"{self.path / part.file} is not what was written (its checksum differs): build again")
+        check_parts(self.path, self.manifest.all_parts, "checksums")
 
     def keep_small(self) -> None:
         """Map pages a few at a time, not 2 MB at once where the system holds them so: what is read stays small."""
@@ -203,34 +189,3 @@ class Store:
         lines = opened.arrays["documents"].tobytes().splitlines()
         for line, start, stop in zip(lines, opened.starts, opened.starts[1:]):
             yield json.loads(line), np.asarray(opened.tokens[start : stop - 1])
-
-
-def read_manifest(path: Path) -> Manifest:
-    where = path / MANIFEST
-    try:
-        text = where.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if (unfinished := path.with_name(path.name + ".part")).is_dir():
-            raise ValueError(f"{path}: its building was not finished ({unfinished} is kept): run it again") from error
-        raise ValueError(f"{path} is no store: there is no {MANIFEST} in it") from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is damaged: it is not JSON") from error
-    return Manifest.from_json(value, str(where))
-
-
-def map_part(path: Path, part: Part) -> np.ndarray:
-    """The array of a file, mapped and read-only."""
-    if not part.bytes:
-        return np.zeros(part.shape, part.dtype)
-    mapped = np.memmap(path / part.file, dtype=part.dtype, mode="r", shape=part.shape)
-    return np.asarray(mapped)
-
-
-def checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ What a segment holds besides tokens is the kind's own business: `make_parts(stre
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,26 +23,16 @@ import numpy as np
 
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.retrieval.documents import Document
-from draftsmith.retrieval.store import MANIFEST, Manifest, Part, Segment, Store, read_manifest
+from draftsmith.retrieval.store import Manifest, Segment, Store
+from draftsmith.retrieval.store_format import LOCK, MANIFEST, locked, unfinished, write_array
 from draftsmith.retrieval.token_stream import join
 
 PROGRESS = "progress.json"
-LOCK = ".lock"
 CHUNK_TOKENS = 16_000_000
 
 MakeParts = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Batches = Callable[[int], Iterator[list[Document]]]
 OnSegment = Callable[[Segment], None]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} is being written by another process: wait until it has ended") from error
-        yield
 
 
 def build(
@@ -60,36 +49,44 @@ def build(
     is resumed where the same job is asked for again, and begun anew where another one is."""
     if out.exists():
         raise ValueError(f"{out} exists already: name a new folder, or append to it")
-    part = out.with_name(out.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
+    part = unfinished(out)
     with locked(part):
-        if not (part / MANIFEST).exists():
+        if not ((part / MANIFEST).exists() and _progress(part).get("job") == _key(job)):
+            (part / MANIFEST).unlink(missing_ok=True)
             taken, manifest = _resume(part, manifest, job)
             segments = _Segments(part, manifest, make_parts, chunk_tokens)
             for records in segments.write(batches(taken)):
                 on_segment(manifest.segments[-1])
                 taken += records
-                write_json(part / PROGRESS, {"job": _key(job), "taken": taken, "manifest": manifest.to_json()})
+                write_json(
+                    part / PROGRESS,
+                    {"job": _key(job), "taken": taken, "manifest": {"kind": manifest.kind, **manifest.to_json()}},
+                )
             if not manifest.segments:
                 raise ValueError("no document with a token in it: there is nothing to build a store of")
             _clear(part, manifest)
-            write_json(part / MANIFEST, manifest.to_json())
-        (part / PROGRESS).unlink(missing_ok=True)
-        manifest = read_manifest(part)
+            manifest.publish(part)
+        manifest = Manifest.read(part)
         os.rename(part, out)
+        (out / PROGRESS).unlink(missing_ok=True)
     return manifest
 
 
 def _resume(part: Path, manifest: Manifest, job: dict[str, Any]) -> tuple[int, Manifest]:
     """How many records were dealt with already, and the segments that hold them."""
-    try:
-        progress = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return 0, manifest
-    if progress["job"] != _key(job):
+    progress = _progress(part)
+    if progress.get("job") != _key(job):
         return 0, manifest
     known = Manifest.from_json(progress["manifest"], str(part / PROGRESS))
     return int(progress["taken"]), replace(manifest, segments=known.segments, next_segment=known.next_segment)
+
+
+def _progress(part: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return told
 
 
 def _key(job: dict[str, Any]) -> str:
@@ -137,12 +134,12 @@ def remove(path: Path, make_parts: MakeParts, drop: Callable[[dict[str, Any]], b
 @contextmanager
 def _editing(path: Path) -> Iterator[Manifest]:
     """The manifest of a store under its lock; what the block made of it is published, if the block ends well."""
-    read_manifest(path)
+    Manifest.read(path)
     with locked(path):
-        manifest = read_manifest(path)
+        manifest = Manifest.read(path)
         _clear(path, manifest)
         yield manifest
-        write_json(path / MANIFEST, manifest.to_json())
+        manifest.publish(path)
         _clear(path, manifest)
 
 
@@ -195,20 +192,3 @@ class _Segments:
         parts["documents"] = write_array(self.folder, f"{name}.documents", np.frombuffer(lines, np.uint8))
         self.manifest.segments.append(Segment(name, len(documents), len(stream) - len(documents), parts))
         self.manifest.next_segment += 1
-
-
-def write_array(folder: Path, file: str, array: np.ndarray) -> Part:
-    array = np.ascontiguousarray(array)
-    part = write_bytes(folder, file, array.reshape(-1).view(np.uint8).data)
-    return replace(part, dtype=array.dtype.str, shape=array.shape)
-
-
-def write_bytes(folder: Path, file: str, data: memoryview) -> Part:
-    """A whole file, or none."""
-    beside = folder / f".{file}.part"
-    with beside.open("wb") as written:
-        written.write(data)
-        written.flush()
-        os.fsync(written.fileno())
-    os.replace(beside, folder / file)
-    return Part(file, len(data), hashlib.sha256(data).hexdigest())

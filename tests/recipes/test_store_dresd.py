@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +72,29 @@ def test_a_store_says_what_it_was_built_from_and_for(folder: Path) -> None:
     assert manifest["documents"] == 41
     assert manifest["template"]["name"] == "chat"
     assert manifest["provenance"]["config"]["feature"] == "last"
-    assert {"tokens.bin", "ends.bin", "projection.bin", "index.faiss"} == set(manifest["files"])
-    assert not list(folder.glob(".*"))
+    files = {part["file"] for part in manifest["parts"].values()}
+    assert files == {"tokens.bin", "ends.bin", "projection.bin", "index.faiss"}
+    assert files | {"store.json"} == {file.name for file in (folder / "store").iterdir()}
+    assert not list(folder.glob("*.part"))
+
+
+def test_info_and_verify_know_a_dense_store_and_changing_it_is_refused(
+    folder: Path, capsys: Any, tmp_path: Path
+) -> None:
+    store = shutil.copytree(folder / "store", tmp_path / "store")
+    assert run(["store", "info", str(store), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["kind"], told["documents"]) == ("dresd", 41)
+    assert told["tokens"] == told["manifest"]["keys"]
+    assert run(["store", "verify", str(store)]) == 0
+    for words in (["merge", str(store)], ["remove", str(store), "--ids", "x"]):
+        assert run(["store", *words]) == 2
+        assert "a dresd store cannot be changed" in capsys.readouterr().err
+    data = (store / "ends.bin").read_bytes()
+    (store / "ends.bin").write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert run(["store", "info", str(store)]) == 0
+    assert run(["store", "verify", str(store)]) == 2
+    assert "ends.bin is not what was written" in capsys.readouterr().err
 
 
 def test_rows_that_hold_nothing_said_are_counted_with_their_reason(folder: Path, capsys: Any, tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(make_mode
         process.wait(30)
         process.stdout.close()
         assert not killed.exists()
+        with pytest.raises(ValueError, match="its building was not finished"):
+            DresdStore(killed)
     resumed: list[int] = []
     build_store(target, corpus, killed, **options, progress=lambda done, _: resumed.append(done))
     assert 0 < len(resumed) <= len(embedded) - 4
@@ -192,7 +194,7 @@ def test_two_builds_of_one_store_do_not_mix(make_model: Any, tmp_path: Path) -> 
 
     def again(done: int, total: int) -> None:
         if not tried:
-            with pytest.raises(ValueError, match="another process is building") as refused:
+            with pytest.raises(ValueError, match="being written by another process") as refused:
                 build_store(target, corpus, tmp_path / "s")
             tried.append(str(refused.value))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from draftsmith.recipes.cli import run
-from draftsmith.retrieval.store import read_manifest
+from draftsmith.retrieval.store import Manifest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -70,4 +70,4 @@ def test_the_recipes_build(recipe: str, tmp_path: Path, logs: Path, word_tokeniz
     pytest.importorskip("fastchat.conversation", reason="the recipes' template is FastChat's (extra `train`)")
     words = ["--data", str(logs), "--tokenizer", str(word_tokenizer), "--out", str(tmp_path / "s"), "--limit", "5"]
     assert run(["store", "build", "rest", "--config", str(RECIPES / f"{recipe}.yaml"), *words]) == 0
-    assert read_manifest(tmp_path / "s").documents == 5
+    assert Manifest.read(tmp_path / "s").documents == 5

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from draftsmith.recipes.cli import run
+from draftsmith.retrieval import store_writer
 from draftsmith.retrieval.rest_build import make_parts
-from draftsmith.retrieval.store import MANIFEST, Store, read_manifest
-from draftsmith.retrieval.store_writer import append, locked, merge, remove
+from draftsmith.retrieval.store import Manifest, Store
+from draftsmith.retrieval.store_format import MANIFEST, locked
+from draftsmith.retrieval.store_writer import append, build, merge, remove
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8], [1, 2, 9], [2] * 7]
 
@@ -34,7 +36,7 @@ def held(path: Path) -> list[list[int]]:
 def files(path: Path) -> dict[str, bytes]:
     """Everything but the lock and the time of building."""
     found = {file.name: file.read_bytes() for file in path.iterdir() if file.name not in (".lock", MANIFEST)}
-    manifest = read_manifest(path).to_json()
+    manifest = Manifest.read(path).to_json()
     return found | {MANIFEST: json.dumps({**manifest, "provenance": {}}).encode()}
 
 
@@ -189,7 +191,7 @@ def test_a_build_killed_midway_resumes_to_the_same_store(tmp_path: Path, word_to
     assert (tmp_path / "killed" / "000001.tokens").stat().st_mtime_ns == first
     assert run(["store", "build", "rest", *options, "--out", str(tmp_path / "whole")]) == 0
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    assert len(read_manifest(tmp_path / "whole").segments) > 10
+    assert len(Manifest.read(tmp_path / "whole").segments) > 10
     assert not (tmp_path / "killed.part").exists()
 
 
@@ -200,7 +202,28 @@ def test_data_that_changed_since_the_kill_begin_anew(tmp_path: Path, word_tokeni
     (part / "progress.json").write_text(json.dumps({"job": "another", "taken": 19, "manifest": {}}))
     options = ["--data", str(data), "--tokenizer", str(word_tokenizer), "--out", str(tmp_path / "s")]
     assert run(["store", "build", "rest", *options]) == 0
-    assert read_manifest(tmp_path / "s").documents == 20
+    assert Manifest.read(tmp_path / "s").documents == 20
+
+
+@pytest.mark.parametrize(("job", "wanted"), [({"a": 1}, DOCUMENTS), ({"a": 2}, [[7, 8]])])
+def test_a_build_killed_before_its_last_rename_is_finished_if_the_same_is_asked_for(
+    tmp_path: Path, retrieval: Any, monkeypatch: pytest.MonkeyPatch, job: dict[str, int], wanted: list[list[int]]
+) -> None:
+    manifest = Manifest("rest", "any", 100, "uint16")
+
+    def die(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_writer.os, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "s", manifest, retrieval.batches_of(DOCUMENTS), make_parts, job={"a": 1})
+    assert not (tmp_path / "s").exists()
+    manifest = Manifest("rest", "any", 100, "uint16")
+    built = build(tmp_path / "s", manifest, retrieval.batches_of([[7, 8]]), make_parts, job=job)
+    assert held(tmp_path / "s") == wanted
+    assert built.documents == len(wanted)
+    assert not (tmp_path / "s" / "progress.json").exists()
 
 
 def test_the_commands_build_append_remove_and_tell(
