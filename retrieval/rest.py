@@ -10,7 +10,6 @@ Legend: G segments, H hits, D places ahead.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import OUTRIGHT, Draft, Trial
 from draftsmith.retrieval.overlay import Overlay
+from draftsmith.retrieval.resident import STATM, Residency, default_limit_mb
 from draftsmith.retrieval.rest_row import RowIndex
 from draftsmith.retrieval.rest_scratch import Scratch
 from draftsmith.retrieval.store import Store
@@ -35,7 +35,6 @@ STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
 # The blended probability, and the share of such tokens that was accepted.
 BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
 ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
-STATM = Path("/proc/self/statm")
 
 
 class Rest:
@@ -54,9 +53,9 @@ class Rest:
         min_confidence: nodes that are less probable than this, their ancestors counted in, are not drafted.
         threads: how many rows of a batch are looked up at the same time.
         verify: read the store's checksums when it is bound, instead of the files' sizes alone.
-        max_resident_mb: give the store's pages back when more than so many MB of mapped files are in this process's
-            memory (after the draft that went beyond it); 0 leaves that to the system, which drops such pages at need.
-            Smaller is slower: pages must be mapped again.
+        max_resident_mb: give the store's pages back when it has added more than so many MB to this process's memory
+            (after the draft that went beyond it). If not given: a tenth of the store, at least 64. 0 leaves that to the
+            system, which drops such pages at need. Smaller is slower: pages must be mapped again.
         max_arrived: of the documents that are taken in while drafting, the newest so many tokens are kept, in memory.
     """
 
@@ -79,7 +78,7 @@ class Rest:
         min_confidence: float = 0.0,
         threads: int = 1,
         verify: bool = True,
-        max_resident_mb: int = 0,
+        max_resident_mb: int | None = None,
         max_arrived: int = 8_000_000,
     ) -> None:
         for what, value in (
@@ -88,7 +87,7 @@ class Rest:
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb) < 0:
+        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb or 0) < 0:
             raise ValueError(
                 "context_weight, context_lead, context_hits, min_confidence and max_resident_mb must not be negative"
             )
@@ -123,8 +122,6 @@ class Rest:
                 f"{target.vocab_size}"
             )
         self._store = store
-        if self.max_resident_mb:
-            store.keep_small()
         self._lookup, self._tree = kernels()
         self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._segments = list(self._stored)
@@ -137,10 +134,10 @@ class Rest:
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         first = [int(token) for token in self._segments[0][0][:2]]
         self._draft(RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
-        self._resident = 0.0
-        if self.max_resident_mb:
-            store.release()
-            self._resident = resident_mb() + self.max_resident_mb
+        limit_mb: float | None = self.max_resident_mb
+        if limit_mb is None and STATM.exists():
+            limit_mb = default_limit_mb(store.manifest.bytes)
+        self._residency = Residency(store, limit_mb) if limit_mb else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
@@ -168,8 +165,8 @@ class Rest:
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
         drafts = self._drafts(work)
-        if self._resident and resident_mb() > self._resident:
-            self._store.release()
+        if self._residency is not None:
+            self._residency.check()
         return drafts
 
     def _drafts(self, work: list[tuple[RowIndex, list[int], Budget]]) -> list[Draft]:
@@ -236,11 +233,6 @@ class Rest:
             else:
                 trials[parent] = [trial]
         return draft
-
-
-def resident_mb() -> float:
-    """MB of mapped files that are in this process's memory now."""
-    return int(STATM.read_text().split()[2]) * mmap.PAGESIZE / 2**20
 
 
 def kernels() -> tuple[ModuleType, ModuleType]:

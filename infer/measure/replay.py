@@ -27,9 +27,9 @@ from draftsmith.infer.measure.worth import worth
 from draftsmith.infer.recorded_target import RecordedTarget
 from draftsmith.infer.row import Row, Stops
 from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
+from draftsmith.infer.trace import Generation, StepTrace
 
-__all__ = ["Learner", "Recording", "recordings", "replay"]
+__all__ = ["Learner", "Recording", "Replayed", "recordings", "replay", "replay_streams", "stream_figures"]
 
 
 class Progress(Protocol):
@@ -44,11 +44,15 @@ class Learner(Protocol):
 
 
 @dataclass(slots=True)
-class _Replayed:
+class Replayed:
     """One drafter's generations, and which of the answers it held beforehand (nothing where it holds no texts)."""
 
     done: list[Generation] = field(default_factory=list)
     held: list[bool] = field(default_factory=list)
+
+    @property
+    def traces(self) -> list[StepTrace]:
+        return [trace for generation in self.done for trace in generation.traces]
 
 
 def replay(
@@ -82,24 +86,20 @@ def replay(
     """
     if costs is not None and (not batch_sizes or min(batch_sizes) < 1):
         raise ValueError("batch_sizes must be numbers of rows, 1 or more")
-    deaf = [name for name, drafter in drafters.items() if not isinstance(drafter, Learner)]
-    if arrival and len(deaf) == len(drafters):
-        raise ValueError(f"none of {', '.join(deaf)} can take in answers as they arrive; rest:STORE can")
-    for stream in streams:
-        foreign = next((token for token in (*stream.prompt, *stream.answer) if not 0 <= token < vocab_size), None)
-        if foreign is not None:
-            raise ValueError(f"{stream.key} holds token id {foreign}, and the tokenizer ends at {vocab_size}")
-    answers = {one.key: one.answer for one in streams}
-    target = RecordedTarget(answers, vocab_size, tokenizer, sampled=temperature > 0)
-    settings = Settings(temperature=temperature, seed=seed)
-    results = {}
-    for name, drafter in drafters.items():
-        drafter.bind(target)
-        told = None if progress is None else partial(progress, name=name)
-        found = _replay(drafter, target, streams, settings, budget, arrival, told)
-        results[name] = _figures(found, streams, seed)
-        traces = [trace for generation in found.done for trace in generation.traces]
-        results[name]["predicted"] = None if costs is None else worth(traces, costs, batch_sizes)
+    found = replay_streams(
+        drafters,
+        streams,
+        vocab_size,
+        tokenizer,
+        temperature=temperature,
+        budget=budget,
+        seed=seed,
+        arrival=arrival,
+        progress=progress,
+    )
+    results = {name: stream_figures(one, streams, seed) for name, one in found.items()}
+    for name, one in found.items():
+        results[name]["predicted"] = None if costs is None else worth(one.traces, costs, batch_sizes)
     return {
         "drafters": results,
         "streams": len(streams),
@@ -110,6 +110,36 @@ def replay(
     }
 
 
+def replay_streams(
+    drafters: dict[str, Drafter],
+    streams: Sequence[Recording],
+    vocab_size: int,
+    tokenizer: Any = None,
+    *,
+    temperature: float = 0.0,
+    budget: Budget = BUDGET,
+    seed: int = 0,
+    arrival: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Replayed]:
+    """What every drafter made of the streams; the arguments are those of `replay`."""
+    for stream in streams:
+        foreign = next((token for token in (*stream.prompt, *stream.answer) if not 0 <= token < vocab_size), None)
+        if foreign is not None:
+            raise ValueError(f"{stream.key} holds token id {foreign}, and the tokenizer ends at {vocab_size}")
+    if arrival and not any(isinstance(drafter, Learner) for drafter in drafters.values()):
+        raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest:STORE can")
+    answers = {one.key: one.answer for one in streams}
+    target = RecordedTarget(answers, vocab_size, tokenizer, sampled=temperature > 0)
+    settings = Settings(temperature=temperature, seed=seed)
+    found = {}
+    for name, drafter in drafters.items():
+        drafter.bind(target)
+        told = None if progress is None else partial(progress, name=name)
+        found[name] = _replay(drafter, target, streams, settings, budget, arrival, told)
+    return found
+
+
 def _replay(
     drafter: Drafter,
     target: RecordedTarget,
@@ -118,9 +148,9 @@ def _replay(
     budget: Budget,
     arrival: bool,
     progress: Callable[[int, int], None] | None,
-) -> _Replayed:
+) -> Replayed:
     """One stream after another; what arrives is known to those that come later."""
-    found = _Replayed()
+    found = Replayed()
     ends = set() if target.tokenizer is None else set(target.tokenizer.all_special_ids)
     for number, stream in enumerate(streams, start=1):
         if isinstance(drafter, Holder):
@@ -134,11 +164,10 @@ def _replay(
     return found
 
 
-def _figures(found: _Replayed, streams: Sequence[Recording], seed: int) -> dict[str, Any]:
+def stream_figures(found: Replayed, streams: Sequence[Recording], seed: int) -> dict[str, Any]:
     """What a replay can know of the figures of a benchmark, with the same names; with and without leaked answers."""
     figures = _counts(found.done, seed)
-    traces = [trace for generation in found.done for trace in generation.traces]
-    times = sorted(trace.propose_s for trace in traces)
+    times = sorted(trace.propose_s for trace in found.traces)
     figures["propose_p50_s"] = times[len(times) // 2]
     figures["propose_p99_s"] = times[int(len(times) * 0.99)]
     figures["leakage"] = None
