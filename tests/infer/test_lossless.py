@@ -6,8 +6,10 @@ Every test asserts that its own run accepted deep, rejected, and varied: a run t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,10 +21,15 @@ from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.rendering import Rendered
 from draftsmith.infer.row import Row, Stops
 from draftsmith.infer.settings import Settings
 from draftsmith.infer.trace import Generation
-from draftsmith.retrieval import PromptLookup
+from draftsmith.retrieval import Dresd, PromptLookup, Rest, dresd_build
+from draftsmith.retrieval.documents import Document
+from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.store import Manifest
+from draftsmith.retrieval.store_writer import build
 
 ARCHITECTURES = [
     "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3", "qwen2", "qwen3"
@@ -137,6 +144,38 @@ def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_se
     generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1)
+
+
+def retrieved(name: str, target: HFTarget, answered: Sequence[Row], folder: Path) -> Drafter:
+    """A drafter with a store of these rows' answers, one token in eight changed: drafts are right, and wrong."""
+    generator = torch.Generator().manual_seed(3)
+    samples = []
+    for row in answered:
+        changed = (torch.rand(len(row.ids), generator=generator) < 0.125).tolist()
+        others = torch.randint(3, 61, (len(row.ids),), generator=generator).tolist()
+        ids = [other if change else token for token, other, change in zip(row.ids, others, changed)]
+        samples.append(Rendered(ids, [0] * row.prompt_tokens + [1] * (len(ids) - row.prompt_tokens)))
+    if name == "dresd":
+        pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
+        dresd_build.build_store(target, lambda: samples, folder, dims=16)
+        return Dresd(str(folder), min_confidence=0)
+    pytest.importorskip("pydivsufsort", reason="REST's stores need the extra `retrieval`")
+    documents = [[Document(str(i), np.array(sample.token_ids))] for i, sample in enumerate(samples)]
+    manifest = Manifest("rest", "any", target.vocab_size, "uint16")
+    build(folder, manifest, lambda skip: iter(documents[skip:]), make_parts, job={}, chunk_tokens=150)
+    return Rest(str(folder), nodes=24)
+
+
+@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["rest", "dresd"])
+def test_retrieved_drafts_give_plain_s_tokens_in_a_batch(
+    pair: tuple[Any, Any], name: str, settings: Settings, tmp_path: Path
+) -> None:
+    target, rows = HFTarget(pair[0]), make_rows(settings)
+    wanted = tokens(decode(target, Empty(), rows, ROWS))
+    generations = decode(target, retrieved(name, target, rows, tmp_path / "store"), make_rows(settings), 3)
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations)
 
 
 @pytest.mark.parametrize("name", ["tree", "pld"])
