@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import sys
 from json import dumps
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from draftsmith.infer.measure.bench import Measured
+from typing import Any
 
 
 def bench_dresd(
@@ -53,6 +50,7 @@ def bench_dresd(
     from draftsmith.infer.measure.bench import bench
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.loop_runner import LoopRunner
+    from draftsmith.infer.measure.proposing import propose_figures
     from draftsmith.infer.measure.runner import Question
     from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
@@ -80,7 +78,9 @@ def bench_dresd(
     )
     results = summarise(measured, min_distinct=min_distinct)
     for name in named:
-        results["drafters"][name] |= propose_figures(measured, name)
+        found = measured.outcomes[name].values()
+        traces = [trace for outcomes in found for outcome in outcomes for trace in outcome.traces]
+        results["drafters"][name] |= propose_figures(traces)
     print(file=sys.stderr)
     if json:
         print(dumps(results, ensure_ascii=False))
@@ -89,24 +89,3 @@ def bench_dresd(
     for name in named:
         given = results["drafters"][name]
         print(f"{name}: propose {given['propose_ms_p50']:.2f} ms (median), {given['propose_ms_p99']:.2f} ms (p99)")
-
-
-def propose_figures(measured: Measured, name: str) -> dict[str, Any]:
-    """What proposing costs a step, and how true the drafter's confidence is: by tenths, what it said and what came."""
-    import numpy as np
-
-    traces = [trace for found in measured.outcomes[name].values() for outcome in found for trace in outcome.traces]
-    took = [1e3 * trace.propose_s for trace in traces] or [0.0]
-    tried = [tried for trace in traces for tried in trace.tried]
-    said, came = np.array([one.confidence for one in tried]), np.array([one.accepted for one in tried])
-    tenth = np.minimum((said * 10).astype(int), 9)
-    reliability = [
-        {"said": float(said[tenth == i].mean()), "came": float(came[tenth == i].mean()), "tried": int(sum(tenth == i))}
-        for i in range(10)
-        if (tenth == i).any()
-    ]
-    return {
-        "propose_ms_p50": float(np.quantile(took, 0.5)),
-        "propose_ms_p99": float(np.quantile(took, 0.99)),
-        "reliability": reliability,
-    }
