@@ -37,14 +37,22 @@ def default_limit_mb(store_bytes: int) -> float:
 
 
 class Residency:
-    """Keeps what a store adds to the process's memory near `limit_mb`; `check` after every use of it."""
+    """Keeps what a store adds to the process's memory near `limit_mb`; `check` after every use of it.
+
+    What else the process maps meanwhile (a model's weights, say) is seen as well, once: the count begins anew at every
+    release.
+    """
 
     def __init__(self, store: Mapped, limit_mb: float) -> None:
         self._store = store
+        self._limit_mb = limit_mb
         store.keep_small()
-        store.release()
-        self._most = resident_mb() + limit_mb
+        self._release()
 
     def check(self) -> None:
         if resident_mb() > self._most:
-            self._store.release()
+            self._release()
+
+    def _release(self) -> None:
+        self._store.release()
+        self._most = resident_mb() + self._limit_mb
