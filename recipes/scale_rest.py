@@ -44,7 +44,7 @@ def scale_rest(
         print(f"{name.replace('_', ' '):<24}" + "".join(f"{figures[name]:>18,.3f}" for figures in found))
     told: dict[str, object] = {"sizes": found} if len(found) > 1 else dict(found[0])
     if len(set(tokens)) > 1:
-        told["build_growth"] = growth(tokens, [figures["build_s"] for figures in found])
+        told["build_growth"] = growth(tokens, [figures["build_cpu_s"] for figures in found])
         told["query_growth"] = growth(tokens, [figures["propose_p50_ms"] for figures in found])
         print(f"building grows with (n log n) to the power of {told['build_growth']:.2f}")
     if json:
