@@ -1,0 +1,208 @@
+"""What drafting is worth here before anything is trained: ceilings, break-evens and a ranking from a survey's costs.
+
+Throughput of n drafted tokens as in "Decoding Speculative Decoding" (arXiv 2402.01528), with the loop's own time:
+speedup = accepted_length * plain step / (draft passes + verification of n + 1 tokens + overhead). Which shape is worth
+training follows from this machine's latencies and an acceptance that is assumed or was measured, never from a shape
+that did well elsewhere. How costs were measured is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from draftsmith.infer.measure.acceptance import Curve, expected_length
+from draftsmith.infer.measure.plan_survey import Survey
+from draftsmith.infer.measure.predicted import Prediction
+
+GOALS = (1.0, 1.5, 2.0)
+# SmallLM expands two nodes of a row per pass.
+TREE_WIDTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """A chain or a tree: the nodes that are verified, their depth, and the tokens of each draft pass."""
+
+    name: str
+    nodes: int
+    depth: int
+    passes: tuple[int, ...]
+    tree: bool = False
+
+    @classmethod
+    def chain(cls, length: int) -> Drafting:
+        if length < 1:
+            raise ValueError(f"a draft has at least one token, not {length}")
+        return cls(str(length), length, length, (1,) * length)
+
+    @classmethod
+    def parse_tree(cls, text: str) -> Drafting:
+        """NODESxDEPTH."""
+        nodes, _, depth = text.partition("x")
+        if not (nodes.isdecimal() and depth.isdecimal() and 1 <= int(depth) <= int(nodes)):
+            raise ValueError(f"{text!r} is no tree: NODESxDEPTH, such as 14x4, with no fewer nodes than levels")
+        return cls(text, int(nodes), int(depth), (1, *(TREE_WIDTH,) * (int(depth) - 1)), tree=True)
+
+
+def seconds(survey: Survey, shape: str, drafting: Drafting | None, rows: int, context: float) -> dict[str, float]:
+    """A step by its parts; no drafting is a plain one."""
+    passes = drafting.passes if drafting else ()
+    nodes = drafting.nodes if drafting else 0
+    draft_s = sum(survey.passes[shape](rows, tokens, context) for tokens in passes)
+    verify_s = survey.passes["target"](rows, nodes + 1, context)
+    overhead_s = survey.overhead(rows, len(passes))
+    return {
+        "draft_s": draft_s,
+        "verify_s": verify_s,
+        "overhead_s": overhead_s,
+        "step_s": draft_s + verify_s + overhead_s,
+    }
+
+
+def predict(
+    survey: Survey, shape: str, drafting: Drafting, rows: int, context: float, accepted_length: float
+) -> Prediction:
+    """What drafting so with this shape is worth, for an accepted_length."""
+    plain_s = seconds(survey, "", None, rows, context)["step_s"]
+    return Prediction(rows, accepted_length, plain_s, seconds(survey, shape, drafting, rows, context)["step_s"])
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the ranking is for: how to draft, at which context, and the acceptance of chains and of trees, if known."""
+
+    drafting: Sequence[Drafting]
+    context: int
+    chains: Curve | None = None
+    trees: Curve | None = None
+
+    def curve(self, drafting: Drafting) -> Curve | None:
+        return self.trees if drafting.tree else self.chains
+
+
+def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
+    """Everything that is said about the shapes, per batch size, ready for JSON."""
+    shapes = [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
+    batches = []
+    for rows in survey.asked.batch_sizes:
+        steps = [_step(survey, wish, shape, drafting, rows) for shape in shapes for drafting in wish.drafting]
+        ranking = _ranking(survey, wish, shapes, steps, rows)
+        plain = seconds(survey, "", None, rows, wish.context)
+        batches.append(
+            {
+                "batch_size": rows,
+                "plain_step_s": plain["step_s"],
+                "plain_tokens_per_s": rows / plain["step_s"],
+                "verify_s": {str(n): survey.passes["target"](rows, n + 1, wish.context) for n in survey.asked.nodes},
+                "steps": steps,
+                "ranking": ranking,
+                "verdict": _verdict(steps, ranking),
+            }
+        )
+    return {"context": wish.context, "acceptance": wish.chains, "tree_acceptance": wish.trees, "batches": batches}
+
+
+def _step(survey: Survey, wish: Wish, shape: str, drafting: Drafting, rows: int) -> dict[str, Any]:
+    """One way to draft with one shape: what it takes, what it could give, what it has to reach."""
+    curve = wish.curve(drafting)
+    length = expected_length(curve, drafting.depth) if curve else None
+    ceiling = predict(survey, shape, drafting, rows, wish.context, drafting.depth + 1)
+    return {
+        "shape": shape,
+        "draft": drafting.name,
+        "nodes": drafting.nodes,
+        "depth": drafting.depth,
+        **seconds(survey, shape, drafting, rows, wish.context),
+        "ceiling": ceiling.speedup,
+        "break_even": ceiling.break_even,
+        "needs": {f"{goal:g}": goal * ceiling.break_even for goal in GOALS},
+        "accepted_length": length,
+        "speedup": None if length is None else length / ceiling.break_even,
+    }
+
+
+def _ranking(
+    survey: Survey, wish: Wish, shapes: Sequence[str], steps: Sequence[dict[str, Any]], rows: int
+) -> list[dict[str, Any]]:
+    """Each shape at its best, the best shape first: by speedup at the given acceptance, else by the acceptance that it
+    needs to break even. `needs_acceptance` is per drafted token, alike at every depth, at the best length for it."""
+    found: list[dict[str, Any]] = []
+    for shape in shapes:
+        own = [step for step in steps if step["shape"] == shape]
+        judged = [step for step in own if step["speedup"] is not None]
+        chains = [step for step in own if step["depth"] == step["nodes"]]
+        found.append(
+            {
+                "shape": shape,
+                "best": max(judged, key=lambda step: step["speedup"]) if judged else None,
+                "ceiling": max(own, key=lambda step: step["ceiling"]),
+                "needs_acceptance": {f"{goal:g}": least_acceptance(chains, goal) for goal in GOALS},
+            }
+        )
+    if not any(row["best"] for row in found):
+        return sorted(found, key=lambda row: row["needs_acceptance"]["1"] or 2.0)
+    found.sort(key=lambda row: -row["best"]["speedup"])
+    for row in found:
+        chains = [step for step in steps if step["shape"] == row["shape"] and step["depth"] == step["nodes"]]
+        row["to_be_first"] = least_acceptance(chains, found[0]["best"]["speedup"])
+    return found
+
+
+def least_acceptance(chains: Sequence[dict[str, Any]], goal: float) -> float | None:
+    """The smallest acceptance, alike at every depth, at which some length reaches the speedup; None: not even 1."""
+
+    def best(share: float) -> float:
+        return max((expected_length((share,), step["depth"]) / step["break_even"] for step in chains), default=0.0)
+
+    if best(1.0) < goal:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if best(middle) >= goal else (middle, high)
+    return high
+
+
+def _verdict(steps: Sequence[dict[str, Any]], ranking: Sequence[dict[str, Any]]) -> str:
+    """Whether to draft at all, in a sentence."""
+    highest = max(steps, key=lambda step: step["ceiling"])
+    if highest["ceiling"] <= 1:
+        return "plain decoding wins whatever is drafted: even if every token were accepted, no shape here is faster"
+    best = ranking[0]["best"]
+    if best is None:
+        need = ranking[0]["needs_acceptance"]["1"]
+        return (
+            f"{ranking[0]['shape']} breaks even at the lowest acceptance, {need:.2f} per drafted token; the ceiling is "
+            f"{highest['ceiling']:.2f}x with {highest['shape']} drafting {highest['draft']}"
+        )
+    said = f"{best['shape']} drafting {best['draft']}: {best['speedup']:.2f}x at this acceptance"
+    if best["speedup"] <= 1:
+        return f"plain decoding wins at this acceptance: the best draft is {said}"
+    return said + f", break-even at an accepted_length of {best['break_even']:.2f}"
+
+
+def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str, float]]:
+    """Per shape: bytes to decode with and to train, and hours of training on this machine.
+
+    Hours are 6 * multiplied weights * tokens / (measured FLOP/s); distilling from a live target adds its pass, 2 *
+    multiplied weights of the target * tokens at the same rate. Checkpointing, data and validation come on top.
+    """
+    target, context = survey.sizes["target"], max(survey.asked.contexts)
+    rows = max(survey.asked.batch_sizes)
+    found = {}
+    for name, size in survey.sizes.items():
+        if name == "target":
+            continue
+        work = 6 * size.multiplied * training_tokens
+        teacher = 2 * target.multiplied * training_tokens
+        found[name] = {
+            "parameters": size.parameters,
+            "weight_bytes": size.total_bytes,
+            "cache_bytes": size.token_bytes * rows * context,
+            "training_bytes": size.training_bytes,
+            "hours": work / survey.training_flops / 3600,
+            "hours_distilled": (work + teacher) / survey.training_flops / 3600,
+        }
+    return found

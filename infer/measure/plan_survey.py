@@ -1,0 +1,191 @@
+"""What `plan` measures on this machine: the target's passes, each shape's, the loop around them, and training.
+
+All models have random weights and the real sizes. A shape's passes are timed next to one and the same pass of the
+target and told in units of it, because a machine's speed drifts while one shape after another is timed.
+
+What the times are good for is not known here (plan.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.measure import shape_costs
+from draftsmith.infer.measure.latency import Ask, CachedLab, Point, fit, grid, left_out, machine, measure_together
+from draftsmith.infer.measure.plan_shapes import Shape, Size, random_model, shaped_config, size_of
+from draftsmith.infer.measure.rehearsal import Overhead, overhead
+
+# What a draft's passes are asked for: chains run one token a row, trees SmallLM's width of two; four for the slope.
+DRAFT_TOKENS = (1, 2, 4)
+TRAINED_TOKENS = 256
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The grid: batch sizes, contexts, numbers of nodes verified, shapes that are measured and that are estimated."""
+
+    batch_sizes: Sequence[int]
+    contexts: Sequence[int]
+    nodes: Sequence[int]
+    shapes: Sequence[Shape]
+    estimated: Sequence[Shape] = ()
+
+
+@dataclass(slots=True)
+class Survey:
+    """What was found. `passes` by name: "target", and each shape's; `errors` are the fits' on points left out."""
+
+    asked: Asked
+    passes: dict[str, PassCost]
+    sizes: dict[str, Size]
+    overhead: Overhead
+    training_flops: float
+    machine: dict[str, Any]
+    errors: dict[str, list[float]] = field(default_factory=dict)
+
+    def costs(self) -> Costs:
+        """As a costs file has it: `overhead` is that of a plain step of one row."""
+        named = {"target" if name == "target" else f"small:{name}": cost for name, cost in self.passes.items()}
+        return Costs(named, self.overhead(1, 0), self.machine)
+
+
+def survey(
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    asked: Asked,
+    *,
+    seconds: float = 300.0,
+    progress: Progress = lambda line: None,
+) -> Survey:
+    """Measure everything that is asked for, within about `seconds` for the passes."""
+    sizes = {"target": size_of(config, dtype)}
+    sizes |= {str(s): size_of(shaped_config(config, s), dtype) for s in (*asked.shapes, *asked.estimated)}
+    check_room(config, sizes, asked, device)
+    progress("the target's passes")
+    target = HFTarget(random_model(config, dtype, device))
+    target_lab = CachedLab(target.lm)
+    reference = Ask(min(asked.batch_sizes), 1, max(asked.contexts))
+    asks = grid(asked.batch_sizes, sorted({1, *(nodes + 1 for nodes in asked.nodes)}), asked.contexts)
+    points = measure_together({"": (target_lab, asks)}, seconds=seconds * 0.6)[""]
+    base = next(point.seconds for point in points if point.ask == reference)
+    found = Survey(asked, {"target": fit(points, target.buckets)}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
+    found.errors["target"] = left_out(points, target.buckets)
+    for i, shape in enumerate(asked.shapes):
+        progress(f"the passes of {shape} ({i + 1} of {len(asked.shapes)})")
+        draft = random_model(shaped_config(config, shape), dtype, device)
+        lab = CachedLab(_chain(draft, 1).lm)
+        jobs = {"": (target_lab, [reference]), "draft": (lab, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts))}
+        timed = measure_together(jobs, seconds=seconds * 0.4 / len(asked.shapes))
+        drift = base / timed[""][0].seconds
+        scaled = [Point(point.ask, point.seconds * drift) for point in timed["draft"]]
+        found.passes[str(shape)] = fit(scaled, lab.buckets)
+        if not i:
+            progress("the loop around the passes")
+            found.overhead = _overhead(found, target, draft, str(shape))
+    _estimate(found)
+    progress("training")
+    found.training_flops = training_flops(shaped_config(config, asked.shapes[0]), sizes[str(asked.shapes[0])], device)
+    found.machine = machine(device, dtype)
+    return found
+
+
+def _chain(model: Any, length: int) -> SmallLM:
+    return SmallLM(model, num_draft_tokens=length, top_k=1, min_confidence=0.0)
+
+
+def _overhead(found: Survey, target: HFTarget, draft: Any, name: str) -> Overhead:
+    asked = found.asked
+
+    def passes_s(rows: int, length: int, context: float) -> float:
+        drafted = length * found.passes[name](rows, 1, context)
+        return drafted + found.passes["target"](rows, length + 1, context)
+
+    lengths = sorted({2, max(2, min(8, max(asked.nodes)))})
+    batch_sizes = sorted({min(asked.batch_sizes), max(asked.batch_sizes)})
+    return overhead(
+        target,
+        lambda length: _chain(draft, length),
+        passes_s,
+        batch_sizes=batch_sizes,
+        lengths=lengths,
+        context=min(asked.contexts),
+    )[0]
+
+
+def _estimate(found: Survey) -> None:
+    """Costs of the shapes that were not measured, and how well such an estimate does on those that were."""
+    measured = [(found.sizes[str(shape)], found.passes[str(shape)]) for shape in found.asked.shapes]
+    for shape in found.asked.estimated:
+        found.passes[str(shape)] = shape_costs.estimate(measured, found.sizes[str(shape)])
+    context = max(found.asked.contexts)
+    found.errors["shapes"] = [
+        error for rows in found.asked.batch_sizes for error in shape_costs.left_out(measured, rows, context)
+    ]
+
+
+def check_room(config: Any, sizes: dict[str, Size], asked: Asked, device: torch.device) -> None:
+    """Refuse what cannot fit: positions beyond the model's, weights and caches beyond the memory."""
+    from draftsmith.infer.architectures import max_positions
+
+    longest = max(asked.contexts) + max(asked.nodes) + 1
+    if longest > max_positions(config.get_text_config()):
+        raise ValueError(
+            f"a context of {max(asked.contexts)} and {max(asked.nodes)} nodes are more than the target's "
+            f"{max_positions(config.get_text_config())} positions"
+        )
+    rows = max(asked.batch_sizes)
+    drafts = [size for name, size in sizes.items() if name != "target"]
+    # Packed copies of bfloat16 weights on a CPU take their size again.
+    weights = (sizes["target"].total_bytes + max(size.total_bytes for size in drafts)) * (
+        2 if device.type == "cpu" else 1
+    )
+    tokens = rows * (longest + 320) * (sizes["target"].token_bytes + max(size.token_bytes for size in drafts))
+    room = _room(device)
+    if weights + tokens > room:
+        raise ValueError(
+            f"this needs {weights / 2**30:.1f} GiB for weights and {tokens / 2**30:.1f} GiB for the cache of {rows} "
+            f"rows, and {device.type} has {room / 2**30:.1f} GiB: smaller --batch_sizes or --contexts may fit"
+        )
+
+
+def _room(device: torch.device) -> int:
+    import os
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def training_flops(config: Any, size: Size, device: torch.device) -> float:
+    """FLOP/s of training a draft: 6 for each weight that multiplies and each token, over the seconds of both ways.
+
+    In bfloat16 with float32 weights, as training runs; the median of three steps after one that is not counted.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
+    tokens_BT = torch.zeros((1, TRAINED_TOKENS), dtype=torch.long, device=device)
+    taken = []
+    for _ in range(4):
+        began = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16):
+            model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return 6 * size.multiplied * TRAINED_TOKENS / median(taken[1:])

@@ -1,0 +1,66 @@
+"""What a draft of a shape that was not measured would cost: between shapes that were, pass costs add up.
+
+A pass reads a head once and its layers one after another, and every layer costs something whatever its width: so f is
+`fixed + per_layer * layers + per_byte * layer bytes + per_head_byte * head bytes` at each number of tokens, and what
+the context adds grows with layers and with what a token's keys take. Fitted with no coefficient negative, relative to
+what was measured. It knows sizes and costs, no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from draftsmith.infer.costs import PassCost
+from draftsmith.infer.measure.least_squares import non_negative
+from draftsmith.infer.measure.plan_shapes import Size
+
+LEAST = 3
+
+
+def estimate(measured: Sequence[tuple[Size, PassCost]], wanted: Size) -> PassCost:
+    """The costs of a shape of size `wanted` from those of at least three others, measured with the same knots."""
+    if len(measured) < LEAST:
+        raise ValueError(f"costs are estimated from {LEAST} measured shapes or more, and there are {len(measured)}")
+    tokens = list(measured[0][1].tokens)
+    assert all(list(cost.tokens) == tokens for _, cost in measured), "shapes were measured at different passes"
+    sizes = [size for size, _ in measured]
+    seconds = [
+        _at([cost.seconds[i] for _, cost in measured], [_weights(size) for size in sizes], _weights(wanted))
+        for i in range(len(tokens))
+    ]
+    seen = [_context(size) for size in sizes]
+    return PassCost(
+        tokens,
+        np.maximum.accumulate(seconds).tolist(),
+        _at([cost.per_seen for _, cost in measured], seen, _context(wanted)),
+        _at([cost.per_pair for _, cost in measured], seen, _context(wanted)),
+        measured[0][1].buckets,
+    )
+
+
+def left_out(measured: Sequence[tuple[Size, PassCost]], rows: int, context: int) -> list[float]:
+    """The relative error of each shape's one-token pass, estimated from the others; none where they are too few."""
+    if len(measured) <= LEAST:
+        return []
+    errors = []
+    for i, (size, cost) in enumerate(measured):
+        said = estimate([*measured[:i], *measured[i + 1 :]], size)
+        errors.append(said(rows, 1, context) / cost(rows, 1, context) - 1)
+    return errors
+
+
+def _weights(size: Size) -> list[float]:
+    return [1.0, size.layers, size.layer_bytes, size.head_bytes]
+
+
+def _context(size: Size) -> list[float]:
+    return [size.layers, size.token_bytes]
+
+
+def _at(values: Sequence[float], features: Sequence[Sequence[float]], wanted: Sequence[float]) -> float:
+    values_M = np.array(values)
+    weight_M = 1.0 / np.maximum(values_M, max(float(values_M.max()), 1e-12) * 1e-3)
+    found_N = non_negative(np.array(features) * weight_M[:, None], values_M * weight_M)
+    return float(found_N @ np.array(wanted))
