@@ -35,6 +35,8 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "quickstart": Command("draftsmith.recipes.quickstart:quickstart", "train, retrieve and compare on this machine"),
     "data": Command("draftsmith.recipes.data:data", "what the reader makes of your files"),
+    "plan": Command("draftsmith.recipes.plan:plan", "which draft would pay here, before anything is trained"),
+    "plan bench": Command("draftsmith.recipes.bench_plan:bench_plan", "what plan predicts beside what the loop does"),
     "answers": Command("draftsmith.recipes.answers:answers", "write the target's own answers to a set of prompts"),
     "train sft": Command("draftsmith.recipes.train:sft", "train a draft model by supervised fine-tuning"),
     "train soft": Command("draftsmith.recipes.train:soft", "train one draft with several exits (sorted fine-tuning)"),

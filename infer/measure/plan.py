@@ -9,14 +9,15 @@ that did well elsewhere. How costs were measured is not known here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from draftsmith.infer.measure.acceptance import Curve, expected_length
 from draftsmith.infer.measure.plan_survey import Survey
-from draftsmith.infer.measure.predicted import Prediction
+from draftsmith.infer.measure.predicted import Prediction, largest_that_pays
 
 GOALS = (1.0, 1.5, 2.0)
+FORMULA = "6 * multiplied weights * tokens / FLOP/s; distilled from a live target: + 2 * the target's * tokens / FLOP/s"
 # SmallLM expands two nodes of a row per pass.
 TREE_WIDTH = 2
 
@@ -206,3 +207,51 @@ def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str
             "hours_distilled": (work + teacher) / survey.training_flops / 3600,
         }
     return found
+
+
+def pays_up_to(survey: Survey, wish: Wish) -> int | None:
+    """The largest batch size at which the best drafting is faster than plain decoding; None without an acceptance."""
+    shapes = [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
+    curves = [(drafting, curve) for drafting in wish.drafting if (curve := wish.curve(drafting))]
+    if not curves:
+        return None
+
+    def best(rows: int) -> Prediction:
+        found = [
+            predict(survey, shape, drafting, rows, wish.context, expected_length(curve, drafting.depth))
+            for shape in shapes
+            for drafting, curve in curves
+        ]
+        return max(found, key=lambda one: one.speedup)
+
+    return largest_that_pays(best, max(survey.asked.batch_sizes))
+
+
+def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
+    """All that `draftsmith plan` says, as JSON."""
+    memory = memory_and_hours(survey, training_tokens)
+    measured = {str(shape) for shape in survey.asked.shapes}
+    shapes = {
+        name: {
+            "measured": name in measured,
+            **row,
+            "pass_s": {str(rows): survey.passes[name](rows, 1, wish.context) for rows in survey.asked.batch_sizes},
+        }
+        for name, row in memory.items()
+    }
+    return {
+        "machine": survey.machine,
+        **evaluate(survey, wish),
+        "pays_up_to": pays_up_to(survey, wish),
+        "shapes": shapes,
+        "target": survey.sizes["target"].to_json(),
+        "overhead": asdict(survey.overhead),
+        "fit_errors": {name: _spread(errors) for name, errors in survey.errors.items() if errors},
+        "training": {"tokens": training_tokens, "flops": survey.training_flops, "formula": FORMULA},
+    }
+
+
+def _spread(errors: Sequence[float]) -> dict[str, float]:
+    """Relative errors, the sign left out."""
+    sizes = sorted(map(abs, errors))
+    return {"median": sizes[len(sizes) // 2], "worst": sizes[-1]}

@@ -26,7 +26,7 @@ def check(
     dtype: torch.dtype,
     device: torch.device,
     survey: Survey,
-    pairs: Sequence[tuple[Shape, int]],
+    pairs: Sequence[tuple[str, int]],
     *,
     rows: int,
     context: int,
@@ -36,7 +36,7 @@ def check(
 ) -> list[dict[str, Any]]:
     """Per (shape, length): measured and predicted speedup, and the prediction's relative error."""
     target = HFTarget(random_model(config, dtype, device))
-    models = {shape: random_model(shaped_config(config, shape), dtype, device) for shape, _ in pairs}
+    models = {name: random_model(shaped_config(config, Shape.parse(name)), dtype, device) for name, _ in pairs}
     drafters = {
         f"{shape}, {length} tokens": Rehearsed(
             SmallLM(models[shape], num_draft_tokens=length, top_k=1, min_confidence=0.0), acceptance
@@ -47,13 +47,13 @@ def check(
     found = []
     for name, (shape, length) in zip(drafters, pairs):
         one = heard[name]
-        said = predict(survey, str(shape), Drafting.chain(length), rows, context + new_tokens / 2, one.accepted_length)
+        said = predict(survey, shape, Drafting.chain(length), rows, context + new_tokens / 2, one.accepted_length)
         found.append(
             {
-                "shape": str(shape),
+                "shape": shape,
                 "length": length,
                 "batch_size": rows,
-                "shape_measured": shape in survey.asked.shapes,
+                "shape_measured": Shape.parse(shape) in survey.asked.shapes,
                 "length_measured": length in survey.asked.nodes,
                 "accepted_length": one.accepted_length,
                 "measured": one.speedup,
@@ -64,3 +64,8 @@ def check(
             }
         )
     return found
+
+
+def within(rows: Sequence[dict[str, Any]], limit: float) -> int:
+    """How many predictions are off by no more than this share."""
+    return sum(abs(row["error"]) <= limit for row in rows)

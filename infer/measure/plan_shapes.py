@@ -7,7 +7,6 @@ heads a head, the intermediate size in proportion. This module knows configs; it
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -77,7 +76,7 @@ def load_config(name: str) -> Any:
         raise ValueError(f"{name} is not a model folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, KeyError, json.JSONDecodeError) as problem:
+    except (OSError, KeyError, ValueError) as problem:
         raise ValueError(f"the config of {name} could not be read: {str(problem).splitlines()[0]}") from problem
     reason = refusal(config)
     if reason:
@@ -91,6 +90,17 @@ def choose_dtype(config: Any, name: str) -> torch.dtype:
         raise ValueError(f"unknown dtype {name!r}: auto, {', '.join(DTYPES)}")
     said = DTYPES[name] if name != "auto" else config.dtype or torch.float32
     return getattr(torch, said) if isinstance(said, str) else said
+
+
+def choose_device(name: str) -> torch.device:
+    """As asked, or CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}: auto, cpu, cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no device {name}: torch sees no CUDA here")
+    return torch.device(name)
 
 
 def shaped_config(config: Any, shape: Shape) -> Any:
@@ -128,7 +138,9 @@ def head_size(text: Any) -> int:
 
 
 def _key_heads(text: Any) -> int:
-    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    """Families that share keys declare so; in others a number that stands in the config all the same means nothing."""
+    own = hasattr(type(text), "num_key_value_heads")
+    return int((own and text.num_key_value_heads) or text.num_attention_heads)
 
 
 def default_shapes(config: Any) -> list[Shape]:

@@ -8,9 +8,11 @@ What the times are good for is not known here (plan.py).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -70,6 +72,8 @@ def survey(
     progress: Progress = lambda line: None,
 ) -> Survey:
     """Measure everything that is asked for, within about `seconds` for the passes."""
+    if asked.estimated:
+        shape_costs.check_enough(len(asked.shapes))
     sizes = {"target": size_of(config, dtype)}
     sizes |= {str(s): size_of(shaped_config(config, s), dtype) for s in (*asked.shapes, *asked.estimated)}
     check_room(config, sizes, asked, device)
@@ -93,7 +97,7 @@ def survey(
         found.passes[str(shape)] = fit(scaled, lab.buckets)
         if not i:
             progress("the loop around the passes")
-            found.overhead = _overhead(found, target, draft, str(shape))
+            found.overhead = _overhead(asked, target, draft)
     _estimate(found)
     progress("training")
     found.training_flops = training_flops(shaped_config(config, asked.shapes[0]), sizes[str(asked.shapes[0])], device)
@@ -105,23 +109,22 @@ def _chain(model: Any, length: int) -> SmallLM:
     return SmallLM(model, num_draft_tokens=length, top_k=1, min_confidence=0.0)
 
 
-def _overhead(found: Survey, target: HFTarget, draft: Any, name: str) -> Overhead:
-    asked = found.asked
+def _overhead(asked: Asked, target: HFTarget, draft: Any) -> Overhead:
+    target_lab, draft_lab = CachedLab(target.lm), CachedLab(_chain(draft, 1).lm)
+    context = min(asked.contexts)
 
-    def passes_s(rows: int, length: int, context: float) -> float:
-        drafted = length * found.passes[name](rows, 1, context)
-        return drafted + found.passes["target"](rows, length + 1, context)
+    def around_s(rows: int, length: int) -> float:
+        drafting = length * draft_lab.around(rows, 1, context) if length else 0.0
+        return drafting + target_lab.around(rows, length + 1, context)
 
-    lengths = sorted({2, max(2, min(8, max(asked.nodes)))})
-    batch_sizes = sorted({min(asked.batch_sizes), max(asked.batch_sizes)})
     return overhead(
         target,
         lambda length: _chain(draft, length),
-        passes_s,
-        batch_sizes=batch_sizes,
-        lengths=lengths,
-        context=min(asked.contexts),
-    )[0]
+        around_s,
+        batch_sizes=sorted({min(asked.batch_sizes), max(asked.batch_sizes)}),
+        lengths=sorted({2, max(2, min(8, max(asked.nodes)))}),
+        context=context,
+    )
 
 
 def _estimate(found: Survey) -> None:
@@ -161,11 +164,14 @@ def check_room(config: Any, sizes: dict[str, Size], asked: Asked, device: torch.
 
 
 def _room(device: torch.device) -> int:
-    import os
-
+    """Bytes that are free, or would be if caches of files gave way; all there are where only that is told."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def training_flops(config: Any, size: Size, device: torch.device) -> float:

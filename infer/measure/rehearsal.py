@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -30,10 +29,12 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """`step_s` is the median step with a whole draft; `speedup` the ratio of decode tokens/s to plain decoding."""
+    """`step_s` is the median step with a whole draft, `outside_s` what of it no model's forward pass took; `speedup` is
+    the ratio of decode tokens/s to plain decoding."""
 
     accepted_length: float
     step_s: float
+    outside_s: float
     speedup: float
 
 
@@ -63,19 +64,25 @@ def rehearse(
     taken: dict[str, list[StepTrace]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name in order.sample(list(runs), len(runs)):
-            traces = [trace for one in decode(runs[name]) for trace in one.traces if trace.batch == rows]
+            traces = [trace for one in decode(runs[name]) for trace in one.traces]
             if number:
                 taken[name] += traces
-    return {name: _heard(traces, taken[PLAIN]) for name, traces in taken.items()}
+    return {name: heard(traces, taken[PLAIN], rows) for name, traces in taken.items()}
 
 
-def _heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace]) -> Heard:
+def heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) -> Heard:
+    """The figures of the steps of all `rows` rows, in `traces` and in those of plain decoding."""
+    traces = [trace for trace in traces if trace.batch == rows]
+    mine, theirs = Totals.of(traces), Totals.of(trace for trace in plain if trace.batch == rows)
     whole = max(trace.nodes for trace in traces)
-    mine, theirs = Totals.of(traces), Totals.of(plain)
-    assert mine.accepted_length and mine.tokens_per_s and theirs.tokens_per_s
+    steps = [trace for trace in traces if trace.nodes == whole]
+    assert mine.accepted_length, "no step was that of the whole batch"
+    assert mine.tokens_per_s
+    assert theirs.tokens_per_s
     return Heard(
         accepted_length=mine.accepted_length,
-        step_s=median(trace.seconds for trace in traces if trace.nodes == whole),
+        step_s=median(step.seconds for step in steps),
+        outside_s=median(step.seconds - step.target_forward_s - step.draft_forward_s for step in steps),
         speedup=mine.tokens_per_s / theirs.tokens_per_s,
     )
 
@@ -98,34 +105,34 @@ class Overhead:
         return self.step + self.row * rows + passes * (self.draft_pass + self.draft_pass_row * rows)
 
     @classmethod
-    def fit(cls, heard: Sequence[tuple[int, int, float]]) -> Overhead:
+    def fit(cls, points: Sequence[tuple[int, int, float]]) -> Overhead:
         """From (rows, draft passes, seconds left) of some steps. What is left may come out below zero in noise."""
-        design_MN = np.array([[1.0, rows, passes, passes * rows] for rows, passes, _ in heard])
-        return cls(*map(float, non_negative(design_MN, np.array([left for _, _, left in heard]))))
+        design_MN = np.array([[1.0, rows, passes, passes * rows] for rows, passes, _ in points])
+        return cls(*map(float, non_negative(design_MN, np.array([left for _, _, left in points]))))
 
 
 def overhead(
     target: Target,
     make_draft: Callable[[int], Drafter],
-    passes_s: Callable[[int, int, float], float],
+    around_s: Callable[[int, int], float],
     *,
     batch_sizes: Sequence[int],
     lengths: Sequence[int],
     context: int,
     new_tokens: int = 24,
     rounds: int = 3,
-) -> tuple[Overhead, dict[str, Any]]:
+) -> Overhead:
     """What the loop adds to its passes, from a draft made for each of `lengths` at each of `batch_sizes`.
 
-    `passes_s(rows, length, context)` is what the costs say of the passes of such a step; length 0 is a plain one.
+    `around_s(rows, length)`: what the costs of such a step's passes hold already, outside the models; length 0 is a
+    plain step. Told from the parts of a step, not from whole ones: it is small beside the passes, and so would be lost
+    in their noise.
     """
-    left, shown = [], {}
+    left = []
     for rows in batch_sizes:
         drafters = {str(length): Rehearsed(make_draft(length), acceptance=0.5) for length in lengths}
-        heard = rehearse(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
-        for name, one in heard.items():
+        found = rehearse(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
+        for name, one in found.items():
             length = 0 if name == PLAIN else int(name)
-            rest = one.step_s - passes_s(rows, length, context + new_tokens / 2)
-            left.append((rows, length, rest))
-            shown[f"{rows} rows, {length} tokens"] = rest
-    return Overhead.fit(left), shown
+            left.append((rows, length, one.outside_s - around_s(rows, length)))
+    return Overhead.fit(left)

@@ -1,0 +1,163 @@
+"""A plan as tables for a terminal and as a plot. Every number shown is one of the JSON values; nothing is computed here
+but the unit that a reader expects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from draftsmith.infer.measure.tables import milliseconds, number
+
+
+def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
+    """Shapes, then each batch size: ranking and verdict."""
+    machine = report["machine"]
+    where = f"{machine['name']}, {machine['threads']} threads" if machine["device"] == "cpu" else machine["name"]
+    shown: list[RenderableType] = [
+        Text(f"{where}, torch {machine['torch']}, {machine['dtype']}; at a context of {report['context']} tokens"),
+        Text(),
+        Text("Shapes"),
+        shape_table(report),
+    ]
+    for batch in report["batches"]:
+        shown += [Text(), Text(_title(report, batch)), ranking_table(batch), Text(f"Verdict: {batch['verdict']}.")]
+    return [*shown, Text(), *(Text(line) for line in notes(report))]
+
+
+def _title(report: dict[str, Any], batch: dict[str, Any]) -> str:
+    plain = f"plain decoding {milliseconds(batch['plain_step_s'])} ms a step, {number(batch['plain_tokens_per_s'], 0)}"
+    given = [
+        f"acceptance of {what} {', '.join(number(share) for share in report[key])}"
+        for key, what in (("acceptance", "chains"), ("tree_acceptance", "trees"))
+        if report[key]
+    ]
+    return f"Batch size {batch['batch_size']}: {'; '.join([plain + ' tokens/s', *given])}"
+
+
+def shape_table(report: dict[str, Any]) -> Table:
+    batches = [str(batch["batch_size"]) for batch in report["batches"]]
+    table = _table(
+        ["shape", "parameters", "weights", "to train", "hours", "distilled", *(f"pass ms, {b} rows" for b in batches)]
+    )
+    for name, row in report["shapes"].items():
+        table.add_row(
+            Text(name if row["measured"] else f"{name} (estimated)"),
+            f"{row['parameters'] / 1e6:.1f}M",
+            _bytes(row["weight_bytes"]),
+            _bytes(row["training_bytes"]),
+            number(row["hours"], 1),
+            number(row["hours_distilled"], 1),
+            *(milliseconds(row["pass_s"][b]) for b in batches),
+        )
+    return table
+
+
+def ranking_table(batch: dict[str, Any]) -> Table:
+    """A shape a line at its best; without an acceptance, what it would have to reach."""
+    judged = any(row["best"] for row in batch["ranking"])
+    columns = ["shape", "draft", "step ms", "drafting", "verifying", "ceiling"]
+    columns += ["break-even", "for 1.5x", "for 2x", "accepted_length", "speedup"]
+    columns += ["acceptance to be first"] if judged else ["acceptance for 1x", "for 1.5x", "for 2x"]
+    table = _table(columns)
+    for row in batch["ranking"]:
+        step = row["best"] or row["ceiling"]
+        needs = [row.get("to_be_first")] if judged else list(row["needs_acceptance"].values())
+        table.add_row(
+            Text(row["shape"]),
+            step["draft"],
+            *(milliseconds(step[part]) for part in ("step_s", "draft_s", "verify_s")),
+            f"{number(step['ceiling'])}x",
+            *(_reached(step, goal) for goal in ("1", "1.5", "2")),
+            number(step["accepted_length"]),
+            "-" if step["speedup"] is None else f"{number(step['speedup'])}x",
+            *("never" if need is None else number(need) for need in needs),
+        )
+    return table
+
+
+def _reached(step: dict[str, Any], goal: str) -> str:
+    """The accepted_length that a goal needs, or that no draft of this length can."""
+    return "never" if step["needs"][goal] > step["depth"] + 1 else number(step["needs"][goal])
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "Break-even and the columns beside it are accepted_lengths (the target's own token counted). The ceiling is "
+        "the speedup if every token were accepted.",
+        f"Training: {report['training']['tokens']:,} tokens at {report['training']['flops'] / 1e12:.3g} TFLOP/s "
+        f"measured here; hours = {report['training']['formula']}.",
+    ]
+    names = {"target": "the target's passes", "shapes": "shapes from one another"}
+    for name, error in report["fit_errors"].items():
+        spread = f"{error['median']:.0%} (median), {error['worst']:.0%} (worst)"
+        lines.append(f"Error of the fit on what it has not seen, {names[name]}: {spread}.")
+    if report["pays_up_to"] is not None:
+        most = report["batches"][-1]["batch_size"]
+        lines.append(
+            f"At this acceptance drafting pays at every batch size up to {most}."
+            if report["pays_up_to"] >= most
+            else f"At this acceptance drafting is to be off above a batch size of {report['pays_up_to']}."
+        )
+    else:
+        lines.append("No acceptance was given: --acceptance 0.7, shares by depth, or a result of bench or replay.")
+    return lines
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Speedup over the number of drafted tokens, a line a shape, a panel a batch size."""
+    from matplotlib.figure import Figure
+
+    batches = report["batches"]
+    value = "speedup" if report["acceptance"] else "ceiling"
+    figure = Figure(figsize=(4.6 * len(batches), 4.2), layout="constrained")
+    for batch, axes in zip(batches, figure.subplots(1, len(batches), squeeze=False)[0]):
+        for shape in report["shapes"]:
+            steps = [s for s in batch["steps"] if s["shape"] == shape and s["nodes"] == s["depth"]]
+            steps.sort(key=lambda step: step["depth"])
+            style = {"marker": "o"} if report["shapes"][shape]["measured"] else {"linestyle": "--"}
+            axes.plot([s["depth"] for s in steps], [s[value] for s in steps], markersize=3, label=shape, **style)
+        axes.axhline(1.0, color="black", linewidth=0.8)
+        axes.set(title=f"batch size {batch['batch_size']}", xlabel="drafted tokens (chain)")
+    first = figure.axes[0]
+    first.set(ylabel="predicted speedup" if value == "speedup" else "speedup if every token were accepted")
+    first.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format="png", dpi=120)
+    os.replace(part, path)
+
+
+def check_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Predicted beside measured, a pair a line."""
+    table = _table(["shape", "draft", "rows", "accepted_length", "measured", "predicted", "error", "step ms", "said"])
+    for row in rows:
+        table.add_row(
+            Text(row["shape"]),
+            str(row["length"]),
+            str(row["batch_size"]),
+            number(row["accepted_length"]),
+            f"{number(row['measured'])}x",
+            f"{number(row['predicted'])}x",
+            f"{row['error']:+.1%}",
+            milliseconds(row["step_s"]),
+            milliseconds(row["predicted_step_s"]),
+        )
+    return table
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,137 @@
+"""`draftsmith plan` as a person runs it: a config alone is enough, and what cannot be is told in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_folders import tiny_llama
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+QUICK = ["--batch_sizes", "1,2", "--contexts", "8,32", "--lengths", "1,2,4", "--trees", "4x2", "--shapes", "1x32,2x32"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config.json and nothing else."""
+    made = tiny_llama(num_hidden_layers=4).config
+    path = tmp_path / "target" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(made.to_dict(), default=str))
+    return path
+
+
+def test_json_holds_every_shape_length_and_batch_size(call, config, tmp_path):
+    told = call(
+        "plan", "--target", config, *QUICK, "--acceptance", "0.8,0.6", "--out", tmp_path / "costs.json", "--json"
+    )
+    said = told.json
+    assert said["acceptance"] == [0.8, 0.6]
+    assert [batch["batch_size"] for batch in said["batches"]] == [1, 2]
+    for batch in said["batches"]:
+        assert {(s["shape"], s["draft"]) for s in batch["steps"]} == {
+            (shape, draft) for shape in ("1x32", "2x32") for draft in ("1", "2", "4", "4x2")
+        }
+        assert batch["verdict"]
+        assert {row["shape"] for row in batch["ranking"]} == {"1x32", "2x32"}
+    assert set(said["shapes"]) == {"1x32", "2x32"}
+    assert json.loads((tmp_path / "costs.json").read_text())["kind"] == "costs"
+
+
+def test_tables_and_a_plot_for_people_from_a_folder(call, config, tmp_path):
+    told = call("plan", "--target", config.parent, *QUICK, "--plot", tmp_path / "plan.png")
+    assert told.code == 0, told.err
+    assert "Batch size 2: plain decoding" in told.out
+    assert "acceptance for 1x" in told.out
+    assert "No acceptance was given" in told.out
+    assert (tmp_path / "plan.png").is_file()
+
+
+def test_a_measured_acceptance_is_taken_from_its_file(call, config, tmp_path):
+    row = {"steps": 10, "by_depth": [{"depth": 1, "reached": 10, "accepted": 9, "share": 0.9}]}
+    (tmp_path / "bench.json").write_text(json.dumps({"drafters": {"small": row}}))
+    told = call("plan", "--target", config, *QUICK, "--acceptance", tmp_path / "bench.json", "--json")
+    assert told.json["acceptance"] == [0.9]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--shapes", "2x33"], "heads of 8"),
+        (["--shapes", "0x32"], "no shape"),
+        (["--shapes", "2x32x3"], "3 heads"),
+        (["--shapes", "1x32", "--estimate", "3x32"], "3 measured shapes or more"),
+        (["--lengths", "0"], "--lengths takes numbers"),
+        (["--lengths", ""], "--lengths takes numbers"),
+        (["--batch_sizes", "1,many"], "--batch_sizes takes numbers"),
+        (["--contexts", "600"], "512 positions"),
+        (["--trees", "2x9"], "no tree"),
+        (["--acceptance", "1.5"], "from 0 to 1"),
+        (["--acceptance", "nowhere.json"], "nor a file"),
+        (["--dtype", "int3"], "unknown dtype"),
+        (["--device", "abacus"], "unknown device"),
+        (["--training_tokens", "0"], "at least 1"),
+        (["--seconds", "0.001"], "too few"),
+        (["--out", "no/such/folder/costs.json"], "cannot be written"),
+        (["--plot", "."], "cannot be written"),
+        (["--context", "-1"], "context"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(call, config, words, expected):
+    told = call("plan", "--target", config, *QUICK, *words)
+    assert told.code == 2, (told.out, told.err)
+    assert told.out == ""
+    line = told.err.splitlines()[-1]
+    assert line.startswith("draftsmith plan: ")
+    assert expected in line
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [('{"model_type": "bloom"}', "ALiBi"), ('{"model_type": "mamba2"}', "state-space"), ("{", "could not be read")],
+)
+def test_a_target_that_cannot_be_planned_for_is_told_in_one_line(call, tmp_path, text, expected):
+    (tmp_path / "config.json").write_text(text)
+    told = call("plan", "--target", tmp_path / "config.json", *QUICK)
+    assert told.code == 2
+    assert expected in told.err.splitlines()[-1]
+    assert len(told.err.splitlines()) == 1
+
+
+def test_nothing_is_where_the_target_should_be(call, tmp_path):
+    told = call("plan", "--target", tmp_path / "nowhere", *QUICK)
+    assert told.code == 2
+    assert "does not exist" in told.err
+
+
+def test_bench_tells_each_pair_and_judges_by_four_of_five(call, config):
+    words = ["--target", config, "--shapes", "1x32,2x32,1x16", "--pairs", "2x16@3,2x32@5", "--batch_sizes", "2"]
+    words += ["--context", "16", "--new_tokens", "16", "--rounds", "1", "--json"]
+    told = call("plan", "bench", *words)
+    said = json.loads(told.out.splitlines()[-1])
+    assert [(row["shape"], row["length"]) for row in said["pairs"]] == [("2x16", 3), ("2x32", 5)]
+    assert [row["shape_measured"] for row in said["pairs"]] == [False, True]
+    assert (told.code == 0) == (said["within"] >= 0.8 * said["total"])
+    assert call("plan", "bench", "--target", config, "--pairs", "2x16").code == 2
+
+
+def test_the_script_leaves_costs_and_a_plot(config, tmp_path):
+    command = tmp_path / "bin" / "draftsmith"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
+    command.chmod(0o755)
+    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    words = [shutil.which("bash"), RECIPES / "plan.sh", config, "0.6", *QUICK]
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "acceptance of chains 0.60" in done.stdout
+    assert (tmp_path / "costs.json").is_file()
+    assert (tmp_path / "plan.png").is_file()
