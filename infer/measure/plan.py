@@ -84,11 +84,13 @@ class Wish:
 
 
 def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
-    """Everything that is said about the shapes, per batch size, ready for JSON."""
+    """Everything that is said about the shapes, per batch size, ready for JSON; `steps` are shapes x drafts, the
+    fastest first (without an acceptance, the highest ceiling)."""
     shapes = [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
     batches = []
     for rows in survey.asked.batch_sizes:
         steps = [_step(survey, wish, shape, drafting, rows) for shape in shapes for drafting in wish.drafting]
+        steps.sort(key=lambda step: (-(step["speedup"] or 0.0), -step["ceiling"]))
         ranking = _ranking(survey, wish, shapes, steps, rows)
         plain = seconds(survey, "", None, rows, wish.context)
         batches.append(

@@ -85,6 +85,13 @@ def test_the_shape_that_comes_first_is_the_fastest_at_its_best_length():
     assert batch["verdict"].startswith(f"1x64 drafting {first['best']['draft']}")
 
 
+def test_shapes_and_lengths_are_ranked_together():
+    for wish, key in ((Wish(CHAINS, 0, chains=(0.7,)), "speedup"), (Wish(CHAINS, 0), "ceiling")):
+        values = [step[key] for step in evaluate(made(), wish)["batches"][0]["steps"]]
+        assert len(values) == 8
+        assert values == sorted(values, reverse=True)
+
+
 def test_a_slower_draft_has_to_be_better_and_it_is_said_how_much():
     found = made()
     first, second = evaluate(found, Wish(CHAINS, 0, chains=(0.7,)))["batches"][0]["ranking"]
