@@ -89,8 +89,8 @@ def _reached(step: dict[str, Any], goal: str) -> str:
 
 def notes(report: dict[str, Any]) -> list[str]:
     lines = [
-        "Break-even and the columns beside it are accepted_lengths (the target's own token counted). The ceiling is "
-        "the speedup if every token were accepted.",
+        "Break-even and the columns beside it are accepted_lengths (the target's own token counted); never: not with a "
+        "draft of this length. The ceiling is the speedup if every token were accepted.",
         f"Training: {report['training']['tokens']:,} tokens at {report['training']['flops'] / 1e12:.3g} TFLOP/s "
         f"measured here; hours = {report['training']['formula']}.",
     ]
