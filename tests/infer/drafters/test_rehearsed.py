@@ -36,10 +36,10 @@ def decoded(make_model):
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
 def test_acceptance_is_as_asked_and_the_answers_are_the_plain_ones(decoded, acceptance):
-    plain, told, _ = decoded(acceptance, tokens=400)
+    plain, told, _ = decoded(acceptance, length=8, tokens=150)
     assert [one.token_ids for one in told] == [one.token_ids for one in plain]
     tried = [trial.accepted for one in told for trace in one.traces for trial in trace.tried]
-    assert sum(tried) / len(tried) == pytest.approx(acceptance, abs=0.06)
+    assert sum(tried) / len(tried) == pytest.approx(acceptance, abs=0.1)
 
 
 def test_every_pass_of_the_inner_draft_is_run(decoded):

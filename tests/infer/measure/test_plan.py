@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.measure import latency
 from draftsmith.infer.measure.acceptance import expected_length
 from draftsmith.infer.measure.plan import (
     Drafting,
@@ -188,7 +189,8 @@ def test_too_much_for_the_memory_or_the_positions_is_refused_before_it_is_made(m
         check_room(config, {"target": SIZE, "1x32": SIZE}, Asked((1,), (510,), (4,), [Shape(1, 32)]), CPU)
 
 
-def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path):
+def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "ROUNDS", (1, 1))
     config = make_model("llama", num_hidden_layers=6).config
     shapes = [Shape(1, 32), Shape(2, 32), Shape(4, 32)]
     asked = Asked((1, 2), (8, 32), (1, 3), shapes, [Shape(3, 32)])
