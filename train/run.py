@@ -88,7 +88,7 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
 
     tokenizer = load_tokenizer(plan.target)
     template = find_template(plan.text.template, tokenizer, plan.text.template_kwargs, plan.text.system)
-    corpus, data = _data(plan, template, first)
+    corpus, data = load_data(plan, template, first)
     target, model = _models(plan)
     module = Training(
         ExitStates(model, exits),
@@ -162,7 +162,8 @@ def resolved(plan: Plan) -> Plan:
     )
 
 
-def _data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batches]:
+def load_data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batches]:
+    """What a resolved plan trains on, and holds out; `first`: this process tells people."""
     cache = Path(plan.text.cache or cache_folder() / "tokens").expanduser()
     corpus = load_corpus(plan.data, template, max_length=plan.text.max_length, cache=cache, limit=plan.text.limit)
     train, held_out = split(corpus, plan.text.held_out, plan.text.split_by)

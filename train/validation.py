@@ -6,19 +6,23 @@ and metric as any draft model anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from draftsmith.infer.contract import Drafter
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
 from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.row import Row, Stops
-from draftsmith.train.batches import Batches
+from draftsmith.infer.trace import Generation
+from draftsmith.train.batches import IGNORED, Batch, Batches
 from draftsmith.train.corpus import Corpus
+from draftsmith.train.exits import ExitStates
+from draftsmith.train.soft import SoFT
 from draftsmith.train.training import Training, reduced
 
 if TYPE_CHECKING:
@@ -55,6 +59,17 @@ def held_out_prompts(corpus: Corpus, held_out: np.ndarray, count: int, longest: 
     return list(prompts.values())
 
 
+def exit_losses(draft: ExitStates, batches: Iterable[Batch]) -> list[float]:
+    """The mean loss per exit of a finished draft, in this process, on `batches`."""
+    objective = SoFT(draft.exits)
+    sums, count = torch.zeros(len(draft.exits)), 0
+    with torch.no_grad():
+        for batch in batches:
+            sums += objective(draft, batch).per_exit_E
+            count += int((batch["labels"] != IGNORED).sum())
+    return [float(value) for value in sums / max(count, 1)]
+
+
 def accepted_lengths(
     target: HFTarget,
     model: Any,
@@ -65,14 +80,25 @@ def accepted_lengths(
     num_draft_tokens: int = 5,
 ) -> list[float]:
     """accepted_length of a greedy chain from each exit of `model`, decoding `prompts` with `target`."""
-    ends = getattr(target.model.generation_config, "eos_token_id", None)
-    stops = Stops(max_new_tokens, frozenset([ends] if isinstance(ends, int) else ends or []))
     found = []
     for exit in exits:
         drafter = SmallLM(first_layers(model, exit), num_draft_tokens=num_draft_tokens)
-        drafter.bind(target)
-        rows = [Row(f"held-out-{i}", list(prompt), stops=stops) for i, prompt in enumerate(prompts)]
-        done = generate(target, drafter, rows, batch_size=ROWS_AT_ONCE)
+        done = decode_greedily(target, drafter, prompts, max_new_tokens)
         length = Totals.of(trace for row in done for trace in row.traces).accepted_length
         found.append(float("nan") if length is None else length)
     return found
+
+
+def decode_greedily(
+    target: HFTarget,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> list[Generation]:
+    """The target's greedy answers to `prompts`, in their order, with the traces that `drafter` left."""
+    ends = getattr(target.model.generation_config, "eos_token_id", None)
+    stops = Stops(max_new_tokens, frozenset([ends] if isinstance(ends, int) else ends or []))
+    drafter.bind(target)
+    rows = [Row(f"held-out-{i}", list(prompt), stops=stops) for i, prompt in enumerate(prompts)]
+    return generate(target, drafter, rows, batch_size=rows_at_once)

@@ -1,0 +1,101 @@
+"""A whole study of a tiny target: what is finished is not done again, and its figures are those of the step."""
+
+import json
+
+import pytest
+
+from draftsmith.recipes.bench_learning import bench_learning
+from draftsmith.train import learning
+from draftsmith.train.learning import all_kinds
+from draftsmith.train.settings import Machine, Optim, Text
+from draftsmith.train.validation import accepted_lengths
+
+
+@pytest.fixture(scope="module")
+def study(target_folder, chats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    questions = folder / "questions.jsonl"
+    rows = [{"question_id": i, "turns": [f"go on from {i}"]} for i in range(5)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(**changes):
+        given = {
+            "target": str(target_folder), "data": [str(chats)], "questions": [str(questions)],
+            "out": str(folder / "out"), "num_layers": 4, "exits": [2, 4], "max_steps": 3, "seeds": [0, 1],
+            "max_new_tokens": 8, "num_draft_tokens": 3,
+            "text": Text(max_length=128, held_out=0.2, cache=str(folder / "cache")),
+            "optim": Optim(lr=1e-4, batch_size=2),
+            "machine": Machine(device="cpu", precision="32-true", workers=0),
+        }  # fmt: skip
+        return bench_learning(**{**given, **changes})
+
+    return folder / "out", run, run()
+
+
+def test_a_study_trains_every_kind_with_every_seed_and_compares_them(study):
+    out, _, results = study
+    assert {path.name for path in (out / "runs").iterdir()} == {
+        f"{kind}-{seed}" for kind in ("soft", "sft", "sft-2") for seed in (0, 1)
+    }
+    assert results["prompts"]["all"] == 5
+    assert {name: list(kind["exits"]) for name, kind in results["kinds"].items()} == {
+        "soft": ["2", "4"], "sft": ["2", "4"], "sft-2": ["2"],
+    }  # fmt: skip
+    compared = [(row["kind"], row["over"], row["exit"]) for row in results["comparisons"]]
+    assert compared == [("soft", "sft", 2), ("soft", "sft-2", 2), ("soft", "sft", 4)]
+    for kind in results["kinds"].values():
+        for row in kind["exits"].values():
+            low, high = row["all"]["interval"]
+            assert 1 <= low <= row["all"]["accepted_length"] <= high <= 4
+    assert results["kinds"]["soft"]["exits"]["4"]["all"]["accepted_length"] > 1.5
+    assert (out / "results.md").read_text().count("\n") == 13
+
+
+def test_a_draft_is_measured_as_validation_measures_it(study, target_folder):
+    from draftsmith.infer.models import load_model, load_target
+    from draftsmith.infer.templates import find_template
+
+    out, _, results = study
+    target = load_target(str(target_folder), device="cpu")
+    model, _ = load_model(str(out / "runs" / "soft-1"), device="cpu")
+    prompts = learning._prompts([str(out.parent / "questions.jsonl")], find_template("chat", target.tokenizer))
+    lengths = accepted_lengths(target, model, [2, 4], prompts, max_new_tokens=8, num_draft_tokens=3)
+    rows = results["kinds"]["soft"]["exits"]
+    assert [rows[exit]["all"]["by_seed"][1] for exit in ("2", "4")] == pytest.approx(lengths)
+    trained = json.loads((out / "runs" / "soft-1" / "run.json").read_text())["results"]
+    assert [rows[exit]["loss_by_seed"][1] for exit in ("2", "4")] == pytest.approx(
+        [trained[f"loss_exit_{exit}"] for exit in (2, 4)], rel=1e-5
+    )
+
+
+def test_what_is_finished_is_not_done_again_and_what_is_missing_is(study, monkeypatch):
+    out, run, results = study
+    trained = []
+    train = learning.train_draft
+    monkeypatch.setattr(learning, "train_draft", lambda objective, plan: trained.append(plan.out))
+    assert run() == results
+    assert trained == []
+    monkeypatch.setattr(learning, "train_draft", train)
+    (out / "measured" / "sft-2-1.json").unlink()
+    assert run(only=["sft-2"]) == results
+    more = run(only=["soft-1-3"], exit_weights=[[1, 3]], seeds=[0])
+    assert more["kinds"]["soft-1-3"]["seeds"] == [0]
+    assert [row["seeds"] for row in more["comparisons"] if row["kind"] == "soft-1-3"] == [[0]] * 3
+    kept = json.loads((out / "runs" / "soft-1-3-0" / "run.json").read_text())["settings"]["objective"]
+    assert kept["weights"] == [0.25, 0.75]
+
+
+def test_another_study_is_not_mixed_into_a_folder(study):
+    _, run, _ = study
+    with pytest.raises(ValueError, match="holds a study with another max_steps: give a new folder"):
+        run(max_steps=4)
+    with pytest.raises(ValueError, match="no kind of run is called 'sft-3': soft, sft, sft-2"):
+        run(only=["sft-3"])
+
+
+def test_kinds_are_named_by_what_they_are():
+    kinds = all_kinds(4, [1, 2, 4], [[1, 1, 4], [0, 0.5, 1]])
+    assert [kind.name for kind in kinds] == ["soft", "sft", "sft-1", "sft-2", "soft-1-1-4", "soft-0-0.5-1"]
+    assert kinds[-1].objective().weights == pytest.approx([0, 1 / 3, 2 / 3])
+    with pytest.raises(ValueError, match="2 exit weights for 3 exits"):
+        all_kinds(4, [1, 2, 4], [[1, 1]])

@@ -1,0 +1,70 @@
+"""Ratios of sums, prompts paired and seeds pooled, against figures worked out by hand."""
+
+import json
+
+import pytest
+
+from draftsmith.train.learning_figures import markdown, read_found, summarise
+
+
+def run(losses, committed, steps):
+    return {exit: {"loss": loss, "committed": committed, "steps": steps[exit]} for exit, loss in losses.items()}
+
+
+@pytest.fixture
+def found():
+    """Three prompts of eight tokens; the third loops. sft takes twice soft's steps at exit 1, and as many at exit 2."""
+    tokens = [8, 8, 8]
+    return {
+        ("soft", 0): run({"1": 2.0, "2": 1.0}, tokens, {"1": [4, 4, 2], "2": [2, 4, 1]}),
+        ("soft", 1): run({"1": 4.0, "2": 1.0}, tokens, {"1": [2, 4, 1], "2": [2, 4, 1]}),
+        ("sft", 0): run({"1": 5.0, "2": 1.0}, tokens, {"1": [8, 8, 4], "2": [2, 4, 1]}),
+        ("sft", 1): run({"1": 5.0, "2": 1.0}, tokens, {"1": [4, 8, 2], "2": [2, 4, 1]}),
+        ("sft-1", 1): run({"1": 5.0}, tokens, {"1": [2, 4, 2]}),
+    }
+
+
+DISTINCT = [1.0, 0.5, 0.1]
+
+
+def test_accepted_length_is_a_ratio_of_sums_over_prompts_and_seeds(found):
+    results = summarise(found, DISTINCT, [1, 2])
+    row = results["kinds"]["soft"]["exits"]["1"]
+    assert row["loss"] == 3.0
+    assert row["all"]["accepted_length"] == pytest.approx(48 / 17)
+    assert row["all"]["by_seed"] == pytest.approx([24 / 10, 24 / 7])
+    assert row["not_looping"]["accepted_length"] == pytest.approx(32 / 14)
+    assert results["prompts"] == {"all": 3, "not_looping": 2}
+
+
+def test_a_ratio_is_paired_by_prompt_so_a_constant_one_has_no_width(found):
+    results = summarise(found, DISTINCT, [1, 2])
+    rows = {(row["over"], row["exit"]): row for row in results["comparisons"]}
+    twice = rows["sft", 1]
+    assert twice["all"]["ratio"] == pytest.approx(2)
+    assert twice["all"]["interval"] == pytest.approx((2, 2))
+    assert twice["all"]["by_seed"] == pytest.approx([2, 2])
+    assert rows["sft", 2]["all"]["interval"] == pytest.approx((1, 1))
+
+
+def test_only_seeds_that_both_sides_have_are_compared(found):
+    row = next(row for row in summarise(found, DISTINCT, [1, 2])["comparisons"] if row["over"] == "sft-1")
+    assert row["seeds"] == [1]
+    assert row["all"]["ratio"] == pytest.approx(8 / 7)
+    low, high = row["all"]["interval"]
+    assert low < 8 / 7 < high
+
+
+def test_the_tables_show_every_figure_once(found):
+    text = markdown(summarise(found, DISTINCT, [1, 2]))
+    assert "| soft | 1 | 3.000 | 2.82 [" in text
+    assert "| soft / sft | 1 | 2.000 [2.000, 2.000] | 2.000, 2.000 |" in text
+    assert "accepted_length, 3 prompts" in text
+
+
+def test_a_study_under_way_is_read_as_far_as_it_has_come(found, tmp_path):
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "soft-1-1-4-0.json").write_text(json.dumps(found["soft", 0]))
+    read, distinct = read_found(tmp_path)
+    assert read == {("soft-1-1-4", 0): found["soft", 0]}
+    assert distinct == []
