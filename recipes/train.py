@@ -8,6 +8,7 @@ from __future__ import annotations
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.recipes.options_of import with_options_of
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
@@ -71,53 +72,25 @@ def sft(
     _train(SFT(), options)
 
 
-def soft(
-    *,
-    target: str,
-    data: list[str],
-    out: str,
-    num_layers: int,
-    exits: list[int],
-    exit_weights: list[float] | None = None,
-    init: str = "first",
-    shape: dict[str, int] | None = None,
-    freeze: list[str] | None = None,
-    lora_rank: int = 0,
-    epochs: float = 3.0,
-    max_steps: int | None = None,
-    minutes: float | None = None,
-    devices: int = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    seed: int = 0,
-    text: Text = Text(),
-    optim: Optim = Optim(),
-    machine: Machine = Machine(),
-    watch: Watch = Watch(),
-    json: bool = False,
-) -> None:
-    """Train one draft model that can be left at several depths (sorted fine-tuning)."""
-    options = dict(locals())
+@with_options_of(sft)
+def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options: Any) -> None:
+    """Train one draft model that can be left at several depths (sorted fine-tuning).
+
+    Args:
+        exits: numbers of layers after which the draft can be left; the last is num_layers.
+        exit_weights: weights of the exits' losses; equal where none are given.
+    """
     from draftsmith.train.soft import SoFT
 
-    weights = options.pop("exit_weights")
-    _train(SoFT(exits, weights), options)
-
-
-# Every option but two is sft's, and is told there.
-soft.__doc__ = f"{soft.__doc__}\n" + (sft.__doc__ or "")[(sft.__doc__ or "").index("\n    Args:") :].replace(
-    "not for sft, whose one exit is the whole draft.",
-    "numbers of layers after which the draft can be left; the last is num_layers.\n"
-    "        exit_weights: weights of the exits' losses; equal where none are given.",
-)
+    _train(SoFT(exits, exit_weights), options)
 
 
 def _train(objective: Objective, options: dict[str, Any]) -> None:
     from draftsmith.train.run import Plan, train_draft
 
-    json = options.pop("json")
-    options.pop("exits")
-    facts = train_draft(objective, Plan(**{**options, "freeze": tuple(options["freeze"] or ())}))
+    json = options.pop("json", False)
+    options.pop("exits", None)
+    facts = train_draft(objective, Plan(**{**options, "freeze": tuple(options.get("freeze") or ())}))
     if json:
         names = ("max_steps", "exits", "results", "train_seconds", "settings")
         print(dumps({name: facts.get(name) for name in names}))
