@@ -60,7 +60,7 @@ def bench_learning(
     config = dict(locals())
     from draftsmith.train.learning import Decoding, all_kinds, run_study
     from draftsmith.train.learning_figures import markdown, read_found, summarise
-    from draftsmith.train.run import Plan
+    from draftsmith.train.plan import Plan
 
     kinds = all_kinds(num_layers, exits, exit_weights or [])
     unknown = sorted(set(only or []) - {kind.name for kind in kinds})

@@ -120,7 +120,8 @@ class _Timed:
 def _ours(model: Any, batches: Any, steps: int, out: Path) -> Marks:
     """The trainer as `draftsmith train` runs it, metrics.csv and all."""
     from draftsmith.train.callbacks import AtSteps
-    from draftsmith.train.run import Plan, _fit, resolved
+    from draftsmith.train.plan import Plan, resolved
+    from draftsmith.train.run import _fit
     from draftsmith.train.run_record import Metrics, RunRecord
     from draftsmith.train.settings import Machine, Optim
 

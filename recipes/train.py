@@ -1,6 +1,6 @@
 """`draftsmith train sft`, `train soft`, `train target`: options to a finished model, by draftsmith.train.
 
-No training happens here; what the options mean stands in draftsmith.train.settings and draftsmith.train.run.
+No training happens here; what the options mean stands in draftsmith.train.settings and draftsmith.train.plan.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options
 
 
 def _train(objective: Objective, options: dict[str, Any]) -> None:
-    from draftsmith.train.run import Plan, train_draft
+    from draftsmith.train.plan import Plan
+    from draftsmith.train.run import train_draft
 
     json = options.pop("json", False)
     options.pop("exits", None)

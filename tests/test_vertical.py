@@ -15,7 +15,8 @@ from draftsmith.infer.record import Message
 from draftsmith.infer.row import Row, Stops
 from draftsmith.infer.templates import find_template
 from draftsmith.train.export import export_draft
-from draftsmith.train.run import Plan, train_draft
+from draftsmith.train.plan import Plan
+from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 from draftsmith.train.sft import SFT
 from draftsmith.train.soft import SoFT

@@ -32,7 +32,8 @@ from draftsmith.infer.records import read_records
 from draftsmith.infer.templates import Template, find_template
 from draftsmith.train.exits import ExitStates, check_exits
 from draftsmith.train.objective import Objective
-from draftsmith.train.run import Plan, load_data, resolved, train_draft
+from draftsmith.train.plan import Plan, resolved
+from draftsmith.train.run import load_data, train_draft
 from draftsmith.train.sft import SFT
 from draftsmith.train.soft import SoFT
 from draftsmith.train.validation import decode_greedily, exit_losses

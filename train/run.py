@@ -12,8 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +32,8 @@ from draftsmith.train.lora import add_lora, merge_lora
 from draftsmith.train.memory import memory_estimate, shards_of
 from draftsmith.train.objective import Objective
 from draftsmith.train.optimisers import Schedule
+from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run_record import Metrics, RunRecord
-from draftsmith.train.settings import Machine, Optim, Text, Watch
 from draftsmith.train.trainers import final_state, make_trainer, rank
 from draftsmith.train.training import Training
 from draftsmith.train.validation import accepted_lengths, held_out_losses, held_out_prompts
@@ -43,35 +42,6 @@ if TYPE_CHECKING:
     from draftsmith.infer.hf_target import HFTarget
 
 ENDLESS = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to train and how long. Of `minutes`, `max_steps` and `epochs` the first that is given counts."""
-
-    target: str
-    data: list[str]
-    out: str
-    num_layers: int
-    init: str = "first"
-    shape: dict[str, int] | None = None
-    freeze: Sequence[str] = ()
-    lora_rank: int = 0
-    epochs: float = 3.0
-    max_steps: int | None = None
-    minutes: float | None = None
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    seed: int = 0
-    text: Text = Text()
-    optim: Optim = Optim()
-    machine: Machine = Machine()
-    watch: Watch = Watch()
-
-    @property
-    def world(self) -> int:
-        return self.devices * self.num_nodes
 
 
 def train_draft(objective: Objective, plan: Plan, command: list[str] | None = None) -> dict[str, Any]:
@@ -90,15 +60,7 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
     template = find_template(plan.text.template, tokenizer, plan.text.template_kwargs, plan.text.system)
     corpus, data = load_data(plan, template, first)
     target, model = _models(plan)
-    module = Training(
-        ExitStates(model, exits),
-        objective,
-        Schedule(plan.optim.lr, 0, plan.optim.warmup, plan.optim.floor, MEASURED if plan.minutes else 0),
-        optimiser=plan.optim.name,
-        weight_decay=plan.optim.weight_decay,
-        betas=(plan.optim.beta1, plan.optim.beta2),
-        seed=plan.seed,
-    )
+    module = _module(objective, plan, model, exits)
     _tell_memory(plan, model, exits, first)
     max_steps = facts.get("max_steps") or (None if plan.minutes else plan.max_steps or data.steps_in(plan.epochs))
     module.schedule.max_steps = max_steps or ENDLESS
@@ -118,48 +80,36 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
     _fit(plan, module, data, watcher, record, max_steps)
     state = final_state(watcher.trainer, module, record)
     if first:
-        if plan.lora_rank:
-            merge_lora(model, state)
-            state = None
-        save_model(record.path, model, tokenizer, exits=exits, template_fingerprint=template.fingerprint(), state=state)
-        draw_curves(metrics, record.path / "curves.png", exits)
+        _finish(plan, record, model, tokenizer, metrics, exits, template, state)
         record.update(state="finished", results=watcher.last, train_seconds=round(time.monotonic() - began, 1))
         record.clean()
         facts = record.read()
     return facts
 
 
-def resolved(plan: Plan) -> Plan:
-    """`plan` with what its automatic options come to on this machine."""
-    if plan.strategy not in ("auto", "ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3"):
-        raise ValueError(f"unknown strategy {plan.strategy!r}: auto, ddp, fsdp, deepspeed_stage_2, deepspeed_stage_3")
-    cuda = torch.cuda.is_available() if plan.machine.device == "auto" else plan.machine.device == "cuda"
-    if plan.machine.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: this machine has no CUDA device")
-    if plan.strategy.startswith(("fsdp", "deepspeed")):
-        if not cuda:
-            raise ValueError(f"strategy {plan.strategy} needs CUDA devices; on a CPU there is ddp")
-        if plan.optim.name == "muon":
-            raise ValueError(f"muon needs whole matrices, and {plan.strategy} cuts them up: use adamw, or ddp")
-        if plan.watch.val_prompts:
-            raise ValueError(
-                f"accepted_length is measured with the whole draft, and {plan.strategy} cuts it up: set "
-                "--watch.val_prompts 0 (the loss is still measured), and bench the checkpoint afterwards"
-            )
-    strategy = plan.strategy if plan.strategy != "auto" or plan.world == 1 else "ddp"
-    if plan.optim.batch_size % plan.world:
-        raise ValueError(f"batch_size {plan.optim.batch_size} does not divide by {plan.world} devices")
-    each = plan.optim.batch_size // plan.world
-    micro = plan.optim.micro_batch_size or next(size for size in (4, 3, 2, 1) if each % size == 0)
-    if each % micro:
-        raise ValueError(f"micro_batch_size {micro} does not divide the {each} rows of a device (batch_size / devices)")
-    precision = "bf16-mixed" if plan.machine.precision == "auto" else plan.machine.precision
-    return replace(
-        plan,
-        strategy=strategy,
-        optim=replace(plan.optim, micro_batch_size=micro),
-        machine=replace(plan.machine, device="cuda" if cuda else "cpu", precision=precision),
+def _module(objective: Objective, plan: Plan, model: Any, exits: list[int]) -> Training:
+    optim = plan.optim
+    return Training(
+        ExitStates(model, exits),
+        objective,
+        Schedule(optim.lr, 0, optim.warmup, optim.floor, MEASURED if plan.minutes else 0),
+        optimiser=optim.name,
+        weight_decay=optim.weight_decay,
+        betas=(optim.beta1, optim.beta2),
+        seed=plan.seed,
     )
+
+
+def _finish(
+    plan: Plan, record: RunRecord, model: Any, tokenizer: Any, metrics: Metrics, exits: list[int], template: Template,
+    state: dict[str, torch.Tensor] | None,
+) -> None:  # fmt: skip
+    """Leave the model and its curves; `state` are the weights where the module does not hold them."""
+    if plan.lora_rank:
+        merge_lora(model, state)
+        state = None
+    save_model(record.path, model, tokenizer, exits=exits, template_fingerprint=template.fingerprint(), state=state)
+    draw_curves(metrics, record.path / "curves.png", exits)
 
 
 def load_data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batches]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from draftsmith.infer.records import read_records
-from draftsmith.train.run import Plan, train_draft
+from draftsmith.train.plan import Plan
+from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 from draftsmith.train.sft import SFT
 from draftsmith.train.trainers import rank

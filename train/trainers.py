@@ -16,7 +16,7 @@ from draftsmith.train.state_file import StateFile
 
 if TYPE_CHECKING:
     from draftsmith.train.callbacks import AtSteps
-    from draftsmith.train.run import Plan
+    from draftsmith.train.plan import Plan
     from draftsmith.train.run_record import RunRecord
     from draftsmith.train.training import Training
 
@@ -79,12 +79,10 @@ def _loggers(plan: Plan, record: RunRecord) -> Any:
             from lightning.pytorch.loggers import TensorBoardLogger
 
             made.append(TensorBoardLogger(record.path, name="tensorboard", version=""))
-        elif name == "wandb":
+        else:
             from lightning.pytorch.loggers import WandbLogger
 
-            made.append(WandbLogger(save_dir=record.path, name=record.path.name))
-        else:
-            raise ValueError(f"unknown logger {name!r}: tensorboard or wandb (metrics.csv is always written)")
+            made.append(WandbLogger(project="draftsmith", name=record.path.name, save_dir=record.path))
     return made or False
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from draftsmith.train.callbacks import MEASURED
 from draftsmith.train.run_record import Metrics, RunRecord
 
 STEPS = 24
@@ -87,6 +88,33 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, ch
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in ours)
     assert not (out / "resume").exists()
+
+
+def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(target_folder, chats, tmp_path):
+    """The run beside it has the same max_steps from its beginning, and nobody kills it."""
+    out, beside = tmp_path / "out", tmp_path / "beside"
+    words = [str(word) for word in command(target_folder, chats, out, "--minutes", "0.3")]
+    at = words.index("--max_steps")
+    del words[at : at + 2]
+    kill_at(words, out, random.randrange(MEASURED + 2, MEASURED + 6))
+    before = RunRecord(out).read()
+    assert before["max_steps"] > MEASURED
+    assert before["state"] == "running"
+    record = RunRecord(beside)
+    record.begin({**before, "settings": {**before["settings"], "out": str(beside)}})
+
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step-" in done.stderr
+    words[words.index(str(out))] = str(beside)
+    other = run(words)
+    assert other.returncode == 0, other.stderr
+    assert "going on" not in other.stderr
+    assert RunRecord(out).read()["max_steps"] == before["max_steps"]
+    assert len([row for row in numbers(out) if row["kind"] == "train"]) == before["max_steps"]
+    assert numbers(out) == numbers(beside)
+    ours, theirs = load_file(out / "model.safetensors"), load_file(beside / "model.safetensors")
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 def test_a_finished_run_is_not_touched(finished):

@@ -1,7 +1,11 @@
 """Whole runs in this process: the loss is per token of the step however it is cut up, and every objective learns."""
 
 import csv
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from draftsmith.train.callbacks import AtSteps
-from draftsmith.train.run import Plan, resolved, train_draft
+from draftsmith.train.plan import Plan, resolved
+from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 from draftsmith.train.sft import SFT
 from draftsmith.train.soft import SoFT
@@ -151,6 +156,36 @@ def test_curves_also_go_to_tensorboard_when_asked(make_plan):
     assert list(Path(plan.out, "tensorboard").glob("events.*"))
     with pytest.raises(ValueError, match="unknown logger 'board'"):
         train_draft(SFT(), make_plan(watch=Watch(val_every=0, val_prompts=0, loggers=["board"])))
+
+
+def test_curves_also_go_to_wandb_which_keeps_them_here_when_told_to(make_plan, target_folder, chats, tmp_path):
+    pytest.importorskip("wandb")
+    plan = make_plan()
+    words = [sys.executable, "-m", "draftsmith.recipes", "train", "soft", "--target", plan.target, "--data", *plan.data,
+             "--out", tmp_path / "out", "--num_layers", "2", "--exits", "1", "2", "--max_steps", "3",
+             "--text.max_length", "128", "--text.held_out", "0.2", "--text.cache", tmp_path / "cache",
+             "--optim.batch_size", "2", "--machine.device", "cpu", "--machine.workers", "0",
+             "--watch.val_prompts", "0", "--watch.loggers", "wandb"]  # fmt: skip
+    away = {"WANDB_MODE": "offline", "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=240, env={**os.environ, **away}
+    )
+    assert done.returncode == 0, done.stderr
+    (kept,) = (tmp_path / "out" / "wandb").glob("offline-run-*/run-*.wandb")
+    written = kept.read_bytes()
+    for name in (b"train/loss_exit_1", b"train/lr", b"held_out/loss_exit_2"):
+        assert name in written
+
+
+@pytest.mark.parametrize(("logger", "extra"), [("wandb", "wandb"), ("tensorboard", "train")])
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(make_plan, monkeypatch, logger, extra):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == logger else find(name, *more))
+    plan = make_plan(watch=Watch(loggers=[logger]))
+    with pytest.raises(ValueError, match=rf"the logger {logger} needs the extra .*draftsmith\[{extra}\]") as error:
+        train_draft(SFT(), plan)
+    assert "\n" not in str(error.value)
+    assert not Path(plan.out).exists()
 
 
 @pytest.mark.slow
