@@ -1,8 +1,8 @@
 """Conversations as token ids on disk: rendered once as they are served, memory-mapped ever after.
 
-A cache folder is named after all that decides its content: the files' bytes, the template (which speaks for the
-tokenizer), the length limit. It is written beside its place and renamed, so a folder that is there is whole. A data set
-on the Hub is known by its name alone. How samples become batches is not known here (packing.py, batches.py).
+A cache folder is named after all that decides its content: the files' bytes (of a data set on the Hub its commit), the
+template (which speaks for the tokenizer), the length limit. It is written beside its place and renamed, so a folder
+that is there is whole. How samples become batches is not known here (packing.py, batches.py).
 
 Truncation keeps a prefix of what was served, and drops from its end what nothing is learned from: the turns that fit
 whole stay exactly as they were, to the token. A plain text has no turns, and is used whole, in pieces.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 
@@ -102,8 +103,20 @@ def corpus_key(data: Sequence[str], template: Template, max_length: int, limit: 
     what: list[Any] = [FORMAT, template.fingerprint(), max_length, limit]
     for name in data:
         source = find_source(name)
-        what.append([source.hub, source.split] if source.hub else [_file_hash(path) for path in source.files])
+        hub = source.hub and [source.hub, source.split, _hub_commit(source.hub)]
+        what.append(hub or [_file_hash(path) for path in source.files])
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _hub_commit(name: str) -> str:
+    """The commit that `datasets` reads: the newest one, or where it may not ask, that of the copy it keeps."""
+    import datasets
+
+    try:
+        return str(datasets.load_dataset_builder(name).hash)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: there is no telling which commit of this data set to read: {first}") from error
 
 
 def _file_hash(path: Path) -> list[str]:
@@ -112,7 +125,8 @@ def _file_hash(path: Path) -> list[str]:
 
 
 def _build(folder: Path, data: Sequence[str], template: Template, max_length: int, limit: int | None) -> None:
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    # Process ids of two nodes may be equal.
+    beside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
     beside.mkdir(parents=True, exist_ok=True)
     try:
         report = ReadReport()
@@ -128,8 +142,12 @@ def _build(folder: Path, data: Sequence[str], template: Template, max_length: in
         np.save(beside / "loss_counts.npy", np.asarray(writer.loss_counts, dtype=np.int64))
         facts = {**report.to_json(), "rendering": writer.to_json(), "lines": [*report.lines(), *writer.lines()]}
         (beside / "report.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
-        if not folder.exists():
+        try:
             os.replace(beside, folder)
+        except OSError:
+            # Another node was quicker: what it left has the same content.
+            if not (folder / "report.json").is_file():
+                raise
     except OSError as error:
         raise ValueError(f"the tokenised data cannot be written to {folder.parent}: {error.strerror}") from error
     finally:

@@ -1,10 +1,13 @@
 """What is learned is exactly what was emitted, nothing is dropped in silence, and the cache follows the content."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import draftsmith.train.corpus as corpus_module
 from draftsmith.infer.rendering import Rendered
 from draftsmith.infer.templates import find_template
 from draftsmith.train.corpus import load_corpus, split, truncate
@@ -69,6 +72,65 @@ def test_the_cache_is_used_again_until_content_template_or_length_change(tokeniz
     load([copy], tokenizer, cache)
     assert len(folders()) == 3
     assert not [name for name in folders() if name.startswith(".")]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A data set `own/chats` on a hub: its commit and its rows, and how often the rows were read."""
+    there = SimpleNamespace(commit="a" * 40, rows=[], reads=0)
+
+    def load_dataset(name, split, streaming):
+        there.reads += 1
+        return iter(there.rows)
+
+    def load_dataset_builder(name):
+        if not there.commit:
+            raise ConnectionError("the hub is not there\nand much more")
+        return SimpleNamespace(hash=there.commit)
+
+    fake = SimpleNamespace(load_dataset=load_dataset, load_dataset_builder=load_dataset_builder)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    return there
+
+
+def test_a_data_set_on_the_hub_is_read_again_when_its_commit_is_another(tokenizer, hub, tmp_path):
+    def row(text):
+        return {"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": text}]}
+
+    hub.rows = [row("one")]
+    assert len(load(["own/chats"], tokenizer, tmp_path)) == 1
+    hub.rows = [row("one"), row("two")]
+    assert len(load(["own/chats"], tokenizer, tmp_path)) == 1
+    assert hub.reads == 1
+    hub.commit = "b" * 40
+    assert len(load(["own/chats"], tokenizer, tmp_path)) == 2
+    assert len(load(["own/chats:test"], tokenizer, tmp_path)) == 2
+    assert hub.reads == 3
+    hub.commit = ""
+    with pytest.raises(ValueError, match=r"own/chats: .* which commit .* to read: the hub is not there$"):
+        load(["own/chats"], tokenizer, tmp_path)
+
+
+def test_datasets_own_builders_know_their_content(tmp_path):
+    """What the fake hub stands in for is there in the library."""
+    import datasets
+
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    first = datasets.load_dataset_builder(str(tmp_path), cache_dir=str(tmp_path / "cache")).hash
+    assert first
+    assert isinstance(first, str)
+
+
+def test_of_two_nodes_that_tokenise_at_once_one_takes_what_the_other_left(tokenizer, chats, tmp_path, monkeypatch):
+    def late(*args, **kwargs):
+        monkeypatch.undo()
+        load([chats], tokenizer, tmp_path)
+        return read_records(*args, **kwargs)
+
+    read_records = corpus_module.read_records
+    monkeypatch.setattr(corpus_module, "read_records", late)
+    assert len(load([chats], tokenizer, tmp_path)) == 40
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_bad_rows_are_counted_named_and_skipped(tokenizer, chats, tmp_path):

@@ -1,13 +1,16 @@
-"""Two processes over gloo train to the losses of one process with the doubled batch."""
+"""Two processes over gloo, of one machine or of two, train to the losses of one process with the doubled batch."""
 
 import csv
+import json
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 
-def run(target, data, out, *more):
+def command(target, data, out, *more):
     words = [
         sys.executable, "-m", "draftsmith.recipes", "train", "soft", "--target", target, "--data", data, "--out", out,
         "--num_layers", "2", "--exits", "[1, 2]", "--max_steps", "6",
@@ -17,18 +20,63 @@ def run(target, data, out, *more):
         "--watch.val_prompts", "1",
         "--watch.val_new_tokens", "4", *more,
     ]  # fmt: skip
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    return list(map(str, words))
+
+
+def rows(out):
     with (out / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_two_gloo_processes_train_to_the_losses_of_one(target_folder, chats, tmp_path):
-    one = run(target_folder, chats, tmp_path / "one", "--optim.micro_batch_size", "4")
-    two = run(target_folder, chats, tmp_path / "two", "--optim.micro_batch_size", "1", "--devices", "2")
+def run(*words):
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return rows(words[2])
+
+
+@pytest.fixture(scope="module")
+def one(target_folder, chats, tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "one"
+    return run(target_folder, chats, out, "--optim.micro_batch_size", "4")
+
+
+def check_equal(one, two):
     assert [row["kind"] for row in one] == [row["kind"] for row in two]
     for mine, other in zip(one, two):
         for name in ("loss", "loss_exit_1", "loss_exit_2"):
             assert float(other[name]) == pytest.approx(float(mine[name]), rel=1e-5)
         if mine["kind"] == "train":
             assert float(other["grad_norm"]) == pytest.approx(float(mine["grad_norm"]), rel=1e-4)
+
+
+def test_two_gloo_processes_train_to_the_losses_of_one(one, target_folder, chats, tmp_path):
+    two = run(target_folder, chats, tmp_path / "two", "--optim.micro_batch_size", "1", "--devices", "2")
+    check_equal(one, two)
+
+
+def test_two_nodes_over_gloo_train_to_the_losses_of_one(one, target_folder, chats, tmp_path):
+    """Two nodes as a cluster would start them, both on this machine: one process each, told apart by NODE_RANK."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "nodes"
+    words = command(target_folder, chats, out, "--optim.micro_batch_size", "2", "--num_nodes", "2")
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    nodes = [
+        subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **where, "NODE_RANK": str(number)},
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    try:
+        told = [node.communicate(timeout=300)[1] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert "held-out loss" in told[0]
+    assert "held-out loss" not in told[1]
+    check_equal(one, rows(out))
+    assert json.loads((out / "run.json").read_text())["state"] == "finished"
