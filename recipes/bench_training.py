@@ -1,26 +1,15 @@
 """Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.bench_training`.
 
-Same model, data, precision, optimiser and rows per step in one process; the arms take turns. What counts are learned
-tokens per second: padding and prompts earn nothing. Seconds are told twice, by the wall and of this process's CPUs: on
-a machine that others use too, the second is the one to trust. It knows nothing of our training but what it times.
+Same model, data, precision, optimiser and rows per step in one process; the arms take turns (train/throughput.py). Of
+the seconds by the wall and of this process's CPUs, the second are the ones to trust on a machine that others use too.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-
-# After each step: its learned tokens, wall clock, CPU clock.
-Marks = list[tuple[int, float, float]]
 
 
 def bench_training(
@@ -46,162 +35,15 @@ def bench_training(
     from draftsmith.infer.templates import find_template
     from draftsmith.train.batches import Batches
     from draftsmith.train.corpus import load_corpus, split
+    from draftsmith.train.throughput import throughput
 
     model, tokenizer = load_model(target, dtype="float32", device="cpu")
-    assert tokenizer is not None
     with tempfile.TemporaryDirectory() as scratch:
-        cache = Path(scratch) / "cache"
         template = find_template("chat", tokenizer)
-        corpus = load_corpus(data, template, max_length=max_length, cache=cache, limit=samples)
+        corpus = load_corpus(data, template, max_length=max_length, cache=Path(scratch) / "cache", limit=samples)
         train, held_out = split(corpus, 0.0)
         batches = Batches(corpus, train, held_out, max_length=max_length, batch_size=rows, micro_batch_size=rows)
-        steps = batches.steps_in(1)
-        arms: dict[str, Callable[[int], Marks]] = {
-            "ours": lambda turn: _ours(model, batches, steps, Path(scratch) / f"ours-{turn}"),
-            "bare loop": lambda turn: _bare(model, batches, steps),
-            "trainer, padded to max_length": lambda turn: _trainer(model, corpus, rows, max_length, scratch),
-            "trainer, grouped by length": lambda turn: _trainer(model, corpus, rows, 0, scratch),
-        }
-        rates: dict[str, list[list[float]]] = {name: [] for name in arms}
-        for turn in range(rounds + 1):
-            for name, arm in arms.items():
-                wall, cpu = _rates(arm(turn))
-                if turn:
-                    rates[name].append([wall, cpu])
-                print(f"round {turn}: {name}: {wall:,.0f} per second, {cpu:,.0f} per CPU second", file=sys.stderr)
-    results: dict[str, Any] = {"rounds": rates}
-    for clock, kind in enumerate(("wall", "cpu")):
-        results[f"learned_tokens_per_s_{kind}"] = {
-            name: statistics.median(rate[clock] for rate in found) for name, found in rates.items()
-        }
-        results[f"ours_over_{kind}"] = {
-            name: statistics.median(ours[clock] / other[clock] for ours, other in zip(rates["ours"], found))
-            for name, found in rates.items()
-        }
-    return results
-
-
-def _rates(marks: Marks) -> list[float]:
-    """Learned tokens per second of wall and of CPU, from the beginning of the first step to the end of the last."""
-    tokens = sum(count for count, _, _ in marks)
-    return [tokens / (marks[-1][clock] - marks[0][clock]) for clock in (1, 2)]
-
-
-def _mark(tokens: int) -> tuple[int, float, float]:
-    return tokens, time.perf_counter(), time.process_time()
-
-
-def _module(model: Any) -> Any:
-    from draftsmith.train.exits import ExitStates
-    from draftsmith.train.optimisers import Schedule
-    from draftsmith.train.sft import SFT
-    from draftsmith.train.training import Training
-
-    draft = ExitStates(copy.deepcopy(model).train(), [model.config.num_hidden_layers])
-    return Training(draft, SFT(), Schedule(1e-5, 10**6), seed=0)
-
-
-class _Timed:
-    """metrics.csv, and a mark after each of its rows."""
-
-    def __init__(self, metrics: Any, marks: Marks) -> None:
-        self._metrics = metrics
-        self._marks = marks
-
-    def begin(self, step: int) -> None:
-        self._metrics.begin(step)
-        self._marks.append(_mark(0))
-
-    def add(self, **values: Any) -> None:
-        self._metrics.add(**values)
-        self._marks.append(_mark(values["loss_tokens"]))
-
-
-def _ours(model: Any, batches: Any, steps: int, out: Path) -> Marks:
-    """The trainer as `draftsmith train` runs it, metrics.csv and all."""
-    from draftsmith.train.callbacks import AtSteps
-    from draftsmith.train.plan import Plan, resolved
-    from draftsmith.train.run import _fit
-    from draftsmith.train.run_record import Metrics, RunRecord
-    from draftsmith.train.settings import Machine, Optim
-
-    rows = batches.batch_size
-    layers = model.config.num_hidden_layers
-    plan = resolved(
-        Plan("", [], str(out), layers, optim=Optim(batch_size=rows, micro_batch_size=rows), machine=Machine("cpu"))
-    )
-    marks: Marks = []
-
-    record, metrics = RunRecord(out), Metrics(out / "metrics.csv", [layers])
-    timed: Any = _Timed(metrics, marks)
-    record.begin(record.open({"settings": {}}))
-    watcher = AtSteps(record, timed, [layers], lambda module: {}, val_every=0, save_every=10**6, deadline=None)
-    _fit(plan, _module(model), batches, watcher, record, steps)
-    return marks
-
-
-def _bare(model: Any, batches: Any, steps: int) -> Marks:
-    """Forward, backward, clip, step, on the same batches made beforehand."""
-    from draftsmith.train.batches import MicroBatches
-
-    module = _module(model)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    rows = batches.batch_size
-    source = MicroBatches(batches.corpus, batches.stream, rows, rows, 0, 1)
-    marks = [_mark(0)]
-    for batch in [source[i] for i in range(steps)]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            sums = module.objective(module.draft, batch)
-            loss = sums.total / batch["loss_tokens"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        marks.append(_mark(int(batch["loss_tokens"])))
-    return marks
-
-
-def _trainer(model: Any, corpus: Any, rows: int, pad_to: int, scratch: str) -> Marks:
-    """transformers' Trainer: rows padded to `pad_to`, or (0) grouped by length and padded to the longest."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    samples = []
-    for i in range(len(corpus)):
-        tokens, mask = corpus.sample(i)
-        labels = [int(token) if learned else -100 for token, learned in zip(tokens, mask)]
-        samples.append({"input_ids": tokens.tolist(), "labels": labels})
-    learned: list[int] = []
-    marks: Marks = []
-
-    def collate(picked: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        learned.append(sum(label != -100 for sample in picked for label in sample["labels"][1:]))
-        width = pad_to or max(len(sample["input_ids"]) for sample in picked)
-        fill = {"input_ids": 0, "labels": -100}
-        batch = {
-            name: torch.tensor([sample[name] + [value] * (width - len(sample[name])) for sample in picked])
-            for name, value in fill.items()
-        }
-        lengths = torch.tensor([len(sample["input_ids"]) for sample in picked])
-        return {**batch, "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long()}
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(_mark(0))
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(_mark(learned[len(marks) - 1]))
-
-    arguments = TrainingArguments(
-        scratch, per_device_train_batch_size=rows, num_train_epochs=1, bf16=True, use_cpu=True, report_to=[],
-        learning_rate=1e-5, weight_decay=0.0, save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        remove_unused_columns=False, train_sampling_strategy="random" if pad_to else "group_by_length",
-    )  # fmt: skip
-    trainer = Trainer(
-        copy.deepcopy(model), arguments, data_collator=collate, train_dataset=samples, callbacks=[Clock()]
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return marks
+        return throughput(model, batches, rounds, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -37,49 +37,31 @@ def export_draft(
     `exit`: leave after so many layers; not given: the whole draft. `name`: what the card calls it. `exits`: where a
     published draft can be left, if its config does not tell. `reach`: the Hub may be asked for the target's licence.
     """
-    if engine not in (None, "vllm"):
-        raise ValueError(f"unknown engine {engine!r}: vllm")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty: give a new folder")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: {', '.join(DTYPES)}")
+    _check(out, dtype, engine)
     run = _json(Path(checkpoint) / "run.json")
     target = target or run.get("settings", {}).get("target")
     if not target:
         raise ValueError(f"{checkpoint} has no run.json that names its target: give --target")
     model, tokenizer = _load(checkpoint, dtype)
-    depth = model.config.get_text_config().num_hidden_layers
-    known = getattr(model.config, "sorted_exits", None) or [depth]
-    exits = list(check_exits(exits or known, depth))
-    chosen = depth if exit is None else exit
-    if chosen not in exits:
-        raise ValueError(f"{checkpoint} has no exit {chosen}: it was trained at {', '.join(map(str, exits))}")
-    fingerprint = getattr(model.config, "template_fingerprint", "")
-    if chosen < depth:
-        model = first_layers(model, chosen)
-    exits = [number for number in exits if number <= chosen]
+    model, chosen, exits, fingerprint = _cut(checkpoint, model, exit, exits)
     if engine:
         exits = exits[-1:]
+    shown = name or out.name
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
         save_model(part, model, tokenizer, exits=exits, template_fingerprint=fingerprint)
-        shown = name or out.name
         source = licence_folder(target, reach)
         licence = licence_of(source)
         results = _json(Path(bench) / "results.json") if bench else {}
-        card = model_card(
-            name=shown, target=target, exit=chosen, exits=exits, run=run, results=results, licence=licence
-        )
+        told: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence}
+        card = model_card(name=shown, target=target, run=run, results=results, **told)
         (part / "README.md").write_text(card, encoding="utf-8")
-        licences = copy_licences(source, part)
+        told["licence_files"] = copy_licences(source, part)
         if run:
             shutil.copyfile(Path(checkpoint) / "run.json", part / "run.json")
-        told: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence, "licence_files": licences}
         if engine:
-            config = speculative_config(shown)
-            (part / "speculative_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            told |= {"speculative_config": config, "serve": serve_line(shown, target)}
+            told |= _for_engine(part, shown, target)
         if out.exists():
             out.rmdir()
         os.replace(part, out)
@@ -88,6 +70,34 @@ def export_draft(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return {**told, "files": sorted(path.name for path in out.iterdir())}
+
+
+def _check(out: Path, dtype: str | None, engine: str | None) -> None:
+    if engine not in (None, "vllm"):
+        raise ValueError(f"unknown engine {engine!r}: vllm")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty: give a new folder")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: {', '.join(DTYPES)}")
+
+
+def _cut(checkpoint: str, model: Any, exit: int | None, exits: Sequence[int] | None) -> tuple[Any, int, list[int], str]:
+    """(the model that leaves after `exit` layers, how many they are, its own exits, its template's fingerprint)."""
+    depth = model.config.get_text_config().num_hidden_layers
+    known = list(check_exits(exits or getattr(model.config, "sorted_exits", None) or [depth], depth))
+    chosen = depth if exit is None else exit
+    if chosen not in known:
+        raise ValueError(f"{checkpoint} has no exit {chosen}: it was trained at {', '.join(map(str, known))}")
+    fingerprint = getattr(model.config, "template_fingerprint", "")
+    cut = first_layers(model, chosen) if chosen < depth else model
+    return cut, chosen, [number for number in known if number <= chosen], fingerprint
+
+
+def _for_engine(part: Path, shown: str, target: str) -> dict[str, Any]:
+    """vLLM's speculative config beside the model, and the line that serves both."""
+    config = speculative_config(shown)
+    (part / "speculative_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return {"speculative_config": config, "serve": serve_line(shown, target)}
 
 
 def _load(checkpoint: str, dtype: str | None) -> tuple[Any, Any]:

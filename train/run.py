@@ -77,7 +77,7 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
         save_every=plan.watch.save_every,
         deadline=None if max_steps or plan.minutes is None else began + plan.minutes * 60,
     )
-    _fit(plan, module, data, watcher, record, max_steps)
+    fit(plan, module, data, watcher, record, max_steps)
     state = final_state(watcher.trainer, module, record)
     if first:
         _finish(plan, record, model, tokenizer, metrics, exits, template, state)
@@ -196,9 +196,10 @@ def _validate(plan: Plan, data: Batches, target: HFTarget | None, model: Any, ex
     return validate
 
 
-def _fit(
+def fit(
     plan: Plan, module: Training, data: Batches, watcher: AtSteps, record: RunRecord, max_steps: int | None
 ) -> None:
+    """Train to `max_steps`, from the newest state where there is one."""
     newest = record.newest_state()
     if newest is not None and rank() == 0:
         print(f"going on from {newest.name}", file=sys.stderr)
