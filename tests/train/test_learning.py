@@ -1,6 +1,9 @@
 """A whole study of a tiny target: what is finished is not done again, and its figures are those of the step."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,8 @@ from draftsmith.train import learning
 from draftsmith.train.learning import all_kinds
 from draftsmith.train.settings import Machine, Optim, Text
 from draftsmith.train.validation import accepted_lengths
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "bench_learning.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,21 @@ def test_another_study_is_not_mixed_into_a_folder(study):
         run(max_steps=4)
     with pytest.raises(ValueError, match="no kind of run is called 'sft-3': soft, sft, sft-2"):
         run(only=["sft-3"])
+
+
+def test_the_recipe_runs_as_a_command_of_its_own(target_folder, chats, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question_id": 0, "turns": ["go on from 1"]}) + "\n")
+    words = [sys.executable, "-m", "draftsmith.recipes.bench_learning", "--config", RECIPE, "--target", target_folder,
+             "--data", f"[{chats}]", "--questions", f"[{questions}]", "--out", tmp_path / "out", "--only", "[soft]",
+             "--seeds", "[0]", "--max_steps", "1", "--max_new_tokens", "4", "--text.max_length", "128",
+             "--text.cache", tmp_path / "cache"]  # fmt: skip
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert list(told["kinds"]["soft"]["exits"]) == ["1", "2", "4"]
+    assert told["comparisons"] == []
+    assert "| soft | 4 |" in done.stderr
 
 
 def test_kinds_are_named_by_what_they_are():
