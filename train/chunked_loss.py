@@ -1,18 +1,20 @@
-"""Cross-entropy of several exits through one output head, chunk by chunk: logits of all positions never stand at once.
+"""Losses of several exits through one output head, chunk by chunk: logits of all positions never stand at once.
 
-Each chunk's logits are made, turned into their own gradient in place, multiplied back onto states and head, and let
-go. So the forward pass already holds the gradients (they are linear in the loss's), and nothing of size positions x
-vocabulary is kept or made twice. One function takes all exits, because the head's gradient is as large as the head:
-there is one of it, however many exits there are. Reductions run in float32 at least.
+Each chunk's logits are made, turned into their own gradient, multiplied back onto states and head, and let go. So the
+forward pass already holds the gradients (they are linear in the loss's), and nothing of size positions x vocabulary is
+kept or made twice. One function takes all exits, because the head's gradient is as large as the head: there is one of
+it, however many exits there are; and because what a loss compares a chunk with is then made once for all of them.
+Reductions run in float32 at least.
 
-Which positions count, and what the sum is divided by, is not known here.
+Cross-entropy is here; what else a loss may be (divergences.py), which positions count, and what the sum is divided by,
+are not known here.
 
 Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,10 @@ from torch import nn
 # Entries of a chunk's logits: 64 MiB of float32 on a CPU; a GPU wants larger products.
 CHUNK_ENTRIES = 1 << 24
 CHUNK_ENTRIES_CUDA = 1 << 27
+
+# (logits of a chunk, which may be used up; the chunk; whether a slope is wanted) -> (loss summed over the chunk, its
+# slope in those logits or None).
+Loss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def chunked_cross_entropy(
@@ -37,12 +43,30 @@ def chunked_cross_entropy(
 
     `states_END`: each exit's states after the final norm, at the positions that have a label.
     """
-    device = labels_N.device.type
+
+    def loss(logits_CV: torch.Tensor, chunk: slice, slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return _cross_entropy(logits_CV, labels_N[chunk], slope)
+
+    return chunked_loss(states_END, head, weights, loss, scale=scale, softcap=softcap, chunk_entries=chunk_entries)
+
+
+def chunked_loss(
+    states_END: Sequence[torch.Tensor],
+    head: nn.Linear,
+    weights: Sequence[float],
+    loss: Loss,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    chunk_entries: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for any loss of a chunk's logits. The exits of a chunk follow one another."""
+    device = states_END[0].device.type
     entries = chunk_entries or (CHUNK_ENTRIES_CUDA if device == "cuda" else CHUNK_ENTRIES)
     size = max(entries // head.out_features, 1)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
     total, sums_E = _Chunked.apply(
-        head.weight, head.bias, labels_N, tuple(weights), (scale, softcap, size, dtype), *states_END
+        head.weight, head.bias, tuple(weights), (scale, softcap, size, dtype), loss, *states_END
     )
     return total, sums_E
 
@@ -53,29 +77,30 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
-        labels_N: torch.Tensor,
         weights: tuple[float, ...],
         settings: tuple[float, float, int, torch.dtype],
+        loss: Loss,
         *states_END: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         scale, softcap, size, dtype = settings
         exact = torch.promote_types(weight_VD.dtype, torch.float32)
         needed = ctx.needs_input_grad
-        with torch.autocast(labels_N.device.type, enabled=False):
+        device = states_END[0].device
+        with torch.autocast(device.type, enabled=False):
             used_VD = weight_VD.to(dtype)
             grad_VD = torch.zeros_like(weight_VD, dtype=exact) if needed[0] else None
             grad_V = torch.zeros_like(bias_V, dtype=exact) if bias_V is not None and needed[1] else None
             grad_END = [torch.empty_like(states_ND) for states_ND in states_END] if any(needed[5:]) else None
-            sums_E = torch.zeros(len(states_END), dtype=exact, device=labels_N.device)
-            for e, states_ND in enumerate(states_END):
-                for start in range(0, len(labels_N), size):
-                    chunk = slice(start, start + size)
-                    states_CD, labels_C = states_ND[chunk].to(dtype), labels_N[chunk]
+            sums_E = torch.zeros(len(states_END), dtype=exact, device=device)
+            for start in range(0, len(states_END[0]), size):
+                chunk = slice(start, start + size)
+                for e, states_ND in enumerate(states_END):
+                    states_CD = states_ND[chunk].to(dtype)
                     logits_CV = (states_CD @ used_VD.T).to(exact)
                     if bias_V is not None:
                         logits_CV += bias_V.to(exact)
-                    loss, slope_CV = _loss_and_slope(logits_CV, labels_C, scale, softcap, any(needed))
-                    sums_E[e] += loss
+                    summed, slope_CV = _shaped(loss, logits_CV, chunk, scale, softcap, any(needed))
+                    sums_E[e] += summed
                     if slope_CV is None:
                         continue
                     slope_CV *= weights[e]
@@ -90,7 +115,7 @@ class _Chunked(torch.autograd.Function):
         ctx.gradients = (grad_VD, grad_V, grad_END)
         ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(sums_E)
-        total = (sums_E * torch.tensor(weights, dtype=exact, device=sums_E.device)).sum()
+        total = (sums_E * torch.tensor(weights, dtype=exact, device=device)).sum()
         return total, sums_E
 
     @staticmethod
@@ -115,10 +140,10 @@ def _add_product(grad_VD: torch.Tensor, slope_CV: torch.Tensor, states_CD: torch
         grad_VD[start : start + rows] += slope_CV[:, start : start + rows].T @ states_CD
 
 
-def _loss_and_slope(
-    logits_CV: torch.Tensor, labels_C: torch.Tensor, scale: float, softcap: float, slope: bool
+def _shaped(
+    loss: Loss, logits_CV: torch.Tensor, chunk: slice, scale: float, softcap: float, slope: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The chunk's token sum, and the slope of that sum in the head's own output; `logits_CV` is used up."""
+    """The loss of the model's logits, and its slope in the head's own output; `logits_CV` is used up."""
     if scale != 1.0:
         logits_CV *= scale
     bend_CV = None
@@ -126,15 +151,24 @@ def _loss_and_slope(
         logits_CV = torch.tanh_(logits_CV.div_(softcap))
         bend_CV = 1 - logits_CV.square() if slope else None
         logits_CV *= softcap
-    picked_C1 = labels_C[:, None]
-    norm_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
-    loss = (norm_C1 - logits_CV.gather(1, picked_C1)).sum()
-    if not slope:
-        return loss, None
-    slope_CV = logits_CV.sub_(norm_C1).exp_()
-    slope_CV.scatter_add_(1, picked_C1, torch.full_like(norm_C1, -1.0))
+    summed, slope_CV = loss(logits_CV, chunk, slope)
+    if slope_CV is None:
+        return summed, None
     if bend_CV is not None:
         slope_CV *= bend_CV
     if scale != 1.0:
         slope_CV *= scale
-    return loss, slope_CV
+    return summed, slope_CV
+
+
+def _cross_entropy(
+    logits_CV: torch.Tensor, labels_C: torch.Tensor, slope: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    picked_C1 = labels_C[:, None]
+    norm_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
+    summed = (norm_C1 - logits_CV.gather(1, picked_C1)).sum()
+    if not slope:
+        return summed, None
+    slope_CV = logits_CV.sub_(norm_C1).exp_()
+    slope_CV.scatter_add_(1, picked_C1, torch.full_like(norm_C1, -1.0))
+    return summed, slope_CV
