@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "answers": Command("draftsmith.recipes.answers:answers", "write the target's own answers to a set of prompts"),
     "train sft": Command("draftsmith.recipes.train:sft", "train a draft model by supervised fine-tuning"),
     "train soft": Command("draftsmith.recipes.train:soft", "train one draft with several exits (sorted fine-tuning)"),
+    "train distil": Command("draftsmith.recipes.distil:distil", "train a draft model on the target's own law"),
     "train target": Command("draftsmith.recipes.train:target", "train a small target from scratch on local text"),
     "export": Command("draftsmith.recipes.export:export", "a trained draft as a plain model, to a folder or the Hub"),
     "generate": Command("draftsmith.recipes.generate:generate", "text from a target and a drafter"),

@@ -24,11 +24,13 @@ Batch = dict[str, torch.Tensor]
 
 
 def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
-    """[B, T] token ids, position ids that begin anew with each document, and labels: at each position the next token of
-    the same document where it is learned, IGNORED elsewhere. The unused end of a row is a document of its own."""
+    """[B, T] token ids, position ids that begin anew with each document, labels: at each position the next token of the
+    same document where it is learned, IGNORED elsewhere; and places: where the corpus keeps each token, -1 for what is
+    not the corpus's. The unused end of a row is a document of its own."""
     input_ids_BT = np.zeros((len(packs), length), dtype=np.int64)
     position_ids_BT = np.zeros((len(packs), length), dtype=np.int64)
     labels_BT = np.full((len(packs), length), IGNORED, dtype=np.int64)
+    places_BT = np.full((len(packs), length), -1, dtype=np.int64)
     for b, samples in enumerate(packs):
         at = 0
         for sample in samples:
@@ -37,9 +39,10 @@ def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
             input_ids_BT[b, at:end] = tokens
             position_ids_BT[b, at:end] = np.arange(len(tokens))
             labels_BT[b, at : end - 1] = np.where(mask[1:], tokens[1:], IGNORED)
+            places_BT[b, at:end] = int(corpus.offsets[sample]) + np.arange(len(tokens))
             at = end
         position_ids_BT[b, at:] = np.arange(length - at)
-    arrays = {"input_ids": input_ids_BT, "position_ids": position_ids_BT, "labels": labels_BT}
+    arrays = {"input_ids": input_ids_BT, "position_ids": position_ids_BT, "labels": labels_BT, "places": places_BT}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -1,19 +1,21 @@
 """A draft model made from its target: the first layers, evenly spaced ones, or another shape; what fits is copied.
 
-Embeddings, final norm and head are the target's. Data and training are not known here.
+Embeddings, final norm and head are the target's, or their projection where the width differs (projection.py). Shapes
+are shapes.py's; data and training are not known here.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from draftsmith.infer.layers import find_parts, picked_config, stack_path
-
-SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+from draftsmith.train.projection import project_embeddings
+from draftsmith.train.shapes import reshaped
 
 
 def pick_layers(how: str, num_layers: int, of: int) -> list[int]:
@@ -24,7 +26,7 @@ def pick_layers(how: str, num_layers: int, of: int) -> list[int]:
         return list(range(num_layers))
     if how == "even":
         return [round(i * (of - 1) / (num_layers - 1)) for i in range(num_layers)] if num_layers > 1 else [0]
-    raise ValueError(f"unknown initialisation {how!r}: first, even or fresh")
+    raise ValueError(f"unknown initialisation {how!r}: first, even, fresh, or the folder of a draft")
 
 
 def init_draft(
@@ -36,41 +38,54 @@ def init_draft(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A draft of `target` in `dtype`. `how`: first or even layers of the target, or fresh ones at random; with `shape`
-    (hidden_size, ...) of another width, where only what has the target's shape is copied."""
-    count = target.config.get_text_config().num_hidden_layers
-    if shape and how != "fresh":
-        raise ValueError("another width has no use for the target's layers: a shape goes with init fresh")
+    """A draft of `target` in `dtype`. `how`: first or even layers of the target, fresh ones at random, or the folder of
+    a draft that was trained before. With `shape` (hidden_size, ...) tensors of another shape than the target's are
+    fresh; embeddings and head of another width are projected."""
+    if Path(how).is_dir():
+        return _trained_before(target, how, num_layers, shape or {}, dtype)
+    config_of = target.config.get_text_config()
+    count = config_of.num_hidden_layers
+    other_width = (shape or {}).get("hidden_size", config_of.hidden_size) != config_of.hidden_size
+    if other_width and how != "fresh":
+        raise ValueError("another width has no use for the target's layers: such a shape goes with init fresh")
     if how == "fresh":
         if num_layers < 1:
             raise ValueError(f"num_layers is {num_layers}: a draft has at least one layer")
         picked = [i % count for i in range(num_layers)]
     else:
         picked = pick_layers(how, num_layers, count)
-    config = _reshaped(picked_config(target.config, picked), shape or {})
+    config = reshaped(picked_config(target.config, picked), shape or {})
     config.dtype = dtype
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         draft = type(target)(config).to(dtype)
     draft.generation_config = copy.deepcopy(target.generation_config)
-    _copy(target, draft, None if how == "fresh" else picked)
+    _copy(target, draft, None if how == "fresh" else picked, whole=not shape)
+    if other_width:
+        project_embeddings(target, draft)
     return draft
 
 
-def _reshaped(config: Any, shape: dict[str, int]) -> Any:
-    text = config.get_text_config()
-    for name, value in shape.items():
-        if name not in SHAPE or not hasattr(text, name):
-            raise ValueError(f"{config.model_type} has no shape {name!r}; known are {', '.join(SHAPE)}")
-        setattr(text, name, value)
-    if shape and "head_dim" not in shape and getattr(text, "head_dim", None):
-        text.head_dim = text.hidden_size // text.num_attention_heads
-    return config
+def _trained_before(target: Any, folder: str, num_layers: int, shape: dict[str, int], dtype: torch.dtype) -> Any:
+    """The draft in `folder`, to be trained on."""
+    from draftsmith.infer.models import load_model
+
+    draft, _ = load_model(folder, device="cpu")
+    config = draft.config.get_text_config()
+    if config.vocab_size != target.config.get_text_config().vocab_size:
+        raise ValueError(f"{folder} has a vocabulary of {config.vocab_size} tokens, which is not the target's")
+    wanted = {"num_hidden_layers": num_layers, **shape}
+    have = {name: getattr(config, name, None) for name in wanted}
+    other = [f"{name} {have[name]}, not {size}" for name, size in wanted.items() if have[name] != size]
+    if other:
+        raise ValueError(f"{folder} has {', '.join(other)}: a draft goes on in its own shape")
+    return draft.to(dtype)
 
 
 @torch.no_grad()
-def _copy(target: Any, draft: Any, picked: Sequence[int] | None) -> None:
-    """Copy all tensors of the same name and shape; layer i of the draft takes the target's layer picked[i]."""
+def _copy(target: Any, draft: Any, picked: Sequence[int] | None, whole: bool) -> None:
+    """Copy all tensors of the same name and shape; layer i of the draft takes the target's layer picked[i]. `whole`:
+    every tensor has to have its like."""
     path = stack_path(target) + "."
     have = target.state_dict()
     for name, tensor in draft.state_dict().items():
@@ -80,7 +95,7 @@ def _copy(target: Any, draft: Any, picked: Sequence[int] | None) -> None:
             source = None if picked is None else f"{path}{picked[int(number)]}.{rest}"
         if source in have and have[source].shape == tensor.shape:
             tensor.copy_(have[source])
-        elif picked is not None:
+        elif picked is not None and whole:
             raise ValueError(f"the target has nothing of the shape of {name}: it cannot be cut into a draft")
 
 

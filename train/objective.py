@@ -7,10 +7,12 @@ Legend: E exits, N positions, D hidden.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from draftsmith.train.corpus import Corpus
 from draftsmith.train.exits import ExitStates
 
 
@@ -21,11 +23,34 @@ class Sums(NamedTuple):
     per_exit_E: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a run lends its objective before the first step.
+
+    Args:
+        target: the target's model, in its own dtype; it may be moved to another device, not changed.
+        draft: the model that is trained.
+        corpus: all samples, held-out ones too.
+        max_length: tokens of a packed row.
+        device: cpu or cuda.
+    """
+
+    target: Any
+    draft: Any
+    corpus: Corpus
+    max_length: int
+    device: str
+
+
 class Objective(Protocol):
     """One of sft.SFT, soft.SoFT, ...: recipes name it by its dotted path."""
 
     def exits(self, num_layers: int) -> list[int]:
         """The exits that a draft of so many layers is trained at; ValueError where it cannot have them."""
+        ...
+
+    def begin(self, run: Surroundings) -> None:
+        """Make ready what the objective needs beside the draft; called once, before the first step."""
         ...
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums: ...

@@ -30,7 +30,7 @@ from draftsmith.train.draft_init import freeze, init_draft
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.lora import add_lora, merge_lora
 from draftsmith.train.memory import memory_estimate, shards_of
-from draftsmith.train.objective import Objective
+from draftsmith.train.objective import Objective, Surroundings
 from draftsmith.train.optimisers import Schedule
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run_record import Metrics, RunRecord
@@ -59,7 +59,9 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
     tokenizer = load_tokenizer(plan.target)
     template = find_template(plan.text.template, tokenizer, plan.text.template_kwargs, plan.text.system)
     corpus, data = load_data(plan, template, first)
-    target, model = _models(plan)
+    loaded, target, model = _models(plan)
+    objective.begin(Surroundings(loaded, model, corpus, plan.text.max_length, plan.machine.device))
+    del loaded  # the objective keeps it if it needs it
     module = _module(objective, plan, model, exits)
     _tell_memory(plan, model, exits, first)
     max_steps = facts.get("max_steps") or (None if plan.minutes else plan.max_steps or data.steps_in(plan.epochs))
@@ -136,8 +138,8 @@ def load_data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batc
     return corpus, data
 
 
-def _models(plan: Plan) -> tuple[HFTarget | None, Any]:
-    """The target, where validation decodes with it, and the draft to train."""
+def _models(plan: Plan) -> tuple[Any, HFTarget | None, Any]:
+    """The target's model, the target where validation decodes with it, and the draft to train."""
     from draftsmith.infer.hf_target import HFTarget
     from draftsmith.infer.models import load_model
 
@@ -158,7 +160,8 @@ def _models(plan: Plan) -> tuple[HFTarget | None, Any]:
         for layer in find_parts(model).layers:
             layer.compile()
     wanted = plan.watch.val_prompts and plan.text.held_out and rank() == 0
-    return (HFTarget(loaded.to(plan.machine.device), tokenizer) if wanted else None), model.train()
+    target = HFTarget(loaded.to(plan.machine.device), tokenizer) if wanted else None
+    return loaded, target, model.train()
 
 
 def _tell_memory(plan: Plan, model: Any, exits: list[int], first: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from draftsmith.train.chunked_loss import chunked_cross_entropy
 from draftsmith.train.exits import ExitStates
-from draftsmith.train.objective import Sums
+from draftsmith.train.objective import Sums, Surroundings
 
 
 class SFT:
@@ -17,6 +17,9 @@ class SFT:
 
     def exits(self, num_layers: int) -> list[int]:
         return [num_layers]
+
+    def begin(self, run: Surroundings) -> None:
+        """Nothing is needed beside the draft."""
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums:
         states_END, labels_N = draft(batch)

@@ -12,7 +12,7 @@ import torch
 
 from draftsmith.train.chunked_loss import chunked_cross_entropy
 from draftsmith.train.exits import ExitStates, check_exits
-from draftsmith.train.objective import Sums
+from draftsmith.train.objective import Sums, Surroundings
 
 
 class SoFT:
@@ -34,6 +34,9 @@ class SoFT:
 
     def exits(self, num_layers: int) -> list[int]:
         return list(check_exits(self._exits, num_layers))
+
+    def begin(self, run: Surroundings) -> None:
+        """Nothing is needed beside the draft."""
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums:
         states_END, labels_N = draft(batch)

@@ -1,0 +1,94 @@
+"""`draftsmith train distil`: options to a distilled draft, by draftsmith.train.
+
+No training happens here; what the options mean stands in draftsmith.train.distil, .settings and .run.
+"""
+
+from __future__ import annotations
+
+from draftsmith.train.settings import Machine, Optim, Text, Watch
+
+
+def distil(
+    *,
+    target: str,
+    data: list[str],
+    out: str,
+    num_layers: int | None = None,
+    preset: str | None = None,
+    losses: dict[str, float] | None = None,
+    temperature: float = 1.0,
+    top_k: int = 4,
+    sharpness: float = 1.0,
+    teacher: str = "live",
+    teacher_top_k: int = 64,
+    on_policy: float = 0.0,
+    exits: list[int] | None = None,
+    exit_weights: list[float] | None = None,
+    init: str = "first",
+    shape: dict[str, int] | None = None,
+    freeze: list[str] | None = None,
+    lora_rank: int = 0,
+    epochs: float = 3.0,
+    max_steps: int | None = None,
+    minutes: float | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    seed: int = 0,
+    text: Text = Text(),
+    optim: Optim = Optim(),
+    machine: Machine = Machine(),
+    watch: Watch = Watch(),
+    json: bool = False,
+) -> None:
+    """Train a draft model on the target's own law (distillation). Run again with the same options, it goes on.
+
+    Args:
+        target: folder or Hub name of the model to draft for, which is the teacher as well.
+        data: conversations, best the target's own answers: files, folders or data sets on the Hub.
+        out: the new folder for model, curves and run.json.
+        num_layers: layers of the draft.
+        preset: instead, a published shape: wide-1, wide-3, wide-5 (the target's width), 290M, 543M, 796M, 1.3B.
+        losses: name and weight of forward_kl, reverse_kl, jsd, total_variation, cross_entropy, or of what the rule that
+            will run accepts: sampled, greedy, topk; not given: forward_kl alone.
+        temperature: of both laws; 0 for a target that will be greedy (losses greedy, topk and cross_entropy only).
+        top_k: tokens that a tree will try at a node, for the loss topk.
+        sharpness: what stands in for an argmax in the losses greedy and topk: softmax(sharpness x logits).
+        teacher: live, or a folder for a cache of what the target says, which is made first where there is none.
+        teacher_top_k: tokens per position in such a cache.
+        on_policy: the share of batches whose answers the draft writes itself.
+        exits: numbers of layers after which the draft can be left; the last is num_layers. Not given: one exit.
+        exit_weights: weights of the exits' losses; equal where none are given.
+        init: the layers that the draft begins as: first, even, fresh (at random), or the folder of a draft to train on.
+        shape: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, if not the target's.
+        freeze: embeddings, head, or both stay the target's.
+        lora_rank: train adapters of this rank and merge them at the end; 0 trains the weights themselves.
+        epochs: passes over the data.
+        max_steps: optimiser steps, instead of epochs.
+        minutes: train so long, instead: the first steps are measured, then max_steps is fixed.
+        devices: devices per machine.
+        num_nodes: machines.
+        strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
+        seed: of order, initialisation, dropout and on-policy answers.
+        text: data and template.
+        optim: learning rate, batch, optimiser.
+        machine: device, precision, workers.
+        watch: validation, states, loggers.
+        json: print one JSON object on the last line.
+    """
+    options = dict(locals())
+    from draftsmith.recipes.train import _train
+    from draftsmith.train.distil import Distil
+    from draftsmith.train.shapes import preset as find_preset
+
+    if (num_layers is None) == (preset is None):
+        raise ValueError("give either --num_layers or --preset")
+    name = options.pop("preset")
+    if name is not None:
+        shaped = find_preset(name)
+        options["num_layers"] = shaped.num_layers
+        options["shape"] = {**shaped.sizes, **(shape or {})} or None
+    own = ("temperature", "top_k", "sharpness", "teacher", "teacher_top_k", "on_policy", "exit_weights")
+    learned = {key: options.pop(key) for key in own}
+    objective = Distil(options.pop("losses") or {"forward_kl": 1.0}, exits=exits, seed=seed, **learned)
+    _train(objective, options)

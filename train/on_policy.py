@@ -1,0 +1,90 @@
+"""A share of the batches in which the draft answers itself, and learns what the target would have said there.
+
+Drafts are asked in contexts that the target wrote, not they; but within a draft they stand on their own tokens, and it
+is there that their mistakes add up (DistillSpec, arXiv 2310.08461; on-policy distillation, 2306.13649). Of every
+document of such a batch the answer from the first learned token on is drawn anew from the draft as it is now, as long
+as the old one or until an end token; what came after the first answer is not learned that time. Which batches these
+are, and every draw, depend on the seed and the micro-batch's number alone, so that a resumed run draws the same.
+
+Which loss follows is not known here.
+
+Legend: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.generate import generate
+from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.keyed import uniform
+from draftsmith.infer.row import Row, Stops
+from draftsmith.infer.settings import Settings
+from draftsmith.train.batches import IGNORED, Batch
+
+ROWS_AT_ONCE = 32
+
+
+class OnPolicy:
+    """`share` of the micro-batches; the draft is sampled at `temperature` (greedily at 0)."""
+
+    def __init__(self, share: float, temperature: float, seed: int) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"on_policy is {share}: it is a share of the batches, from 0 to 1")
+        self.share = share
+        self.settings = Settings(temperature=temperature, seed=seed)
+        self.seed = seed
+        self._decoder: HFTarget | None = None
+
+    def __call__(self, model: Any, batch: Batch) -> Batch:
+        """`batch`, or in its place one with the answers of `model`. Batches without a number are never on-policy."""
+        if "number" not in batch or not self.share:
+            return batch
+        number = int(batch["number"])
+        if uniform(self.seed, "micro-batch", number, "on-policy") >= self.share:
+            return batch
+        training = model.training
+        device = batch["labels"].device
+        if self._decoder is None or self._decoder.model is not model:
+            self._decoder = HFTarget(model)
+        try:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                return self._rewritten(self._decoder, batch, number)
+        finally:
+            model.train(training)
+
+    def _rewritten(self, decoder: HFTarget, batch: Batch, number: int) -> Batch:
+        decoder.model.eval()
+        ids_BT, labels_BT = batch["input_ids"].clone(), torch.full_like(batch["labels"], IGNORED)
+        spans = answer_spans(batch)
+        rows = [
+            Row(f"{number}-{b}-{first}", ids_BT[b, start : first + 1].tolist(), self.settings,
+                Stops(count, decoder.eos_ids))
+            for b, start, first, count in spans
+        ]  # fmt: skip
+        done = generate(decoder, Empty(), rows, batch_size=ROWS_AT_ONCE)
+        for (b, _, first, _), answer in zip(spans, done):
+            new = torch.tensor(answer.token_ids, device=ids_BT.device)
+            labels_BT[b, first : first + len(new)] = new
+            ids_BT[b, first + 1 : first + 1 + len(new)] = new
+        return {**batch, "input_ids": ids_BT, "labels": labels_BT}
+
+
+def answer_spans(batch: Batch) -> list[tuple[int, int, int, int]]:
+    """Per document: (row, its start, the position before its first learned token, how many are learned in one run)."""
+    spans = []
+    positions_BT, learned_BT = batch["position_ids"].tolist(), (batch["labels"] != IGNORED).tolist()
+    for b, (positions_T, learned_T) in enumerate(zip(positions_BT, learned_BT)):
+        starts = [t for t, position in enumerate(positions_T) if position == 0]
+        for start, end in zip(starts, [*starts[1:], len(positions_T)]):
+            first = next((t for t in range(start, end) if learned_T[t]), None)
+            if first is None:
+                continue
+            last = first
+            while last < end and learned_T[last]:
+                last += 1
+            spans.append((b, start, first, last - first))
+    return spans

@@ -1,0 +1,87 @@
+"""Teachers: who tells the target's law at the positions of a batch. Here the live one, the frozen target itself.
+
+It sees the same packed rows as the draft, documents kept apart in the same way (exits.py), without a gradient; its
+logits are made chunk by chunk when a loss asks for them, once for all exits. A teacher that was written to disk is in
+teacher_cache.py. Losses and drafts are not known here.
+
+Legend: N positions that have a label, D hidden, V vocabulary, C positions of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from draftsmith.infer.layers import shaped_logits
+from draftsmith.train.exits import ExitStates
+from draftsmith.train.laws import TargetChunk
+
+Batch = dict[str, torch.Tensor]
+
+
+class BatchLaws(Protocol):
+    """The target's laws at the N positions of a batch."""
+
+    def chunk(self, chunk: slice) -> TargetChunk: ...
+
+
+class Teacher(Protocol):
+    vocab_size: int
+
+    def __call__(self, batch: Batch) -> BatchLaws: ...
+
+
+class LiveTeacher:
+    """The target `model`, frozen. It follows the batches to their device."""
+
+    def __init__(self, model: Any) -> None:
+        layers = model.config.get_text_config().num_hidden_layers
+        self.states = ExitStates(model.requires_grad_(False).eval(), [layers])
+        self.vocab_size = int(self.states.head.out_features)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> LiveLaws:
+        device = batch["labels"].device
+        if self.states.head.weight.device != device:
+            self.states.to(device)
+        self.states.eval()
+        (states_ND,), _ = self.states(batch)
+        return LiveLaws(states_ND, self.states)
+
+
+class LiveLaws:
+    """The target's states at a batch's positions. Only the newest chunk's logits stand in memory."""
+
+    def __init__(self, states_ND: torch.Tensor, model: ExitStates) -> None:
+        self.states_ND = states_ND
+        self.model = model
+        self._newest: tuple[slice, LiveChunk] | None = None
+
+    def chunk(self, chunk: slice) -> LiveChunk:
+        if self._newest is None or self._newest[0] != chunk:
+            self._newest = None
+            head, states_CD = self.model.head, self.states_ND[chunk]
+            with torch.inference_mode(), torch.autocast(states_CD.device.type, enabled=False):
+                logits_CV = head(states_CD.to(head.weight.dtype))
+                logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+                logits_CV = shaped_logits(logits_CV, self.model.scale, self.model.softcap)
+            self._newest = (chunk, LiveChunk(logits_CV))
+        return self._newest[1]
+
+
+class LiveChunk:
+    """Logits of a chunk, and the law last asked for."""
+
+    def __init__(self, logits_CV: torch.Tensor) -> None:
+        self.logits_CV = logits_CV
+        self._made: tuple[float, torch.Tensor] | None = None
+
+    def log_probs(self, temperature: float, draft_log_CV: torch.Tensor) -> torch.Tensor:
+        if self._made is None or self._made[0] != temperature:
+            scaled_CV = self.logits_CV if temperature == 1.0 else self.logits_CV / temperature
+            self._made = (temperature, torch.log_softmax(scaled_CV, -1))
+        return self._made[1]
+
+    def choice(self) -> torch.Tensor:
+        return self.logits_CV.argmax(-1)

@@ -1,0 +1,172 @@
+"""A teacher on disk: per learned position the target's likeliest tokens, their probabilities, and the mass of the rest.
+
+    teacher.json         what it is of: target, corpus, top_k, temperature; at the end every shard's checksum
+    shard-00000.bin      records of SHARD_POSITIONS positions in the corpus's order: ids, probabilities (float16), tail
+    shard-00000.sha256   its checksum, written before the shard takes its name
+
+The rest of a law is spread in the draft's own shape. So the divergences are those of the laws in which all other tokens
+are one, exact in value and in slope; a flat rest would teach the draft to be flat. How it is made is
+teacher_cache_build.py's; losses are not known here.
+
+Legend: N positions that have a label, K kept tokens, V vocabulary, C positions of a chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from draftsmith.train.batches import IGNORED, Batch
+from draftsmith.train.corpus import Corpus
+
+FORMAT = 1
+SHARD_POSITIONS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a cache was made of, and how: equal, or it is another cache."""
+
+    target: str
+    corpus: str
+    positions: int
+    vocab_size: int
+    top_k: int
+    temperature: float
+    format: int = FORMAT
+
+    @property
+    def record(self) -> np.dtype[Any]:
+        """One position on disk."""
+        ids = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        return np.dtype([("ids", ids, (self.top_k,)), ("probs", np.float16, (self.top_k,)), ("tail", np.float32)])
+
+    @property
+    def bytes(self) -> int:
+        return self.positions * self.record.itemsize
+
+    @property
+    def shards(self) -> list[range]:
+        """The positions of each shard."""
+        starts = range(0, self.positions, SHARD_POSITIONS)
+        return [range(start, min(start + SHARD_POSITIONS, self.positions)) for start in starts]
+
+
+def identity_of(model: Any, corpus: Corpus, top_k: int, temperature: float) -> Identity:
+    """Every weight and every token speaks."""
+    vocab_size = int(model.get_output_embeddings().out_features)
+    if not 1 <= top_k < vocab_size:
+        raise ValueError(f"a teacher cache of {top_k} tokens per position: 1 to {vocab_size - 1} of this vocabulary")
+    weights = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        weights.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        weights.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    text = hashlib.sha256()
+    for array in (corpus.offsets, corpus.tokens, corpus.masks):
+        text.update(np.ascontiguousarray(array).data)
+    positions = int(np.sum(corpus.loss_counts))
+    return Identity(weights.hexdigest(), text.hexdigest(), positions, vocab_size, top_k, float(temperature))
+
+
+def learned_positions(corpus: Corpus) -> np.ndarray:
+    """[tokens] how many learned positions lie before each place of the corpus. A position is learned at the token
+    before the one that it predicts, within one sample."""
+    learned = np.zeros(len(corpus.tokens), dtype=bool)
+    learned[:-1] = np.asarray(corpus.masks[1:]) != 0
+    learned[np.asarray(corpus.offsets[1:]) - 1] = False
+    before = np.cumsum(learned, dtype=np.int64)
+    before -= learned
+    return before
+
+
+def check_identity(folder: Path, wanted: Identity) -> dict[str, Any]:
+    """What teacher.json says; ValueError where it is of something else."""
+    path = folder / "teacher.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = facts["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no description of a teacher cache") from error
+    other = [key for key, value in asdict(wanted).items() if found.get(key) != value]
+    if other:
+        names = {"target": "other weights", "corpus": "other data, template or max_length"}
+        told = ", ".join(names.get(key, f"{key} {found.get(key)}, now {getattr(wanted, key)}") for key in other)
+        raise ValueError(f"{folder} is a teacher cache of something else ({told}): give another folder")
+    return facts
+
+
+class CachedTeacher:
+    """Reads a finished cache, whose checksums are compared first."""
+
+    def __init__(self, folder: Path, identity: Identity, corpus: Corpus) -> None:
+        facts = check_identity(folder, identity)
+        if facts.get("state") != "finished":
+            raise ValueError(f"{folder} is not finished: build it on one device before training on several")
+        self.vocab_size = identity.vocab_size
+        self._temperature = identity.temperature
+        self._places = learned_positions(corpus)
+        self._shards = []
+        for number, positions in enumerate(identity.shards):
+            path = shard_path(folder, number)
+            if not path.is_file() or file_hash(path) != facts["sha256"][number]:
+                raise ValueError(f"{path} is damaged or missing: delete {folder}, and it is made anew")
+            self._shards.append(np.memmap(path, dtype=identity.record, mode="r", shape=(len(positions),)))
+
+    def __call__(self, batch: Batch) -> CachedLaws:
+        places_N = batch["places"][batch["labels"] != IGNORED]
+        positions_N = self._places[places_N.cpu().numpy()]
+        numbers_N, within_N = np.divmod(positions_N, SHARD_POSITIONS)
+        dtype = self._shards[0].dtype if self._shards else np.dtype([])
+        records_N = np.empty(len(positions_N), dtype=dtype)
+        for number in np.unique(numbers_N):
+            here_N = numbers_N == number
+            records_N[here_N] = self._shards[number][within_N[here_N]]
+        return CachedLaws(records_N, places_N.device, self._temperature)
+
+
+class CachedLaws:
+    """The laws of a batch, as read."""
+
+    def __init__(self, records_N: np.ndarray, device: torch.device, temperature: float) -> None:
+        self.ids_NK = torch.from_numpy(records_N["ids"].astype(np.int64)).to(device)
+        probs_NK = torch.from_numpy(records_N["probs"].astype(np.float32)).to(device)
+        tail_N1 = torch.from_numpy(records_N["tail"].copy()).to(device)[:, None]
+        whole_N1 = probs_NK.sum(-1, keepdim=True) + tail_N1  # float16 rounds
+        self.log_probs_NK, self.log_tail_N1 = (probs_NK / whole_N1).log(), (tail_N1 / whole_N1).log()
+        self.temperature = temperature
+
+    def chunk(self, chunk: slice) -> CachedChunk:
+        return CachedChunk(self.ids_NK[chunk], self.log_probs_NK[chunk], self.log_tail_N1[chunk], self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedChunk:
+    ids_CK: torch.Tensor
+    log_probs_CK: torch.Tensor
+    log_tail_C1: torch.Tensor
+    temperature: float
+
+    def log_probs(self, temperature: float, draft_log_CV: torch.Tensor) -> torch.Tensor:
+        assert temperature == self.temperature
+        rest_CV = draft_log_CV.exp().scatter_(1, self.ids_CK, 0.0)
+        log_rest_C1 = rest_CV.sum(-1, keepdim=True).clamp_min(torch.finfo(rest_CV.dtype).tiny).log()
+        law_CV = draft_log_CV + (self.log_tail_C1.to(draft_log_CV.dtype) - log_rest_C1)
+        return law_CV.scatter_(1, self.ids_CK, self.log_probs_CK.to(draft_log_CV.dtype))
+
+    def choice(self) -> torch.Tensor:
+        return self.ids_CK[:, 0]
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.bin"
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

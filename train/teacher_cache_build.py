@@ -1,0 +1,155 @@
+"""Making a teacher cache: the frozen target reads the corpus once, and what it says goes to disk shard by shard.
+
+Killed at any moment, it goes on after the last whole shard. What it will take is told before, and refused where there
+is no room. The format is teacher_cache.py's.
+
+Legend: N positions that have a label, K kept tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from draftsmith.infer.measure.atomic import write_json, written_beside
+from draftsmith.train.batches import IGNORED, assemble
+from draftsmith.train.corpus import Corpus
+from draftsmith.train.objective import Surroundings
+from draftsmith.train.packing import pack
+from draftsmith.train.teacher import LiveTeacher
+from draftsmith.train.teacher_cache import (
+    CachedTeacher,
+    Identity,
+    check_identity,
+    file_hash,
+    identity_of,
+    learned_positions,
+    shard_path,
+)  # fmt: skip
+from draftsmith.train.trainers import rank
+
+ROWS_AT_ONCE = 4
+POSITIONS_AT_ONCE = 256
+SMALLEST = 2.0**-24  # float16's; a kept token never has probability 0
+
+
+def open_or_build(folder: str, run: Surroundings, *, top_k: int, temperature: float) -> CachedTeacher:
+    """The cache in `folder`, made or finished first where that is needed."""
+    path = Path(folder).expanduser()
+    identity = identity_of(run.target, run.corpus, top_k, temperature)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: a teacher is `live`, or the folder of a cache")
+    if rank() == 0 and _begin(path, identity):
+        _build(path, identity, run)
+    if not (path / "teacher.json").is_file():
+        raise ValueError(f"{path} is not there yet: build it on one device before training on several")
+    return CachedTeacher(path, identity, run.corpus)
+
+
+def _begin(folder: Path, identity: Identity) -> bool:
+    """Whether something is left to do; the disk it takes is told, and has to be there."""
+    if (folder / "teacher.json").is_file():
+        if check_identity(folder, identity).get("state") == "finished":
+            return False
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty, and holds no teacher cache: give a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sum(path.stat().st_size for path in folder.glob("shard-*.bin"))
+        free = shutil.disk_usage(folder).free
+        each = identity.record.itemsize
+        print(f"teacher cache {folder}: {identity.positions:,} positions x {each} bytes = {_size(identity.bytes)} "
+              f"({_size(there)} there already, {_size(free)} free)", file=sys.stderr)  # fmt: skip
+        if free < identity.bytes - there:
+            raise ValueError(f"{folder}: the teacher cache takes {_size(identity.bytes)}, and {_size(free)} are free")
+        write_json(folder / "teacher.json", {"identity": asdict(identity), "state": "building"})
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to: {error.strerror}") from error
+    return True
+
+
+def _build(folder: Path, identity: Identity, run: Surroundings) -> None:
+    teacher = LiveTeacher(run.target)
+    before = learned_positions(run.corpus)
+    first_N = before[run.corpus.offsets[:-1]]  # of each sample
+    began, done = time.monotonic(), 0
+    for number, positions in enumerate(identity.shards):
+        path = shard_path(folder, number)
+        size = len(positions) * identity.record.itemsize
+        sums = path.with_suffix(".sha256")
+        if path.is_file() and path.stat().st_size == size and sums.is_file() and sums.read_text() == file_hash(path):
+            continue
+        low = int(np.searchsorted(first_N, positions.start, side="right")) - 1
+        high = int(np.searchsorted(first_N, positions.stop, side="left"))
+        records_N = _records(teacher, identity, run, before, positions, range(max(low, 0), high))
+        _write(path, records_N)
+        done += len(positions)
+        pace = done / (time.monotonic() - began)
+        left = (identity.positions - positions.stop) / pace
+        print(f"teacher cache: {positions.stop:,} of {identity.positions:,} positions, {pace:,.0f}/s, "
+              f"{left:,.0f} s left", file=sys.stderr, flush=True)  # fmt: skip
+    hashes = [shard_path(folder, number).with_suffix(".sha256").read_text() for number in range(len(identity.shards))]
+    write_json(folder / "teacher.json", {"identity": asdict(identity), "state": "finished", "sha256": hashes})
+
+
+def _records(
+    teacher: LiveTeacher, identity: Identity, run: Surroundings, before: np.ndarray, positions: range, samples: range
+) -> np.ndarray:
+    """[N] records of `positions`, all of which lie in `samples`."""
+    corpus: Corpus = run.corpus
+    records_N = np.zeros(len(positions), dtype=identity.record)
+    packs = pack(corpus.lengths, run.max_length, np.arange(samples.start, samples.stop))
+    for start in range(0, len(packs), ROWS_AT_ONCE):
+        batch = assemble(corpus, packs[start : start + ROWS_AT_ONCE], run.max_length)
+        places_N = batch["places"][batch["labels"] != IGNORED].numpy()
+        at_N = before[places_N] - positions.start
+        inside_N = (at_N >= 0) & (at_N < len(positions))
+        laws = teacher({name: value.to(run.device) for name, value in batch.items()})
+        for first in range(0, len(at_N), POSITIONS_AT_ONCE):
+            chunk = slice(first, first + POSITIONS_AT_ONCE)
+            kept_N = inside_N[chunk]
+            if kept_N.any():
+                law_NV = laws.chunk(chunk).log_probs(identity.temperature, torch.empty(0)).exp()
+                records_N[at_N[chunk][kept_N]] = _record(law_NV, identity)[kept_N]
+    return records_N
+
+
+def _record(law_NV: torch.Tensor, identity: Identity) -> np.ndarray:
+    """The likeliest tokens first; the tail by zeroing and summing."""
+    probs_NK, ids_NK = torch.topk(law_NV, identity.top_k, dim=-1)
+    tail_N = law_NV.scatter(1, ids_NK, 0.0).sum(-1).clamp_min(SMALLEST)
+    record_N = np.zeros(len(law_NV), dtype=identity.record)
+    record_N["ids"] = ids_NK.cpu().numpy()
+    record_N["probs"] = probs_NK.clamp_min(SMALLEST).cpu().numpy()
+    record_N["tail"] = tail_N.cpu().numpy()
+    return record_N
+
+
+def _write(path: Path, records_N: np.ndarray) -> None:
+    """Beside its place, checksum first, then renamed: a shard that is there is whole and known."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(records_N.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        with written_beside(path.with_suffix(".sha256")) as text:
+            text.write(file_hash(part))
+        os.replace(part, path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} could not be written ({error.strerror}); make room, and run the same command again"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
