@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from draftsmith.train.chunked_loss import chunked_loss
-from draftsmith.train.divergences import find_divergence, greedy, total_variation, topk
+from draftsmith.train.divergences import find_divergence, greedy, topk, total_variation
 from draftsmith.train.laws import Laws
 from draftsmith.train.teacher import LiveChunk
 
@@ -104,7 +104,7 @@ def law_of(*probs):
 
 
 def test_covering_prefers_drafts_that_rank_as_the_rule_asks():
-    """Target .4 .3 .2 .1: a law flat over the best two covers as two draws should; a flat one or a wrong one does not."""
+    """Target .4 .3 .2 .1: a law flat over the best two covers as two draws should; a flat or a wrong one does not."""
     target = LiveChunk(law_of(0.4, 0.3, 0.2, 0.1))
     label = torch.tensor([0])
 
