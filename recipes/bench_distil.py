@@ -56,7 +56,7 @@ def arms(out: Path, seconds: float, tuning_seconds: float, narrow: dict[str, int
         made.append(Arm(f"kl-cached-{kept}", cached, seconds, steps_of="kl", lr=lr, ways=("greedy", "sampled")))
     made.append(Arm("wide-fresh", kl, seconds, init="fresh", lr=lr, ways=("greedy",)))
     made.append(Arm("narrow", kl, seconds, init="fresh", num_layers=8, shape=narrow, lr=lr, ways=("greedy",)))
-    made.append(Arm("sft-slow", None, seconds, lr=lr / 3))
+    made.append(Arm("sft-slow", None, seconds, lr=lr / 3, ways=("greedy",)))
     return made
 
 

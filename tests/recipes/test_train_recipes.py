@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from draftsmith.recipes.cli import run
+from draftsmith.train.shapes import preset
 from draftsmith.train.target import random_llama, train_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -37,7 +38,11 @@ def target(chats, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["train_sft", "train_soft", "train_sft_small", "train_soft_small", "train_target"])
+@pytest.mark.parametrize(
+    "name",
+    ["train_sft", "train_soft", "train_distil", "train_sft_small", "train_soft_small", "train_distil_small",
+     "train_target"],
+)  # fmt: skip
 def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path, capsys):
     kind = name.split("_")[1]
     words = ["train", kind, "--config", str(RECIPES / f"{name}.yaml"), "--data", str(chats), "--out",
@@ -49,7 +54,8 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert told["max_steps"] == 2
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["num_hidden_layers"] == recipe["num_layers"]
+    layers = recipe["num_layers"] if "num_layers" in recipe else preset(recipe["preset"]).num_layers
+    assert config["num_hidden_layers"] == layers
     assert config.get("sorted_exits") == recipe.get("exits")
     kept = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
     assert kept["optim"]["lr"] == recipe["optim"]["lr"]
@@ -57,13 +63,14 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert not (tmp_path / "out" / "start").exists()
 
 
-def test_the_small_script_is_the_documented_way_in(target, chats, tmp_path):
+@pytest.mark.parametrize("name", ["train_soft_small", "train_distil_small"])
+def test_the_small_script_is_the_documented_way_in(name, target, chats, tmp_path):
     command = tmp_path / "bin" / "draftsmith"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
     command.chmod(0o755)
     env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
-    words = [shutil.which("bash"), RECIPES / "train_soft_small.sh", target, chats, tmp_path / "out", "--max_steps", "2",
+    words = [shutil.which("bash"), RECIPES / f"{name}.sh", target, chats, tmp_path / "out", "--max_steps", "2",
              "--minutes", "null", "--text.cache", tmp_path / "cache", *TINY]  # fmt: skip
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
