@@ -83,6 +83,8 @@ def distil(
 
     if (num_layers is None) == (preset is None):
         raise ValueError("give either --num_layers or --preset")
+    if on_policy and strategy.startswith(("fsdp", "deepspeed")):
+        raise ValueError(f"on-policy answers are decoded with the whole draft, and {strategy} cuts it up: use ddp")
     name = options.pop("preset")
     if name is not None:
         shaped = find_preset(name)

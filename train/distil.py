@@ -10,6 +10,7 @@ Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,6 +24,7 @@ from draftsmith.train.on_policy import OnPolicy
 from draftsmith.train.soft import SoFT
 from draftsmith.train.teacher import LiveTeacher, Teacher
 from draftsmith.train.teacher_cache_build import open_or_build
+from draftsmith.train.trainers import rank
 
 # A loss holds several forms of a chunk's laws at once; smaller chunks stay in a CPU's cache as well.
 CHUNK_ENTRIES = 1 << 20
@@ -86,6 +88,9 @@ class Distil:
         self.read: Teacher
         if self.teacher == "live":
             self.read = LiveTeacher(run.target)
+            size = sum(weight.numel() * weight.element_size() for weight in run.target.parameters())
+            if rank() == 0:
+                print(f"the live teacher takes {size / 2**30:.2f} GiB more on each device", file=sys.stderr)
         else:
             temperature = self.temperature or 1.0  # its order is all that temperature 0 asks for
             self.read = open_or_build(self.teacher, run, top_k=self.teacher_top_k, temperature=temperature)

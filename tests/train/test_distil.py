@@ -183,6 +183,38 @@ def command(target, data, out, *more):
     return list(map(str, words))
 
 
+def test_two_processes_with_one_cache_train_to_the_losses_of_one_process(target_folder, chats, tmp_path):
+    more = ["--teacher", tmp_path / "teacher", "--max_steps", "6", "--optim.micro_batch_size", "0"]
+    found = []
+    for devices in (1, 2):
+        out = tmp_path / f"on-{devices}"
+        words = command(target_folder, chats, out, *more, "--devices", devices)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(losses(out))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--preset", "wide-3"], "give either --num_layers or --preset"),
+        (["--on_policy", "0.5", "--strategy", "fsdp"], "on-policy answers are decoded with the whole draft, and fsdp"),
+        (["--losses", '{"kl": 1}'], "unknown loss 'kl'"),
+        (["--teacher", "run.json"], "run.json is a file"),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_code_2(more, told, target_folder, chats, tmp_path, capsys, monkeypatch):
+    from draftsmith.recipes.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    assert run(command(target_folder, chats, tmp_path / "out", *more)[3:]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert told in last
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
 def test_killed_with_on_policy_answers_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--losses", json.dumps({"forward_kl": 0.5, "sampled": 0.5}), "--on_policy", "0.5"]
