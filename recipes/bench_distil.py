@@ -95,7 +95,7 @@ def bench_distil(
     """
     from draftsmith.train.distil_figures import markdown, read_found, summarise
     from draftsmith.train.distil_study import Study, run_study
-    from draftsmith.train.run import Plan
+    from draftsmith.train.plan import Plan
 
     if throughput:
         return _throughput(target, questions, Path(out), (seeds or [0])[0])

@@ -39,7 +39,8 @@ from draftsmith.train.draft_init import init_draft
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.objective import Objective, Surroundings
 from draftsmith.train.optimisers import make_optimiser
-from draftsmith.train.run import Plan, _data, resolved, train_draft
+from draftsmith.train.plan import Plan, resolved
+from draftsmith.train.run import load_data, train_draft
 from draftsmith.train.sft import SFT
 
 ROWS_AT_ONCE = 24
@@ -156,7 +157,7 @@ class _Steps:
     def __init__(self, study: Study, arm: Arm) -> None:
         plan = resolved(replace(study.planned(arm, 0, 1), init=arm.init))
         loaded, tokenizer = load_model(plan.target, device="cpu")
-        corpus, data = _data(plan, find_template(plan.text.template, tokenizer), first=False)
+        corpus, data = load_data(plan, find_template(plan.text.template, tokenizer), first=False)
         model = init_draft(loaded, num_layers=plan.num_layers, how=plan.init, shape=plan.shape).train()
         self.objective = arm.objective()
         self.objective.begin(Surroundings(loaded, model, corpus, plan.text.max_length, "cpu"))

@@ -18,7 +18,8 @@ from draftsmith.train.distil import Distil
 from draftsmith.train.draft_init import init_draft
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.objective import Surroundings
-from draftsmith.train.run import Plan, train_draft
+from draftsmith.train.plan import Plan
+from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 
 LOSSES = ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled", "greedy", "topk", "cross_entropy"]

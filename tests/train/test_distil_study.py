@@ -6,7 +6,7 @@ import pytest
 
 from draftsmith.train.distil_figures import markdown, read_found, summarise
 from draftsmith.train.distil_study import Arm, Study, calibrated, run_study
-from draftsmith.train.run import Plan
+from draftsmith.train.plan import Plan
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 
 
