@@ -147,3 +147,33 @@ def cut(growths: Sequence[Growth], economy: Economy) -> None:
         promised += sum(growth.leaves[i].candidate.confidence for i in kept)
         expanded += len(growth.expanded) + bool(growth.leaves)
     economy.covered(promised / expanded if expanded else None)
+
+
+def affordable(drafts: Sequence[Draft], economy: Economy) -> list[Draft]:
+    """Outright drafts that were made elsewhere, cut to the nodes that the target's pass is worth, best first."""
+    worths = [_worths(draft) for draft in drafts]
+    ranked = [sorted(range(len(found)), key=lambda node: -found[node]) for found in worths]
+    nodes = economy.width([[found[node] for node in order] for found, order in zip(worths, ranked)])
+    return [draft if len(draft) <= nodes else _only(draft, order[:nodes]) for draft, order in zip(drafts, ranked)]
+
+
+def _worths(draft: Draft) -> list[float]:
+    """Per node the confidences multiplied down to it."""
+    worths = [0.0] * len(draft)
+    for parent in (ROOT, *range(len(draft))):
+        for trial in draft.trials.get(parent, ()):
+            assert trial.group.outright, "a drawn node cannot be cut"
+            worths[trial.node] = trial.confidence * (1.0 if parent == ROOT else worths[parent])
+    return worths
+
+
+def _only(draft: Draft, chosen: Sequence[int]) -> Draft:
+    """The draft of these nodes; a stable order of worths holds a node's parent wherever it holds the node."""
+    kept = set(chosen)
+    fresh, placed = Draft(), {ROOT: ROOT}
+    for parent in (ROOT, *range(len(draft))):
+        for trial in draft.trials.get(parent, ()) if parent in placed else ():
+            if trial.node in kept:
+                token = draft.tokens[trial.node]
+                placed[trial.node] = fresh.outright(placed[parent], token, trial.source, trial.confidence)
+    return fresh

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from draftsmith.infer.builder import Candidate, Growth, grow
+from draftsmith.infer.builder import Candidate, Growth, affordable, grow
+from draftsmith.infer.calibration import given_costs
 from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.economy import Economy
 from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.models import check_same_tokenizer
 from draftsmith.infer.row import Row
@@ -63,6 +66,8 @@ class Dresd:
         effort: how many candidates an approximate index looks at; 0: its own default.
         checksums: compare the whole store with its checksums when it is opened.
         threads: of a search with many queries.
+        costs: what passes of the target cost: a file, auto (what `draftsmith calibrate` left for this store and target,
+            if it did) or none. Known, they cut each tree to the nodes that are worth verifying.
     """
 
     name = "dresd"
@@ -81,6 +86,7 @@ class Dresd:
         effort: int = 0,
         checksums: bool = True,
         threads: int = 1,
+        costs: Any = "auto",
     ) -> None:
         for what, value in (
             ("num_drafts", num_drafts), ("len_drafts", len_drafts), ("neighbours", neighbours), ("nodes", nodes),
@@ -101,10 +107,15 @@ class Dresd:
         self.min_similarity = min_similarity
         self.min_confidence = min_confidence
         self.nodes = nodes
+        self.costs = costs
+        self._economy: Economy | None = None
+        self._verified = 0
         self._states: dict[Row, _State] = {}
 
     def bind(self, target: Target) -> None:
         check_fits(self.store, target)
+        costs = given_costs(self.costs, self.home, target)
+        self._economy = Economy(costs, None) if costs is not None else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):
@@ -118,6 +129,8 @@ class Dresd:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):
             self._remember(row, given)
+        if self._economy is not None:
+            self._economy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         growths = [Growth(Budget(min(self.nodes, b.nodes), min(self.len_drafts, b.depth))) for b in budgets]
@@ -130,7 +143,12 @@ class Dresd:
         if asking:
             found = self._look_up([rows[b] for b in asking])
             self._grow([growths[b] for b in asking], found)
-        return [growth.draft()[0] for growth in growths]
+        drafts = [growth.draft()[0] for growth in growths]
+        if self._economy is not None:
+            self._economy.begin([len(row.ids) for row in rows])
+            drafts = affordable(drafts, self._economy)
+            self._verified = max(len(draft) for draft in drafts)
+        return drafts
 
     def _remember(self, row: Row, given: Feedback) -> None:
         states_TD = given.features.get(self.features[0])

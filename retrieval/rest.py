@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from draftsmith.infer.builder import affordable
+from draftsmith.infer.calibration import given_costs
 from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.economy import Economy
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import OUTRIGHT, Draft, Trial
 from draftsmith.retrieval.overlay import Overlay
@@ -57,6 +61,8 @@ class Rest:
             (after the draft that went beyond it). If not given: a tenth of the store, at least 64. 0 leaves that to the
             system, which drops such pages at need. Smaller is slower: pages must be mapped again.
         max_arrived: of the documents that are taken in while drafting, the newest so many tokens are kept, in memory.
+        costs: what passes of the target cost: a file, auto (what `draftsmith calibrate` left for this store and target,
+            if it did) or none. Known, they cut each tree to the nodes that are worth verifying.
     """
 
     name = KIND
@@ -80,6 +86,7 @@ class Rest:
         verify: bool = True,
         max_resident_mb: int | None = None,
         max_arrived: int = 8_000_000,
+        costs: Any = "auto",
     ) -> None:
         for what, value in (
             ("nodes", nodes), ("num_draft_tokens", num_draft_tokens), ("max_match", max_match), ("hits", hits),
@@ -108,6 +115,9 @@ class Rest:
         self.verify = verify
         self.max_resident_mb = max_resident_mb
         self.max_arrived = max_arrived
+        self.costs = costs
+        self._economy: Economy | None = None
+        self._verified = 0
         self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -122,6 +132,8 @@ class Rest:
                 f"{target.vocab_size}"
             )
         self._store = store
+        costs = given_costs(self.costs, self.home, target)
+        self._economy = Economy(costs, None) if costs is not None else None
         self._lookup, self._tree = kernels()
         self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._segments = list(self._stored)
@@ -148,7 +160,8 @@ class Rest:
             del self._indexes[row]
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        pass
+        if self._economy is not None:
+            self._economy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
     def take_in(self, ids: Sequence[int]) -> None:
         """Draft from one more document, which is kept in memory; the store itself does not change."""
@@ -167,6 +180,10 @@ class Rest:
         drafts = self._drafts(work)
         if self._residency is not None:
             self._residency.check()
+        if self._economy is not None:
+            self._economy.begin([len(row.ids) for row in rows])
+            drafts = affordable(drafts, self._economy)
+            self._verified = max(len(draft) for draft in drafts)
         return drafts
 
     def _drafts(self, work: list[tuple[RowIndex, list[int], Budget]]) -> list[Draft]:

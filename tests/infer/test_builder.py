@@ -5,9 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.builder import Candidate, Growth, grow
+from draftsmith.infer.builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.contract import Budget
-from draftsmith.infer.tree import ROOT
+from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.economy import Economy
+from draftsmith.infer.tree import ROOT, Draft
 
 
 def endless(branching: int, calls: list[int]):
@@ -66,3 +68,40 @@ def test_nothing_is_expanded_below_the_least_worth() -> None:
     draft, _ = growth.draft()
     assert len(calls) == 3, "0.6, 0.36 and 0.216: the third is drafted, and nothing below it"
     assert draft.depth == 3
+
+
+def priced(per_node: float) -> Economy:
+    """A target whose pass takes one second, and `per_node` more for each node."""
+    economy = Economy(Costs({"target": PassCost((1, 101), (1.0, 1.0 + 100 * per_node))}), None)
+    economy.begin([10])
+    return economy
+
+
+@settings(max_examples=200, deadline=None)
+@given(shape=st.lists(st.tuples(st.integers(-1, 30), st.floats(0, 1)), max_size=30), per_node=st.floats(0.001, 0.9))
+def test_what_is_cut_is_worth_less_than_what_it_costs_and_what_stays_is_a_tree(
+    shape: list[tuple[int, float]], per_node: float
+) -> None:
+    draft = Draft()
+    for token, (parent, confidence) in enumerate(shape):
+        draft.outright(min(parent, token - 1), token, "s", confidence)
+    (kept,) = affordable([draft], priced(per_node))
+    kept.check(1000)
+    worth = {-1: 1.0}
+    for parent in range(-1, len(draft)):
+        for trial in draft.trials.get(parent, ()):
+            worth[trial.node] = worth[parent] * trial.confidence
+    for node, token in enumerate(draft.tokens):
+        sure = worth[node] > per_node * 1.001
+        assert not sure or token in kept.tokens, "a node worth its seconds was cut"
+    assert sum(worth[draft.tokens.index(token)] for token in kept.tokens) >= len(kept) * per_node * 0.999
+
+
+def test_all_rows_of_a_step_share_one_width() -> None:
+    wide, narrow = Draft(), Draft().chain([1], "s", [0.9])
+    for token in range(4):
+        wide.outright(ROOT, token, "s", 0.24)
+    economy = priced(0.2)
+    economy.begin([10, 10])
+    kept = affordable([wide, narrow], economy)
+    assert [len(draft) for draft in kept] == [1, 1], "a second node of the wide row would cost both rows"

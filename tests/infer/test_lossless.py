@@ -82,6 +82,8 @@ CALIBRATION = Calibration(
     {"sd2:1": Curve((0.0, 1.0), (0.1, 0.5)), "sd2:2": Curve((0.0, 0.1, 1.0), (0.05, 0.7, 0.95))},
     {"1>1@2": Curve((0.0, 1.0), (0.1, 0.9)), "1>2@2": Curve((0.0, 1.0), (0.8, 0.9))},
 )
+# Retrieved trees are cut by what another node costs, and it costs little.
+CHEAP = Costs({"target": PassCost((1, 64), (1.0, 1.1))})
 # Drafting is cheap, so that it is done; a whole block is dear enough not to be run for every node.
 COSTS = Costs({
     "target": PassCost((1, 16), (1.0, 1.5)),
@@ -158,12 +160,12 @@ def retrieved(name: str, target: HFTarget, answered: Sequence[Row], folder: Path
     if name == "dresd":
         pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
         dresd_build.build_store(target, lambda: samples, folder, dims=16)
-        return Dresd(str(folder), min_confidence=0)
+        return Dresd(str(folder), min_confidence=0, costs=CHEAP)
     pytest.importorskip("pydivsufsort", reason="REST's stores need the extra `retrieval`")
     documents = [[Document(str(i), np.array(sample.token_ids))] for i, sample in enumerate(samples)]
     manifest = Manifest("rest", "any", target.vocab_size, "uint16")
     build(folder, manifest, lambda skip: iter(documents[skip:]), make_parts, job={}, chunk_tokens=150)
-    return Rest(str(folder), nodes=24)
+    return Rest(str(folder), nodes=24, costs=CHEAP)
 
 
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])

@@ -1,0 +1,60 @@
+"""The comparison of rules for exits, as its script runs it; and the slower target that says the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from draftsmith.recipes.slow_target import slow_target
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+WORDS = ["fox", "dog", "the lazy dog", "brown", "jumps", "over", "what", "says", "quick", "to that"]
+
+
+def test_the_script_calibrates_benches_every_rule_and_compares(folders: Any, rows_file: Any, tmp_path: Path) -> None:
+    draft = tmp_path / "draft"
+    shutil.copytree(folders.draft, draft)
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"sorted_exits": [1, 2]}))
+    command = tmp_path / "bin" / "draftsmith"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
+    command.chmod(0o755)
+    prompts = [{"question_id": i, "category": "words", "turns": [f"say {word}"]} for i, word in enumerate(WORDS)]
+    env = os.environ | {
+        "PATH": f"{command.parent}:{os.environ['PATH']}", "DRAFTSMITH_CACHE": str(tmp_path / "cache"),
+        "TARGET": folders.target, "DRAFT": str(draft), "EXITS": "1 2", "HELD_OUT": str(rows_file(prompts)),
+        "QUESTIONS": str(rows_file(prompts[:2])), "OUT": str(tmp_path / "run"),
+    }  # fmt: skip
+    words = [shutil.which("bash"), RECIPES / "bench_sd2.sh", "--max_new_tokens", "12", "--warmup", "0"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=500, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "run" / "results.json").read_text())["drafters"]
+    assert set(figures) == {"plain", "cost", "threshold", "level", "exit1", "chain1", "exit2", "chain2"}
+    for name in figures:
+        assert figures[name]["total"] == 2
+    assert set(figures["exit2"]["by_exit"]) == {"2"}
+    assert list((draft / "calibration").glob("*.json"))
+    assert done.stdout.count("Compared with") == 2
+
+
+def test_a_slow_target_says_the_same(folders: Any, tmp_path: Path) -> None:
+    from draftsmith.infer.models import load_model
+
+    slow_target(target=folders.target, blocks=3, out=str(tmp_path / "slow"))
+    slow, _ = load_model(str(tmp_path / "slow"), dtype="float32", device="cpu")
+    own, _ = load_model(folders.target, dtype="float32", device="cpu")
+    assert slow.config.num_hidden_layers == own.config.num_hidden_layers + 3
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        assert torch.equal(slow(ids).logits, own(ids).logits)
+    with pytest.raises(ValueError, match="at least 1"):
+        slow_target(target=folders.target, blocks=0, out=str(tmp_path / "none"))
