@@ -8,10 +8,12 @@ tokens that the files count, on both sides. Whose files these are, and how they 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from draftsmith.infer.measure.answer_files import Answer, Choice, read_answers, task_of
 from draftsmith.infer.measure.bootstrap import difference_interval, ratio_interval, speedup_interval
@@ -27,6 +29,8 @@ def compare(base: str | Path, others: Sequence[str | Path], *, seed: int = 0) ->
     base_path, other_paths = resolve(Path(base), [Path(other) for other in others])
     base_answers = read_answers(base_path)
     reports = {name: compare_answers(base_answers, read_answers(path), seed=seed) for name, path in other_paths.items()}
+    for name, path in other_paths.items():
+        reports[name]["by_exit"] = _exits_of(path)
     only = next(iter(reports.values())) if len(reports) == 1 else None
     return {
         "base": str(base_path),
@@ -36,6 +40,15 @@ def compare(base: str | Path, others: Sequence[str | Path], *, seed: int = 0) ->
         "speedup_interval": only["speedup_interval"] if only else None,
         "others": reports,
     }
+
+
+def _exits_of(path: Path) -> dict[str, int]:
+    """The exits that a drafter used, where its answers lie in a run folder of ours; answers alone do not tell."""
+    results = path.parent.parent / "results.json"
+    if path.parent.name != "answers" or not results.is_file():
+        return {}
+    drafters = json.loads(results.read_text(encoding="utf-8")).get("drafters", {})
+    return drafters.get(unquote(path.name.removesuffix(".jsonl")), {}).get("by_exit", {})
 
 
 def resolve(base: Path, others: Sequence[Path]) -> tuple[Path, dict[str, Path]]:

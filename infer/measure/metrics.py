@@ -172,6 +172,18 @@ def by_exit(traces: Iterable[StepTrace]) -> dict[str, int]:
     return {str(layer): layers[layer] for layer in sorted(layers)}
 
 
+def exits_by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
+    """The same per depth of the nodes that were drafted: [{depth, exits: {layers: nodes}}]."""
+    counted: dict[int, Counter[int]] = defaultdict(Counter)
+    for trace in traces:
+        for depth, layer in trace.exits:
+            counted[depth][layer] += 1
+    return [
+        {"depth": depth, "exits": {str(layer): counted[depth][layer] for layer in sorted(counted[depth])}}
+        for depth in sorted(counted)
+    ]
+
+
 def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
     """All that traces alone tell about one runner."""
     totals = Totals.of(traces)
@@ -191,4 +203,5 @@ def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
         "by_depth": by_depth(traces),
         "by_source": by_source(traces),
         "by_exit": by_exit(traces),
+        "exits_by_depth": exits_by_depth(traces),
     }

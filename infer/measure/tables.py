@@ -49,6 +49,7 @@ def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
         "Speed": speedtable_of(drafters),
         "Where the time goes": timetable_of(drafters),
         "Acceptance by depth": depthtable_of(drafters),
+        "Exits used, by depth": exittable_of(drafters),
         "Speedup (accepted_length) by task": categorytable_of(drafters),
     }
     shown = [part for title, table in titled.items() if table.row_count for part in (Text(title), table, Text())]
@@ -97,6 +98,19 @@ def depthtable_of(drafters: dict[str, Any]) -> Table:
         shares = {row["depth"]: row["share"] for row in drafter["by_depth"]}
         if shares:
             table.add_row(Text(name), *(percent(shares.get(depth)) for depth in range(1, deepest + 1)))
+    return table
+
+
+def exittable_of(drafters: dict[str, Any]) -> Table:
+    """Where drafts were left: nodes expanded from each exit, a row an exit, a column a depth."""
+    found = {name: drafter["exits_by_depth"] for name, drafter in drafters.items() if drafter.get("exits_by_depth")}
+    depths = sorted({row["depth"] for rows in found.values() for row in rows})
+    table = table_of(["drafter", "exit", *(str(depth) for depth in depths), "all"])
+    for name, rows in found.items():
+        counts = {row["depth"]: row["exits"] for row in rows}
+        for exit in sorted({exit for row in rows for exit in row["exits"]}, key=int):
+            nodes = [counts.get(depth, {}).get(exit, 0) for depth in depths]
+            table.add_row(Text(name), f"{exit} layers", *map(str, nodes), str(sum(nodes)))
     return table
 
 
@@ -191,6 +205,10 @@ def tasktable_of(other: dict[str, Any]) -> Table:
 
 def compare_notes(name: str, other: dict[str, Any]) -> list[str]:
     notes = []
+    if other.get("by_exit"):
+        notes.append(
+            "exits used: " + ", ".join(f"{nodes} nodes after {n} layers" for n, nodes in other["by_exit"].items())
+        )
     for one in other["error_list"][:SHOWN]:
         sides = "; ".join(f"{side}: {one[side]}" for side in ("base", "other") if side in one)
         notes.append(f"{name}, question {one['question_id']} failed in {sides}")
