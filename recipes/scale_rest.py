@@ -17,7 +17,7 @@ def scale_rest(
     tokens: Sequence[int] = (100_000_000,),
     steps: int = 4000,
     chunk_tokens: int = 16_000_000,
-    max_resident_mb: int | None = None,
+    max_resident_mb: int = 0,
     seed: int = 0,
     json: bool = False,
 ) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 STATM = Path("/proc/self/statm")
-# Without other word: a tenth of the store, and of small stores what no machine misses.
-SHARE, LEAST_MB = 0.1, 64.0
 
 
 class Mapped(Protocol):
@@ -30,10 +28,6 @@ def resident_mb() -> float:
         return int(os.read(file, 128).split()[2]) * mmap.PAGESIZE / 2**20
     finally:
         os.close(file)
-
-
-def default_limit_mb(store_bytes: int) -> float:
-    return max(SHARE * store_bytes / 2**20, LEAST_MB)
 
 
 class Residency:

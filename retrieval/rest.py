@@ -25,7 +25,7 @@ from draftsmith.infer.economy import Economy
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import OUTRIGHT, Draft, Trial
 from draftsmith.retrieval.overlay import Overlay
-from draftsmith.retrieval.resident import STATM, Residency, default_limit_mb
+from draftsmith.retrieval.resident import STATM, Residency
 from draftsmith.retrieval.rest_row import RowIndex
 from draftsmith.retrieval.rest_scratch import Scratch
 from draftsmith.retrieval.store import Store
@@ -58,8 +58,8 @@ class Rest:
         threads: how many rows of a batch are looked up at the same time.
         verify: read the store's checksums when it is bound, instead of the files' sizes alone.
         max_resident_mb: give the store's pages back when it has added more than so many MB to this process's memory
-            (after the draft that went beyond it). If not given: a tenth of the store, at least 64. 0 leaves that to the
-            system, which drops such pages at need. Smaller is slower: pages must be mapped again.
+            (after the draft that went beyond it). 0 leaves that to the system, which drops such pages at need. Bounded
+            is slower, up to thirty times on a large store: pages must be mapped again.
         max_arrived: of the documents that are taken in while drafting, the newest so many tokens are kept, in memory.
         costs: what passes of the target cost: a file, auto (what `draftsmith calibrate` left for this store and target,
             if it did) or none. Known, they cut each tree to the nodes that are worth verifying.
@@ -84,7 +84,7 @@ class Rest:
         min_confidence: float = 0.0,
         threads: int = 1,
         verify: bool = True,
-        max_resident_mb: int | None = None,
+        max_resident_mb: int = 0,
         max_arrived: int = 8_000_000,
         costs: Any = "auto",
     ) -> None:
@@ -94,7 +94,7 @@ class Rest:
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb or 0) < 0:
+        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb) < 0:
             raise ValueError(
                 "context_weight, context_lead, context_hits, min_confidence and max_resident_mb must not be negative"
             )
@@ -146,10 +146,7 @@ class Rest:
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         first = [int(token) for token in self._segments[0][0][:2]]
         self._draft(RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
-        limit_mb: float | None = self.max_resident_mb
-        if limit_mb is None and STATM.exists():
-            limit_mb = default_limit_mb(store.manifest.bytes)
-        self._residency = Residency(store, limit_mb) if limit_mb else None
+        self._residency = Residency(store, self.max_resident_mb) if self.max_resident_mb else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:

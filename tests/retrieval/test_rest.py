@@ -18,7 +18,7 @@ from draftsmith.infer.recorded_target import RecordedTarget
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import ROOT
 from draftsmith.retrieval import Rest
-from draftsmith.retrieval.resident import STATM, default_limit_mb, resident_mb
+from draftsmith.retrieval.resident import STATM, resident_mb
 
 TOKEN = st.integers(0, 5)
 DOCUMENTS = st.lists(st.lists(TOKEN, max_size=30), min_size=1, max_size=8)
@@ -230,22 +230,6 @@ def test_pages_are_given_back_beyond_the_limit_and_the_drafts_stay_the_same(tmp_
         (draft,) = retrieval.propose(bounded, [context])
         assert draft.tokens == tokens
         assert resident_mb() < empty + 2
-
-
-@pytest.mark.skipif(not STATM.exists(), reason="what is resident is told by Linux alone")
-def test_without_other_word_a_tenth_of_the_store_is_held_or_what_no_machine_misses(
-    tmp_path: Path, retrieval: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert default_limit_mb(10_000 * 2**20) == 1000
-    assert default_limit_mb(5 * 2**20) == 64
-    monkeypatch.setattr("draftsmith.retrieval.resident.LEAST_MB", 0.0)
-    documents = np.random.default_rng(6).integers(0, 1000, (1000, 2000)).tolist()
-    drafter = retrieval.bound(retrieval.write_store(tmp_path / "s", documents, vocab=1000), 1000, nodes=4)
-    assert drafter._store.manifest.bytes > 11 * 2**20
-    empty = resident_mb()
-    for token in range(300):
-        retrieval.propose(drafter, [[token]])
-        assert resident_mb() < empty + 2.2
 
 
 def test_a_store_for_more_ids_than_the_target_has_is_refused(tmp_path: Path, retrieval: Any) -> None:
