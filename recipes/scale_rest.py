@@ -17,7 +17,7 @@ def scale_rest(
     tokens: Sequence[int] = (100_000_000,),
     steps: int = 4000,
     chunk_tokens: int = 16_000_000,
-    max_resident_mb: int = 0,
+    max_mapped_mb: float = 256,
     seed: int = 0,
     json: bool = False,
 ) -> None:
@@ -29,13 +29,13 @@ def scale_rest(
         tokens: sizes of large stores; with two or more of them, how the time to build grows is told.
         steps: how many drafts are timed.
         chunk_tokens: tokens per segment.
-        max_resident_mb: the drafter's option of that name.
+        max_mapped_mb: the drafter's option of that name.
         seed: of the variation.
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest_scale import growth, measure
 
-    options = {"max_resident_mb": max_resident_mb}
+    options = {"max_mapped_mb": max_mapped_mb}
     found = []
     for size in tokens:
         print(f"{size:,} tokens", file=sys.stderr, flush=True)

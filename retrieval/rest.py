@@ -10,6 +10,7 @@ Legend: G segments, H hits, D places ahead.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,10 +26,9 @@ from draftsmith.infer.economy import Economy
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import OUTRIGHT, Draft, Trial
 from draftsmith.retrieval.overlay import Overlay
-from draftsmith.retrieval.resident import STATM, Residency
 from draftsmith.retrieval.rest_row import RowIndex
 from draftsmith.retrieval.rest_scratch import Scratch
-from draftsmith.retrieval.store import Store
+from draftsmith.retrieval.store import Manifest, Store
 from draftsmith.retrieval.verbatim import stands_in
 
 KIND = "rest"
@@ -57,9 +57,9 @@ class Rest:
         min_confidence: nodes that are less probable than this, their ancestors counted in, are not drafted.
         threads: how many rows of a batch are looked up at the same time.
         verify: read the store's checksums when it is bound, instead of the files' sizes alone.
-        max_resident_mb: give the store's pages back when it has added more than so many MB to this process's memory
-            (after the draft that went beyond it). 0 leaves that to the system, which drops such pages at need. Bounded
-            is slower, up to thirty times on a large store: pages must be mapped again.
+        max_mapped_mb: a larger store is not mapped into memory but read through a cache. A mapped one counts as this
+            process's memory as it is touched, in the end as a whole.
+        cache_mb: memory of that cache; all threads share it.
         max_arrived: of the documents that are taken in while drafting, the newest so many tokens are kept, in memory.
         costs: what passes of the target cost: a file, auto (what `draftsmith calibrate` left for this store and target,
             if it did) or none. Known, they cut each tree to the nodes that are worth verifying.
@@ -84,7 +84,8 @@ class Rest:
         min_confidence: float = 0.0,
         threads: int = 1,
         verify: bool = True,
-        max_resident_mb: int = 0,
+        max_mapped_mb: float = 256,
+        cache_mb: float = 64,
         max_arrived: int = 8_000_000,
         costs: Any = "auto",
     ) -> None:
@@ -94,12 +95,10 @@ class Rest:
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        if min(context_weight, context_lead, context_hits, min_confidence, max_resident_mb) < 0:
+        if min(context_weight, context_lead, context_hits, min_confidence, max_mapped_mb) < 0:
             raise ValueError(
-                "context_weight, context_lead, context_hits, min_confidence and max_resident_mb must not be negative"
+                "context_weight, context_lead, context_hits, min_confidence and max_mapped_mb must not be negative"
             )
-        if max_resident_mb and not STATM.exists():
-            raise ValueError("max_resident_mb needs Linux: what is resident is not known here")
         self.path = Path(store).expanduser()
         self.home = str(self.path)
         self.num_nodes = nodes
@@ -113,7 +112,8 @@ class Rest:
         self.min_confidence = min_confidence
         self.threads = threads
         self.verify = verify
-        self.max_resident_mb = max_resident_mb
+        self.max_mapped_mb = max_mapped_mb
+        self.cache_mb = cache_mb
         self.max_arrived = max_arrived
         self.costs = costs
         self._economy: Economy | None = None
@@ -123,7 +123,10 @@ class Rest:
 
     def bind(self, target: Target) -> None:
         """Open the store, see that it speaks the target's language, and compile (from the cache, if it is not new)."""
-        store = Store.open(self.path, KIND, "checksums" if self.verify else "sizes")
+        mapped = Manifest.read(self.path, KIND).bytes <= self.max_mapped_mb * 2**20 or not hasattr(os, "pread")
+        filed = () if mapped else ("tokens", "suffixes")
+        self._lookup, self._tree = kernels()
+        store = Store.open(self.path, KIND, "checksums" if self.verify else "sizes", filed)
         if target.tokenizer is not None:
             store.check_tokenizer(target.tokenizer)
         if store.manifest.vocab_size > target.vocab_size:
@@ -134,19 +137,18 @@ class Rest:
         self._store = store
         costs = given_costs(self.costs, self.home, target)
         self._economy = Economy(costs, None) if costs is not None else None
-        self._lookup, self._tree = kernels()
         self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
-        self._segments = list(self._stored)
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
         self._overlay = Overlay(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
-        sizes = (len(self._segments), self.max_match, self.hits + self.context_hits, self.num_draft_tokens)
+        sizes = (len(self._stored), self.max_match, self.hits + self.context_hits, self.num_draft_tokens)
         self._scratches = [Scratch(*sizes, self.num_nodes, self._vocab) for _ in range(self.threads)]
+        for scratch in self._scratches:
+            scratch.stored = self._streams(store) if filed else self._stored
         if self._pool is not None:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        first = [int(token) for token in self._segments[0][0][:2]]
+        first = [int(token) for token in self._stored[0][0][:2]]
         self._draft(RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
-        self._residency = Residency(store, self.max_resident_mb) if self.max_resident_mb else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
@@ -163,20 +165,29 @@ class Rest:
     def take_in(self, ids: Sequence[int]) -> None:
         """Draft from one more document, which is kept in memory; the store itself does not change."""
         self._overlay.add(ids)
-        self._segments = [*self._stored, *((run.tokens, run.suffixes) for run in self._overlay.runs)]
         for scratch in self._scratches:
-            scratch.cover(len(self._segments))
+            scratch.cover(len(self._stored) + len(self._overlay.runs))
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether a document that is drafted from has all of `ids` in a row."""
         ids_T = np.asarray(ids, np.int64)
-        return any(stands_in(*segment, self._known, ids_T, self._lookup.narrow) for segment in self._segments)
+        segments = [*self._stored, *self._arrived()]
+        return any(stands_in(*segment, self._known, ids_T, self._lookup.narrow) for segment in segments)
+
+    def _streams(self, store: Store) -> list[tuple[Any, Any]]:
+        """Each segment's tokens and suffixes, read from their files through one cache."""
+        from draftsmith.retrieval.stream_access import PageCache
+
+        files = [segment.files[part] for segment in store.segments for part in ("tokens", "suffixes")]
+        arrays = PageCache(self.cache_mb / self.threads).over(files)
+        return list(zip(arrays[::2], arrays[1::2]))
+
+    def _arrived(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(run.tokens, run.suffixes) for run in self._overlay.runs]
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
         drafts = self._drafts(work)
-        if self._residency is not None:
-            self._residency.check()
         if self._economy is not None:
             self._economy.begin([len(row.ids) for row in rows])
             drafts = affordable(drafts, self._economy)
@@ -214,13 +225,14 @@ class Rest:
         """The number of hits, of the store first and then of the row itself, left in `scratch`."""
         lookup, s = self._lookup, scratch
         context = index.ids[max(0, index.length - self.max_match) : index.length]
-        for g, ((tokens, suffixes), (lows, highs, _)) in enumerate(zip(self._segments, s.rows)):
+        segments = [*s.stored, *self._arrived()]
+        for g, ((tokens, suffixes), (lows, highs, _)) in enumerate(zip(segments, s.rows)):
             s.longest_G[g] = lookup.narrow(tokens, suffixes, self._known, context, lows, highs)
         count = int(lookup.plan(
             context, s.lows_GS, s.highs_GS, s.longest_G, self.hits, self.hits_per_level, s.before_GS,
             s.ranks_H, s.levels_H, s.weights_H,
         ))  # fmt: skip
-        for g, ((tokens, suffixes), (lows, highs, before)) in enumerate(zip(self._segments, s.rows)):
+        for g, ((tokens, suffixes), (lows, highs, before)) in enumerate(zip(segments, s.rows)):
             lookup.gather(
                 tokens, suffixes, self._known, lows, highs, s.longest_G[g], before, s.ranks_H, s.levels_H, count,
                 s.ahead_HD,

@@ -4,6 +4,7 @@ A *hit* is a place, the number of tokens that match there (its level), the weigh
 what follows it. All levels are gathered, the longest first; of a level with more places than there is room for, a
 stratified sample keyed by the context itself is taken, so that the same context finds the same hits in any process.
 
+Streams are mapped arrays or filed ones, read alike (stream_access.py).
 Importing this module imports numba, so only a drafter that is being bound does. Which counts make which tree is not
 known here (rest_tree.py). Written by hand because no package offers all levels of a match over mapped arrays.
 
@@ -18,6 +19,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from draftsmith.retrieval.stream_access import item, length
+
 END = -1
 
 
@@ -27,7 +30,7 @@ def narrow(tokens_N, suffixes_M, vocab, context, lows_S, highs_S):
 
     Ids from `vocab` on are unknown to the store; its separator is one of them.
     """
-    low, high = 0, len(suffixes_M)
+    low, high = 0, length(suffixes_M)
     lows_S[:] = 0
     highs_S[:] = 0
     for k in range(min(len(context), len(lows_S))):
@@ -48,8 +51,8 @@ def _bound(tokens_N, suffixes_M, low, high, back, token):
     """The first rank in [low, high) whose token `back` places before is not below `token`."""
     while low < high:
         middle = (low + high) >> 1
-        place = np.int64(suffixes_M[middle]) - back
-        if (np.int64(tokens_N[place]) if 0 <= place < len(tokens_N) else -1) < token:
+        place = item(suffixes_M, middle) - back
+        if (item(tokens_N, place) if 0 <= place < length(tokens_N) else -1) < token:
             low = middle + 1
         else:
             high = middle
@@ -111,10 +114,10 @@ def gather(tokens_N, suffixes_M, vocab, lows_S, highs_S, longest, before_S, rank
         left = inner_low - low
         if rank < 0 or rank >= left + high - inner_high:
             continue
-        place = np.int64(suffixes_M[low + rank if rank < left else inner_high + rank - left])
+        place = item(suffixes_M, low + rank if rank < left else inner_high + rank - left)
         for d in range(ahead_HD.shape[1]):
             place += 1
-            token = np.int64(tokens_N[place]) if place < len(tokens_N) else vocab
+            token = item(tokens_N, place) if place < length(tokens_N) else vocab
             if token >= vocab:
                 ahead_HD[h, d] = END
                 break

@@ -7,6 +7,9 @@ Legend: G segments, S levels, H hits, N nodes, V vocabulary, L leaves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 
@@ -30,6 +33,8 @@ class Scratch:
         self.heap = _ints(most)
         self.nodes = [_ints(nodes), _ints(nodes), _ints(nodes), np.zeros(nodes)]
         self.epoch = 0
+        # What a segment's tokens and suffixes are read from: by one thread, where it is a cache.
+        self.stored: Sequence[tuple[Any, Any]] = ()
 
     def cover(self, segments: int) -> None:
         """Make room for the intervals of so many segments."""

@@ -13,8 +13,8 @@ memory before it is used. What a drafter makes of the parts is not known here.
 from __future__ import annotations
 
 import json
-import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,33 +106,51 @@ class Manifest:
         write_manifest(folder, self.kind, self.to_json())
 
 
+class Filed:
+    """An array in an open file, which is closed with the last reference."""
+
+    def __init__(self, number: int, dtype: np.dtype[Any], length: int) -> None:
+        self.number = number
+        self.dtype = dtype
+        self.length = length
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenSegment:
-    """A segment's arrays, mapped: `tokens` is [N] with separators, `starts` is [documents + 1]."""
+    """A segment's arrays, mapped: `tokens` is [N] with separators, `starts` is [documents + 1]. `files`: those that
+    were asked for as open files too."""
 
     segment: Segment
     tokens: np.ndarray
     starts: np.ndarray
     arrays: dict[str, np.ndarray]
+    files: dict[str, Filed]
 
 
 class Store:
     """One snapshot of a store, opened for reading."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, filed: Sequence[str] = ()) -> None:
         self.path = path
+        self._filed = filed
         self.manifest = manifest
         self.segments = [self._map_segment(segment) for segment in manifest.segments]
         self.arrays = self._map(manifest.parts)
 
     @classmethod
-    def open(cls, path: str | Path, kind: str = "", check: Check = "sizes") -> Store:
-        """The store at `path`, of `kind` if one is named; ValueError, in one line, where it is not whole."""
+    def open(cls, path: str | Path, kind: str = "", check: Check = "sizes", filed: Sequence[str] = ()) -> Store:
+        """The store at `path`, of `kind` if one is named; ValueError, in one line, where it is not whole.
+
+        The parts of segments that `filed` names are opened as files as well (stream_access.py).
+        """
         path = Path(path).expanduser()
         while True:
             manifest = Manifest.read(path, kind)
             try:
-                store = cls(path, manifest)
+                store = cls(path, manifest, filed)
                 if check == "checksums":
                     store.verify()
                 return store
@@ -145,7 +163,11 @@ class Store:
         arrays = self._map(segment.parts)
         if not {"tokens", "starts"} <= set(arrays):
             raise ValueError(f"{self.path / MANIFEST} is damaged: segment {segment.name} has no token stream")
-        return OpenSegment(segment, arrays.pop("tokens"), arrays.pop("starts"), arrays)
+        files = {name: self._file(segment.parts[name]) for name in self._filed}
+        return OpenSegment(segment, arrays.pop("tokens"), arrays.pop("starts"), arrays, files)
+
+    def _file(self, part: Part) -> Filed:
+        return Filed(os.open(self.path / part.file, os.O_RDONLY), np.dtype(part.dtype), part.shape[0])
 
     def _map(self, parts: dict[str, Part]) -> dict[str, np.ndarray]:
         check_parts(self.path, parts.values())
@@ -154,23 +176,6 @@ class Store:
     def verify(self) -> None:
         """Read every file through; ValueError names the first that differs from what was written."""
         check_parts(self.path, self.manifest.all_parts, "checksums")
-
-    def keep_small(self) -> None:
-        """Map pages a few at a time, not 2 MB at once where the system holds them so: what is read stays small."""
-        self._advise(mmap.MADV_NOHUGEPAGE)
-
-    def release(self) -> None:
-        """Give the mapped pages back: they stay in the system's cache, and come back when they are read again."""
-        self._advise(mmap.MADV_DONTNEED)
-
-    def _advise(self, advice: int) -> None:
-        groups = [(s.tokens, s.starts, *s.arrays.values()) for s in self.segments]
-        for array in [*self.arrays.values(), *(array for group in groups for array in group)]:
-            owner: Any = array
-            while isinstance(owner, np.ndarray):
-                owner = owner.base
-            if isinstance(owner, mmap.mmap):
-                owner.madvise(advice)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer_fingerprint(tokenizer) != self.manifest.tokenizer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,6 @@ from draftsmith.infer.recorded_target import RecordedTarget
 from draftsmith.infer.row import Row
 from draftsmith.infer.tree import ROOT
 from draftsmith.retrieval import Rest
-from draftsmith.retrieval.resident import STATM, resident_mb
 
 TOKEN = st.integers(0, 5)
 DOCUMENTS = st.lists(st.lists(TOKEN, max_size=30), min_size=1, max_size=8)
@@ -161,7 +162,7 @@ def test_segments_are_one_store(tmp_path: Path, retrieval: Any) -> None:
     wide = {"nodes": 4000, "num_draft_tokens": 3}
     whole = retrieval.bound(retrieval.write_store(tmp_path / "one", documents), **wide)
     parted = retrieval.bound(retrieval.write_store(tmp_path / "many", documents, chunk=100), **wide)
-    assert len(parted._segments) > 10
+    assert len(parted._stored) > 10
     contexts = random_documents(2)
     for drafts in zip(*(retrieval.propose(drafter, contexts, Budget(4000, 3)) for drafter in (whole, parted))):
         ours, theirs = ({tuple(path): draft.trials[draft.parents[i]] for i, path in enumerate(retrieval.paths(draft))}
@@ -212,24 +213,45 @@ def test_two_processes_propose_identical_trees(tmp_path: Path, retrieval: Any) -
     assert sum(len(tokens) for tokens, _, _ in json.loads(told[0].stdout)) > 1000
 
 
+STATM = Path("/proc/self/statm")
+
+
+def mapped_mb() -> float:
+    """MB of mapped files that are in this process's memory now."""
+    return int(STATM.read_text().split()[2]) * mmap.PAGESIZE / 2**20
+
+
 @pytest.mark.skipif(not STATM.exists(), reason="what is resident is told by Linux alone")
-def test_pages_are_given_back_beyond_the_limit_and_the_drafts_stay_the_same(tmp_path: Path, retrieval: Any) -> None:
+def test_a_store_that_is_not_mapped_gives_the_same_drafts_and_holds_no_memory(tmp_path: Path, retrieval: Any) -> None:
     rng = np.random.default_rng(5)
     documents = rng.integers(0, 1000, (1000, 1000)).tolist()
     store = retrieval.write_store(tmp_path / "s", documents, vocab=1000)
     contexts = [[token] for token in range(1000)]
-    free = retrieval.bound(store, 1000, nodes=4, max_resident_mb=0)
-    assert free._store.manifest.bytes > 5 * 2**20
-    wanted = [draft.tokens for draft in retrieval.propose(free, contexts)]
-    mapped = resident_mb()
-    free._store.release()
-    assert resident_mb() < mapped - 3
-    bounded = retrieval.bound(store, 1000, nodes=4, max_resident_mb=1)
-    empty = resident_mb()
-    for context, tokens in zip(contexts, wanted):
-        (draft,) = retrieval.propose(bounded, [context])
-        assert draft.tokens == tokens
-        assert resident_mb() < empty + 2
+    filed = retrieval.bound(store, 1000, nodes=4, max_mapped_mb=4, cache_mb=0.25)
+    assert filed._store.manifest.bytes > 5 * 2**20
+    retrieval.propose(filed, contexts[:1])
+    empty = mapped_mb()
+    read = [draft.tokens for draft in retrieval.propose(filed, contexts)]
+    assert mapped_mb() < empty + 0.5
+    mapped = retrieval.bound(store, 1000, nodes=4, max_mapped_mb=16)
+    assert read == [draft.tokens for draft in retrieval.propose(mapped, contexts)]
+    assert mapped_mb() > empty + 3
+    assert len(set(map(tuple, read))) > 900
+
+
+def test_drafts_of_a_store_that_is_not_mapped_outlive_its_files_and_see_that_one_was_cut(
+    tmp_path: Path, retrieval: Any
+) -> None:
+    store = retrieval.write_store(tmp_path / "s", [[1, 2, 3, 4, 5] * 40] * 100, vocab=100)
+    filed = retrieval.bound(store, 100, nodes=4, max_mapped_mb=0, cache_mb=0.01)
+    wanted = [draft.tokens for draft in retrieval.propose(filed, [[2], [4, 5]])]
+    assert (wanted[0][0], wanted[1][0]) == (3, 1)
+    for file in store.iterdir():
+        file.rename(tmp_path / file.name)
+    assert [draft.tokens for draft in retrieval.propose(filed, [[2], [4, 5]])] == wanted
+    os.truncate(next(tmp_path.glob("*.suffixes")), 8)
+    with pytest.raises(ValueError, match="become shorter"):
+        retrieval.propose(filed, [[2]])
 
 
 def test_a_store_for_more_ids_than_the_target_has_is_refused(tmp_path: Path, retrieval: Any) -> None:
