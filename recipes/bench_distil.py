@@ -3,6 +3,7 @@
 At equal cost in CPU seconds, three seeds, held-out questions:
     sft, kl                     supervised fine-tuning against forward KL from the live target, two layers each
     sft-slow                    the first at a third of the learning rate, lest it be that
+    kl-cached           forward KL from a teacher that is on disk already, so that its passes cost nothing here
     kl-cached-64, kl-cached-8   kl's steps again, from a teacher on disk that keeps so many tokens a position
     wide-fresh, narrow          two layers of the target's width against eight narrower ones of as many parameters,
                                 layers fresh in both
@@ -28,6 +29,7 @@ RULES = ("sampled", "greedy", "topk")
 PAIRS = (
     ("kl", "sft"),
     ("kl", "sft-slow"),
+    ("kl-cached", "sft"),
     ("kl-cached-64", "kl"),
     ("kl-cached-8", "kl"),
     ("wide-fresh", "narrow"),
@@ -53,6 +55,8 @@ def arms(out: Path, seconds: float, tuning_seconds: float, narrow: dict[str, int
     ]  # fmt: skip
     for kept in (64, 8):
         cached = {**kl, "teacher": str(out / f"teacher-{kept}"), "teacher_top_k": kept}
+        if kept == 64:
+            made.append(Arm("kl-cached", cached, seconds, cost_of="kl-cached-64", lr=lr))
         made.append(Arm(f"kl-cached-{kept}", cached, seconds, steps_of="kl", lr=lr, ways=("greedy", "sampled")))
     made.append(Arm("wide-fresh", kl, seconds, init="fresh", lr=lr, ways=("greedy",)))
     made.append(Arm("narrow", kl, seconds, init="fresh", num_layers=8, shape=narrow, lr=lr, ways=("greedy",)))
@@ -93,9 +97,10 @@ def bench_distil(
         cache: folder of tokenised data.
         throughput: only decode with the wide and the narrow draft of the first seed, beside plain decoding.
     """
-    from draftsmith.train.distil_figures import markdown, read_found, summarise
+    from draftsmith.train.distil_figures import markdown, summarise
     from draftsmith.train.distil_study import Study, run_study
     from draftsmith.train.plan import Plan
+    from draftsmith.train.study_figures import read_found
 
     if throughput:
         return _throughput(target, questions, Path(out), (seeds or [0])[0])

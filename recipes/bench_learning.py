@@ -59,8 +59,9 @@ def bench_learning(
     """
     config = dict(locals())
     from draftsmith.train.learning import Decoding, all_kinds, run_study
-    from draftsmith.train.learning_figures import markdown, read_found, summarise
+    from draftsmith.train.learning_figures import markdown, summarise
     from draftsmith.train.plan import Plan
+    from draftsmith.train.study_figures import read_found
 
     kinds = all_kinds(num_layers, exits, exit_weights or [])
     unknown = sorted(set(only or []) - {kind.name for kind in kinds})

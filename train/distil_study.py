@@ -22,14 +22,11 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.models import load_model, load_target
-from draftsmith.infer.records import read_records
 from draftsmith.infer.row import Row, Stops
 from draftsmith.infer.settings import Settings
 from draftsmith.infer.templates import find_template
@@ -42,8 +39,8 @@ from draftsmith.train.optimisers import make_optimiser
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import load_data, train_draft
 from draftsmith.train.sft import SFT
-
-ROWS_AT_ONCE = 24
+from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
+from draftsmith.train.validation import ROWS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,7 @@ class Arm:
         distil: Distil's arguments; None: supervised fine-tuning.
         seconds: its budget, in CPU seconds of training steps.
         steps_of: take this arm's steps instead, for what is to be compared at equal steps.
+        cost_of: the arm whose steps cost as much as this one's, which is not measured itself.
         begins_as: the arm whose draft it goes on from; not given: `init`.
         ways: the ways of drafting that it is measured by.
     """
@@ -63,6 +61,7 @@ class Arm:
     distil: Mapping[str, Any] | None
     seconds: float
     steps_of: str = ""
+    cost_of: str = ""
     begins_as: str = ""
     init: str = "first"
     num_layers: int = 2
@@ -115,18 +114,19 @@ class Study:
         return self.out / "runs" / f"{name}-{seed}"
 
     def measured(self, name: str, seed: int) -> Path:
-        return self.out / "measured" / f"{name}-{seed}.json"
+        return measured_path(self.out, name, seed)
 
 
 def run_study(study: Study) -> None:
     """Everything that is not there yet, all arms of a seed before the next seed begins."""
     steps = calibrated(study)
     if not (study.out / "plain.json").is_file():
-        write_json(study.out / "plain.json", plain_answers(study))
+        target = load_target(study.plan.target, device="cpu")
+        write_json(study.out / "plain.json", plain_answers(target, _prompts(study, target), study.max_new_tokens))
     for seed in study.seeds:
         for arm in study.arms:
             folder = study.run(arm.name, seed)
-            if not _finished(folder):
+            if not finished(folder):
                 _tell(f"training {arm.name}, seed {seed}, {steps[arm.name]} steps")
                 train_draft(arm.objective(), study.planned(arm, seed, steps[arm.name]))
             if not study.measured(arm.name, seed).is_file():
@@ -138,7 +138,7 @@ def calibrated(study: Study, rounds: int = 3) -> dict[str, int]:
     """Steps of every arm, from one measurement in which they took turns."""
     path = study.out / "calibration.json"
     if not path.is_file():
-        steps = {arm.name: _Steps(study, arm) for arm in study.arms}
+        steps = {arm.name: _Steps(study, arm) for arm in study.arms if not arm.cost_of}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(rounds + 1):
             for name, one in steps.items():
@@ -147,7 +147,7 @@ def calibrated(study: Study, rounds: int = 3) -> dict[str, int]:
                     seconds[name].append(took)
         write_json(path, {name: statistics.median(found) for name, found in seconds.items()})
     each = json.loads(path.read_text(encoding="utf-8"))
-    own = {arm.name: max(round(arm.seconds / each[arm.name]), 1) for arm in study.arms}
+    own = {arm.name: max(round(arm.seconds / each[arm.cost_of or arm.name]), 1) for arm in study.arms}
     return {arm.name: own[arm.steps_of or arm.name] for arm in study.arms}
 
 
@@ -185,7 +185,7 @@ class _Steps:
 def measure(study: Study, arm: Arm, folder: Path) -> dict[str, Any]:
     """Per way of drafting: what every prompt committed, and in how many steps."""
     target = load_target(study.plan.target, device="cpu")
-    prompts = _prompts(study, target.tokenizer)
+    prompts = _prompts(study, target)
     model, _ = load_model(str(folder), dtype=str(target.model.dtype).removeprefix("torch."), device="cpu")
     found: dict[str, Any] = {"loss": _held_out(folder)}
     for name in arm.ways:
@@ -199,29 +199,13 @@ def measure(study: Study, arm: Arm, folder: Path) -> dict[str, Any]:
     return found
 
 
-def plain_answers(study: Study) -> dict[str, Any]:
-    """The share of distinct 4-grams in the target's greedy answers, prompt by prompt."""
-    target = load_target(study.plan.target, device="cpu")
-    stops = Stops(study.max_new_tokens, target.eos_ids)
-    rows = [Row(f"{i}", prompt, stops=stops) for i, prompt in enumerate(_prompts(study, target.tokenizer))]
-    done = generate(target, Empty(), rows, batch_size=ROWS_AT_ONCE)
-    return {"distinct": [distinct_share([answer.token_ids]) for answer in done]}
-
-
-def _prompts(study: Study, tokenizer: Any) -> list[list[int]]:
-    """The first turn of every question, as it is served."""
-    template = find_template(study.plan.text.template, tokenizer)
-    return [template.prompt_ids(record.prompt) for record in read_records(study.questions, need="questions")]
+def _prompts(study: Study, target: Any) -> list[list[int]]:
+    return first_turns(study.questions, find_template(study.plan.text.template, target.tokenizer))
 
 
 def _held_out(folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("results", {})
     return results
-
-
-def _finished(folder: Path) -> bool:
-    run = folder / "run.json"
-    return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("state") == "finished"
 
 
 def _tell(line: str) -> None:

@@ -14,21 +14,17 @@ What is finished is not done again. What the figures come to is not known here (
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.models import load_model, load_target
-from draftsmith.infer.records import read_records
 from draftsmith.infer.templates import Template, find_template
 from draftsmith.train.exits import ExitStates, check_exits
 from draftsmith.train.objective import Objective
@@ -36,6 +32,7 @@ from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import load_data, train_draft
 from draftsmith.train.sft import SFT
 from draftsmith.train.soft import SoFT
+from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
 from draftsmith.train.validation import decode_greedily, exit_losses
 
 if TYPE_CHECKING:
@@ -81,7 +78,7 @@ def run_study(
     for seed in seeds:
         for kind in kinds:
             own = replace(plan, out=str(out / "runs" / f"{kind.name}-{seed}"), seed=seed, num_layers=kind.num_layers)
-            if not _finished(Path(own.out)):
+            if not finished(Path(own.out)):
                 print(f"training {kind.name}, seed {seed}", file=sys.stderr, flush=True)
                 train_draft(kind.objective(), own)
             measured = measured_path(out, kind.name, seed)
@@ -89,16 +86,9 @@ def run_study(
                 print(f"measuring {kind.name}, seed {seed}", file=sys.stderr, flush=True)
                 write_json(measured, measure(own, kind, questions, decoding))
     if not (out / "plain.json").is_file():
-        write_json(out / "plain.json", plain_answers(plan, questions, decoding))
-
-
-def measured_path(out: Path, name: str, seed: int) -> Path:
-    return out / "measured" / f"{name}-{seed}.json"
-
-
-def _finished(folder: Path) -> bool:
-    run = folder / "run.json"
-    return run.is_file() and json.loads(run.read_text(encoding="utf-8")).get("state") == "finished"
+        target, template = _target(plan)
+        prompts = first_turns(questions, template)
+        write_json(out / "plain.json", plain_answers(target, prompts, decoding.max_new_tokens, decoding.rows_at_once))
 
 
 def measure(plan: Plan, kind: Kind, questions: list[str], decoding: Decoding) -> dict[str, Any]:
@@ -109,7 +99,7 @@ def measure(plan: Plan, kind: Kind, questions: list[str], decoding: Decoding) ->
     losses = exit_losses(ExitStates(model, kind.exits), data.val_batches())
     # A fresh copy, as it is served: in the target's precision, without the hooks that read the exits.
     model, _ = load_model(plan.out, dtype=str(target.model.dtype).removeprefix("torch."), device="cpu")
-    prompts = _prompts(questions, template)
+    prompts = first_turns(questions, template)
     found: dict[str, Any] = {}
     for exit, loss in zip(kind.exits, losses):
         drafter = SmallLM(first_layers(model, exit), num_draft_tokens=decoding.num_draft_tokens)
@@ -120,21 +110,8 @@ def measure(plan: Plan, kind: Kind, questions: list[str], decoding: Decoding) ->
     return found
 
 
-def plain_answers(plan: Plan, questions: list[str], decoding: Decoding) -> dict[str, Any]:
-    """How much of the target's own answers is no repetition, prompt by prompt."""
-    target, template = _target(plan)
-    prompts = _prompts(questions, template)
-    answers = decode_greedily(target, Empty(), prompts, decoding.max_new_tokens, decoding.rows_at_once)
-    return {"distinct": [distinct_share([answer.token_ids]) for answer in answers]}
-
-
 def _target(plan: Plan) -> tuple[HFTarget, Template]:
     target = load_target(plan.target, device="cpu")
     assert target.tokenizer is not None
     text = plan.text
     return target, find_template(text.template, target.tokenizer, text.template_kwargs, text.system)
-
-
-def _prompts(questions: list[str], template: Template) -> list[list[int]]:
-    """The first turn of every question, as it is served."""
-    return [template.prompt_ids(record.prompt) for record in read_records(questions, need="questions")]

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from draftsmith.train.distil_figures import markdown, read_found, summarise
+from draftsmith.train.distil_figures import markdown, summarise
 from draftsmith.train.distil_study import Arm, Study, calibrated, run_study
 from draftsmith.train.plan import Plan
 from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.study_figures import read_found
 
 
 def run_of(committed, steps):
@@ -21,7 +22,7 @@ def test_figures_are_ratios_of_sums_over_prompts_and_the_seeds_that_both_have():
     }  # fmt: skip
     results = summarise(found, [0.9, 0.1], [("kl", "sft"), ("kl", "nobody")])
     assert results["arms"]["kl"]["all"]["greedy"]["accepted_length"] == 2.5
-    assert results["arms"]["kl"]["all"]["greedy"]["by_seed"] == {0: 2.5, 1: 2.5}
+    assert results["arms"]["kl"]["all"]["greedy"]["by_seed"] == [2.5, 2.5]
     (pair,) = results["ratios"]
     assert pair["all"]["greedy"]["ratio"] == pytest.approx(50 / 30)
     low, high = pair["all"]["greedy"]["interval"]
@@ -44,11 +45,15 @@ def test_a_study_does_what_is_missing_and_nothing_twice(target_folder, chats, tm
         Arm("sft", None, 0.01, num_layers=1, ways=("greedy", "tree")),
         Arm("kl", kl, 0.01, num_layers=1, ways=("greedy", "sampled", "tree")),
         Arm("again", kl, 0.01, num_layers=1, steps_of="kl", begins_as="kl", ways=("greedy",)),
+        Arm("alike", kl, 0.02, num_layers=1, cost_of="kl", ways=("greedy",)),
     ]
     study = Study(plan, arms, [str(chats)], max_new_tokens=4, seeds=(0,))
     run_study(study)
     steps = calibrated(study)
     assert steps["again"] == steps["kl"]
+    each = json.loads((study.out / "calibration.json").read_text())
+    assert set(each) == {"sft", "kl", "again"}
+    assert steps["alike"] == max(round(0.02 / each["kl"]), 1)
     facts = json.loads((study.run("again", 0) / "run.json").read_text())
     assert facts["max_steps"] == steps["kl"]
     assert facts["settings"]["init"] == str(study.run("kl", 0))

@@ -59,11 +59,12 @@ def test_a_study_trains_every_kind_with_every_seed_and_compares_them(study):
 def test_a_draft_is_measured_as_validation_measures_it(study, target_folder):
     from draftsmith.infer.models import load_model, load_target
     from draftsmith.infer.templates import find_template
+    from draftsmith.train.study_runs import first_turns
 
     out, _, results = study
     target = load_target(str(target_folder), device="cpu")
     model, _ = load_model(str(out / "runs" / "soft-1"), device="cpu")
-    prompts = learning._prompts([str(out.parent / "questions.jsonl")], find_template("chat", target.tokenizer))
+    prompts = first_turns([str(out.parent / "questions.jsonl")], find_template("chat", target.tokenizer))
     lengths = accepted_lengths(target, model, [2, 4], prompts, max_new_tokens=8, num_draft_tokens=3)
     rows = results["kinds"]["soft"]["exits"]
     assert [rows[exit]["all"]["by_seed"][1] for exit in ("2", "4")] == pytest.approx(lengths)
