@@ -34,7 +34,7 @@ class Stops:
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """`ids` holds the prompt and everything committed; `stop` tells why the row ended, and is empty while it lives."""
+    """`ids` holds a copy of the prompt and what was committed; `stop` tells why the row ended, empty while it lives."""
 
     key: str
     ids: list[int]
@@ -49,6 +49,7 @@ class Row:
             raise ValueError(f"prompt {self.key} is empty: there is no token to begin from")
         if self.stops.strings and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
+        self.ids = list(self.ids)  # the caller's prompt stays as it is: it may be asked again
         self.prompt_tokens = self.prompt_tokens or len(self.ids)
 
     @property

@@ -26,6 +26,13 @@ def row(**stops: Any) -> Row:
     return Row("r", [0, 1], Settings(), Stops(**stops), Letters())  # type: ignore[arg-type]
 
 
+def test_a_prompt_can_be_asked_again_because_a_row_keeps_its_own_copy() -> None:
+    prompt = [1, 2]
+    row = Row("a", prompt)
+    row.ids.append(3)
+    assert (prompt, row.ids, row.new_ids) == ([1, 2], [1, 2, 3], [3])
+
+
 def test_tokens_are_cut_at_the_first_reason_to_stop() -> None:
     assert row(max_new_tokens=3).cut([5, 6, 7, 8]) == ([5, 6, 7], "max_new_tokens")
     assert row(ids=frozenset([6, 9])).cut([5, 6, 9]) == ([5, 6], "eos")
