@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Drafters on HumanEval, sampled at temperature 0.8 and top_p 0.95 as in REST's paper (arXiv 2311.08252).
+# Size: full. Measured: not yet.
 #
 #   TARGET=owner/model QUESTIONS=humaneval.jsonl recipes/bench_humaneval.sh [further options of `draftsmith bench`]
 #   TARGET=... QUESTIONS=... DRAFTERS=pld,rest:stores/rest_code_small,small:DRAFT recipes/bench_humaneval.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Drafters on MT-Bench, sampled at temperature 0.7 and top_p 0.8 as in REST's paper (arXiv 2311.08252), two turns each.
+# Size: full. Measured: not yet.
 #
 #   TARGET=owner/model QUESTIONS=mt_bench.jsonl recipes/bench_mtbench.sh [further options of `draftsmith bench`]
 #   TARGET=... QUESTIONS=... DRAFTERS=pld,rest:stores/rest_chat_small,small:DRAFT recipes/bench_mtbench.sh

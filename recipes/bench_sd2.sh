@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A sorted draft under every rule for its exits, in one interleaved run: the choice by cost beside each fixed exit, the
 # published thresholds (per node, and per level as published), and a chain. Calibrates first, on prompts of its own.
+# Size: small or full. Measured: small, 2026-11-21.
 #
 #   TARGET=T DRAFT=D EXITS="1 2 4" HELD_OUT=calibration.jsonl QUESTIONS=questions.jsonl OUT=DIR recipes/bench_sd2.sh
 #

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # An in-distribution DReSD store: the target answers prompts, 128 tokens each, and its answers are keyed by its states.
+# Size: full. Measured: not yet.
 #
 #   TARGET=owner/model recipes/build_dresd_id.sh                 # UltraChat's prompts
 #   TARGET=owner/model CORPUS=code recipes/build_dresd_id.sh     # EvolInstructCode's

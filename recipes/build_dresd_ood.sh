@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # An out-of-distribution DReSD store: a public corpus, keyed by the target's own states.
+# Size: full. Measured: not yet.
 #
 #   TARGET=owner/model recipes/build_dresd_ood.sh                # UltraChat, 80,000 conversations
 #   TARGET=owner/model CORPUS=code recipes/build_dresd_ood.sh    # EvolInstructCode, 80,000 pairs

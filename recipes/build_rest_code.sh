@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Code stores for the rest drafter: small (answers to code instructions) and large (Python source files; several billion
 # tokens, so set --limit to what the disk holds: 6 bytes a token up to 65,535 ids, 8 beyond).
+# Size: small or full. Measured: not yet.
 #
 # Time, memory and latency by size: the header of build_rest_chat.sh. A run that was killed goes on when run again.
 #

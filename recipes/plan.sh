@@ -2,6 +2,7 @@
 # Which draft is worth training for this target, on this machine? Nothing is trained and no weights are loaded: random
 # ones take as long. Run it first; then train the shape that comes first (train_sft.sh, train_soft.sh), measure its
 # acceptance (draftsmith bench ... --json > bench.json), and give that as the second argument.
+# Size: small or full. Measured: small, 2026-11-21.
 #
 #   recipes/plan.sh TARGET [ACCEPTANCE] [further options of `draftsmith plan`]
 #

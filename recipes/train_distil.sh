@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A target and prompts -> the target's own answers -> a wide shallow draft distilled from it, ready for draftsmith,
 # transformers and vLLM.
+# Size: full. Measured: not yet.
 #
 #   recipes/train_distil.sh lmsys/vicuna-7b-v1.5 prompts.jsonl out/vicuna-7b-wide [--preset wide-3] ...
 #

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A small target and prompts -> its own answers -> a two-layer draft distilled from it, on a laptop's CPU.
+# Size: small. Measured: not yet.
 #
 #   recipes/train_target.sh out/target TEXT...          # where there is no target yet
 #   recipes/train_distil_small.sh out/target prompts.jsonl out/distil [--minutes 3] ...

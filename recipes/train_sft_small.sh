@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A small target and local conversations -> a draft of 4 layers, on a laptop's CPU in ten minutes.
+# Size: small. Measured: not yet.
 #
 #   recipes/train_target.sh out/target TEXT...          # where there is no target yet
 #   recipes/train_sft_small.sh out/target chats.jsonl out/sft [--minutes 3] ...

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Vicuna-7B and a chat corpus -> a sorted draft (exits after 6, 9 and 12 layers), ready for draftsmith, transformers and vLLM.
+# Size: full. Measured: not yet.
 #
 #   recipes/train_soft.sh sharegpt.json out/vicuna-7b-soft [--target T] [--num_layers K] ...
 #

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A small target and local conversations -> a sorted draft (exits after 1, 2 and 4 layers), on a laptop's CPU in ten minutes.
+# Size: small. Measured: in part, 2026-11-21.
 #
 #   recipes/train_target.sh out/target TEXT...          # where there is no target yet
 #   recipes/train_soft_small.sh out/target chats.jsonl out/soft [--minutes 3] ...
