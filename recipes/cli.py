@@ -64,6 +64,8 @@ COMMANDS: dict[str, Command] = {
     "store bench dresd": Command(
         "draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding"
     ),
+    "recipes": Command("draftsmith.recipes.recipes:recipes", "the packaged recipes: scripts with their settings"),
+    "recipes copy": Command("draftsmith.recipes.recipes:copy", "copy recipes to a folder of yours"),
     "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
 }
 
