@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
+
+from draftsmith.recipes.progress import progress
 
 if TYPE_CHECKING:
     from draftsmith.infer.hf_target import HFTarget
@@ -143,6 +144,4 @@ class _Progress:
         self.first = done - 1 if self.first is None else self.first
         took = time.perf_counter() - self.began
         left = took / (done - self.first) * (asked - done)
-        end = "\n" if done == asked else ""
-        line = f"\r{done}/{asked} answers, {tokens / took:.0f} tokens/s, {left:.0f} s left\x1b[K"
-        print(line, end=end, file=sys.stderr, flush=True)
+        progress(f"{done}/{asked} answers, {tokens / took:.0f} tokens/s, {left:.0f} s left", last=done == asked)

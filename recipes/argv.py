@@ -14,11 +14,14 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from draftsmith.recipes.renamed import refuse_old
 
 # Options that every command has; the value says whether a word follows.
 COMMON = {"config": True, "help": False, "print_config": False}
+NONE: Mapping[str, str] = types.MappingProxyType({})
 
 _OPTION = re.compile(r"--[A-Za-z]|-h$")
 
@@ -56,7 +59,7 @@ def _options_of(name: str, hint: Any, positional: bool) -> Iterator[Option]:
     yield Option(name, positional, bool in members, bool(lists), not elements <= {int, float, bool})
 
 
-def normalise(words: Sequence[str], known: dict[str, Option]) -> list[str]:
+def normalise(words: Sequence[str], known: dict[str, Option], renamed: Mapping[str, str] = NONE) -> list[str]:
     """`words` as `--name=value` each: configuration files first, so that flags override them wherever they stand."""
     files: list[str] = []
     given: dict[str, list[str]] = {}
@@ -72,6 +75,7 @@ def normalise(words: Sequence[str], known: dict[str, Option]) -> list[str]:
             continue
         name, equals, value = word.removeprefix("--").partition("=")
         name = "help" if word == "-h" else name.replace("-", "_")
+        refuse_old(name, renamed)
         _check(name, known)
         values = [value] if equals else _take_values(name, rest, known)
         if name == "config":
@@ -91,7 +95,9 @@ def _check(name: str, known: dict[str, Option]) -> None:
     roots = {option.partition(".")[0] for option in known}
     if name in COMMON or name.partition(".")[0] in roots:
         return
-    close = difflib.get_close_matches(name, [*known, *COMMON], n=1)
+    # The same word within a group is meant more often than another that looks like it: --device, --machine.device.
+    close = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = close or difflib.get_close_matches(name, [*known, *COMMON], n=1)
     raise ValueError(f"unknown option --{name}" + (f"; did you mean --{close[0]}?" if close else "; --help lists all"))
 
 

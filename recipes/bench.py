@@ -37,6 +37,8 @@ def bench(
 ) -> int:
     """Measure drafters against plain decoding; returns the exit code.
 
+    Example: draftsmith bench --target MODEL --data questions.jsonl --drafters pld,small:DRAFT --out runs/first
+
     Args:
         target: folder or Hub name of the model whose answers must not change.
         data: the questions: files, folders or `datasets` names.
@@ -77,16 +79,9 @@ def bench(
         # Only now: a run that was refused leaves no folder that stands in the way of the next.
         folder.write_run(provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json()})
     measured = measure(
-        runners,
-        questions,
-        encode,
-        decode,
-        batch_size=batch_size,
-        seed=seed,
-        warmup=warmup,
-        repeats=repeats,
+        runners, questions, encode, decode, batch_size=batch_size, seed=seed, warmup=warmup, repeats=repeats,
         progress=_progress,
-    )
+    )  # fmt: skip
     results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(judge.model.device))
     if temperature == 0:
         name_ties(results, measured, encode, judge)
@@ -101,8 +96,9 @@ def bench(
 
 
 def _progress(done: int, runs: int, name: str) -> None:
-    end = "\n" if done == runs else ""
-    print(f"\r{done}/{runs} runs, last {name}\x1b[K", end=end, file=sys.stderr, flush=True)
+    from draftsmith.recipes.progress import progress
+
+    progress(f"{done}/{runs} runs, last {name}", last=done == runs)
 
 
 def _questions(data: list[str], limit: int | None) -> list[Question]:

@@ -6,7 +6,6 @@ measuring is infer's (measure/); only the time of `propose` is added here, becau
 
 from __future__ import annotations
 
-import sys
 from json import dumps
 from typing import Any
 
@@ -30,21 +29,23 @@ def bench_dresd(
 ) -> None:
     """Compare retrieval drafters with plain decoding and with one another, in one process, question by question.
 
+    Example: draftsmith store bench dresd --target MODEL --data questions.jsonl --drafters dresd:STORE,rest:OTHER,pld
+
     Args:
-        target: Folder or Hub name of the model.
-        data: The questions.
-        drafters: Comma-separated, such as dresd:STORE,rest:STORE,pld.
-        max_new_tokens: Of each answer.
+        target: folder or Hub name of the model.
+        data: the questions.
+        drafters: comma-separated, such as dresd:STORE,rest:STORE,pld.
+        max_new_tokens: of each answer.
         temperature: 0 is greedy.
-        top_p: Sampling within so much probability.
-        batch_size: Questions answered together.
-        limit: So many questions and no more.
-        min_distinct: Leave questions out of the figures whose plain answer has a smaller share of distinct 4-grams.
-        template: How the target is served.
-        dtype: Of the target's weights.
-        device: Where the target runs.
-        seed: Of sampling, of the order of runs and of the intervals.
-        json: Print one JSON object on the last line.
+        top_p: sampling within so much probability.
+        batch_size: questions answered together.
+        limit: so many questions and no more.
+        min_distinct: leave questions out of the figures whose plain answer has a smaller share of distinct 4-grams.
+        template: how the target is served.
+        dtype: of the target's weights.
+        device: where the target runs.
+        seed: of sampling, of the order of runs and of the intervals.
+        json: print one JSON object on the last line.
     """
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bench import bench
@@ -59,6 +60,7 @@ def bench_dresd(
     from draftsmith.infer.settings import Settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
+    from draftsmith.recipes.progress import progress
 
     loaded = load_target(target, dtype=dtype, device=device)
     form, settings = find_template(template, loaded.tokenizer), Settings(temperature, top_p=top_p, seed=seed)
@@ -74,14 +76,13 @@ def bench_dresd(
         lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
         batch_size=batch_size,
         seed=seed,
-        progress=lambda done, runs, name: print(f"\r{done}/{runs}\x1b[K", end="", file=sys.stderr, flush=True),
+        progress=lambda done, runs, name: progress(f"{done}/{runs} runs, last {name}", last=done == runs),
     )
     results = summarise(measured, min_distinct=min_distinct)
     for name in named:
         found = measured.outcomes[name].values()
         traces = [trace for outcomes in found for outcome in outcomes for trace in outcome.traces]
         results["drafters"][name] |= propose_figures(traces)
-    print(file=sys.stderr)
     if json:
         print(dumps(results, ensure_ascii=False))
         return

@@ -8,6 +8,7 @@ acceptance can be set, and only the latencies are on trial.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from json import dumps
 from typing import Any
 
@@ -23,11 +24,11 @@ def bench_plan(
     target: str,
     pairs: str = "",
     shapes: str = "",
-    batch_sizes: str = "1,8",
+    batch_sizes: Sequence[int] = (1, 8),
     context: int = 128,
-    new_tokens: int = 64,
+    max_new_tokens: int = 64,
     acceptance: float = 0.7,
-    rounds: int = 5,
+    repeats: int = 5,
     dtype: str = "auto",
     device: str = "auto",
     seconds: float = 300.0,
@@ -35,15 +36,17 @@ def bench_plan(
 ) -> int:
     """Predict speedups of shapes and lengths that were not measured, then measure them; 0 if four of five hold.
 
+    Example: draftsmith plan bench --target MODEL --batch_sizes 1 8
+
     Args:
         target: folder, Hub name, or a config.json: only the config is read.
         pairs: SHAPE@LENGTH, comma-separated; by default five, between the shapes that are measured.
         shapes: that are measured instead of the default ones.
         batch_sizes: rows decoded together.
         context: tokens of the prompts.
-        new_tokens: of each answer.
+        max_new_tokens: of each answer.
         acceptance: the share of drafted tokens that are right.
-        rounds: how often every pair and plain decoding are timed.
+        repeats: how often every pair and plain decoding are timed.
         dtype: of the weights; auto is the config's.
         device: auto is CUDA where there is one.
         seconds: that timing the passes may take.
@@ -81,9 +84,9 @@ def bench_plan(
             [(str(shape), length) for shape, length in tried],
             rows=size,
             context=context,
-            new_tokens=new_tokens,
+            new_tokens=max_new_tokens,
             acceptance=acceptance,
-            rounds=rounds,
+            rounds=repeats,
         )
     good = within(rows, WITHIN)
     if json:

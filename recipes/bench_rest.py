@@ -26,6 +26,8 @@ def bench_rest(
 ) -> None:
     """Replay recorded answers with the rest drafter, with prompt lookup, and with draftretriever if it is installed.
 
+    Example: draftsmith store bench rest --store STORE --data answers.jsonl --tokenizer MODEL
+
     Args:
         store: the store, of other text than the answers replayed.
         data: recorded answers with their prompts.

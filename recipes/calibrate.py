@@ -26,7 +26,7 @@ def calibrate(
     batch_size: int = 8,
     limit: int | None = None,
     min_distinct: float = 0.0,
-    cost_seconds: float = 60.0,
+    seconds: float = 60.0,
     template: str = "chat",
     dtype: str = "auto",
     device: str = "auto",
@@ -52,7 +52,7 @@ def calibrate(
         batch_size: answers decoded together.
         limit: so many prompts and no more.
         min_distinct: leave out answers with a smaller share of distinct 4-grams: those that loop.
-        cost_seconds: the time that measuring passes may take; 0 leaves costs alone.
+        seconds: that timing the passes may take; 0 leaves costs alone.
         template: how messages become a prompt.
         dtype: of the target's weights.
         device: where the target runs.
@@ -94,9 +94,9 @@ def calibrate(
         found[label] = calibration.calibrate(
             drafter, loaded, answers, fit_on, settings, stops, exits=exits, progress=tell
         )
-    if cost_seconds > 0:
-        print(f"passes are timed for up to {cost_seconds:g} s", file=sys.stderr)
-        for label, (costs, error) in measure_costs(loaded, chosen, answers, seconds=cost_seconds).items():
+    if seconds > 0:
+        print(f"passes are timed for up to {seconds:g} s", file=sys.stderr)
+        for label, (costs, error) in measure_costs(loaded, chosen, answers, seconds=seconds).items():
             found[label].costs, found[label].cost_error = costs, error
     files = calibration.save(found, loaded)
     told = results(
@@ -139,9 +139,10 @@ def _write(path: Any, found: dict[str, Calibrated], told: dict[str, Any]) -> Non
 
 
 def _progress(label: str, what: str) -> Callable[[int, int], None]:
+    from draftsmith.recipes.progress import progress
+
     def tell(done: int, total: int) -> None:
         if done == total or done % 10 == 0:
-            end = "\n" if done == total else ""
-            print(f"\r{label}: {done}/{total} {what}\x1b[K", end=end, file=sys.stderr, flush=True)
+            progress(f"{label}: {done}/{total} {what}", last=done == total)
 
     return tell

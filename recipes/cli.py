@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,47 +29,83 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`function` is "package.module:function"; `summary` is its line in `draftsmith --help`."""
+    """`function` is "package.module:function"; `summary` its line in `draftsmith --help`, under the heading `part`."""
 
     function: str
     summary: str
+    part: str = ""
 
+
+# Headings of `draftsmith --help`, in the order of its parts.
+START, KNOW, LEARN, STORES, DECODE, MEASURE, CHECK = (
+    "Begin here",
+    "Know before you spend",
+    "Learned drafts",
+    "Retrieved drafts",
+    "Decode",
+    "Measure",
+    "Check our own claims",
+)
 
 COMMANDS: dict[str, Command] = {
-    "quickstart": Command("draftsmith.recipes.quickstart:quickstart", "train, retrieve and compare on this machine"),
-    "data": Command("draftsmith.recipes.data:data", "what the reader makes of your files"),
-    "plan": Command("draftsmith.recipes.plan:plan", "which draft would pay here, before anything is trained"),
-    "plan bench": Command("draftsmith.recipes.bench_plan:bench_plan", "what plan predicts beside what the loop does"),
-    "answers": Command("draftsmith.recipes.answers:answers", "write the target's own answers to a set of prompts"),
-    "train sft": Command("draftsmith.recipes.train:sft", "train a draft model by supervised fine-tuning"),
-    "train soft": Command("draftsmith.recipes.train:soft", "train one draft with several exits (sorted fine-tuning)"),
-    "train distil": Command("draftsmith.recipes.distil:distil", "train a draft model on the target's own law"),
-    "train target": Command("draftsmith.recipes.train:target", "train a small target from scratch on local text"),
-    "export": Command("draftsmith.recipes.export:export", "a trained draft as a plain model, to a folder or the Hub"),
-    "generate": Command("draftsmith.recipes.generate:generate", "text from a target and a drafter"),
-    "calibrate": Command("draftsmith.recipes.calibrate:calibrate", "what confidence and passes are worth, per target"),
-    "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding"),
-    "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target"),
-    "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs"),
-    "report": Command("draftsmith.recipes.report:report", "one page from run folders: which drafter to use, and why"),
-    "store build rest": Command("draftsmith.recipes.store:build_rest", "a store of documents for the rest drafter"),
-    "store info": Command("draftsmith.recipes.store:info", "what a store holds"),
-    "store verify": Command("draftsmith.recipes.store:verify", "read a store through and check every file"),
-    "store append": Command("draftsmith.recipes.store_edit:append", "add documents to a store"),
-    "store merge": Command("draftsmith.recipes.store_edit:merge", "rewrite a store in as few segments as will do"),
-    "store remove": Command("draftsmith.recipes.store_edit:remove", "take documents out of a store, by id or by age"),
-    "store bench rest": Command("draftsmith.recipes.bench_rest:bench_rest", "rest beside REST's own rule, replayed"),
-    "store scale": Command("draftsmith.recipes.scale_rest:scale_rest", "time and memory of a large rest store"),
-    "store build dresd": Command("draftsmith.recipes.store_dresd:build_dresd", "a dense store of what a target says"),
+    "quickstart": Command(
+        "draftsmith.recipes.quickstart:quickstart", "train, retrieve and compare on this machine", START
+    ),
+    "recipes": Command("draftsmith.recipes.recipes:recipes", "the packaged recipes: scripts and settings", START),
+    "recipes copy": Command("draftsmith.recipes.recipes:copy", "copy recipes to a folder of yours", START),
+    "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is", START),
+    "data": Command("draftsmith.recipes.data:data", "what the reader makes of your files", KNOW),
+    "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target", KNOW),
+    "plan": Command("draftsmith.recipes.plan:plan", "which draft would pay here, before anything is trained", KNOW),
+    "answers": Command(
+        "draftsmith.recipes.answers:answers", "the target's own answers: what drafts learn and stores hold", LEARN
+    ),
+    "train sft": Command("draftsmith.recipes.train:sft", "train a draft model by supervised fine-tuning", LEARN),
+    "train soft": Command(
+        "draftsmith.recipes.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARN
+    ),
+    "train distil": Command("draftsmith.recipes.distil:distil", "train a draft model on the target's own law", LEARN),
+    "train target": Command("draftsmith.recipes.train:target", "train a small target from scratch on your text", LEARN),
+    "calibrate": Command(
+        "draftsmith.recipes.calibrate:calibrate", "what confidence and passes are worth, per target", LEARN
+    ),
+    "export": Command(
+        "draftsmith.recipes.export:export", "a trained draft as a plain model, to a folder or the Hub", LEARN
+    ),
+    "store build rest": Command(
+        "draftsmith.recipes.store:build_rest", "a store of documents for the rest drafter", STORES
+    ),
+    "store build dresd": Command(
+        "draftsmith.recipes.store_dresd:build_dresd", "a dense store of what a target says", STORES
+    ),
+    "store info": Command("draftsmith.recipes.store:info", "what a store holds", STORES),
+    "store verify": Command("draftsmith.recipes.store:verify", "read a store through and check every file", STORES),
+    "store append": Command("draftsmith.recipes.store_edit:append", "add documents to a store", STORES),
+    "store merge": Command(
+        "draftsmith.recipes.store_edit:merge", "rewrite a store in as few segments as will do", STORES
+    ),
+    "store remove": Command(
+        "draftsmith.recipes.store_edit:remove", "take documents out of a store, by id or by age", STORES
+    ),
     "store quality": Command(
-        "draftsmith.recipes.store_quality:quality", "what a dense store is worth, without decoding"
+        "draftsmith.recipes.store_quality:quality", "what a dense store is worth, without decoding", STORES
+    ),
+    "generate": Command("draftsmith.recipes.generate:generate", "text from a target and a drafter", DECODE),
+    "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding", MEASURE),
+    "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs", MEASURE),
+    "report": Command(
+        "draftsmith.recipes.report:report", "one page from run folders: which drafter to use, and why", MEASURE
+    ),
+    "plan bench": Command(
+        "draftsmith.recipes.bench_plan:bench_plan", "what plan predicts beside what the loop does", CHECK
+    ),
+    "store bench rest": Command(
+        "draftsmith.recipes.bench_rest:bench_rest", "rest beside REST's own rule, replayed", CHECK
     ),
     "store bench dresd": Command(
-        "draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding"
+        "draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding", CHECK
     ),
-    "recipes": Command("draftsmith.recipes.recipes:recipes", "the packaged recipes: scripts with their settings"),
-    "recipes copy": Command("draftsmith.recipes.recipes:copy", "copy recipes to a folder of yours"),
-    "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is"),
+    "store scale": Command("draftsmith.recipes.scale_rest:scale_rest", "time and memory of a large rest store", CHECK),
 }
 
 # What the person gave and the machine refused, as against a bug of ours.
@@ -151,13 +190,15 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     from jsonargparse import ArgumentError
 
     from draftsmith.recipes.argv import normalise, options
+    from draftsmith.recipes.renamed import RENAMED, refuse_old_keys
 
-    known = options(function)
+    known, renamed = options(function), RENAMED.get(name, {})
     parser = build_parser(name, function, known)
-    normal = normalise(words, known)
+    normal = normalise(words, known, renamed)
     try:
         parsed = parser.parse_args(normal)
     except ArgumentError as error:
+        refuse_old_keys(str(error), renamed)
         files = " ".join(word for word in normal if word.startswith("--config="))
         told = re.sub(r'Parser key "([^"]+)":', r"--\1:", str(error))
         raise ValueError(told.replace("Problems parsing config", f"no YAML in {files}")) from error
@@ -177,10 +218,11 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
     positionals = [
         option.name.upper() + ("..." if option.many else "") for option in known.values() if option.positional
     ]
+    usage = " ".join([f"draftsmith {name}", *positionals, "[--config FILE.yaml] [--option value ...]"])
     parser = ArgumentParser(
         prog=f"draftsmith {name}",
-        usage=" ".join([f"draftsmith {name}", *positionals, "[--config FILE.yaml] [--option value ...]"]),
-        description=(function.__doc__ or "").partition("\n    Args:")[0].strip(),
+        # argparse prints a usage as it stands, and would break an example in a description into lines.
+        usage="\n\n".join([usage, *_about(function)]).replace("%", "%%"),
         exit_on_error=False,
         default_env=False,
     )
@@ -189,13 +231,26 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
     return parser
 
 
+def _about(function: Callable[..., Any]) -> list[str]:
+    """The paragraphs of a docstring; an example stays one line, to be copied."""
+    paragraphs = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip().split("\n\n")
+    width = shutil.get_terminal_size().columns - 2
+    return [text if text.startswith("Example: ") else textwrap.fill(text, width) for text in paragraphs]
+
+
 def _overview(group: str, commands: Mapping[str, Command]) -> str:
+    """The commands of a group, or all, under their headings."""
     names = list(_members(group, commands))
     width = max(map(len, names), default=0)
-    lines = [f"  {name:<{width}}  {commands[name].summary}" for name in names]
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault("" if group else commands[name].part, []).append(
+            f"  {name:<{width}}  {commands[name].summary}"
+        )
+    blocks = ["\n".join([part, *lines] if part else lines) for part, lines in parts.items()]
     usage = f"usage: draftsmith {group} COMMAND ...".replace("  ", " ")
-    closing = "`draftsmith COMMAND --help` tells a command's options, `draftsmith --version` the version."
-    return "\n".join([usage, "", *lines, "", closing])
+    closing = "`draftsmith COMMAND --help` tells its options, with an example; `draftsmith --version` the version."
+    return "\n\n".join([usage, *blocks, closing])
 
 
 def _one_line(error: Exception) -> str:
@@ -217,6 +272,9 @@ def _missing_extra(error: ModuleNotFoundError) -> str | None:
 
 
 def _tell(line: str, code: int) -> int:
+    from draftsmith.recipes.progress import progress
+
+    progress.end()
     if os.environ.get("DRAFTSMITH_TRACEBACK") == "1":
         traceback.print_exc()
     print(line, file=sys.stderr)

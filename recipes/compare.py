@@ -15,6 +15,8 @@ def compare(
 ) -> int:
     """Compare answer files, Spec-Bench's or ours, with a base; returns the exit code.
 
+    Example: draftsmith compare runs/first runs/second --require equal
+
     Args:
         base: the reference: an answer file, or a run folder (its plain answers).
         others: answer files or run folders (all their answers but the base's own).

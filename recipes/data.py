@@ -1,13 +1,10 @@
-"""`draftsmith data`: what the reader made of files, before anything is trained on them or measured with them.
-
-Prints rows read, skipped and why, kinds and categories, turns and lengths, and conversations as they would be served,
-with the loss mask in colour. Reading and rendering are infer's (records.py, templates.py).
-"""
+"""`draftsmith data`: what the reader (infer's) made of files, before anything is trained on them or measured."""
 
 from __future__ import annotations
 
 import json as json_module
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -46,7 +43,7 @@ class Lengths:
 
 
 def data(
-    files: list[str],
+    data: list[str],
     tokenizer: str | None = None,
     template: str = "chat",
     template_kwargs: dict[str, Any] | None = None,
@@ -57,8 +54,10 @@ def data(
 ) -> None:
     """Show what the reader makes of files, folders or data sets.
 
+    Example: draftsmith data logs.jsonl --tokenizer MODEL
+
     Args:
-        files: files, folders, or data sets on the Hub (owner/name[:split]).
+        data: files, folders, or data sets on the Hub (owner/name[:split]).
         tokenizer: folder or Hub name of a tokenizer; with one, token lengths and rendered conversations are shown.
         template: how conversations are served: chat (the tokenizer's own), plain, a format such as
             'USER: {prompt} ASSISTANT:', or the name of a FastChat template (vicuna_v1.1).
@@ -72,9 +71,8 @@ def data(
 
     served = None if tokenizer is None else find_template(template, load_tokenizer(tokenizer), template_kwargs)
     console = Console(highlight=False, soft_wrap=True)
-    report, lengths, shown = ReadReport(), Lengths(), 0
-    refused: dict[str, int] = {}
-    for record in read_records(files, limit=limit, on_bad=on_bad, report=report):
+    report, lengths, shown, refused = ReadReport(), Lengths(), 0, Counter[str]()
+    for record in read_records(data, limit=limit, on_bad=on_bad, report=report):
         lengths.add_record(record)
         if served is None or report.used > max(RENDERED, show):
             continue
@@ -89,7 +87,7 @@ def data(
         print(json_module.dumps({**report.to_json(), "lengths": lengths.summary(), "not_rendered": refused}))
 
 
-def _render(template: Template, record: Record, refused: dict[str, int]) -> Iterator[Rendered]:
+def _render(template: Template, record: Record, refused: Counter[str]) -> Iterator[Rendered]:
     """The record's samples; a question alone gives its first prompt."""
     try:
         if record.answers or record.documents or record.token_ids:
@@ -98,12 +96,12 @@ def _render(template: Template, record: Record, refused: dict[str, int]) -> Iter
             prompt = template.prompt_ids(record.prompt)
             yield Rendered(prompt, [0] * len(prompt))
     except ValueError as error:
-        refused[str(error)] = refused.get(str(error), 0) + 1
+        refused[str(error)] += 1
 
 
 def _show(console: Console, tokenizer: PreTrainedTokenizerBase, record: Record, sample: Rendered) -> None:
     console.print(f"{record.id}: row {record.row} of {record.source}", markup=False)
-    console.print(_masked(tokenizer, sample, coloured=console.is_terminal))
+    console.print(_masked(tokenizer, sample, coloured=console.is_terminal and not console.no_color))
     console.rule()
 
 
@@ -124,7 +122,7 @@ def _masked(tokenizer: PreTrainedTokenizerBase, sample: Rendered, coloured: bool
     return text
 
 
-def _print(console: Console, report: ReadReport, lengths: Lengths, refused: dict[str, int]) -> None:
+def _print(console: Console, report: ReadReport, lengths: Lengths, refused: Counter[str]) -> None:
     from rich.table import Column, Table
 
     for line in report.lines():
@@ -132,10 +130,10 @@ def _print(console: Console, report: ReadReport, lengths: Lengths, refused: dict
     for reason, count in refused.items():
         console.print(f"not rendered: {count} x {reason}", markup=False)
     for title, counts in (("kinds", report.kinds), ("categories", report.categories)):
-        named = [f"{name or '(none)'} {count}" for name, count in counts.most_common()]
-        console.print(f"{title}: {', '.join(named)}", markup=False)
-    columns = ("count", "total", "median", "95 %", "longest")
-    table = Table("length", *(Column(name, justify="right") for name in columns))
+        named = ", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common())
+        console.print(f"{title}: {named}", markup=False)
+    columns = (Column(name, justify="right") for name in ("count", "total", "median", "95 %", "longest"))
+    table = Table("length", *columns)
     for name, numbers in lengths.summary().items():
         table.add_row(name, *(f"{number:,.0f}" for number in numbers.values()))
     console.print(table)

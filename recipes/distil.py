@@ -17,7 +17,7 @@ def distil(
     preset: str | None = None,
     losses: dict[str, float] | None = None,
     temperature: float = 1.0,
-    top_k: int = 4,
+    tree_top_k: int = 4,
     sharpness: float = 1.0,
     teacher: str = "live",
     teacher_top_k: int = 64,
@@ -43,6 +43,8 @@ def distil(
 ) -> None:
     """Train a draft model on the target's own law (distillation). Run again with the same options, it goes on.
 
+    Example: draftsmith train distil --target MODEL --data answers.jsonl --out wide --preset wide-3
+
     Args:
         target: folder or Hub name of the model to draft for, which is the teacher as well.
         data: conversations, best the target's own answers: files, folders or data sets on the Hub.
@@ -52,7 +54,7 @@ def distil(
         losses: name and weight of forward_kl, reverse_kl, jsd, total_variation, cross_entropy, or of what the rule that
             will run accepts: sampled, greedy, topk; not given: forward_kl alone.
         temperature: of both laws; 0 for a target that will be greedy (losses greedy, topk and cross_entropy only).
-        top_k: tokens that a tree will try at a node, for the loss topk.
+        tree_top_k: tokens that a tree will try at a node, for the loss topk.
         sharpness: what stands in for an argmax in the losses greedy and topk: softmax(sharpness x logits).
         teacher: live, or a folder for a cache of what the target says, which is made first where there is none.
         teacher_top_k: tokens per position in such a cache.
@@ -90,7 +92,7 @@ def distil(
         shaped = find_preset(name)
         options["num_layers"] = shaped.num_layers
         options["shape"] = {**shaped.sizes, **(shape or {})} or None
-    own = ("temperature", "top_k", "sharpness", "teacher", "teacher_top_k", "on_policy", "exit_weights")
-    learned = {key: options.pop(key) for key in own}
+    own = ("temperature", "sharpness", "teacher", "teacher_top_k", "on_policy", "exit_weights")
+    learned = {key: options.pop(key) for key in own} | {"top_k": options.pop("tree_top_k")}
     objective = Distil(options.pop("losses") or {"forward_kl": 1.0}, exits=exits, seed=seed, **learned)
     _train(objective, options)

@@ -11,8 +11,10 @@ from draftsmith.infer.measure.provenance import extras, hardware, revision, vers
 def env(json: bool = False) -> None:
     """Show what is installed and what this machine is.
 
+    Example: draftsmith env --json
+
     Args:
-        json: Print one JSON object instead of lines.
+        json: print one JSON object instead of lines.
     """
     facts = {"versions": versions(), "extras": extras(), "git": revision(), "hardware": hardware()}
     print(json_text.dumps(facts) if json else "\n".join(_lines(facts)))

@@ -25,6 +25,8 @@ def export(
 ) -> None:
     """Write a draft as a plain Hugging Face model, with a model card.
 
+    Example: draftsmith export draft --target MODEL --out draft-hf --dtype bfloat16
+
     Args:
         checkpoint: folder of a finished training run, a published draft, or a peft adapter.
         target: the model that it drafts for, where run.json does not tell.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 def plan(
     *,
     target: str,
-    batch_sizes: str = "1,8,32",
-    contexts: str = "128,1024",
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    contexts: Sequence[int] = (128, 1024),
     shapes: str = "",
     estimate: str = "",
-    lengths: str = "1,2,3,4,6,8,12,16",
+    lengths: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
     trees: str = "14x4,30x6",
     acceptance: str = "",
     tree_acceptance: str = "",
@@ -106,12 +107,11 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def numbers(name: str, text: str) -> list[int]:
-    """The numbers of a list with commas, ascending."""
-    given = words(text)
-    if not given or not all(word.isdecimal() and int(word) > 0 for word in given):
-        raise ValueError(f"--{name} takes numbers from 1 on, such as 1,8,32, not {text!r}")
-    return sorted({int(word) for word in given})
+def numbers(name: str, given: Sequence[int]) -> list[int]:
+    """Ascending, each once."""
+    if not given or min(given) < 1:
+        raise ValueError(f"--{name} takes numbers from 1 on, such as 1,8,32, not {list(given)}")
+    return sorted(set(given))
 
 
 def _check_place(name: str | None) -> None:

@@ -130,5 +130,7 @@ def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Templ
 
 
 def _progress(done: int, total: int, name: str) -> None:
+    from draftsmith.recipes.progress import progress
+
     if done == total or done % 20 == 0:
-        print(f"\r{name}: {done}/{total}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        progress(f"{name}: {done}/{total}", last=done == total)

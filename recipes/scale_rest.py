@@ -23,6 +23,8 @@ def scale_rest(
 ) -> None:
     """Build and query large stores made of a small one's documents, and print what it took.
 
+    Example: draftsmith store scale --store STORE --out big --tokens 1000000 10000000
+
     Args:
         store: a rest store whose documents are varied.
         out: folder of the large store; it is deleted afterwards.

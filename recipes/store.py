@@ -33,6 +33,8 @@ def build_rest(
 ) -> None:
     """Build a store for the rest drafter. A run that was killed goes on where it was when it is run again.
 
+    Example: draftsmith store build rest --data answers.jsonl --tokenizer MODEL --out STORE
+
     Args:
         data: the text: files, folders or data sets on the Hub (owner/name[:split]).
         out: the new folder.
@@ -58,6 +60,8 @@ def build_rest(
 def info(store: str, json: bool = False) -> None:
     """Show what a store holds, whatever its kind.
 
+    Example: draftsmith store info STORE
+
     Args:
         store: the store's folder.
         json: print one JSON object on the last line.
@@ -68,17 +72,24 @@ def info(store: str, json: bool = False) -> None:
     tell(store, None, json)
 
 
-def verify(store: str) -> None:
+def verify(store: str, json: bool = False) -> None:
     """Read a store through and check every file against its checksum.
+
+    Example: draftsmith store verify STORE
 
     Args:
         store: the store's folder.
+        json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.store_format import all_parts, check_parts, figures, read_manifest
 
     said = read_manifest(store)
     check_parts(Path(store).expanduser(), all_parts(said), "checksums")
-    print(f"{store}: {len(all_parts(said))} files, {figures(said)['bytes']:,} bytes, all as they were written")
+    files, size = len(all_parts(said)), figures(said)["bytes"]
+    if json:
+        print(json_module.dumps({"files": files, "bytes": size}))
+    else:
+        print(f"{store}: {files} files, {size:,} bytes, all as they were written")
 
 
 def find_tokenizer(tokenizer: str | None, target: str | None) -> Any:

@@ -33,7 +33,6 @@ def build_dresd(
     max_length: int = 2_048,
     template: str = "chat",
     template_kwargs: dict[str, Any] | None = None,
-    split: str | None = None,
     limit: int | None = None,
     on_bad: OnBad = "raise",
     dtype: str = "auto",
@@ -43,25 +42,26 @@ def build_dresd(
 ) -> None:
     """Build a dense store of what a target says, keyed by its own states. A build that was stopped goes on.
 
+    Example: draftsmith store build dresd --target MODEL --data answers.jsonl --out STORE
+
     Args:
-        target: Folder or Hub name of the model that will be drafted for; no other can use the store.
-        data: Its answers to prompts (in-distribution), or any conversations and documents; files, folders, `datasets`.
-        out: The folder to come.
-        feature: The states that are looked up: last (after the final norm), or layer:k (before layer k).
+        target: folder or Hub name of the model that will be drafted for; no other can use the store.
+        data: its answers to prompts (in-distribution), or any conversations and documents; files, folders, `datasets`.
+        out: the folder to come.
+        feature: the states that are looked up: last (after the final norm), or layer:k (before layer k).
         index: flat is exact, hnsw a graph, ivfpq compressed; auto chooses by the number of keys.
-        dims: Of a key, after PCA.
-        fit_positions: About so many keys fit the z-score and the PCA.
-        batch_positions: Positions per forward pass, padding included.
-        max_length: Longer sequences are embedded in parts.
-        template: How the target is served: chat, plain, a format with {prompt}, or a FastChat name.
-        template_kwargs: For the tokenizer's own chat template.
-        split: Of `datasets` names.
-        limit: So many records and no more.
-        on_bad: What a row that is not valid JSON or UTF-8 does.
-        dtype: Of the target's weights.
-        device: Where the target runs.
-        seed: Of the order of documents and of the index.
-        json: Print the manifest as one JSON object on the last line.
+        dims: of a key, after PCA.
+        fit_positions: about so many keys fit the z-score and the PCA.
+        batch_positions: positions per forward pass, padding included.
+        max_length: longer sequences are embedded in parts.
+        template: how the target is served: chat, plain, a format with {prompt}, or a FastChat name.
+        template_kwargs: for the tokenizer's own chat template.
+        limit: so many records and no more.
+        on_bad: what a row that is not valid JSON or UTF-8 does.
+        dtype: of the target's weights.
+        device: where the target runs.
+        seed: of the order of documents and of the index.
+        json: print the manifest as one JSON object on the last line.
     """
     config = dict(locals())
     from draftsmith.infer.models import load_target
@@ -75,7 +75,7 @@ def build_dresd(
     form = find_template(template, loaded.tokenizer, template_kwargs)
 
     def samples() -> Iterable[Rendered]:
-        records = read_records(data, split=split, limit=limit, on_bad=on_bad, report=report)
+        records = read_records(data, limit=limit, on_bad=on_bad, report=report)
         return render_all(records, form, skipped)
 
     def facts() -> dict[str, Any]:
@@ -84,7 +84,7 @@ def build_dresd(
         said = {"name": template, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
         return {"template": said, "provenance": provenance(sys.argv, config, seed)}
 
-    source = {"data": stamp(data), "split": split, "limit": limit}
+    source = {"data": stamp(data), "limit": limit}
     manifest = build_store(
         loaded,
         samples,
@@ -120,5 +120,6 @@ def render_all(records: Iterable[Any], template: Template, skipped: dict[str, in
 
 
 def _progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r{done}/{total} keys embedded\x1b[K", end=end, file=sys.stderr, flush=True)
+    from draftsmith.recipes.progress import progress
+
+    progress(f"{done}/{total} keys embedded", last=done == total)

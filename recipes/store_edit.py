@@ -30,6 +30,8 @@ def append(
 ) -> None:
     """Add documents to a store; readers see all of them or none.
 
+    Example: draftsmith store append STORE --data yesterday.jsonl --tokenizer MODEL
+
     Args:
         store: the store's folder.
         data: the text: files, folders or data sets.
@@ -59,6 +61,8 @@ def append(
 def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> None:
     """Rewrite a store in as few segments as will do.
 
+    Example: draftsmith store merge STORE
+
     Args:
         store: the store's folder.
         chunk_tokens: tokens per segment.
@@ -73,6 +77,8 @@ def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> Non
 
 def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, json: bool = False) -> None:
     """Take documents out of a store. Documents without a time have no age, and stay under --keep_days.
+
+    Example: draftsmith store remove STORE --keep_days 90
 
     Args:
         store: the store's folder.

@@ -19,7 +19,7 @@ def quality(
     target: str,
     data: list[str],
     indexes: list[IndexKind] | None = None,
-    sample: int = 1_000,
+    positions: int = 1_000,
     template: str = "chat",
     limit: int | None = None,
     dtype: str = "auto",
@@ -28,17 +28,19 @@ def quality(
 ) -> None:
     """What a dense store is worth: does a key find itself, does the index find the nearest, does the text go on so?
 
+    Example: draftsmith store quality STORE --target MODEL --data held_out.jsonl
+
     Args:
-        store: The folder of the store.
-        target: The model that it was built for.
-        data: Text that is not in the store, best the target's own answers to other prompts.
-        indexes: Kinds of index to compare with exact search on the store's keys.
-        sample: Positions that are asked.
-        template: How the target is served.
-        limit: So many held-out records and no more.
-        dtype: Of the target's weights.
-        device: Where the target runs.
-        json: Print one JSON object on the last line.
+        store: the folder of the store.
+        target: the model that it was built for.
+        data: text that is not in the store, best the target's own answers to other prompts.
+        indexes: kinds of index to compare with exact search on the store's keys.
+        positions: how many are asked.
+        template: how the target is served.
+        limit: so many held-out records and no more.
+        dtype: of the target's weights.
+        device: where the target runs.
+        json: print one JSON object on the last line.
     """
     from draftsmith.infer.models import load_target
     from draftsmith.retrieval import dresd_quality as measures
@@ -57,13 +59,13 @@ def quality(
         "store": {
             key: opened.manifest[key] for key in ("keys", "documents", "index", "dims", "variance_held", "build")
         },
-        "self_recall_mrr": measures.self_recall(opened, sample),
-        "held_out": measures.held_out_recall(opened, text, sample=sample),
+        "self_recall_mrr": measures.self_recall(opened, positions),
+        "held_out": measures.held_out_recall(opened, text, sample=positions),
         "query_ms": measures.query_ms(opened.index, text.keys_NK),
     }
     if indexes:
         keys_NK = stored_keys(opened.index, np.arange(len(opened)))
-        found["indexes"] = [measures.index_recall(keys_NK, text.keys_NK[:sample], kind) for kind in indexes]
+        found["indexes"] = [measures.index_recall(keys_NK, text.keys_NK[:positions], kind) for kind in indexes]
     print(dumps(found) if json else "\n".join(_lines(found)))
 
 

@@ -41,6 +41,8 @@ def sft(
 ) -> None:
     """Train a draft model by supervised fine-tuning. Run again with the same options, it goes on where it stopped.
 
+    Example: draftsmith train sft --target MODEL --data answers.jsonl --out draft --num_layers 2
+
     Args:
         target: folder or Hub name of the model to draft for.
         data: conversations: files, folders or data sets on the Hub.
@@ -75,6 +77,8 @@ def sft(
 @with_options_of(sft)
 def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options: Any) -> None:
     """Train one draft model that can be left at several depths (sorted fine-tuning).
+
+    Example: draftsmith train soft --target MODEL --data answers.jsonl --out sorted --num_layers 12 --exits 6 9 12
 
     Args:
         exits: numbers of layers after which the draft can be left; the last is num_layers.
@@ -115,6 +119,8 @@ def target(
     json: bool = False,
 ) -> None:
     """Train a small target from scratch on local text, tokenizer included, so that all else can be tried without a hub.
+
+    Example: draftsmith train target --data texts/ --out target --minutes 30
 
     Args:
         data: text or conversations: files and folders.

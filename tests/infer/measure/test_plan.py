@@ -207,7 +207,7 @@ def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, mo
 CHECK = """
 import json, sys, torch
 from draftsmith.recipes.cli import run
-sys.exit(run(["plan", "bench", "--target", sys.argv[1], "--batch_sizes", "1", "--rounds", "3", "--json"]))
+sys.exit(run(["plan", "bench", "--target", sys.argv[1], "--batch_sizes", "1", "--repeats", "3", "--json"]))
 """
 
 
