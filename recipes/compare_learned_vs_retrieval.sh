@@ -20,6 +20,7 @@ OUT=${OUT:?name a folder for everything}
 LIMIT=${LIMIT:-80000}
 DTYPE=${DTYPE:-bfloat16}
 TOKENS=${TOKENS:-256}
+COST_SECONDS=${COST_SECONDS:-60}
 CONFIG=${CONFIG:-$here/compare_learned_vs_retrieval.yaml}
 SFT=${SFT:-$here/train_sft.yaml}
 SOFT=${SOFT:-$here/train_soft.yaml}
@@ -31,13 +32,15 @@ draftsmith answers --target "$TARGET" --template "$TEMPLATE" --preset nucleus --
   --max_new_tokens "$TOKENS" --batch_size 32 --out "$OUT/answers.jsonl"
 
 # 2. Two learned drafts. Kept in the dtype that they run in: a float32 draft would be read twice as slowly.
-draftsmith train sft --config "$SFT" --target "$TARGET" --data "$OUT/answers.jsonl" --text.template "$TEMPLATE" \
-  --out "$OUT/train-sft" ${SFT_LAYERS:+--num_layers "$SFT_LAYERS"} ${TRAINING[@]+"${TRAINING[@]}"}
-draftsmith train soft --config "$SOFT" --target "$TARGET" --data "$OUT/answers.jsonl" --text.template "$TEMPLATE" \
-  --out "$OUT/train-soft" ${TRAINING[@]+"${TRAINING[@]}"}
-for kind in sft soft; do
-  [ -e "$OUT/$kind" ] || draftsmith export "$OUT/train-$kind" --target "$TARGET" --dtype "$DTYPE" --out "$OUT/$kind"
-done
+learn() { # KIND CONFIG [further options]
+  local kind=$1 config=$2
+  [ ! -e "$OUT/$kind" ] || return 0
+  [ -e "$OUT/train-$kind/model.safetensors" ] || draftsmith train "$kind" --config "$config" --target "$TARGET" \
+    --data "$OUT/answers.jsonl" --text.template "$TEMPLATE" --out "$OUT/train-$kind" "${@:3}"
+  draftsmith export "$OUT/train-$kind" --target "$TARGET" --dtype "$DTYPE" --out "$OUT/$kind"
+}
+learn sft "$SFT" ${SFT_LAYERS:+--num_layers "$SFT_LAYERS"} ${TRAINING[@]+"${TRAINING[@]}"}
+learn soft "$SOFT" ${TRAINING[@]+"${TRAINING[@]}"}
 
 # 3. Two stores of the same answers.
 [ -e "$OUT/rest" ] || draftsmith store build rest --target "$TARGET" --template "$TEMPLATE" --data "$OUT/answers.jsonl" \
@@ -53,8 +56,9 @@ for temperature in 0 0.8; do
   if [ ! -e "$calibrated/results.json" ]; then
     rm -rf "$calibrated" # left half-way by a run that was stopped
     draftsmith calibrate --target "$TARGET" --template "$TEMPLATE" --drafters "$drafters" --data "$HELD_OUT" \
-      --temperature "$temperature" --min_distinct 0.5 --out "$calibrated"
+      --temperature "$temperature" --min_distinct 0.5 --seconds "$COST_SECONDS" --out "$calibrated"
   fi
+  COST_SECONDS=0 # what passes cost does not depend on the temperature
   for batch_size in 1 8; do
     run="$OUT/bench-T$temperature-B$batch_size"
     runs+=("$run")

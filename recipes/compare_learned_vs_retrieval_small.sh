@@ -9,6 +9,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export TARGET=${TARGET:?name the folder of the target}
+export PROMPTS=${PROMPTS:?name the prompts that the target answers, for drafts to learn and stores to hold}
+export HELD_OUT=${HELD_OUT:?name prompts to calibrate on, none of which is in PROMPTS or QUESTIONS}
+export QUESTIONS=${QUESTIONS:?name the questions, none of which is in PROMPTS} OUT=${OUT:?name a folder for everything}
 export TEMPLATE=${TEMPLATE:-chat}
 export LIMIT=${LIMIT:-400} TOKENS=${TOKENS:-96}
 export CONFIG=${CONFIG:-$here/compare_learned_vs_retrieval_small.yaml}

@@ -8,6 +8,7 @@
 # Losses: not measured yet.
 set -euo pipefail
 out="${1:?name the new folder}"
+: "${2:?name the text: files, folders or data sets}"
 recipes="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 draftsmith train target --config "$recipes/train_target.yaml" --data "${@:2}" --out "$out"

@@ -63,7 +63,7 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert not (tmp_path / "out" / "start").exists()
 
 
-@pytest.mark.parametrize("name", ["train_soft_small", "train_distil_small"])
+@pytest.mark.parametrize("name", ["train_soft_small", "train_distil_small", "train_sft_small"])
 def test_the_small_script_is_the_documented_way_in(name, target, chats, tmp_path):
     command = tmp_path / "bin" / "draftsmith"
     command.parent.mkdir()
