@@ -32,10 +32,11 @@ draftsmith answers --target "$TARGET" --template "$TEMPLATE" --preset nucleus --
   --max_new_tokens "$TOKENS" --batch_size 32 --out "$OUT/answers.jsonl"
 
 # 2. Two learned drafts. Kept in the dtype that they run in: a float32 draft would be read twice as slowly.
+finished() { grep -qs '"state": "finished"' "$1/run.json"; }
 learn() { # KIND CONFIG [further options]
   local kind=$1 config=$2
   [ ! -e "$OUT/$kind" ] || return 0
-  [ -e "$OUT/train-$kind/model.safetensors" ] || draftsmith train "$kind" --config "$config" --target "$TARGET" \
+  finished "$OUT/train-$kind" || draftsmith train "$kind" --config "$config" --target "$TARGET" \
     --data "$OUT/answers.jsonl" --text.template "$TEMPLATE" --out "$OUT/train-$kind" "${@:3}"
   draftsmith export "$OUT/train-$kind" --target "$TARGET" --dtype "$DTYPE" --out "$OUT/$kind"
 }

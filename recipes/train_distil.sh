@@ -18,7 +18,8 @@ recipes="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 "$recipes/answers.sh" "$prompts" "$out-answers.jsonl" --target "$target"
 
 # Loss and accepted_length go to metrics.csv and curves.png.
-draftsmith train distil --config "$recipes/train_distil.yaml" \
+# What is finished is not trained again.
+grep -qs '"state": "finished"' "$out/run.json" || draftsmith train distil --config "$recipes/train_distil.yaml" \
   --target "$target" --data "$out-answers.jsonl" --out "$out" "${@:4}"
 
 # A folder for other people: the draft, a model card with what was measured, the target's licence.

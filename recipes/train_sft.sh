@@ -15,7 +15,8 @@ recipes="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 draftsmith data "$data" --tokenizer lmsys/vicuna-7b-v1.5 --template vicuna_v1.1 --limit 1000
 
 # Loss and accepted_length per exit go to metrics.csv and curves.png.
-draftsmith train sft --config "$recipes/train_sft.yaml" --data "$data" --out "$out" "${@:3}"
+# What is finished is not trained again.
+grep -qs '"state": "finished"' "$out/run.json" || draftsmith train sft --config "$recipes/train_sft.yaml" --data "$data" --out "$out" "${@:3}"
 
 # A folder for other people: the draft, a model card with what was measured, the target's licence.
 draftsmith export "$out" --out "$out-export" --dtype bfloat16
