@@ -90,10 +90,9 @@ def normalise(words: Sequence[str], known: dict[str, Option], renamed: Mapping[s
 
 
 def _check(name: str, known: dict[str, Option]) -> None:
-    """Refuse an unknown name. What comes after the dot of a parameter is the parser's to judge."""
+    """Refuse an unknown name. What comes after the dot is the parser's to judge, but for a group of known options."""
     name = name.removesuffix("+")
-    roots = {option.partition(".")[0] for option in known}
-    if name in COMMON or name.partition(".")[0] in roots:
+    if name in COMMON or name in known or name.partition(".")[0] in known:
         return
     # The same word within a group is meant more often than another that looks like it: --device, --machine.device.
     close = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]

@@ -11,7 +11,6 @@ import difflib
 import importlib
 import inspect
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -166,7 +165,7 @@ def _dispatch(name: str, rest: list[str], commands: Mapping[str, Command]) -> in
         return 0
     if rest:
         known = [member.removeprefix(name).split()[0] for member in _members(name, commands)]
-        close = difflib.get_close_matches(rest[0], known, n=1)
+        close = difflib.get_close_matches(rest[0], [*known, "--help", *([] if name else ["--version"])], n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(dict.fromkeys(known))}"
         raise ValueError(f"unknown {'option' if rest[0].startswith('-') else 'command'} {rest[0]!r}; {hint}")
     print(_overview(name, commands), file=sys.stderr)
@@ -190,6 +189,7 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     from jsonargparse import ArgumentError
 
     from draftsmith.recipes.argv import normalise, options
+    from draftsmith.recipes.parse_errors import in_words
     from draftsmith.recipes.renamed import RENAMED, refuse_old_keys
 
     known, renamed = options(function), RENAMED.get(name, {})
@@ -199,9 +199,7 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
         parsed = parser.parse_args(normal)
     except ArgumentError as error:
         refuse_old_keys(str(error), renamed)
-        files = " ".join(word for word in normal if word.startswith("--config="))
-        told = re.sub(r'Parser key "([^"]+)":', r"--\1:", str(error))
-        raise ValueError(told.replace("Problems parsing config", f"no YAML in {files}")) from error
+        raise ValueError(in_words(str(error), normal, function, known)) from error
     except SystemExit as stop:  # --help and --print_config have printed what was asked for
         return int(stop.code or 0)
     arguments = dict(vars(parser.instantiate(parsed)))

@@ -58,6 +58,8 @@ def bench(
 ) -> None:
     """Measure drafters.
 
+    Example: draftsmith bench --target T
+
     Args:
         target: Folder or name.
     """
@@ -207,11 +209,12 @@ def test_a_configuration_that_is_not_yaml_is_named(tmp_path, capsys):
     [
         (["--target=t", "--max-new-tokns", "3"], "unknown option --max_new_tokns; did you mean --max_new_tokens?"),
         (["--target=t", "--max", "3"], "unknown option --max"),
-        (["--target=t", "--sampling.topk=3"], "sampling.topk"),
-        (["--target=t", "--max_new_tokens", "many"], "--max_new_tokens: Expected a <class 'int'>. Got value: many"),
+        (["--target=t", "--sampling.topk=3"], "unknown option --sampling.topk; did you mean --sampling.top_k?"),
+        (["--target=t", "--sampling.greedy=perhaps"], "--sampling.greedy takes true or false, not 'perhaps'"),
+        (["--target=t", "--max_new_tokens", "many"], "--max_new_tokens takes a whole number, not 'many'"),
         (["--target=t", "stray"], "unexpected argument 'stray'"),
-        (["--target"], "--target: expected one argument"),
-        ([], "required: target"),
+        (["--target"], "--target needs a value behind it"),
+        ([], "--target must be given. Example: draftsmith bench --target T"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -270,6 +273,7 @@ def test_nested_commands_are_named_word_by_word(capsys):
     [
         (["bnech"], "draftsmith: unknown command 'bnech'; did you mean 'bench'?"),
         (["store", "biuld"], "draftsmith store: unknown command 'biuld'; did you mean 'build'?"),
+        (["--verison"], "draftsmith: unknown option '--verison'; did you mean '--version'?"),
         (["zzz"], "draftsmith: unknown command 'zzz'; known are compare, bench, fail, store, absent"),
         (["absent"], "draftsmith absent: this installation lacks the module draftsmith.recipes.not_written"),
     ],

@@ -85,7 +85,7 @@ def test_a_recipe_that_was_copied_before_is_refused_and_one_that_shares_a_file_i
     [
         (["trian_soft"], "there is no recipe 'trian_soft'; did you mean 'train_soft'?"),
         (["zzz"], "`draftsmith recipes` lists them"),
-        ([], "required: names"),
+        ([], "NAMES must be given. Example: draftsmith recipes copy train_soft"),
     ],
 )
 def test_a_name_that_is_none_is_told(call, tmp_path, words, expected):
