@@ -1,23 +1,16 @@
 """The command line: what reaches a command's function, and how failures are told."""
 
-import inspect
 import json
-import os
-import pty
-import re
-import shlex
 import subprocess
 import sys
 import types
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
 from draftsmith.recipes.argv import normalise, options
-from draftsmith.recipes.cli import COMMANDS, Command, build_parser, load, run
-from draftsmith.recipes.renamed import RENAMED
+from draftsmith.recipes.cli import COMMANDS, Command, load, run
 
 
 @dataclass
@@ -310,147 +303,6 @@ def test_every_command_that_is_there_has_a_summary_a_docstring_and_a_parser(caps
         assert function.__doc__, name
         assert run([*name.split(), "--help"]) == 0
     assert "env" in COMMANDS
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_every_command_has_an_example_that_parses(name, capsys):
-    assert run([*name.split(), "--help"]) == 0
-    (line,) = re.findall(r"^Example: (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert line.startswith(f"draftsmith {name}")
-    function = load(COMMANDS[name])
-    known = options(function)
-    words = shlex.split(line.removeprefix(f"draftsmith {name}"))
-    parser = build_parser(name, function, known)
-    parser.instantiate(parser.parse_args(normalise(words, known)))
-
-
-def test_every_command_stands_under_a_heading_of_the_overview(capsys):
-    assert run(["--help"]) == 0
-    blocks = capsys.readouterr().out.split("\n\n")[1:-1]
-    assert len(blocks) == 7
-    shown = {line.strip().split("  ")[0] for block in blocks for line in block.splitlines()[1:]}
-    assert shown == set(COMMANDS)
-    assert all(not block.startswith(" ") for block in blocks)
-
-
-# What an option of a name takes, None and defaults apart. `acceptance` of `plan bench` is one share by its purpose.
-def test_an_option_is_of_one_type_in_every_command():
-    types_of = defaultdict(dict)
-    for name, command in COMMANDS.items():
-        for parameter in inspect.signature(load(command)).parameters.values():
-            kind = re.sub(r" \| None$", "", str(parameter.annotation))
-            kind = re.sub(r"^(Literal\[.*|OnBad|Content)$", "str", kind).replace("Sequence[", "list[")
-            types_of[parameter.name].setdefault(kind, name)
-    differing = {name: kinds for name, kinds in types_of.items() if len(kinds) > 1}
-    assert differing.keys() == {"acceptance"}, differing
-
-
-def test_a_thing_has_one_name_in_every_command():
-    """The words that other tools or earlier versions have for what has a name here."""
-    others = {"files", "input", "inputs", "model_path", "base_model", "output", "output_dir", "out_dir", "new_tokens",
-              "max_tokens", "bs", "rounds", "num_samples", "samples", "n", "lr", "learning_rate", "log", "verbose",
-              "cost_seconds", "split_name", "random_seed", "temp", "tok", "questions", "prompts"}  # fmt: skip
-    used = {option for command in COMMANDS.values() for option in options(load(command))}
-    assert used & others == set()
-
-
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if name != "quickstart"])
-def test_every_command_prints_json_where_it_is_asked(name):
-    assert options(load(COMMANDS[name]))["json"].flag
-
-
-@pytest.mark.parametrize(("name", "old"), [(name, old) for name, olds in RENAMED.items() for old in olds])
-def test_an_old_name_is_refused_with_the_new_one(name, old, tmp_path, capsys):
-    new = re.match(r"--(\w+)", RENAMED[name][old])[1]
-    known = options(load(COMMANDS[name]))
-    assert old not in known
-    assert new in known
-    assert run([*name.split(), f"--{old}", "1"]) == 2
-    assert error_of(capsys) == f"draftsmith {name}: --{old} has another name now: {RENAMED[name][old]}"
-    config = tmp_path / "old.yaml"
-    config.write_text(f"{old}: 1\n")
-    assert run([*name.split(), "--config", str(config)]) == 2
-    assert f"--{old} has another name now: " in error_of(capsys)
-
-
-@pytest.mark.parametrize(
-    ("word", "meant"),
-    [
-        ("device", "machine.device"),
-        ("lr", "optim.lr"),
-        ("batch_size", "optim.batch_size"),
-        ("optimiser.lr", "optim.lr"),
-    ],
-)
-def test_an_option_that_stands_in_a_group_is_found_by_its_own_word(word, meant, capsys):
-    assert run(["train", "sft", f"--{word}", "1"]) == 2
-    assert error_of(capsys) == f"draftsmith train sft: unknown option --{word}; did you mean --{meant}?"
-
-
-def on_a_terminal(program, **env):
-    """What a Python program writes where standard output and error are a terminal."""
-    ours, theirs = pty.openpty()
-    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")} | env
-    env |= {"TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        seen = b""
-        while True:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:
-                break
-            if not part:
-                break
-            seen += part
-    os.close(ours)
-    assert process.returncode == 0, seen.decode()
-    return seen.decode()
-
-
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_colours_come_on_a_terminal_only_and_not_where_no_color_is_set(env, coloured, tmp_path, folders):
-    data = tmp_path / "rows.jsonl"
-    data.write_text(json.dumps({"prompt": "hello", "output": "over the lazy dog"}) + "\n")
-    words = ["data", str(data), "--tokenizer", str(folders.target)]
-    program = f"from draftsmith.recipes.cli import run\nraise SystemExit(run({words!r}))"
-    seen = on_a_terminal(program, **env)
-    colours = {code for code in COLOUR.findall(seen) if re.search(r"[39][1-7]", code)}
-    assert bool(colours) == coloured
-    assert ("«over the lazy dog" in seen) != coloured
-    piped = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert piped.returncode == 0, piped.stderr
-    assert "\x1b" not in piped.stdout + piped.stderr
-    assert "«over the lazy dog" in piped.stdout
-
-
-PROGRESS = """
-import sys
-from draftsmith.recipes import progress as module
-from draftsmith.recipes.cli import _tell
-module.EVERY_S = 0.0 if len(sys.argv) > 1 else 1e9
-for done in range(3):
-    module.progress(f"{done}/3")
-_tell("draftsmith x: interrupted", 0)
-module.progress("3/3", last=True)
-"""
-
-
-def test_progress_is_drawn_over_on_a_terminal_and_an_error_stands_on_its_own_line():
-    seen = on_a_terminal(PROGRESS)
-    assert seen.startswith("\r0/3\x1b[K\r1/3\x1b[K\r2/3\x1b[K\r\ndraftsmith x: interrupted\r\n")
-    assert seen.endswith("\r3/3\x1b[K\r\n")
-
-
-@pytest.mark.parametrize(("words", "lines"), [([], ["3/3"]), (["often"], ["0/3", "1/3", "2/3", "3/3"])])
-def test_progress_in_a_file_is_a_line_now_and_then_without_control_characters(words, lines):
-    done = subprocess.run([sys.executable, "-c", PROGRESS, *words], capture_output=True, text=True, timeout=120)
-    assert "\x1b" not in done.stderr
-    assert "\r" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if "/" in line] == lines
 
 
 def test_a_word_after_two_hyphens_is_never_an_option():
