@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-TIME_FIELDS = ("created", "timestamp", "tstamp", "time")
+TIME_FIELDS = ("created", "created_at", "timestamp", "tstamp", "time", "ts")
 # Numbers below this are durations, not dates (it is March 1973); numbers above the second one are milliseconds.
 FIRST_DATE, LAST_DATE_IN_SECONDS = 1e8, 1e11
 

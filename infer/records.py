@@ -177,7 +177,8 @@ def _usable(row: RawRow, need: Need | None, on_bad: OnBad, reports: Iterable[Rea
         if row.problem:
             if on_bad == "raise":
                 raise ValueError(
-                    f"{row.file}: row {row.number} is {row.problem}; mend it, or skip bad rows (on_bad: skip)"
+                    f"{row.file}: row {row.number} is {row.problem}; mend it, or skip such rows "
+                    "(--on_bad skip, where a command takes it)"
                 )
             raise Unusable(row.problem.split(" (")[0].split(" at ")[0].split(" in ")[0], row.problem)
         notes: list[str] = []

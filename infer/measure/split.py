@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from draftsmith.infer.measure.recording import Recording
+from draftsmith.infer.record_values import TIME_FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ def in_order(streams: Sequence[Recording], by_time: bool) -> list[Recording]:
     timeless = [one for one in streams if one.time is None]
     if timeless:
         raise ValueError(
-            f"{len(timeless)} of {len(streams)} answers have no time ({timeless[0].key} is the first): "
-            "they can be split by --split rows:0.9"
+            f"{len(timeless)} of {len(streams)} answers have no time ({timeless[0].key} is the first): rows tell it as "
+            f"one of {', '.join(TIME_FIELDS)}; without, they can be split by --split rows:0.9"
         )
     return sorted(streams, key=lambda one: one.time or 0.0)
 

@@ -56,7 +56,7 @@ def test_token_ids_by_turn_that_do_not_fit_make_a_row_unusable(name, ids):
 
 @pytest.mark.parametrize("time", [1_700_000_000, 1_700_000_000_000, "1700000000", "2023-11-14T22:13:20Z",
                                   "2023-11-14 23:13:20+01:00"])  # fmt: skip
-@pytest.mark.parametrize("name", ["created", "timestamp", "tstamp", "time"])
+@pytest.mark.parametrize("name", ["created", "created_at", "timestamp", "tstamp", "time", "ts"])
 def test_a_time_is_read_as_seconds_whatever_way_a_log_writes_it(name, time):
     assert parse({"text": "x", name: time}, "f", 1, "x").time == 1_700_000_000
     response = {"choices": [{"text": "y"}], name: time}

@@ -47,7 +47,7 @@ def test_a_date_parts_at_that_moment():
 
 
 def test_answers_without_a_time_are_counted_and_named():
-    with pytest.raises(ValueError, match=r"1 of 2 answers have no time \(b is the first\): .*rows:0\.9"):
+    with pytest.raises(ValueError, match=r"1 of 2 answers have no time \(b is the first\): .*created_at.*rows:0\.9"):
         split_recordings([stream("a", 1e9), stream("b")], parse_split("time:0.5"))
     assert keys(arrived([stream("b", 2.0), stream("a", 1.0)])) == ["a", "b"]
     assert keys(arrived([stream("b", 2.0), stream("a")])) == ["b", "a"]
