@@ -82,11 +82,20 @@ def pays(off_above: int | None, most: int) -> str:
     return f"off above {off_above}" if off_above else "off: pays at no batch size"
 
 
+# A draft of more nodes than these has room to be made smaller, which is what pays where passes are dear.
+FEW_NODES = 8
+
+
 def predicted_notes(results: dict[str, Any]) -> Iterator[str]:
-    """What the predictions rest on, and which of them go beyond what was measured."""
+    """What the predictions rest on, which of them go beyond what was measured, and what to try where nothing pays."""
     yield "Break-even is the accepted_length that a drafter needs to be as fast as plain decoding."
     for name, row in results["drafters"].items():
         found = row["predicted"]
+        if found["off_above"] == 0 and row["nodes_per_step"] > FEW_NODES:
+            yield (
+                f"{name}: {number(row['nodes_per_step'], 0)} nodes a step do not pay here; fewer cost less, and may: "
+                f"[nodes={FEW_NODES}] behind its name."
+            )
         beyond = [one["batch_size"] for one in found["by_batch_size"] if one["batch_size"] > found["measured_up_to"]]
         if beyond:
             yield f"{name}: from batch {min(beyond)} on, passes are larger than any that was measured."
