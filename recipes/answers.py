@@ -32,6 +32,7 @@ def answers(
     seed: int = 0,
     batch_size: int = 8,
     limit: int | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
     template: str = "chat",
     dtype: str = "auto",
     device: str = "auto",
@@ -57,24 +58,24 @@ def answers(
         seed: of sampling.
         batch_size: answers decoded, or requests under way, together.
         limit: so many prompts and no more.
+        on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip (it is counted).
         template: how messages become a prompt.
         dtype: of the target's weights.
         device: where the target runs.
         json: print one JSON object on the last line.
     """
-    config: dict[str, Any] = {
-        key: value for key, value in locals().items() if key not in ("json", "out", "batch_size", "drafters", "limit")
-    }
+    aside = ("json", "out", "batch_size", "drafters", "limit", "on_bad")
+    config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("aside", *aside)}
     from draftsmith.infer.answers import AnswerFile, with_keys
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.records import read_records
     from draftsmith.infer.settings import resolve_settings
+    from draftsmith.recipes.questions import read_questions
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    asked = with_keys(read_records(data, limit=limit, need="questions"))
+    asked = with_keys(read_questions(data, limit, on_bad))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)

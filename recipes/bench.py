@@ -104,11 +104,11 @@ def _progress(done: int, runs: int, name: str) -> None:
 def _questions(data: list[str], limit: int | None) -> list[Question]:
     """The user's turns of each record; ids that are numbers stay numbers, as Spec-Bench's own scripts expect."""
     from draftsmith.infer.measure.runner import Question
-    from draftsmith.infer.records import read_records
+    from draftsmith.recipes.questions import read_questions
 
     return [
         Question(int(one.id) if one.id.isdecimal() else one.id, one.category, tuple(one.questions), one.system)
-        for one in read_records(data, limit=limit, need="questions")
+        for one in read_questions(data, limit)
     ]
 
 

@@ -115,10 +115,10 @@ def calibrate(
 def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> tuple[list[Answered], int]:
     """The target's answers, and how many were left out because they loop."""
     from draftsmith.infer.measure.calibrate_answers import answer_prompts, without_loops
-    from draftsmith.infer.records import read_records
     from draftsmith.infer.templates import find_template
+    from draftsmith.recipes.questions import read_questions
 
-    records = list(read_records(config["data"], limit=config["limit"], need="questions"))
+    records = read_questions(config["data"], config["limit"])
     template = find_template(config["template"], loaded.tokenizer)
     tell = _progress("target", "answers written")
     answers = answer_prompts(loaded, records, template, settings, stops, batch_size=config["batch_size"], progress=tell)

@@ -97,7 +97,8 @@ def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str
     """Key and messages of everything to answer; of several turns the first. A record's own system message stands
     unless `system` is given."""
     from draftsmith.infer.answers import with_keys
-    from draftsmith.infer.records import Message, read_records
+    from draftsmith.infer.record import Message
+    from draftsmith.recipes.questions import read_questions
 
     if prompt and data is not None:
         raise ValueError("give either --prompt or --data, not both")
@@ -108,7 +109,7 @@ def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str
             raise ValueError("the prompt is empty: give a --prompt, or --data")
         return [("0", [*head, Message("user", text)])]
     prompts = []
-    for asked in with_keys(read_records(data, need="questions")):
+    for asked in with_keys(read_questions(data)):
         own = [] if system or not asked.record.system else [Message("system", asked.record.system)]
         prompts.append((asked.key, [*head, *own, Message("user", asked.record.questions[0])]))
     return prompts
