@@ -84,6 +84,10 @@ def speedups(rows: Sequence[tuple[Series, Sequence[Spot]]]) -> Markup:
     return svg.markup("wide")
 
 
+# The width of a ray's name, "1.5x".
+RAY_NAME = 28
+
+
 def lengths(points: Sequence[tuple[Series, float, float]]) -> Markup:
     """(series, cost of a step in plain tokens, accepted_length): rays of equal speedup run through the corner."""
     if not points:
@@ -94,10 +98,13 @@ def lengths(points: Sequence[tuple[Series, float, float]]) -> Markup:
     y = Scale(0, max(1.5, max(length for _, _, length in points) * 1.12), bottom, 12)
     _frame(svg, x, y, bottom)
     svg.text((x.start + x.end) / 2, height - 6, "cost of a step, in plain decoding's tokens", "tick", "middle")
+    named = float("inf")
     for ratio in (0.5, 1, 1.5, 2, 3, 4, 6, 8):
         cost = min(x.high, y.high / ratio)
-        if ratio < 0.5 * y.high / x.high and ratio != 1:
+        # Steep rays end side by side at the top: those whose names would cover one another say nothing more.
+        if ratio != 1 and (ratio < 0.5 * y.high / x.high or named - x(cost) < RAY_NAME):
             continue
+        named = x(cost) if cost < x.high else named
         svg.line(x(0), y(0), x(cost), y(cost * ratio), "even" if ratio == 1 else "ray")
         svg.text(min(x(cost) + 4, WIDTH - 30), max(y(cost * ratio) + 4, 10), f"{ratio:g}x", "ray-name")
     for (series, cost, length), at in zip(points, _apart([y(length) for _, _, length in points])):

@@ -137,8 +137,8 @@ def _none_pays(allowed: Points, size: int) -> str:
     if point.interval is None:
         return f"Not known: one question gives no interval. The fastest was {told}."
     if point.open:
-        return f"None pays for certain: plain decoding. The nearest is {told}, which cannot be told from plain."
-    return f"None pays: plain decoding wins. The nearest is {told}."
+        return f"No drafter pays for certain: decode plainly. The nearest is {told}, which cannot be told from plain."
+    return f"No drafter pays: plain decoding wins. The nearest is {told}."
 
 
 def _close(allowed: Points, name: str, size: int) -> list[str]:

@@ -132,7 +132,7 @@ def test_ties_are_named_and_bar_nobody(run_folder):
 
 def test_where_none_pays_the_page_says_so_and_what_to_do(run_folder):
     made = write_report([run_folder("run", {"pld": {"step_s": 2.0}}, target="org/model")], None, REGISTRY)
-    assert made.verdicts == ["None pays: plain decoding wins. The nearest is pld, 0.50x [0.50, 0.50] at batch 1."]
+    assert made.verdicts == ["No drafter pays: plain decoding wins. The nearest is pld, 0.50x [0.50, 0.50] at batch 1."]
     assert "draftsmith plan --target org/model" in Page(made.page.read_text()).text
 
 

@@ -1,5 +1,6 @@
 """Pictures: round ticks, places in order, escaped text, and nothing drawn from nothing."""
 
+import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -82,6 +83,15 @@ def test_a_point_on_a_ray_of_the_length_picture_has_that_speedup():
     marker = next(one for one in tree.iter("path")).get("d")
     x, y = (float(part) for part in marker[1:].split("a")[0].split(","))
     assert (y - y1) / (x + 5.5 - x1) == pytest.approx((y2 - y1) / (x2 - x1), rel=0.02)
+
+
+@pytest.mark.parametrize(("cost", "length"), [(2.64, 1.28), (1.5, 3.0), (1.05, 9.0), (4.0, 1.1)])
+def test_names_of_rays_do_not_cover_one_another_and_that_of_plain_decoding_is_there(cost, length):
+    tree = ET.fromstring(str(charts.lengths([(Series("a", 0), cost, length)])))
+    named = [text for text in tree.iter("text") if text.get("class") == "ray-name"]
+    assert "1x" in {text.text for text in named}
+    top = sorted(float(text.get("x")) for text in named if float(text.get("y")) < 20)
+    assert all(after - before >= 24 for before, after in itertools.pairwise(top))
 
 
 def test_shapes_and_colours_differ_between_neighbours():

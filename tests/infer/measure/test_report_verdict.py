@@ -36,9 +36,9 @@ def test_another_drafter_that_is_faster_in_a_larger_batch_is_named_there():
     [
         (
             point(1, 0.9, 0.8, 0.95),
-            "None pays: plain decoding wins. The nearest is pld, 0.90x [0.80, 0.95] at batch 1.",
+            "No drafter pays: plain decoding wins. The nearest is pld, 0.90x [0.80, 0.95] at batch 1.",
         ),
-        (point(1, 1.02, 0.97, 1.1), "None pays for certain: plain decoding."),
+        (point(1, 1.02, 0.97, 1.1), "No drafter pays for certain: decode plainly."),
         (point(1, 1.5), "Not known: one question gives no interval."),
     ],
 )
