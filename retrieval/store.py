@@ -47,7 +47,8 @@ class Segment:
 
 @dataclass(slots=True)
 class Manifest:
-    """What store.json says. `tokens` do not count separators; `parts` belong to the store as a whole."""
+    """What store.json says. `tokens` do not count separators; `parts` belong to the store as a whole; `build` tells the
+    seconds that the first building took, all its runs together."""
 
     kind: str
     tokenizer: str
@@ -61,6 +62,7 @@ class Manifest:
     parts: dict[str, Part] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
     next_segment: int = 1
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,10 +55,12 @@ def build(
         if not ((part / MANIFEST).exists() and _progress(part).get("job") == _key(job)):
             (part / MANIFEST).unlink(missing_ok=True)
             taken, manifest = _resume(part, manifest, job)
+            began = time.perf_counter() - manifest.build.get("seconds", 0.0)
             segments = _Segments(part, manifest, make_parts, chunk_tokens)
             for records in segments.write(batches(taken)):
                 on_segment(manifest.segments[-1])
                 taken += records
+                manifest.build["seconds"] = round(time.perf_counter() - began, 3)
                 write_json(
                     part / PROGRESS,
                     {"job": _key(job), "taken": taken, "manifest": {"kind": manifest.kind, **manifest.to_json()}},
@@ -65,6 +68,7 @@ def build(
             if not manifest.segments:
                 raise ValueError("no document with a token in it: there is nothing to build a store of")
             _clear(part, manifest)
+            manifest.build["seconds"] = round(time.perf_counter() - began, 3)
             manifest.publish(part)
         manifest = Manifest.read(part)
         os.rename(part, out)
@@ -78,7 +82,8 @@ def _resume(part: Path, manifest: Manifest, job: dict[str, Any]) -> tuple[int, M
     if progress.get("job") != _key(job):
         return 0, manifest
     known = Manifest.from_json(progress["manifest"], str(part / PROGRESS))
-    return int(progress["taken"]), replace(manifest, segments=known.segments, next_segment=known.next_segment)
+    resumed = replace(manifest, segments=known.segments, next_segment=known.next_segment, build=known.build)
+    return int(progress["taken"]), resumed
 
 
 def _progress(part: Path) -> dict[str, Any]:

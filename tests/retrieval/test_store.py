@@ -37,7 +37,7 @@ def files(path: Path) -> dict[str, bytes]:
     """Everything but the lock and the time of building."""
     found = {file.name: file.read_bytes() for file in path.iterdir() if file.name not in (".lock", MANIFEST)}
     manifest = Manifest.read(path).to_json()
-    return found | {MANIFEST: json.dumps({**manifest, "provenance": {}}).encode()}
+    return found | {MANIFEST: json.dumps({**manifest, "provenance": {}, "build": {}}).encode()}
 
 
 def test_what_was_built_is_what_is_read(store: Path) -> None:
@@ -192,6 +192,7 @@ def test_a_build_killed_midway_resumes_to_the_same_store(tmp_path: Path, word_to
     assert run(["store", "build", "rest", *options, "--out", str(tmp_path / "whole")]) == 0
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert len(Manifest.read(tmp_path / "whole").segments) > 10
+    assert all(Manifest.read(tmp_path / name).build["seconds"] > 0 for name in ("killed", "whole"))
     assert not (tmp_path / "killed.part").exists()
 
 
