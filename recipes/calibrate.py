@@ -94,11 +94,12 @@ def calibrate(
         found[label] = calibration.calibrate(
             drafter, loaded, answers, fit_on, settings, stops, exits=exits, progress=tell
         )
+    files = calibration.save(found, loaded)  # kept, whatever the timing comes to
     if seconds > 0:
         print(f"passes are timed for up to {seconds:g} s", file=sys.stderr)
         for label, (costs, error) in measure_costs(loaded, chosen, answers, seconds=seconds).items():
             found[label].costs, found[label].cost_error = costs, error
-    files = calibration.save(found, loaded)
+        files = calibration.save(found, loaded)
     told = results(
         found, files, prompts=len({one.number for one in answers}), answers=len(answers), left_out=left_out,
         tokens=sum(len(one.answer) for one in answers), temperature=temperature,

@@ -162,7 +162,7 @@ def measure_together(
                 if clock() - began > seconds and number <= ROUNDS[0]:
                     raise ValueError(
                         f"{seconds:g} s are too few: they were over after {number * len(visits) + done + 1} of "
-                        f"{(ROUNDS[0] + 1) * len(visits)} visits; measure fewer points, or give more time"
+                        f"{(ROUNDS[0] + 1) * len(visits)} visits; measure fewer points, or give more time (--seconds)"
                     )
             slowest = max(slowest, clock() - started)
     finally:

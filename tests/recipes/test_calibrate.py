@@ -43,6 +43,15 @@ def calibrate(call, rows_file, folders):
     return calibrate
 
 
+def test_curves_are_kept_where_the_time_for_costs_is_too_short(calibrate, draft, folders):
+    failed = calibrate(f"small:{draft}", "--seconds", 0.001)
+    assert failed.code == 2
+    assert "give more time (--seconds)" in failed.err
+    target = load_target(folders.target)
+    assert find_calibration(str(draft), target).curves
+    assert find_costs(str(draft), target) is None
+
+
 def test_curves_and_costs_are_found_again_and_the_plots_are_there(calibrate, draft, folders, tmp_path):
     out = tmp_path / "out"
     printed = calibrate(f"small:{draft},pld", "--out", out, "--seconds", 30)
