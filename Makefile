@@ -62,7 +62,7 @@ format: $(READY) ## mend what ruff can mend
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-quickstart: $(READY) ## train, retrieve and compare on text that this machine has (SCALE=smoke: small and quick)
+quickstart: $(READY) ## train, retrieve and compare on text that this machine has (SCALE=smoke or full: a minute, an hour)
 	$(BIN)/draftsmith quickstart $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 clean: ## remove build outputs and caches
