@@ -36,17 +36,17 @@ class Scale:
 SCALES = {
     "smoke": Scale(
         says="about a minute; every step, and nothing worth believing", megabytes=0.3, vocab_size=512, hidden_size=64,
-        layers=3, exits="[1,2]", target_steps=30, draft_steps=8, answers=24, held_out=12, questions=3, new_tokens=24,
-        documents=10, cost_seconds=0, min_distinct=0.0,
+        layers=3, exits="[1,2]", target_steps=30, draft_steps=6, answers=16, held_out=10, questions=2, new_tokens=20,
+        documents=6, cost_seconds=0, min_distinct=0.0,
     ),
     "small": Scale(
-        says="about ten minutes on two cores", megabytes=2.4, vocab_size=2048, hidden_size=256,
-        layers=12, exits="[1,2]", target_steps=150, draft_steps=120, answers=240, held_out=32, questions=20,
+        says="about ten minutes on two cores", megabytes=2.4, vocab_size=1024, hidden_size=128,
+        layers=14, exits="[1,2]", target_steps=300, draft_steps=120, answers=320, held_out=32, questions=20,
         new_tokens=64, documents=48, cost_seconds=20, min_distinct=0.5,
     ),
     "full": Scale(
-        says="about an hour on two cores", megabytes=5.0, vocab_size=4096, hidden_size=384,
-        layers=16, exits="[1,2,4]", target_steps=600, draft_steps=500, answers=1200, held_out=80, questions=60,
+        says="about an hour on two cores", megabytes=5.0, vocab_size=2048, hidden_size=256,
+        layers=16, exits="[1,2,4]", target_steps=1000, draft_steps=500, answers=1200, held_out=80, questions=60,
         new_tokens=96, documents=400, cost_seconds=60, min_distinct=0.5,
     ),
 }  # fmt: skip

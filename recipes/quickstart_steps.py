@@ -18,7 +18,7 @@ LENGTH = 256
 SERVED = ("--template", "plain", "--dtype", "bfloat16")
 LEARNED = (
     "--text.template", "plain", "--text.max_length", LENGTH, "--optim.name", "muon", "--optim.batch_size", 16,
-    "--watch.val_prompts", 0, "--watch.val_packs", 16, "--watch.save_every", 25, "--machine.workers", 0,
+    "--watch.val_prompts", 0, "--watch.val_packs", 16, "--watch.save_every", 10, "--machine.workers", 0,
 )  # fmt: skip
 # Verifying a few more nodes costs little here, and trees are cut to what pays once the costs are known.
 SMALL = "dtype=bfloat16,num_draft_tokens=8,nodes=24,width=4"
@@ -78,7 +78,7 @@ class Plan:
                 "target", f"train a target of {size.layers} layers x {size.hidden_size} from scratch",
                 ["train", "target", "--data", self.text / CORPUS, "--out", self.target, "--vocab_size", size.vocab_size,
                  "--hidden_size", size.hidden_size, "--num_layers", size.layers, "--max_steps", size.target_steps,
-                 "--optim.lr", 4e-3, *self._learned()], "config.json", ["text"],
+                 "--optim.lr", 6e-3, *self._learned()], "config.json", ["text"],
             ),
             self._command(
                 "answers.jsonl", "the target's own answers, drawn: in-distribution text for drafts and stores",
@@ -107,7 +107,7 @@ class Plan:
                 f"draft-{how}", f"train {says}",
                 ["train", how, "--target", self.target, "--data", self.text / CORPUS, self.answers,
                  "--out", self.folder / f"draft-{how}", *shape, "--max_steps", self.size.draft_steps,
-                 "--optim.lr", 2e-3, *self._learned()], "config.json", ["text", "target", "answers.jsonl"],
+                 "--optim.lr", 3e-3, *self._learned()], "config.json", ["text", "target", "answers.jsonl"],
             )
             for how, (says, shape) in shapes.items()
         ]  # fmt: skip
