@@ -18,7 +18,7 @@ from typing import Any
 
 CORPUS, ASKED, HELD_OUT, QUESTIONS = "corpus.jsonl", "asked_before.jsonl", "held_out.jsonl", "questions.jsonl"
 # Bytes of a document of the corpus; lines of code that a question shows, and between two questions.
-PIECE, SHOWN, APART = 2400, 8, 24
+PIECE, SHOWN, APART = 2400, 8, 8
 SMALLEST = 3000
 LEFT_OUT = {
     "test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "encodings", "site-packages", "dist-packages",

@@ -14,15 +14,14 @@ from draftsmith.recipes.quickstart_scales import Scale
 
 # Tokens of a row in training; no question with its answer is longer.
 LENGTH = 256
-# The target's weights are kept as they were trained, in float32, and decode in half of that.
-SERVED = ("--template", "plain", "--dtype", "bfloat16")
+SERVED = ("--template", "plain")
 LEARNED = (
     "--text.template", "plain", "--text.max_length", LENGTH, "--optim.name", "muon", "--optim.batch_size", 16,
     "--watch.val_prompts", 0, "--watch.val_packs", 16, "--watch.save_every", 10, "--machine.workers", 0,
 )  # fmt: skip
 # Verifying a few more nodes costs little here, and trees are cut to what pays once the costs are known.
-SMALL = "dtype=bfloat16,num_draft_tokens=8,nodes=24,width=4"
-DRAFTERS = {"sft": f"small:{{}}[{SMALL}]", "soft": "sd2:{}[dtype=bfloat16]", "distil": f"small:{{}}[{SMALL}]"}
+SMALL = "small:{}[num_draft_tokens=8,nodes=24,width=4]"
+DRAFTERS = {"sft": SMALL, "soft": "sd2:{}", "distil": SMALL}
 STORES = {f"{kind}-{text}": f"{kind}:{{}}[nodes=24]" for text in ("ood", "id") for kind in ("rest", "dresd")}
 
 
