@@ -149,7 +149,7 @@ class Plan:
             self._command(
                 "calibration", "what each drafter's confidence is worth, and what passes cost here",
                 ["calibrate", *common, "--data", self.text / HELD_OUT, "--drafters", drafters,
-                 "--cost_seconds", size.cost_seconds, "--out", folder / "calibration"], "results.json", needs, False,
+                 "--seconds", size.cost_seconds, "--out", folder / "calibration"], "results.json", needs, False,
             ),
             self._command(
                 "bench-greedy", "bench, greedy: every drafter, controls (nothing, always right, always wrong), and "
