@@ -123,7 +123,8 @@ def _throughput(target: str, questions: Sequence[str], out: Path, seed: int) -> 
     from draftsmith.recipes.bench import bench
 
     folder = out / "throughput"
-    drafts = [f"small:{out / 'runs' / f'{arm}-{seed}'}[top_k=1,num_draft_tokens=3]" for arm in ("wide-fresh", "narrow")]
+    how = "top_k=1,num_draft_tokens=3,dtype=bfloat16"  # as a draft is served; training leaves float32
+    drafts = [f"{arm}=small:{out / 'runs' / f'{arm}-{seed}'}[{how}]" for arm in ("wide-fresh", "narrow")]
     bench(
         target=target, data=list(questions), drafters=",".join(drafts), max_new_tokens=64, out=str(folder), limit=40,
         min_distinct=0.5,

@@ -51,7 +51,7 @@ def test_it_goes_on_where_it_was_killed(ran):
     _, _, done = ran
     assert done.returncode == 0, done.stderr
     assert "going on from step-" in done.stderr
-    assert done.stdout.count("there already: ") == 1
+    assert done.stdout.count("\n      there already: ") == 1
     assert done.stdout.count("it goes on where it was") == 1
 
 
@@ -101,7 +101,7 @@ def test_a_second_run_finds_everything_there(ran):
     again = quickstart(folder, cache)
     took = time.perf_counter() - began
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("there already: ") == 14
+    assert again.stdout.count("\n      there already: ") == 14
     assert "everything is there" in again.stdout
     assert made == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert took < 15
