@@ -1,18 +1,19 @@
-"""`draftsmith train distil`: options to a distilled draft, by draftsmith.train.
+"""`draftsmith train distil`: options to a distilled draft, by draftsmith.train; those of every training are sft's.
 
 No training happens here; what the options mean stands in draftsmith.train.distil, .settings and .run.
 """
 
 from __future__ import annotations
 
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from typing import Any
+
+from draftsmith.recipes.options_of import with_options_of
+from draftsmith.recipes.train import sft, train
 
 
+@with_options_of(sft)
 def distil(
     *,
-    target: str,
-    data: list[str],
-    out: str,
     num_layers: int | None = None,
     preset: str | None = None,
     losses: dict[str, float] | None = None,
@@ -24,22 +25,7 @@ def distil(
     on_policy: float = 0.0,
     exits: list[int] | None = None,
     exit_weights: list[float] | None = None,
-    init: str = "first",
-    shape: dict[str, int] | None = None,
-    freeze: list[str] | None = None,
-    lora_rank: int = 0,
-    epochs: float = 3.0,
-    max_steps: int | None = None,
-    minutes: float | None = None,
-    devices: int = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    seed: int = 0,
-    text: Text = Text(),
-    optim: Optim = Optim(),
-    machine: Machine = Machine(),
-    watch: Watch = Watch(),
-    json: bool = False,
+    **options: Any,
 ) -> None:
     """Train a draft model on the target's own law (distillation). Run again with the same options, it goes on.
 
@@ -48,7 +34,6 @@ def distil(
     Args:
         target: folder or Hub name of the model to draft for, which is the teacher as well.
         data: conversations, best the target's own answers: files, folders or data sets on the Hub.
-        out: the new folder for model, curves and run.json.
         num_layers: layers of the draft.
         preset: instead, a published shape: wide-1, wide-3, wide-5 (the target's width), 290M, 543M, 796M, 1.3B.
         losses: name and weight of forward_kl, reverse_kl, jsd, total_variation, cross_entropy, or of what the rule that
@@ -63,36 +48,24 @@ def distil(
         exit_weights: weights of the exits' losses; equal where none are given.
         init: the layers that the draft begins as: first, even, fresh (at random), or the folder of a draft to train on.
         shape: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, if not the target's.
-        freeze: embeddings, head, or both stay the target's.
-        lora_rank: train adapters of this rank and merge them at the end; 0 trains the weights themselves.
-        epochs: passes over the data.
-        max_steps: optimiser steps, instead of epochs.
-        minutes: train so long, instead: the first steps are measured, then max_steps is fixed.
-        devices: devices per machine.
-        num_nodes: machines.
-        strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
         seed: of order, initialisation, dropout and on-policy answers.
-        text: data and template.
-        optim: learning rate, batch, optimiser.
-        machine: device, precision, workers.
-        watch: validation, states, loggers.
-        json: print one JSON object on the last line.
     """
-    options = dict(locals())
-    from draftsmith.recipes.train import _train
     from draftsmith.train.distil import Distil
     from draftsmith.train.shapes import preset as find_preset
 
     if (num_layers is None) == (preset is None):
         raise ValueError("give either --num_layers or --preset")
+    strategy = options.get("strategy", "auto")
     if on_policy and strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(f"on-policy answers are decoded with the whole draft, and {strategy} cuts it up: use ddp")
-    name = options.pop("preset")
-    if name is not None:
-        shaped = find_preset(name)
+    options["num_layers"] = num_layers
+    if preset is not None:
+        shaped = find_preset(preset)
         options["num_layers"] = shaped.num_layers
-        options["shape"] = {**shaped.sizes, **(shape or {})} or None
-    own = ("temperature", "sharpness", "teacher", "teacher_top_k", "on_policy", "exit_weights")
-    learned = {key: options.pop(key) for key in own} | {"top_k": options.pop("tree_top_k")}
-    objective = Distil(options.pop("losses") or {"forward_kl": 1.0}, exits=exits, seed=seed, **learned)
-    _train(objective, options)
+        options["shape"] = {**shaped.sizes, **(options.get("shape") or {})} or None
+    objective = Distil(
+        losses or {"forward_kl": 1.0}, exits=exits, exit_weights=exit_weights, temperature=temperature,
+        top_k=tree_top_k, sharpness=sharpness, teacher=teacher, teacher_top_k=teacher_top_k, on_policy=on_policy,
+        seed=options.get("seed", 0),
+    )  # fmt: skip
+    train(objective, options)

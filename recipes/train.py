@@ -71,7 +71,7 @@ def sft(
 
     if exits not in (None, [num_layers]):
         raise ValueError(f"exits {exits}: sft trains one exit, the whole draft; several are trained by `train soft`")
-    _train(SFT(), options)
+    train(SFT(), options)
 
 
 @with_options_of(sft)
@@ -86,10 +86,11 @@ def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options
     """
     from draftsmith.train.soft import SoFT
 
-    _train(SoFT(exits, exit_weights), options)
+    train(SoFT(exits, exit_weights), options)
 
 
-def _train(objective: Objective, options: dict[str, Any]) -> None:
+def train(objective: Objective, options: dict[str, Any]) -> None:
+    """A draft by `objective`; `options` are those of `sft`."""
     from draftsmith.train.plan import Plan
     from draftsmith.train.run import train_draft
 
