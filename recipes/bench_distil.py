@@ -3,10 +3,11 @@
 At equal cost in CPU seconds, three seeds, held-out questions:
     sft, kl                     supervised fine-tuning against forward KL from the live target, two layers each
     sft-slow                    the first at a third of the learning rate, lest it be that
-    kl-cached           forward KL from a teacher that is on disk already, so that its passes cost nothing here
+    kl-cached                   forward KL from a teacher that is on disk already, so that its passes cost nothing here
     kl-cached-64, kl-cached-8   kl's steps again, from a teacher on disk that keeps so many tokens a position
     wide-fresh, narrow          two layers of the target's width against eight narrower ones of as many parameters,
                                 layers fresh in both
+    sft-long, cached+topk       for both budgets together: SFT, and kl-cached's draft trained on with the loss of a tree
     +kl, +sampled, +greedy, +topk   kl's draft trained on: with plain KL, or with the loss of the rule that will run
 Each draft is measured as a greedy chain, a sampled chain (temperature 1) and a top-k tree (four tokens deep). Run
 again, it goes on where it stopped. `--throughput` then decodes with the wide and the narrow draft, taking turns.
@@ -34,6 +35,8 @@ PAIRS = (
     ("kl-cached-8", "kl"),
     ("wide-fresh", "narrow"),
     *((f"+{rule}", "+kl") for rule in RULES),
+    ("+topk", "sft-long"),
+    ("cached+topk", "sft-long"),
 )
 
 
@@ -53,11 +56,19 @@ def arms(out: Path, seconds: float, tuning_seconds: float, narrow: dict[str, int
     made += [
         Arm(f"+{rule}", distil, tuning_seconds, begins_as="kl", lr=lr / 3) for rule, distil in rules.items()
     ]  # fmt: skip
-    for kept in (64, 8):
-        cached = {**kl, "teacher": str(out / f"teacher-{kept}"), "teacher_top_k": kept}
-        if kept == 64:
-            made.append(Arm("kl-cached", cached, seconds, cost_of="kl-cached-64", lr=lr))
-        made.append(Arm(f"kl-cached-{kept}", cached, seconds, steps_of="kl", lr=lr, ways=("greedy", "sampled")))
+    teachers = {kept: {"teacher": str(out / f"teacher-{kept}"), "teacher_top_k": kept} for kept in (64, 8)}
+    alike = "kl-cached-64"
+    made += [
+        Arm("sft-long", None, seconds + tuning_seconds, cost_of="sft", lr=lr),
+        Arm("kl-cached", {**kl, **teachers[64]}, seconds, cost_of=alike, lr=lr),
+        Arm(
+            "cached+topk", {**rules["topk"], **teachers[64]}, tuning_seconds, cost_of=alike, begins_as="kl-cached",
+            lr=lr / 3,
+        ),
+    ]  # fmt: skip
+    for kept, teacher in teachers.items():
+        ways = ("greedy", "sampled")
+        made.append(Arm(f"kl-cached-{kept}", {**kl, **teacher}, seconds, steps_of="kl", lr=lr, ways=ways))
     made.append(Arm("wide-fresh", kl, seconds, init="fresh", lr=lr, ways=("greedy",)))
     made.append(Arm("narrow", kl, seconds, init="fresh", num_layers=8, shape=narrow, lr=lr, ways=("greedy",)))
     made.append(Arm("sft-slow", None, seconds, lr=lr / 3, ways=("greedy",)))
