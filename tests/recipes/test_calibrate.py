@@ -123,7 +123,6 @@ def test_exits_may_be_chosen_and_others_are_refused(calibrate, sorted_spec):
         (["--limit", "1"], "has 1 answered"),
         (["--min_distinct", "1.1"], "has 0 answered"),
         (["--exits", "[7]"], "exit 7 is none of"),
-        (["--seconds", "0.001"], "too few"),
         (["--batch_size", "0"], "batch_size"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_measured_acceptance_is_taken_from_its_file(call, config, tmp_path):
         (["--shapes", "2x32x3"], "3 heads"),
         (["--shapes", "1x32", "--estimate", "3x32"], "3 measured shapes or more"),
         (["--lengths", "0"], "--lengths takes numbers"),
-        (["--batch_sizes", "1,many"], "--batch_sizes: "),
+        (["--batch_sizes", "1,many"], "--batch_sizes takes a whole number, not 'many'"),
         (["--contexts", "600"], "512 positions"),
         (["--trees", "2x9"], "no tree"),
         (["--acceptance", "1.5"], "from 0 to 1"),
