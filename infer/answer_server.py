@@ -17,9 +17,9 @@ from http.client import HTTPException
 from typing import Any
 
 from draftsmith.infer.answers import AnswerFile, Asked, answer_row, last_answer
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.record import Message
 from draftsmith.infer.rendering import Template
-from draftsmith.infer.settings import Settings
 
 TRIES = 4
 WAIT_S = 0.5

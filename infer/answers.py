@@ -16,14 +16,14 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.contract import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.record import Message, Record
 from draftsmith.infer.rendering import Template
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 
 CHUNK = 8
 

@@ -2,7 +2,7 @@
 
 A source is asked to expand the most promising nodes, a few at a time, for all rows at once; the tree is then the
 `nodes` best candidates of all. Candidates are top-k or retrieved tokens, never drawn ones: trees of outright trials may
-be cut by any rule, trees of draws may not (see infer/tree.py).
+be cut by any rule, trees of draws may not (see infer/contract/draft.py).
 
 Where it is known what passes cost (infer/economy.py), nodes are expanded only while what they promise is worth the
 draft's pass, and kept only while it is worth the target's: the budget is then a limit, and nothing may be the best
@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.economy import Economy
-from draftsmith.infer.tree import ROOT, Draft
 
 
 class Candidate(NamedTuple):

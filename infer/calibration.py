@@ -20,10 +20,10 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from draftsmith.infer.cache_folder import cache_folder
-from draftsmith.infer.contract import Target
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.costs import Costs
 from draftsmith.infer.curve import Curve
-from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.measure.atomic import write_json
 
 FORMAT = 1

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from draftsmith.infer.contract import Budget, Drafter, Rule, Target
+from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target
+from draftsmith.infer.contract.row import Row
+from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.rejection import rejection
-from draftsmith.infer.row import Row
 from draftsmith.infer.step import admit, release, step
-from draftsmith.infer.trace import Generation, StepTrace
 
 BUDGET = Budget(nodes=64, depth=64)
 

@@ -16,10 +16,10 @@ import torch
 
 from draftsmith.infer.architectures import max_positions, prepare
 from draftsmith.infer.cached_lm import CachedLM, Entries
-from draftsmith.infer.contract import DraftShape, Feedback, Verdict
-from draftsmith.infer.law import NodeLaw, nan_message
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.distribution import NodeLaw, nan_message
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import DraftShape, Feedback, Verdict
+from draftsmith.infer.contract.row import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from draftsmith.infer.contract import DraftShape, Feedback, Verdict
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import DraftShape, Feedback, Verdict
+from draftsmith.infer.contract.row import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 
 import torch
 
-from draftsmith.infer.contract import Law, Verdict
-from draftsmith.infer.keyed import Stream
-from draftsmith.infer.law import draw_by_inversion
-from draftsmith.infer.trace import Tried
-from draftsmith.infer.tree import ROOT, Draft, Group, Trial
+from draftsmith.infer.contract.distribution import draw_by_inversion
+from draftsmith.infer.contract.draft import ROOT, Draft, Group, Trial
+from draftsmith.infer.contract.protocols import Law, Verdict
+from draftsmith.infer.contract.rng import Stream
+from draftsmith.infer.contract.trace import Tried
 
 
 def rejection(draft: Draft, law: Law, rng: Stream) -> Verdict:

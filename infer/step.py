@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from draftsmith.infer.contract import Budget, Drafter, Rule, Target, Verdict
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target, Verdict
+from draftsmith.infer.contract.row import Row
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.rejection import rejection
-from draftsmith.infer.row import Row
-from draftsmith.infer.trace import StepTrace
-from draftsmith.infer.tree import Draft
 
 _step_numbers = itertools.count()
 

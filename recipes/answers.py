@@ -67,8 +67,8 @@ def answers(
     aside = ("json", "out", "batch_size", "drafters", "limit", "on_bad")
     config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("aside", *aside)}
     from draftsmith.infer.answers import AnswerFile, with_keys
+    from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.settings import resolve_settings
     from draftsmith.recipes.questions import read_questions
 
     if (target is None) == (server is None):
@@ -101,8 +101,8 @@ def _by_loop(
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers import answer_all
+    from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.drafters.controls import Empty
-    from draftsmith.infer.row import Stops
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import parse_drafters
 

@@ -114,13 +114,13 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
 
 def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge]:
     """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of its ties."""
+    from draftsmith.infer.contract.row import Stops
+    from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.measure.ties import TieJudge
     from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
-    from draftsmith.infer.row import Stops
-    from draftsmith.infer.settings import resolve_settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
 

@@ -47,6 +47,8 @@ def bench_dresd(
         seed: of sampling, of the order of runs and of the intervals.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.contract.row import Stops
+    from draftsmith.infer.contract.sampling import Settings
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bench import bench
     from draftsmith.infer.measure.figures import summarise
@@ -56,8 +58,6 @@ def bench_dresd(
     from draftsmith.infer.models import load_target
     from draftsmith.infer.record import Message
     from draftsmith.infer.records import read_records
-    from draftsmith.infer.row import Stops
-    from draftsmith.infer.settings import Settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
     from draftsmith.recipes.progress import progress

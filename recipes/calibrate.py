@@ -61,6 +61,8 @@ def calibrate(
         json: print one JSON object on the last line instead of tables.
     """
     config = dict(locals())
+    from draftsmith.infer.contract.row import Stops
+    from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure import calibrate as calibration
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.calibrate_costs import measure_costs
@@ -69,8 +71,6 @@ def calibrate(
     from draftsmith.infer.measure.reliability import check_plots
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.row import Stops
-    from draftsmith.infer.settings import resolve_settings
     from draftsmith.recipes.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)

@@ -7,8 +7,8 @@ from json import dumps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from draftsmith.infer.row import Row
-    from draftsmith.infer.trace import Generation
+    from draftsmith.infer.contract.row import Row
+    from draftsmith.infer.contract.trace import Generation
 
 
 def generate(
@@ -58,11 +58,11 @@ def generate(
         device: where the target runs.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.contract.row import Row, Stops
+    from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.generate import generate as run
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.row import Row, Stops
-    from draftsmith.infer.settings import resolve_settings
     from draftsmith.infer.templates import find_template
     from draftsmith.recipes.drafters import parse_drafters
 

@@ -59,7 +59,7 @@ def replay(
         seed: of the intervals.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.contract import Budget
+    from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs import Costs
     from draftsmith.infer.measure import replay_tables, tables
     from draftsmith.infer.measure.recording import recordings

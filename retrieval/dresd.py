@@ -21,13 +21,13 @@ import torch
 
 from draftsmith.infer.builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.calibration import given_costs
-from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.row import Row
 from draftsmith.infer.economy import Economy
-from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.models import check_same_tokenizer
-from draftsmith.infer.row import Row
 from draftsmith.infer.tokenizer import tokenizer_fingerprint
-from draftsmith.infer.tree import ROOT, Draft
 from draftsmith.retrieval.dresd_store import DresdStore
 
 

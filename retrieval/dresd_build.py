@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.contract import Target
-from draftsmith.infer.fingerprint import target_fingerprint
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.rendering import Rendered
 from draftsmith.infer.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve

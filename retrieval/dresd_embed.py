@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from draftsmith.infer.contract import Target
-from draftsmith.infer.row import Row, Stops
+from draftsmith.infer.contract.protocols import Target
+from draftsmith.infer.contract.row import Row, Stops
 
 
 def embed(target: Target, sequences: Sequence[Sequence[int]], feature: str, batch_positions: int) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.contract import Target
+from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.rendering import Rendered
 from draftsmith.retrieval.dresd_embed import embed
 from draftsmith.retrieval.dresd_index import IndexKind, make_index, stored_keys

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.contract import Budget, Drafter
+from draftsmith.infer.contract.protocols import Budget, Drafter
 from draftsmith.infer.measure.bootstrap import speedup_interval
 from draftsmith.infer.measure.recording import Recording
 from draftsmith.infer.measure.replay import replay_streams, stream_figures

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.row import Row
 
 
 class DraftRetriever:

@@ -160,7 +160,7 @@ def test_a_page_is_short_and_plain(page: Path) -> None:
 
 
 def test_the_drafter_of_the_page_is_short_and_keeps_the_protocol() -> None:
-    from draftsmith.infer.contract import Drafter
+    from draftsmith.infer.contract.protocols import Drafter
 
     code = blocks(DOCS / "adding-a-drafter.md", "python")[0]
     assert len(code.splitlines()) < 40
@@ -172,11 +172,11 @@ def test_the_drafter_of_the_page_is_short_and_keeps_the_protocol() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_drafter_of_the_page_is_lossless_on_other_models_too(architecture: str, temperature: float) -> None:
+    from draftsmith.infer.contract.row import Row, Stops
+    from draftsmith.infer.contract.sampling import Settings
     from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.generate import generate
     from draftsmith.infer.hf_target import HFTarget
-    from draftsmith.infer.row import Row, Stops
-    from draftsmith.infer.settings import Settings
 
     made: dict[str, Any] = {}
     exec(blocks(DOCS / "adding-a-drafter.md", "python")[0], made)

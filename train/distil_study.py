@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models import load_model, load_target
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.templates import find_template
 from draftsmith.train.batches import MicroBatches
 from draftsmith.train.distil import Distil

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.contract.rng import uniform
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.keyed import uniform
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.train.batches import IGNORED, Batch
 
 ROWS_AT_ONCE = 32

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from draftsmith.infer.contract import Drafter
+from draftsmith.infer.contract.protocols import Drafter
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
 from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.trace import Generation
 from draftsmith.train.batches import IGNORED, Batch, Batches
 from draftsmith.train.corpus import Corpus
 from draftsmith.train.exits import ExitStates

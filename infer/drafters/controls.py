@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import Draft
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.row import Row
 
 
 class Empty:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from draftsmith.infer.contract import Budget, Drafter, Feedback, Target, Verdict
-from draftsmith.infer.keyed import uniform
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import Draft
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.rng import uniform
+from draftsmith.infer.contract.row import Row
 
 
 class Rehearsed:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from draftsmith.infer.architectures import prepare
 from draftsmith.infer.cached_lm import CachedLM
 from draftsmith.infer.calibration import given_calibration, given_costs
-from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.row import Row
 from draftsmith.infer.economy import Economy
 from draftsmith.infer.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models import check_same_tokenizer, load_model
 from draftsmith.infer.reading import WholeReader
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import Draft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

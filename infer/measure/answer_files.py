@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.measure.atomic import read_rows, write_rows
-from draftsmith.infer.trace import StepTrace
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 # What Spec-Bench writes as a turn that failed; the figures beside it are those of the turn before. An answer that has

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.measure.runner import Decode, Encode, Messages, Prompt, Question, Runner
-from draftsmith.infer.trace import Generation, StepTrace
 
 # (runs done, runs in all, runner's name), after every group of questions that a runner has answered.
 Progress = Callable[[int, int, str], None]

@@ -28,17 +28,17 @@ from draftsmith.infer.calibration import (
     covered_key,
     ranked_key,
 )
-from draftsmith.infer.contract import Drafter, Target
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs import Costs
 from draftsmith.infer.curve import Curve
-from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.calibrate_exits import Reading, read_exits
 from draftsmith.infer.measure.calibrate_replay import listen
 from draftsmith.infer.measure.reliability import Observations, expected_calibration_error
-from draftsmith.infer.row import Stops
-from draftsmith.infer.settings import Settings
 
 # Fewer observations than these, or fewer accepted ones, give no isotonic curve worth the name.
 MANY, MANY_ACCEPTED = 400, 20

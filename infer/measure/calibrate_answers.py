@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from draftsmith.infer.contract import Target
+from draftsmith.infer.contract.protocols import Target
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.record import Message, Record
 from draftsmith.infer.rendering import Template
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 
 
 @dataclass(frozen=True, slots=True)

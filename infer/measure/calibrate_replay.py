@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from draftsmith.infer.contract import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.reliability import Observations
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.tree import ROOT, Draft
 
 Noted = tuple[int, int, float, bool]
 

@@ -13,13 +13,13 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.measure.answer_files import task_of
 from draftsmith.infer.measure.bench import Measured, Outcome
 from draftsmith.infer.measure.bootstrap import ratio_interval, speedup_interval
 from draftsmith.infer.measure.equality import token_difference
 from draftsmith.infer.measure.metrics import Totals, break_even, ratio, trace_figures
 from draftsmith.infer.measure.repetition import distinct_share
-from draftsmith.infer.trace import StepTrace
 
 Ids = Sequence[int | str]
 

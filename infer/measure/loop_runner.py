@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from draftsmith.infer.contract import Budget, Drafter, Target
+from draftsmith.infer.contract.protocols import Budget, Drafter, Target
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty, Told
 from draftsmith.infer.generate import BUDGET, generate
 from draftsmith.infer.measure.runner import Prompt
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 
 PASSES = 4
 

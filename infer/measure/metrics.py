@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from draftsmith.infer.trace import StepTrace
+from draftsmith.infer.contract.trace import StepTrace
 
 
 def ratio(above: float, below: float) -> float | None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.keyed import uniform
+from draftsmith.infer.contract.rng import uniform
+from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.measure.runner import Prompt
-from draftsmith.infer.row import Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 
 KINDS = ("generate", "assistant", "prompt_lookup")
 

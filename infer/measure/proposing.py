@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.trace import StepTrace
+from draftsmith.infer.contract.trace import StepTrace
 
 
 def propose_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from statistics import median
 
 import numpy as np
 
-from draftsmith.infer.contract import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.rehearsed import Rehearsed
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.least_squares import non_negative
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation, StepTrace
 
 PLAIN = "plain"
 

@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from draftsmith.infer.contract import Budget, Drafter
+from draftsmith.infer.contract.protocols import Budget, Drafter
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs import Costs
 from draftsmith.infer.generate import BUDGET, generate
 from draftsmith.infer.measure.bootstrap import ratio_interval
@@ -25,9 +28,6 @@ from draftsmith.infer.measure.predicted import BATCH_SIZES
 from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.worth import worth
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation, StepTrace
 
 __all__ = ["Learner", "Recording", "Replayed", "recordings", "replay", "replay_streams", "stream_figures"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from draftsmith.infer.trace import Generation
+from draftsmith.infer.contract.trace import Generation
 
 Messages = list[dict[str, str]]
 Encode = Callable[[Messages], list[int]]

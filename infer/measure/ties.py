@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.measure.bench import Measured
 from draftsmith.infer.measure.equality import first_difference
 from draftsmith.infer.measure.runner import Encode, Messages
-from draftsmith.infer.settings import Settings
 
 CHUNKS = (2, 5, 16, 48)
 

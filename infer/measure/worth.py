@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs import Costs
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.measure.predicted import TARGET, Prediction, largest_that_pays, measured_rows, predict
-from draftsmith.infer.trace import StepTrace
 
 
 def worth(traces: Sequence[StepTrace], costs: Costs, batch_sizes: Sequence[int]) -> dict[str, Any]:

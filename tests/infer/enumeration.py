@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.draft import ROOT, Draft
 
 
 class Chooser:

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.builder import Candidate, Growth, affordable, grow
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.economy import Economy
-from draftsmith.infer.tree import ROOT, Draft
 
 
 def endless(branching: int, calls: list[int]):

@@ -13,9 +13,9 @@ from draftsmith.infer.calibration import (
     find_calibration,
     find_costs,
 )
+from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.curve import Curve
-from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.recorded_target import RecordedTarget

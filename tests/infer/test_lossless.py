@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from draftsmith.infer.calibration import Calibration
-from draftsmith.infer.contract import Drafter
+from draftsmith.infer.contract.protocols import Drafter
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.curve import Curve
 from draftsmith.infer.drafters import SD2, SmallLM
@@ -22,9 +25,6 @@ from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.rendering import Rendered
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 from draftsmith.retrieval import Dresd, PromptLookup, Rest, dresd_build
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import make_parts

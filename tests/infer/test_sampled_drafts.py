@@ -9,19 +9,19 @@ import enumeration as en
 import pytest
 import torch
 
-import draftsmith.infer.law as law_module
+import draftsmith.infer.contract.distribution as law_module
 import draftsmith.infer.lm_drafter as lm_drafter
 import draftsmith.infer.rejection as rejection_module
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.distribution import NodeLaw
+from draftsmith.infer.contract.protocols import Budget
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.law import NodeLaw
 from draftsmith.infer.rejection import rejection
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.step import admit, release
 
 V = 3
@@ -107,7 +107,7 @@ def test_a_step_has_the_targets_law_exactly(
 
 
 def target_law(model: Any, path: tuple[int, ...], settings: Settings) -> list[float]:
-    from draftsmith.infer.tree import Draft
+    from draftsmith.infer.contract.draft import Draft
 
     with torch.inference_mode():
         logits_V = model(torch.tensor([[*PROMPT, *path]]), use_cache=False).logits[0, -1]

@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.calibration import Calibration, calibration_path
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.protocols import Budget
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.curve import Curve
 from draftsmith.infer.drafters import SD2
-from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.step import admit, release
 
 LAYERS = 4
@@ -118,7 +118,7 @@ def test_filling_lazily_gives_what_filling_eagerly_gives(target_model: Any, draf
 
 def _keep(draft: Any, number: int) -> Any:
     """A verdict that accepts some path, whatever the target would say."""
-    from draftsmith.infer.contract import Verdict
+    from draftsmith.infer.contract.protocols import Verdict
 
     path: list[int] = []
     parent = -1

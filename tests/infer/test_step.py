@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from draftsmith.infer.contract import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.draft import ROOT, Draft, Group
+from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty, oracle
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.step import admit, release, step
-from draftsmith.infer.tree import ROOT, Draft, Group
 from draftsmith.retrieval import PromptLookup
 
 

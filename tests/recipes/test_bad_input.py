@@ -94,7 +94,7 @@ def test_a_draft_of_another_tokenizer_is_refused_though_the_sizes_are_equal(gene
 
 OUT_OF_RANGE = """
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.tree import Draft
+from draftsmith.infer.contract.draft import Draft
 
 
 class Wild(Empty):

@@ -16,16 +16,16 @@ import torch
 
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
-from draftsmith.infer.contract import Budget, Drafter
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget, Drafter
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.rendering import Rendered
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.step import admit, step
-from draftsmith.infer.trace import Generation
-from draftsmith.infer.tree import Draft
 from draftsmith.retrieval import Dresd
 from draftsmith.retrieval.dresd_build import build_store
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.protocols import Budget
 from draftsmith.retrieval.overlay import Overlay
 from draftsmith.retrieval.suffix_array import backward_suffixes
 

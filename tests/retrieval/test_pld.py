@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract import Budget
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Budget
+from draftsmith.infer.contract.row import Row
 from draftsmith.retrieval import PromptLookup
 
 AMPLE = Budget(64, 64)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.draft import ROOT
+from draftsmith.infer.contract.protocols import Budget
+from draftsmith.infer.contract.row import Row
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import ROOT
 from draftsmith.retrieval import Rest
 
 TOKEN = st.integers(0, 5)
@@ -187,9 +187,9 @@ def test_a_row_may_grow_by_any_number_of_tokens(tmp_path: Path, retrieval: Any) 
 
 PROBE = """
 import json, sys
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.row import Row
+from draftsmith.infer.contract.row import Row
 from draftsmith.retrieval import Rest
 drafter = Rest(sys.argv[1], hits_per_level=5)
 drafter.bind(RecordedTarget({}, 100))

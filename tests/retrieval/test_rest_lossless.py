@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from draftsmith.infer.contract import Drafter
+from draftsmith.infer.contract.protocols import Drafter
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 
 ARCHITECTURES = ["llama", "gpt2", "gemma2"]
 SETTINGS = {

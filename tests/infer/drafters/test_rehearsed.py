@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.rehearsed import Rehearsed
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.row import Row, Stops
 
 
 def rows(count=2, tokens=60):

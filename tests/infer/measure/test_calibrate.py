@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from draftsmith.infer.calibration import Calibration, calibration_path, find_calibration, find_costs
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.curve import Curve
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.fingerprint import target_fingerprint
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.calibrate import (
     Calibrated,
@@ -28,8 +30,6 @@ from draftsmith.infer.measure.calibrate_costs import measure_costs
 from draftsmith.infer.measure.calibrate_exits import Reading
 from draftsmith.infer.measure.reliability import Observations
 from draftsmith.infer.record import Record
-from draftsmith.infer.row import Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.templates import find_template
 from draftsmith.retrieval import PromptLookup
 

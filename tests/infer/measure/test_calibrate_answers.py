@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts, without_loops
 from draftsmith.infer.models import load_target
 from draftsmith.infer.record import Message, Record
-from draftsmith.infer.row import Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.templates import find_template
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from draftsmith.infer.contract.trace import StepTrace, Tried
 from draftsmith.infer.measure.proposing import propose_figures
-from draftsmith.infer.trace import StepTrace, Tried
 
 
 def trace(propose_s, *tried):

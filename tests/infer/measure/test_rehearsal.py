@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.rehearsed import Rehearsed
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.rehearsal import Heard, Overhead, heard, overhead, rehearse
-from draftsmith.infer.trace import StepTrace
 
 
 @pytest.fixture

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny_folders import tiny_llama
 
-from draftsmith.infer.contract import Budget
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
@@ -14,10 +17,7 @@ from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.replay import replay
 from draftsmith.infer.record import Message, Record
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
 from draftsmith.infer.templates import find_template
-from draftsmith.infer.tree import Draft
 from draftsmith.retrieval import PromptLookup
 
 VOCAB = 40

@@ -9,9 +9,9 @@ import sys
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
+from draftsmith.infer.contract.trace import StepTrace, Tried
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers
 from draftsmith.infer.measure.run_folder import RunFolder
-from draftsmith.infer.trace import StepTrace, Tried
 
 QUESTIONS, STEPS, DRAFTERS = 480, 300, 6
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.measure import report_traces
 from draftsmith.infer.measure.answer_files import TraceRow, write_traces
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.measure.report_traces import read_steps
-from draftsmith.infer.trace import StepTrace
 
 numbers = st.integers(0, 40)
 times = st.floats(0.001, 1.0)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny_folders import tiny_llama
 
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn
 from draftsmith.infer.measure.runner import Question
 from draftsmith.infer.measure.ties import TieJudge, name_ties
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings
-from draftsmith.infer.trace import Generation
 
 PROMPT = [40, 41, 42, 43, 44]
 AT = 12

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.contract import Target
+from draftsmith.infer.contract.protocols import Target
 
 SAMPLED_WEIGHTS = 64
 # What the weights' shapes do not tell.

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 
-from draftsmith.infer.trace import Tried
-from draftsmith.infer.tree import Draft, Trial
+from draftsmith.infer.contract.draft import Draft, Trial
+from draftsmith.infer.contract.trace import Tried
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.keyed import Stream
-    from draftsmith.infer.row import Row
+    from draftsmith.infer.contract.rng import Stream
+    from draftsmith.infer.contract.row import Row
 
 DraftShape = Literal["tree", "chain", "none"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from draftsmith.infer.row import Row
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.row import Row
 
 
 def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from draftsmith.infer.keyed import uniform
-from draftsmith.infer.law import NodeLaw
-from draftsmith.infer.row import Row, Stops
-from draftsmith.infer.settings import Settings, resolve_settings
-from draftsmith.infer.tree import ROOT, Draft
+from draftsmith.infer.contract.distribution import NodeLaw
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.rng import uniform
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings, resolve_settings
 
 
 class Letters:

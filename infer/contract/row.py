@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from draftsmith.infer.keyed import Stream
-from draftsmith.infer.settings import Settings
+from draftsmith.infer.contract.rng import Stream
+from draftsmith.infer.contract.sampling import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

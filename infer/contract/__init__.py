@@ -1,0 +1,1 @@
+"""The protocols (Target, Drafter, Rule) and what they pass to one another."""
