@@ -14,7 +14,7 @@ from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
-from draftsmith.infer.rejection import rejection
+from draftsmith.infer.rules.token import rejection
 
 _step_numbers = itertools.count()
 

@@ -87,7 +87,7 @@ class Verdict:
 
 
 class Rule(Protocol):
-    """A verification rule: the default is `draftsmith.infer.rejection.rejection`."""
+    """A verification rule: the default is `draftsmith.infer.rules.token.rejection`."""
 
     def __call__(self, draft: Draft, law: Law, rng: Stream) -> Verdict: ...
 

@@ -11,7 +11,7 @@ import torch
 
 import draftsmith.infer.contract.distribution as law_module
 import draftsmith.infer.lm_drafter as lm_drafter
-import draftsmith.infer.rejection as rejection_module
+import draftsmith.infer.rules.token as rejection_module
 from draftsmith.infer.contract.distribution import NodeLaw
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
@@ -21,7 +21,7 @@ from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.rejection import rejection
+from draftsmith.infer.rules.token import rejection
 from draftsmith.infer.step import admit, release
 
 V = 3

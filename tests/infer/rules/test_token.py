@@ -10,11 +10,11 @@ import enumeration as en
 import pytest
 import torch
 
-import draftsmith.infer.rejection as rejection_module
+import draftsmith.infer.rules.token as rejection_module
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Verdict
-from draftsmith.infer.rejection import rejection
+from draftsmith.infer.rules.token import rejection
 
 V = 4
 EXACT = 1e-12

@@ -1,0 +1,1 @@
+"""Verification rules: which drafted tokens are accepted, and the target's own next token."""
