@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
-from draftsmith.infer.cache_folder import cache_folder
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.costs import Costs
 from draftsmith.infer.curve import Curve
-from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.files.atomic import write_json
+from draftsmith.infer.files.cache_folder import cache_folder
 
 FORMAT = 1
 # The branchings that `covered` knows.
@@ -157,7 +157,7 @@ def costs_path(draft: str | Path, target: Target) -> Path:
 
 def machine_name(device: str) -> str:
     """What passes run on, in a word: the GPU, or the CPU and how many threads are used of it."""
-    from draftsmith.infer.measure.provenance import hardware
+    from draftsmith.infer.files.provenance import hardware
 
     found = hardware()
     if device == "cuda":

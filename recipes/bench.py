@@ -63,11 +63,11 @@ def bench(
         template: how messages become a prompt.
     """
     config = dict(locals())
+    from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bandwidth import read_bandwidth
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.figures import summarise
-    from draftsmith.infer.measure.provenance import provenance
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.measure.ties import name_ties
     from draftsmith.recipes.report import report_beside

@@ -85,8 +85,8 @@ def _begin(out: Path, config: dict[str, Any]) -> None:
     """Write run.json, or refuse to mix another study with the one that is there."""
     from dataclasses import asdict, is_dataclass
 
-    from draftsmith.infer.measure.atomic import write_json
-    from draftsmith.infer.measure.provenance import provenance
+    from draftsmith.infer.files.atomic import write_json
+    from draftsmith.infer.files.provenance import provenance
 
     told = {name: asdict(value) if is_dataclass(value) else value for name, value in config.items()}  # type: ignore[arg-type]
     told = json.loads(json.dumps({name: value for name, value in told.items() if name not in FREE}))

@@ -63,11 +63,11 @@ def calibrate(
     config = dict(locals())
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.contract.sampling import resolve_settings
+    from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import calibrate as calibration
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.calibrate_costs import measure_costs
     from draftsmith.infer.measure.calibrate_tables import calibration_tables, results
-    from draftsmith.infer.measure.provenance import provenance
     from draftsmith.infer.measure.reliability import check_plots
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models import load_target
@@ -128,7 +128,7 @@ def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> 
 
 
 def _write(path: Any, found: dict[str, Calibrated], told: dict[str, Any]) -> None:
-    from draftsmith.infer.measure.atomic import write_json
+    from draftsmith.infer.files.atomic import write_json
     from draftsmith.infer.measure.calibrate import calibrated, plot_names
     from draftsmith.infer.measure.reliability import draw_reliability
 

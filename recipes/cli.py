@@ -259,7 +259,7 @@ def _one_line(error: Exception) -> str:
 
 def _missing_extra(error: ModuleNotFoundError) -> str | None:
     """The line for an optional dependency that is absent; None where it is not one of ours, and so a bug."""
-    from draftsmith.infer.measure.provenance import extras
+    from draftsmith.infer.files.provenance import extras
 
     module = (error.name or "").partition(".")[0]
     package = {"faiss": "faiss-cpu", "fastchat": "fschat"}.get(module, module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_text
 from typing import Any
 
-from draftsmith.infer.measure.provenance import extras, hardware, revision, versions
+from draftsmith.infer.files.provenance import extras, hardware, revision, versions
 
 
 def env(json: bool = False) -> None:

@@ -54,9 +54,9 @@ def plan(
         plot: write a PNG of speedups over lengths here.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.files.atomic import written_beside
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.acceptance import parse
-    from draftsmith.infer.measure.atomic import written_beside
     from draftsmith.infer.measure.plan import Wish, report
     from draftsmith.infer.measure.plan_survey import survey
     from draftsmith.infer.measure.plan_tables import draw, plan_tables

@@ -27,7 +27,7 @@ LEFT_OUT = {
 
 def write_corpus(folder: Path, megabytes: float, asked: int, held_out: int, questions: int, seed: int) -> str:
     """The corpus and three files of questions, the one to be measured last; returns a line that says what there is."""
-    from draftsmith.infer.measure.atomic import write_rows
+    from draftsmith.infer.files.atomic import write_rows
 
     modules = most_regular(megabytes * 1e6)
     names = list(modules)

@@ -55,7 +55,7 @@ def _record(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _write(step: Step, folder: Path, facts: dict[str, Any]) -> None:
-    from draftsmith.infer.measure.atomic import write_json
+    from draftsmith.infer.files.atomic import write_json
 
     write_json(folder / "steps" / f"{step.name}.json", facts)
 

@@ -79,7 +79,7 @@ def build_dresd(
         return render_all(records, form, skipped)
 
     def facts() -> dict[str, Any]:
-        from draftsmith.infer.measure.provenance import provenance
+        from draftsmith.infer.files.provenance import provenance
 
         said = {"name": template, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
         return {"template": said, "provenance": provenance(sys.argv, config, seed)}

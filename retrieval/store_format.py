@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.files.atomic import write_json
 
 # The layout of each kind, counted for itself.
 FORMATS = {"rest": 1, "dresd": 2}

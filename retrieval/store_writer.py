@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.files.atomic import write_json
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.store import Manifest, Segment, Store
 from draftsmith.retrieval.store_format import LOCK, MANIFEST, locked, unfinished, write_array

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from draftsmith.infer.measure.provenance import without_secrets
+from draftsmith.infer.files.provenance import without_secrets
 from draftsmith.infer.models import HUB_NAME
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.layers import first_layers
-from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models import load_model, load_target
 from draftsmith.infer.templates import Template, find_template

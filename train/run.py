@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.cache_folder import cache_folder
+from draftsmith.infer.files.cache_folder import cache_folder
+from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.layers import find_parts
-from draftsmith.infer.measure.provenance import provenance, without_secrets
 from draftsmith.infer.templates import Template, find_template, load_tokenizer
 from draftsmith.train.batches import Batches
 from draftsmith.train.callbacks import MEASURED, AtSteps

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.measure.atomic import write_json, written_beside
+from draftsmith.infer.files.atomic import write_json, written_beside
 
 # What may differ between a run and its continuation: it decides how fast, not what.
 FREE = {"workers", "save_every", "loggers", "cache"}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from draftsmith.infer.measure.atomic import write_json, written_beside
+from draftsmith.infer.files.atomic import write_json, written_beside
 from draftsmith.train.batches import IGNORED, assemble
 from draftsmith.train.corpus import Corpus
 from draftsmith.train.objective import Surroundings

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.contract.trace import StepTrace
-from draftsmith.infer.measure.atomic import read_rows, write_rows
+from draftsmith.infer.files.atomic import read_rows, write_rows
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 # What Spec-Bench writes as a turn that failed; the figures beside it are those of the turn before. An answer that has

@@ -34,7 +34,7 @@ from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs import Costs
 from draftsmith.infer.curve import Curve
-from draftsmith.infer.measure.atomic import write_json
+from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.calibrate_exits import Reading, read_exits
 from draftsmith.infer.measure.calibrate_replay import listen

@@ -237,7 +237,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Whose costs these are: a file of another machine says nothing about this one."""
     import torch
 
-    from draftsmith.infer.measure.provenance import hardware
+    from draftsmith.infer.files.provenance import hardware
 
     facts = hardware()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else facts["cpu"]["model"]

@@ -14,8 +14,8 @@ from operator import add
 
 import numpy as np
 
+from draftsmith.infer.files.atomic import read_rows
 from draftsmith.infer.measure.answer_files import Answer, read_answers
-from draftsmith.infer.measure.atomic import read_rows
 from draftsmith.infer.measure.metrics import Totals, ratio
 from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.measure.report_examples import Example, examples, find_tokenizer

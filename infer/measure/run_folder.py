@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from draftsmith.infer.files.atomic import write_json, write_rows
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
-from draftsmith.infer.measure.atomic import write_json, write_rows
 from draftsmith.infer.measure.bench import Measured, Outcome
 from draftsmith.infer.measure.runner import Question
 

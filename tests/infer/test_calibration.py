@@ -16,8 +16,8 @@ from draftsmith.infer.calibration import (
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.costs import Costs, PassCost
 from draftsmith.infer.curve import Curve
+from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.measure.atomic import write_json
 from draftsmith.infer.recorded_target import RecordedTarget
 
 CURVE = Curve((0.1, 0.9), (0.2, 0.6))

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from draftsmith.infer.files.atomic import written_beside
 from draftsmith.infer.measure.answer_files import (
     Answer,
     Choice,
@@ -16,7 +17,6 @@ from draftsmith.infer.measure.answer_files import (
     write_answers,
     write_traces,
 )
-from draftsmith.infer.measure.atomic import written_beside
 
 SPEC_BENCH_ROW = {
     "question_id": 81,

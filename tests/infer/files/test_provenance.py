@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.infer.measure import provenance as module
-from draftsmith.infer.measure.provenance import extras, provenance, revision, without_secrets
+from draftsmith.infer.files import provenance as module
+from draftsmith.infer.files.provenance import extras, provenance, revision, without_secrets
 
 
 def test_it_holds_what_a_reader_needs_to_repeat_the_run():
