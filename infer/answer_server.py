@@ -18,8 +18,8 @@ from typing import Any
 
 from draftsmith.infer.answers import AnswerFile, Asked, answer_row, last_answer
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.record import Message
-from draftsmith.infer.rendering import Template
+from draftsmith.infer.text.record import Message
+from draftsmith.infer.text.rendering import Template
 
 TRIES = 4
 WAIT_S = 0.5

@@ -22,8 +22,8 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.generate import generate
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.rendering import Template
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.rendering import Template
 
 CHUNK = 8
 

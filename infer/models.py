@@ -14,7 +14,7 @@ import torch
 
 from draftsmith.infer.architectures import refusal
 from draftsmith.infer.prepack import can_prepack, prepack
-from draftsmith.infer.tokenizer import load_tokenizer, tokenizer_fingerprint
+from draftsmith.infer.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

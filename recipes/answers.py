@@ -103,7 +103,7 @@ def _by_loop(
     from draftsmith.infer.answers import answer_all
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.drafters.controls import Empty
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)
@@ -123,7 +123,7 @@ def _through_server(
     concurrency: int, file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answer_server import Server, answer_through
-    from draftsmith.infer.templates import find_template, load_tokenizer
+    from draftsmith.infer.text.templates import find_template, load_tokenizer
 
     if tokenizer is None:
         raise ValueError("answers keep token ids: with --server give its --tokenizer as well")

@@ -120,8 +120,8 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.measure.ties import TieJudge
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.record import Message
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.record import Message
+    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
 
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])

@@ -56,9 +56,9 @@ def bench_dresd(
     from draftsmith.infer.measure.proposing import propose_figures
     from draftsmith.infer.measure.runner import Question
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.record import Message
-    from draftsmith.infer.records import read_records
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.record import Message
+    from draftsmith.infer.text.records import read_records
+    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters
     from draftsmith.recipes.progress import progress
 

@@ -38,8 +38,8 @@ def bench_rest(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.measure.recording import recordings
-    from draftsmith.infer.records import read_records
-    from draftsmith.infer.templates import load_tokenizer
+    from draftsmith.infer.text.records import read_records
+    from draftsmith.infer.text.templates import load_tokenizer
     from draftsmith.retrieval.documents import choose_template
     from draftsmith.retrieval.rest_bench import PEER, compare, has_peer
     from draftsmith.retrieval.store import Store

@@ -32,7 +32,7 @@ def bench_training(
         rounds: turns of each arm; there is one more, which only warms up.
     """
     from draftsmith.infer.models import load_model
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.templates import find_template
     from draftsmith.train.batches import Batches
     from draftsmith.train.corpus import load_corpus, split
     from draftsmith.train.throughput import throughput

@@ -116,7 +116,7 @@ def calibrate(
 def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> tuple[list[Answered], int]:
     """The target's answers, and how many were left out because they loop."""
     from draftsmith.infer.measure.calibrate_answers import answer_prompts, without_loops
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.questions import read_questions
 
     records = read_questions(config["data"], config["limit"])

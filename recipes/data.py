@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.records import OnBad, ReadReport, Record, read_records
-from draftsmith.infer.templates import Rendered, Template, find_template, load_tokenizer, render_record
+from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
+from draftsmith.infer.text.templates import Rendered, Template, find_template, load_tokenizer, render_record
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -63,7 +63,7 @@ def generate(
     from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.generate import generate as run
     from draftsmith.infer.models import load_target
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)
@@ -97,7 +97,7 @@ def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str
     """Key and messages of everything to answer; of several turns the first. A record's own system message stands
     unless `system` is given."""
     from draftsmith.infer.answers import with_keys
-    from draftsmith.infer.record import Message
+    from draftsmith.infer.text.record import Message
     from draftsmith.recipes.questions import read_questions
 
     if prompt and data is not None:

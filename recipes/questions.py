@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from draftsmith.infer.records import OnBad, ReadReport, Record, read_records
+from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
 
 
 def read_questions(data: list[str], limit: int | None = None, on_bad: OnBad = "raise") -> list[Record]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.rendering import Template
+    from draftsmith.infer.text.rendering import Template
 
 
 def replay(
@@ -65,8 +65,8 @@ def replay(
     from draftsmith.infer.measure.recording import recordings
     from draftsmith.infer.measure.replay import replay as run
     from draftsmith.infer.measure.split import arrived, parse_split, split_recordings
-    from draftsmith.infer.records import ReadReport, read_records
-    from draftsmith.infer.templates import load_tokenizer
+    from draftsmith.infer.text.records import ReadReport, read_records
+    from draftsmith.infer.text.templates import load_tokenizer
     from draftsmith.recipes.drafters import leaves_open, parse_drafters
     from draftsmith.retrieval.answer_store import store_answers
 
@@ -121,7 +121,7 @@ def _path(store_out: str, stack: ExitStack) -> Path:
 
 def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Template]:
     """The template, by the name that it goes by."""
-    from draftsmith.infer.templates import find_template
+    from draftsmith.infer.text.templates import find_template
 
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "USER: {prompt} ASSISTANT:"

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.records import OnBad, ReadReport
+from draftsmith.infer.text.records import OnBad, ReadReport
 from draftsmith.retrieval.documents import Content
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def verify(store: str, json: bool = False) -> None:
 
 def find_tokenizer(tokenizer: str | None, target: str | None) -> Any:
     """The tokenizer that was named, or the target's."""
-    from draftsmith.infer.templates import load_tokenizer
+    from draftsmith.infer.text.templates import load_tokenizer
 
     name = tokenizer or target
     if name is None:

@@ -11,13 +11,13 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.records import OnBad, ReadReport, read_records
-from draftsmith.infer.rendering import Rendered, render_record
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.records import OnBad, ReadReport, read_records
+from draftsmith.infer.text.rendering import Rendered, render_record
+from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval.dresd_index import IndexKind
 
 if TYPE_CHECKING:
-    from draftsmith.infer.rendering import Template
+    from draftsmith.infer.text.rendering import Template
 
 
 def build_dresd(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.records import OnBad
+from draftsmith.infer.text.records import OnBad
 from draftsmith.recipes.store import find_tokenizer, tell
 
 if TYPE_CHECKING:

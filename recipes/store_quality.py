@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.records import read_records
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.records import read_records
+from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.store_dresd import render_all
 from draftsmith.retrieval.dresd_index import IndexKind
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from draftsmith.infer.measure.recording import Recording
-from draftsmith.infer.rendering import Template
+from draftsmith.infer.text.rendering import Template
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import empty_manifest, make_parts
 from draftsmith.retrieval.store import Manifest

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from draftsmith.infer.records import OnBad, ReadReport, Record, read_records
-from draftsmith.infer.templates import PlainTemplate, Rendered, Template, find_template, render_record
-from draftsmith.infer.tokenizer import Encoder
+from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
+from draftsmith.infer.text.templates import PlainTemplate, Rendered, Template, find_template, render_record
+from draftsmith.infer.text.tokenizer import Encoder
 from draftsmith.retrieval.token_stream import check_ids
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdic
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.economy import Economy
 from draftsmith.infer.models import check_same_tokenizer
-from draftsmith.infer.tokenizer import tokenizer_fingerprint
+from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd_store import DresdStore
 
 
@@ -220,7 +220,7 @@ def check_fits(store: DresdStore, target: Target) -> None:
         )
     template = said.get("template")
     if template and template["name"] == "chat" and tokenizer is not None:
-        from draftsmith.infer.templates import find_template
+        from draftsmith.infer.text.templates import find_template
 
         served = find_template("chat", tokenizer, template.get("kwargs"), template.get("system"))
         if served.fingerprint() != template["fingerprint"]:

@@ -24,8 +24,8 @@ import torch
 
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
-from draftsmith.infer.rendering import Rendered
-from draftsmith.infer.tokenizer import tokenizer_fingerprint
+from draftsmith.infer.text.rendering import Rendered
+from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve
 from draftsmith.retrieval.dresd_embed import embed
 from draftsmith.retrieval.dresd_index import IndexKind, choose, load_faiss, make_index, write_index

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from draftsmith.infer.contract.protocols import Target
-from draftsmith.infer.rendering import Rendered
+from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.dresd_embed import embed
 from draftsmith.retrieval.dresd_index import IndexKind, make_index, stored_keys
 from draftsmith.retrieval.dresd_store import DresdStore, search

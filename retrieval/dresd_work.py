@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.rendering import Rendered
+from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.store_format import locked
 
 SEQUENCES = "sequences.npz"

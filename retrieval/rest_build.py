@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.rendering import Template
-from draftsmith.infer.tokenizer import tokenizer_fingerprint
+from draftsmith.infer.text.rendering import Template
+from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.documents import Content, DocumentReader
 from draftsmith.retrieval.store import Manifest
 from draftsmith.retrieval.store_writer import CHUNK_TOKENS, OnSegment, build

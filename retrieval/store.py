@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from draftsmith.infer.tokenizer import tokenizer_fingerprint
+from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.store_format import (
     MANIFEST,
     Check,

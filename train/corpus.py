@@ -22,9 +22,9 @@ from uuid import uuid4
 
 import numpy as np
 
-from draftsmith.infer.read_files import find_source
-from draftsmith.infer.records import ReadReport, Record, read_records
-from draftsmith.infer.templates import Rendered, Template, render_record
+from draftsmith.infer.text.read_files import find_source
+from draftsmith.infer.text.records import ReadReport, Record, read_records
+from draftsmith.infer.text.templates import Rendered, Template, render_record
 
 FORMAT = 1
 SHOWN = 3

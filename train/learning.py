@@ -25,7 +25,7 @@ from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models import load_model, load_target
-from draftsmith.infer.templates import Template, find_template
+from draftsmith.infer.text.templates import Template, find_template
 from draftsmith.train.exits import ExitStates, check_exits
 from draftsmith.train.objective import Objective
 from draftsmith.train.plan import Plan, resolved

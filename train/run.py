@@ -21,7 +21,7 @@ import torch
 from draftsmith.infer.files.cache_folder import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.layers import find_parts
-from draftsmith.infer.templates import Template, find_template, load_tokenizer
+from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
 from draftsmith.train.batches import Batches
 from draftsmith.train.callbacks import MEASURED, AtSteps
 from draftsmith.train.checkpoint import draw_curves, save_model

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.measure.repetition import distinct_share
-from draftsmith.infer.records import read_records
-from draftsmith.infer.templates import Template
+from draftsmith.infer.text.records import read_records
+from draftsmith.infer.text.templates import Template
 from draftsmith.train.validation import ROWS_AT_ONCE, decode_greedily
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.records import read_records
+from draftsmith.infer.text.records import read_records
 from draftsmith.train.plan import Plan
 from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch

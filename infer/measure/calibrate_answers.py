@@ -15,8 +15,8 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.repetition import distinct_share
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.rendering import Template
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.rendering import Template
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from draftsmith.infer.answers import last_answer
-from draftsmith.infer.record import Record
-from draftsmith.infer.rendering import Template
+from draftsmith.infer.text.record import Record
+from draftsmith.infer.text.rendering import Template
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from draftsmith.infer import answer_server
 from draftsmith.infer.answer_server import Server, answer_through
 from draftsmith.infer.answers import AnswerFile, Asked, last_answer, with_keys
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.templates import find_template
 
 CONFIG = {"target": "t", "seed": 0}
 ROW = {"output": "x"}

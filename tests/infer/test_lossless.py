@@ -24,7 +24,7 @@ from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.rendering import Rendered
+from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd, PromptLookup, Rest, dresd_build
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import make_parts

@@ -24,8 +24,8 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.rendering import Rendered
 from draftsmith.infer.step import admit, step
+from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd
 from draftsmith.retrieval.dresd_build import build_store
 

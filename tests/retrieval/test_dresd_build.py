@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.rendering import Rendered
+from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.dresd_build import build_store
 from draftsmith.retrieval.dresd_embed import embed
 from draftsmith.retrieval.dresd_store import DresdStore, token_dtype

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.rendering import Rendered
+from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.dresd_build import build_store, calibrate
 from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve
 from draftsmith.retrieval.dresd_index import choose, make_index, read_index, stored_keys, write_index

@@ -261,7 +261,7 @@ def test_a_store_for_more_ids_than_the_target_has_is_refused(tmp_path: Path, ret
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, retrieval: Any, word_tokenizer: Path) -> None:
-    from draftsmith.infer.templates import load_tokenizer
+    from draftsmith.infer.text.templates import load_tokenizer
 
     drafter = Rest(str(retrieval.write_store(tmp_path / "s", [[1, 2]])))
     with pytest.raises(ValueError, match="built with another tokenizer"):

@@ -256,7 +256,7 @@ def test_the_commands_build_append_remove_and_tell(
 
 
 def test_answers_are_kept_without_their_prompts_unless_all_is_asked_for(tmp_path: Path, word_tokenizer: Path) -> None:
-    from draftsmith.infer.templates import load_tokenizer
+    from draftsmith.infer.text.templates import load_tokenizer
 
     data, known = tmp_path / "logs.jsonl", load_tokenizer(word_tokenizer)
     data.write_text(json.dumps({"prompt": "2 + 2?", "output": "It is four."}) + "\n")

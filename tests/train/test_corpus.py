@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import draftsmith.train.corpus as corpus_module
-from draftsmith.infer.rendering import Rendered
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.rendering import Rendered
+from draftsmith.infer.text.templates import find_template
 from draftsmith.train.corpus import load_corpus, split, truncate
 
 

@@ -69,7 +69,7 @@ def test_every_loss_overfits_one_batch(make_plan, name, tmp_path):
 
 def _best_covered(plan, name):
     """The mean loss of logits that are free at every position."""
-    from draftsmith.infer.templates import find_template, load_tokenizer
+    from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.train.corpus import load_corpus
     from draftsmith.train.divergences import find_divergence
     from draftsmith.train.laws import Laws

@@ -158,7 +158,7 @@ import draftsmith.train.teacher_cache as format_of
 format_of.SHARD_POSITIONS = 128
 import draftsmith.train.teacher_cache_build as build
 from draftsmith.infer.models import load_model
-from draftsmith.infer.templates import find_template, load_tokenizer
+from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.train.corpus import load_corpus
 from draftsmith.train.objective import Surroundings
 target, data, out = sys.argv[1:4]

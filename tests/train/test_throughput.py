@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from draftsmith.infer.models import load_model
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.templates import find_template
 from draftsmith.train import throughput as timing
 from draftsmith.train.batches import Batches
 from draftsmith.train.corpus import load_corpus

@@ -29,8 +29,8 @@ from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate_costs import measure_costs
 from draftsmith.infer.measure.calibrate_exits import Reading
 from draftsmith.infer.measure.reliability import Observations
-from draftsmith.infer.record import Record
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.record import Record
+from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval import PromptLookup
 
 

@@ -8,8 +8,8 @@ from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts, without_loops
 from draftsmith.infer.models import load_target
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.templates import find_template
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

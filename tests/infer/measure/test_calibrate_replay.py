@@ -9,9 +9,9 @@ from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate_replay import listen
 from draftsmith.infer.models import load_target
-from draftsmith.infer.record import Record
 from draftsmith.infer.recorded_target import RecordedTarget
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.record import Record
+from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval import PromptLookup
 
 

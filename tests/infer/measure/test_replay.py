@@ -16,8 +16,8 @@ from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.replay import replay
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.templates import find_template
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval import PromptLookup
 
 VOCAB = 40

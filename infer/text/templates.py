@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.record import Message
-from draftsmith.infer.rendering import (
+from draftsmith.infer.text.record import Message
+from draftsmith.infer.text.rendering import (
     Rendered,
     Template,
     render_one,
@@ -19,7 +19,7 @@ from draftsmith.infer.rendering import (
     render_served,
     without_end_tokens,
 )
-from draftsmith.infer.tokenizer import Encoder, load_tokenizer, tokenizer_fingerprint
+from draftsmith.infer.text.tokenizer import Encoder, load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

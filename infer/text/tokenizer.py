@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.read_files import hub_name
+from draftsmith.infer.text.read_files import hub_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.templates import (
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.templates import (
     ChatTemplate,
     FastChatTemplate,
     PlainTemplate,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from draftsmith.infer.record_formats import detect
+from draftsmith.infer.text.record_formats import detect
 
 JSONL = (".jsonl", ".ndjson")
 TEXT = (

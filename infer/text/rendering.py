@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.tokenizer import Encoder
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.tokenizer import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
 
-from draftsmith.infer.read_files import RawRow, Source, find_source, read_rows, stem_of
-from draftsmith.infer.record import Message, Record
-from draftsmith.infer.record_formats import Unusable, has_id, parse
+from draftsmith.infer.text.read_files import RawRow, Source, find_source, read_rows, stem_of
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.record_formats import Unusable, has_id, parse
 
 __all__ = ["Message", "ReadReport", "Record", "read_records"]
 

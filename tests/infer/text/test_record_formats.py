@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftsmith.infer.record_formats import Unusable, parse
+from draftsmith.infer.text.record_formats import Unusable, parse
 
 FIELDS = ["messages", "role", "content", "request", "response", "choices", "message", "prompt", "output", "turns"]
 FIELDS += ["outputs", "text", "conversations", "instruction", "input", "token_ids", "question_id", "time", "body"]

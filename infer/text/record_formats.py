@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from draftsmith.infer.record import Kind, Message, Record
-from draftsmith.infer.record_values import (
+from draftsmith.infer.text.record import Kind, Message, Record
+from draftsmith.infer.text.record_values import (
     Unusable,
     body_of,
     first_choice,

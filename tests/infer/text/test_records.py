@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from draftsmith.infer.record import Message
-from draftsmith.infer.records import ReadReport, read_records
+from draftsmith.infer.text.record import Message
+from draftsmith.infer.text.records import ReadReport, read_records
 
 USER, ASSISTANT = Message("user", "hi"), Message("assistant", "yes")
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
@@ -381,9 +381,7 @@ def test_spec_bench_answers_are_read_as_answers(tmp_path):
 
 def test_importing_the_reader_loads_nothing_heavy():
     heavy = ["transformers", "datasets", "pyarrow", "zstandard", "fastchat"]
-    code = (
-        "import sys, draftsmith.infer.records, draftsmith.infer.templates; print([m for m in %r if m in sys.modules])"
-    )
+    code = "import sys, draftsmith.infer.text.records, draftsmith.infer.text.templates; print([m for m in %r if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -1,0 +1,1 @@
+"""Text in: records and their formats, chat templates, tokenizers."""
