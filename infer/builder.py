@@ -4,7 +4,7 @@ A source is asked to expand the most promising nodes, a few at a time, for all r
 `nodes` best candidates of all. Candidates are top-k or retrieved tokens, never drawn ones: trees of outright trials may
 be cut by any rule, trees of draws may not (see infer/contract/draft.py).
 
-Where it is known what passes cost (infer/economy.py), nodes are expanded only while what they promise is worth the
+Where it is known what passes cost (infer/costs/policy.py), nodes are expanded only while what they promise is worth the
 draft's pass, and kept only while it is worth the target's: the budget is then a limit, and nothing may be the best
 draft. This module does not know models or stores.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.infer.economy import Economy
+from draftsmith.infer.costs.policy import Economy
 
 
 class Candidate(NamedTuple):

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from draftsmith.infer.calibration import TOP, covered_key
-from draftsmith.infer.curve import Curve
-from draftsmith.infer.economy import Economy, Work
+from draftsmith.infer.costs.calibration import TOP, covered_key
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.policy import Economy, Work
 
 # Without a calibration: each further exit is taken to mend this share of what its predecessor gets wrong.
 ASSUMED_GAIN = 0.1

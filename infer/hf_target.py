@@ -24,7 +24,7 @@ from draftsmith.infer.contract.row import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.measure.latency import Lab
+    from draftsmith.infer.costs.timing import Lab
 
 PENDING_AT_ONCE = 16
 
@@ -97,7 +97,7 @@ class HFTarget:
 
     def labs(self) -> dict[str, Lab]:
         """What there is to time: the target's own passes."""
-        from draftsmith.infer.measure.latency import CachedLab
+        from draftsmith.infer.costs.timing import CachedLab
 
         return {"target": CachedLab(self.lm)}
 

@@ -22,13 +22,13 @@ import torch
 from draftsmith.infer.architectures import max_positions
 from draftsmith.infer.builder import Candidate, Growth, grow
 from draftsmith.infer.cached_lm import Entries
-from draftsmith.infer.calibration import Calibration
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Budget, Verdict
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.economy import Economy
+from draftsmith.infer.costs.calibration import Calibration
+from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.reading import Reader
 
 log = logging.getLogger(__name__)

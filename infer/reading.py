@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from draftsmith.infer.cached_lm import CachedLM, Entries
-from draftsmith.infer.economy import Economy, Work
+from draftsmith.infer.costs.policy import Economy, Work
 from draftsmith.infer.exit_choice import ExitChoice, Fork
 from draftsmith.infer.exit_lm import ExitLM
 

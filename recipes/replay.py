@@ -60,7 +60,7 @@ def replay(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.contract.protocols import Budget
-    from draftsmith.infer.costs import Costs
+    from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.measure import replay_tables, tables
     from draftsmith.infer.measure.recording import recordings
     from draftsmith.infer.measure.replay import replay as run

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.isotonic import pool_adjacent_violators
+from draftsmith.infer.costs.isotonic import pool_adjacent_violators
 
 BINS = 20
 MIN_PER_BIN = 25

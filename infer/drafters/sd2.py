@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftsmith.infer.architectures import prepare
-from draftsmith.infer.calibration import given_calibration, given_costs
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.economy import Economy
+from draftsmith.infer.costs.calibration import given_calibration, given_costs
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
 from draftsmith.infer.exit_lm import ExitLM
 from draftsmith.infer.lm_drafter import Limits, LMDrafter
@@ -28,7 +28,7 @@ from draftsmith.infer.reading import ExitReader
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.measure.latency import Lab
+    from draftsmith.infer.costs.timing import Lab
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.architectures import prepare
 from draftsmith.infer.cached_lm import CachedLM
-from draftsmith.infer.calibration import given_calibration, given_costs
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.economy import Economy
+from draftsmith.infer.costs.calibration import given_calibration, given_costs
+from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models import check_same_tokenizer, load_model
 from draftsmith.infer.reading import WholeReader
@@ -22,7 +22,7 @@ from draftsmith.infer.reading import WholeReader
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.measure.latency import Lab
+    from draftsmith.infer.costs.timing import Lab
 
 
 class SmallLM:
@@ -86,7 +86,7 @@ class SmallLM:
 
     def labs(self) -> dict[str, Lab]:
         """What there is to time: the draft model's own passes."""
-        from draftsmith.infer.measure.latency import CachedLab
+        from draftsmith.infer.costs.timing import CachedLab
 
         return {self.name: CachedLab(self.lm)}
 

@@ -18,7 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.calibration import (
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.costs.calibration import (
     RANKS,
     TOP,
     Calibration,
@@ -28,12 +32,8 @@ from draftsmith.infer.calibration import (
     covered_key,
     ranked_key,
 )
-from draftsmith.infer.contract.fingerprint import target_fingerprint
-from draftsmith.infer.contract.protocols import Drafter, Target
-from draftsmith.infer.contract.row import Stops
-from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.costs import Costs
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.calibrate_exits import Reading, read_exits

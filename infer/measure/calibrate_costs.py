@@ -13,10 +13,10 @@ from typing import Any
 from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.costs import Costs
+from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.timing import Ask, Lab, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.calibrate_answers import Answered
-from draftsmith.infer.measure.latency import Ask, Lab, fit, grid, left_out, machine, measure_together
 
 ROWS = (1, 4)
 TREE, BLOCK = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from draftsmith.infer.architectures import max_positions
-from draftsmith.infer.calibration import TOP
+from draftsmith.infer.costs.calibration import TOP
 from draftsmith.infer.layers import check_parts, find_parts, state_of
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.reliability import Observations

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from draftsmith.infer.cached_lm import Entries
+from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.exit_lm import ExitLM
-from draftsmith.infer.measure.latency import SPARE
 
 
 class ExitLab:

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.costs.timing import Ask, CachedLab, Point, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure import shape_costs
-from draftsmith.infer.measure.latency import Ask, CachedLab, Point, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.measure.plan_shapes import Shape, Size, random_model, shaped_config, size_of
 from draftsmith.infer.measure.rehearsal import Overhead, overhead
 

@@ -9,7 +9,7 @@ padded to the largest of their trees: where trees differ in size, the step costs
 costs. Plain decoding is given no overhead, so the figures are on the cautious side.
 
 Where an accepted_length comes from (a replay, a curve of acceptance, a wish) is not known here, nor how costs are
-measured (infer/costs.py says what they are).
+measured (infer/costs/pass_costs.py says what they are).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from draftsmith.infer.costs import Costs
+from draftsmith.infer.costs.pass_costs import Costs
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 TARGET = "target"

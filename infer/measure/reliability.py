@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibrator import Curve
 
 BINS = 15
 

@@ -19,7 +19,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
-from draftsmith.infer.costs import Costs
+from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.generate import BUDGET, generate
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.leakage import Holder, leakage, said

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from draftsmith.infer.costs import PassCost
-from draftsmith.infer.measure.least_squares import non_negative
+from draftsmith.infer.costs.least_squares import non_negative
+from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.measure.plan_shapes import Size
 
 LEAST = 3

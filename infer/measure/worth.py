@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftsmith.infer.contract.trace import StepTrace
-from draftsmith.infer.costs import Costs
+from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.measure.predicted import TARGET, Prediction, largest_that_pays, measured_rows, predict
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from draftsmith.infer.builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.economy import Economy
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.costs.policy import Economy
 
 
 def endless(branching: int, calls: list[int]):

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from draftsmith.infer.calibration import Calibration
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibration import Calibration
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.generate import generate

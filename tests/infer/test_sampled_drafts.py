@@ -16,7 +16,7 @@ from draftsmith.infer.contract.distribution import NodeLaw
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate

@@ -11,13 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.calibration import Calibration, calibration_path
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibration import Calibration, calibration_path
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2
 from draftsmith.infer.generate import generate
 from draftsmith.infer.hf_target import HFTarget

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.infer.calibration import find_calibration, find_costs
+from draftsmith.infer.costs.calibration import find_calibration, find_costs
 from draftsmith.infer.models import load_target
 
 PROMPTS = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_folders import tiny_llama
 
-from draftsmith.infer.measure import latency
+from draftsmith.infer.costs import timing as latency
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 QUICK = ["--batch_sizes", "1,2", "--contexts", "8,16", "--lengths", "1,3", "--trees", "3x2", "--shapes", "1x32,2x32"]

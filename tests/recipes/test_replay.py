@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 
 PROMPT = "what does the fox say to the lazy dog?"
 KEYS = {"accepted_length", "acceptance_rate", "hit_rate", "nodes_per_step"}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from draftsmith.infer.calibration import Calibration, calibration_path, find_calibration, find_costs
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibration import Calibration, calibration_path, find_calibration, find_costs
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.calibrate import (

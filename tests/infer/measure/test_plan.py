@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.measure import latency
+from draftsmith.infer.costs import timing as latency
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.measure.acceptance import expected_length
 from draftsmith.infer.measure.plan import (
     Drafting,

@@ -9,7 +9,7 @@ import torch
 
 from draftsmith.infer.architectures import prepare
 from draftsmith.infer.cached_lm import CachedLM
-from draftsmith.infer.measure.latency import CachedLab
+from draftsmith.infer.costs.timing import CachedLab
 from draftsmith.infer.measure.plan_shapes import (
     Shape,
     choose_dtype,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.measure.predicted import largest, largest_that_pays, measured_rows, predict
 
 # One token 10 s, 4 tokens 12 s, 8 tokens 16 s, then 1 s a token; each token of context seen costs 0.01 s a row.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibrator import Curve
 from draftsmith.infer.measure.reliability import Observations, bins, draw_reliability, expected_calibration_error
 
 

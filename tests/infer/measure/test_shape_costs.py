@@ -2,7 +2,7 @@
 
 import pytest
 
-from draftsmith.infer.costs import PassCost
+from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.measure.plan_shapes import Size
 from draftsmith.infer.measure.shape_costs import estimate, left_out
 

@@ -3,7 +3,7 @@
 A decoder that commits n tokens in s seconds over many steps makes the most of its time if each next piece of work is
 done exactly when what it is expected to add, in tokens, times the seconds that a token costs now, is more than the
 seconds that the work takes: the renewal-reward argument, with the rate estimated as it goes. Seconds are those that
-were measured once (infer/costs.py), never the clock's, so that the same rows are drafted for in the same way again.
+were measured once (infer/costs/pass_costs.py), never the clock's, so that the same rows are drafted for in the same way again.
 
 Work is of three kinds: another pass of the draft over more nodes, a deeper block of it for some of them
 (infer/exit_choice.py), and another node to verify. A padded pass costs by its longest row, so all rows of a step share
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from draftsmith.infer.costs import Costs
+from draftsmith.infer.costs.pass_costs import Costs
 
 # Of the running means: how much of the past a step keeps. A mean over some fifty steps follows a text that changes.
 KEPT = 0.98

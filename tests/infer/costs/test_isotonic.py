@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.isotonic import pool_adjacent_violators
+from draftsmith.infer.costs.isotonic import pool_adjacent_violators
 
 
 def test_pooling_gives_the_nearest_rising_sequence() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.isotonic import pool_adjacent_violators
+from draftsmith.infer.costs.isotonic import pool_adjacent_violators
 
 # A step of the isotonic curve stands on at least so many observations, and on this share of all of them.
 MIN_STEP, STEP_SHARE = 10.0, 1 / 200

@@ -1,4 +1,4 @@
-"""How long forward passes take on this machine, and the formula of infer/costs.py fitted to it.
+"""How long forward passes take on this machine, and the formula of infer/costs/pass_costs.py fitted to it.
 
 What is timed is a *lab*: something that can stand behind a context without having computed it (what a cache holds does
 not matter to its speed) and run a pass. Points are visited in rounds, in a new order each, and a point's time is the
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from draftsmith.infer.cached_lm import CachedLM, Entries
-from draftsmith.infer.costs import PassCost, padded
-from draftsmith.infer.measure.least_squares import non_negative
+from draftsmith.infer.costs.least_squares import non_negative
+from draftsmith.infer.costs.pass_costs import PassCost, padded
 
 if TYPE_CHECKING:
     import torch

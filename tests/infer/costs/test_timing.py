@@ -7,8 +7,8 @@ import torch
 
 from draftsmith.infer.architectures import prepare
 from draftsmith.infer.cached_lm import CachedLM, Entries
-from draftsmith.infer.costs import PassCost
-from draftsmith.infer.measure.latency import (
+from draftsmith.infer.costs.pass_costs import PassCost
+from draftsmith.infer.costs.timing import (
     Ask,
     CachedLab,
     Point,

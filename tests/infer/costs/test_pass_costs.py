@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from draftsmith.infer.costs import Costs, PassCost
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 
 COST = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_seen=0.01, per_pair=0.001)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibrator import Curve
 
 GRID = np.linspace(0.02, 0.98, 49)
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from draftsmith.infer.calibration import (
+from draftsmith.infer.contract.fingerprint import target_fingerprint
+from draftsmith.infer.costs.calibration import (
     Calibration,
     calibration_path,
     costs_path,
@@ -13,9 +14,8 @@ from draftsmith.infer.calibration import (
     find_calibration,
     find_costs,
 )
-from draftsmith.infer.contract.fingerprint import target_fingerprint
-from draftsmith.infer.costs import Costs, PassCost
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.recorded_target import RecordedTarget

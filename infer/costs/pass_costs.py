@@ -7,7 +7,7 @@ A pass of R rows with Q tokens each behind C committed ones takes
 f linear between measured numbers of tokens: the weights are read once whatever is asked of them, then matrix products
 grow with the tokens, and attention with what each of them sees. Q is what the device is given: a pass that is padded
 to one of the lab's `buckets` costs what the bucket costs. How it is measured and fitted stands in
-infer/measure/latency.py; which probabilities it is weighed against, in infer/economy.py.
+infer/costs/timing.py; which probabilities it is weighed against, in infer/costs/policy.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from draftsmith.infer.measure.least_squares import non_negative
+from draftsmith.infer.costs.least_squares import non_negative
 
 
 def by_enumeration(design_MN, wanted_M):

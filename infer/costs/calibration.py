@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
-from draftsmith.infer.costs import Costs
-from draftsmith.infer.curve import Curve
+from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.files.cache_folder import cache_folder
 

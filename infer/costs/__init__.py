@@ -1,0 +1,1 @@
+"""Measured pass costs, calibrated confidence, and the policy that spends them."""
