@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.architectures import max_positions
 from draftsmith.infer.builder import Candidate, Growth, grow
-from draftsmith.infer.cached_lm import Entries
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Budget, Verdict
@@ -29,6 +27,8 @@ from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.models.architectures import max_positions
+from draftsmith.infer.models.cached_lm import Entries
 from draftsmith.infer.reading import Reader
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from draftsmith.infer.cached_lm import CachedLM, Entries
 from draftsmith.infer.costs.policy import Economy, Work
 from draftsmith.infer.exit_choice import ExitChoice, Fork
-from draftsmith.infer.exit_lm import ExitLM
+from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.exit_lm import ExitLM
 
 
 @dataclass(frozen=True, slots=True)

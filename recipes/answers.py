@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from draftsmith.recipes.progress import progress
 
 if TYPE_CHECKING:
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
 PRESETS: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "nucleus": {"temperature": 0.7, "top_p": 0.95}}
 
@@ -68,7 +68,7 @@ def answers(
     config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("aside", *aside)}
     from draftsmith.infer.answers import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
     from draftsmith.recipes.questions import read_questions
 
     if (target is None) == (server is None):

@@ -119,7 +119,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.measure.ties import TieJudge
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.drafters import PLAIN, parse_drafters

@@ -55,7 +55,7 @@ def bench_dresd(
     from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.proposing import propose_figures
     from draftsmith.infer.measure.runner import Question
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.records import read_records
     from draftsmith.infer.text.templates import find_template

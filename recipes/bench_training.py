@@ -31,7 +31,7 @@ def bench_training(
         samples: sequences, all of which every arm trains on once per turn: learned tokens are the same for all.
         rounds: turns of each arm; there is one more, which only warms up.
     """
-    from draftsmith.infer.models import load_model
+    from draftsmith.infer.models.load import load_model
     from draftsmith.infer.text.templates import find_template
     from draftsmith.train.batches import Batches
     from draftsmith.train.corpus import load_corpus, split

@@ -70,7 +70,7 @@ def calibrate(
     from draftsmith.infer.measure.calibrate_tables import calibration_tables, results
     from draftsmith.infer.measure.reliability import check_plots
     from draftsmith.infer.measure.run_folder import RunFolder
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
     from draftsmith.recipes.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)

@@ -22,8 +22,8 @@ def slow_target(*, target: str, blocks: int, out: str) -> None:
     """
     import torch
 
-    from draftsmith.infer.layers import find_parts
-    from draftsmith.infer.models import load_model
+    from draftsmith.infer.models.layers import find_parts
+    from draftsmith.infer.models.load import load_model
 
     if blocks < 1:
         raise ValueError(f"--blocks must be at least 1, not {blocks}")

@@ -64,7 +64,7 @@ def build_dresd(
         json: print the manifest as one JSON object on the last line.
     """
     config = dict(locals())
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
     from draftsmith.retrieval.documents import stamp
     from draftsmith.retrieval.dresd_build import build_store
 

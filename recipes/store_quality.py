@@ -42,7 +42,7 @@ def quality(
         device: where the target runs.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
     from draftsmith.retrieval import dresd_quality as measures
     from draftsmith.retrieval.dresd import check_fits
     from draftsmith.retrieval.dresd_index import stored_keys

@@ -26,7 +26,7 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdic
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Economy
-from draftsmith.infer.models import check_same_tokenizer
+from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd_store import DresdStore
 

@@ -22,7 +22,7 @@ import numpy as np
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.generate import generate
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest import Rest
 from draftsmith.retrieval.rest_bench import latency

@@ -176,7 +176,7 @@ def test_the_drafter_of_the_page_is_lossless_on_other_models_too(architecture: s
     from draftsmith.infer.contract.sampling import Settings
     from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.generate import generate
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
     made: dict[str, Any] = {}
     exec(blocks(DOCS / "adding-a-drafter.md", "python")[0], made)

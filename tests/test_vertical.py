@@ -11,7 +11,7 @@ import torch
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
-from draftsmith.infer.models import load_model, load_target
+from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
 from draftsmith.train.export import export_draft

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from draftsmith.infer.models import HUB_NAME
+from draftsmith.infer.models.load import HUB_NAME
 
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)

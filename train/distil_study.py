@@ -28,7 +28,7 @@ from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.models import load_model, load_target
+from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template
 from draftsmith.train.batches import MicroBatches
 from draftsmith.train.distil import Distil

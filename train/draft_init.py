@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.layers import find_parts, picked_config, stack_path
+from draftsmith.infer.models.layers import find_parts, picked_config, stack_path
 from draftsmith.train.projection import project_embeddings
 from draftsmith.train.shapes import reshaped
 
@@ -68,7 +68,7 @@ def init_draft(
 
 def _trained_before(target: Any, folder: str, num_layers: int, shape: dict[str, int], dtype: torch.dtype) -> Any:
     """The draft in `folder`, to be trained on."""
-    from draftsmith.infer.models import load_model
+    from draftsmith.infer.models.load import load_model
 
     draft, _ = load_model(folder, device="cpu")
     config = draft.config.get_text_config()

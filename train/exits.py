@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from draftsmith.infer.layers import check_parts, find_parts, state_of
+from draftsmith.infer.models.layers import check_parts, find_parts, state_of
 from draftsmith.train.batches import IGNORED
 from draftsmith.train.document_mask import document_mask, packs_by_positions
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.layers import first_layers
-from draftsmith.infer.models import DTYPES, load_model
+from draftsmith.infer.models.layers import first_layers
+from draftsmith.infer.models.load import DTYPES, load_model
 from draftsmith.train.card import copy_licences, licence_folder, licence_of, model_card, serve_line, speculative_config
 from draftsmith.train.checkpoint import save_model
 from draftsmith.train.exits import check_exits

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.layers import find_parts
+from draftsmith.infer.models.layers import find_parts
 
 # Dense bfloat16 FLOP/s by what the device's name holds, from the makers' data sheets.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}

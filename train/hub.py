@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from draftsmith.infer.files.provenance import without_secrets
-from draftsmith.infer.models import HUB_NAME
+from draftsmith.infer.models.load import HUB_NAME
 
 
 def check_hub_name(name: str) -> None:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.models import load_model, load_target
+from draftsmith.infer.models.layers import first_layers
+from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import Template, find_template
 from draftsmith.train.exits import ExitStates, check_exits
 from draftsmith.train.objective import Objective
@@ -36,7 +36,7 @@ from draftsmith.train.study_runs import finished, first_turns, measured_path, pl
 from draftsmith.train.validation import decode_greedily, exit_losses
 
 if TYPE_CHECKING:
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
 
 @dataclass(frozen=True, slots=True)

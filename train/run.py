@@ -20,7 +20,7 @@ import torch
 
 from draftsmith.infer.files.cache_folder import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
-from draftsmith.infer.layers import find_parts
+from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
 from draftsmith.train.batches import Batches
 from draftsmith.train.callbacks import MEASURED, AtSteps
@@ -39,7 +39,7 @@ from draftsmith.train.training import Training
 from draftsmith.train.validation import accepted_lengths, held_out_losses, held_out_prompts
 
 if TYPE_CHECKING:
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
 ENDLESS = 10**9
 
@@ -140,8 +140,8 @@ def load_data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batc
 
 def _models(plan: Plan) -> tuple[Any, HFTarget | None, Any]:
     """The target's model, the target where validation decodes with it, and the draft to train."""
-    from draftsmith.infer.hf_target import HFTarget
-    from draftsmith.infer.models import load_model
+    from draftsmith.infer.models.hf_target import HFTarget
+    from draftsmith.infer.models.load import load_model
 
     loaded, tokenizer = load_model(plan.target, device="cpu")
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(plan.machine.precision, torch.float32)

@@ -17,7 +17,7 @@ from draftsmith.infer.text.templates import Template
 from draftsmith.train.validation import ROWS_AT_ONCE, decode_greedily
 
 if TYPE_CHECKING:
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
 
 def finished(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from draftsmith.infer.layers import shaped_logits
+from draftsmith.infer.models.layers import shaped_logits
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.laws import TargetChunk
 

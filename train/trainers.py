@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from draftsmith.infer.layers import stack_path
+from draftsmith.infer.models.layers import stack_path
 from draftsmith.train.state_file import StateFile
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.generate import generate
-from draftsmith.infer.layers import first_layers
 from draftsmith.infer.measure.metrics import Totals
+from draftsmith.infer.models.layers import first_layers
 from draftsmith.train.batches import IGNORED, Batch, Batches
 from draftsmith.train.corpus import Corpus
 from draftsmith.train.exits import ExitStates
@@ -26,7 +26,7 @@ from draftsmith.train.soft import SoFT
 from draftsmith.train.training import Training, reduced
 
 if TYPE_CHECKING:
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
 ROWS_AT_ONCE = 8
 

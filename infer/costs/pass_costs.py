@@ -31,7 +31,7 @@ def padded(tokens: int, buckets: Sequence[int]) -> int:
 class PassCost:
     """Seconds of one kind of pass: `tokens` ascending with their `seconds`, and what the context adds.
 
-    `buckets` are the padded numbers of tokens of a row (see liked_buckets in infer/cached_lm.py).
+    `buckets` are the padded numbers of tokens of a row (see liked_buckets in infer/models/cached_lm.py).
     """
 
     tokens: Sequence[int]

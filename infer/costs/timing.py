@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from draftsmith.infer.cached_lm import CachedLM, Entries
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost, padded
+from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,7 @@
 
 One model with several exits; `selection` chooses the exit of each node from the law that stands there, before anything
 is drawn from it (infer/exit_choice.py), and layers that were left out are filled in when something deeper needs them
-(infer/exit_lm.py). The same checkpoint serves several targets of one tokenizer: what is calibrated lies beside it, a
+(infer/models/exit_lm.py). The same checkpoint serves several targets of one tokenizer: what is calibrated lies beside it, a
 file per target. How the tree is grown stands in infer/lm_drafter.py.
 """
 
@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from draftsmith.infer.architectures import prepare
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
@@ -20,9 +19,10 @@ from draftsmith.infer.costs.calibration import given_calibration, given_costs
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
-from draftsmith.infer.exit_lm import ExitLM
 from draftsmith.infer.lm_drafter import Limits, LMDrafter
-from draftsmith.infer.models import check_same_tokenizer, load_model
+from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.exit_lm import ExitLM
+from draftsmith.infer.models.load import check_same_tokenizer, load_model
 from draftsmith.infer.reading import ExitReader
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class SD2:
 
     def labs(self) -> dict[str, Lab]:
         """What there is to time: each block of layers, with the head that its exit is read through."""
-        from draftsmith.infer.measure.exit_lab import ExitLab
+        from draftsmith.infer.models.pass_timer import ExitLab
 
         return {name: ExitLab(self.lm, block) for block, name in enumerate(self.exit_sources.values())}
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.architectures import prepare
-from draftsmith.infer.cached_lm import CachedLM
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_calibration, given_costs
 from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.lm_drafter import Limits, LMDrafter
-from draftsmith.infer.models import check_same_tokenizer, load_model
+from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.cached_lm import CachedLM
+from draftsmith.infer.models.load import check_same_tokenizer, load_model
 from draftsmith.infer.reading import WholeReader
 
 if TYPE_CHECKING:

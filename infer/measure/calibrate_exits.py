@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.architectures import max_positions
 from draftsmith.infer.costs.calibration import TOP
-from draftsmith.infer.layers import check_parts, find_parts, state_of
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.reliability import Observations
+from draftsmith.infer.models.architectures import max_positions
+from draftsmith.infer.models.layers import check_parts, find_parts, state_of
 
 
 @dataclass(frozen=True, slots=True)

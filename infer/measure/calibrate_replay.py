@@ -21,7 +21,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.reliability import Observations
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 
 Noted = tuple[int, int, float, bool]
 

@@ -89,7 +89,7 @@ def load_peers(
     They decode with a copy of the target loaded as transformers loads it, which nothing of ours has touched.
     """
     from draftsmith.infer.loading import parse_spec, split_outside_brackets
-    from draftsmith.infer.models import load_model
+    from draftsmith.infer.models.load import load_model
 
     runners: list[TransformersRunner] = []
     texts = split_outside_brackets(specs)

@@ -14,11 +14,11 @@ import torch
 
 from draftsmith.infer.drafters.rehearsed import Rehearsed
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.plan import Drafting, predict
 from draftsmith.infer.measure.plan_shapes import Shape, random_model, shaped_config
 from draftsmith.infer.measure.plan_survey import Survey
 from draftsmith.infer.measure.rehearsal import rehearse
+from draftsmith.infer.models.hf_target import HFTarget
 
 
 def check(

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.architectures import refusal
-from draftsmith.infer.cached_lm import weight_bytes
-from draftsmith.infer.layers import picked_config, stack_path
-from draftsmith.infer.models import DTYPES, HUB_NAME
+from draftsmith.infer.models.architectures import refusal
+from draftsmith.infer.models.cached_lm import weight_bytes
+from draftsmith.infer.models.layers import picked_config, stack_path
+from draftsmith.infer.models.load import DTYPES, HUB_NAME
 
 DEPTHS = (1, 2, 3, 5)
 
@@ -161,7 +161,7 @@ def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A model with weights at random, ready to decode: what it says is of no interest, what it takes is."""
     from transformers import AutoModelForCausalLM
 
-    from draftsmith.infer.prepack import can_prepack, prepack
+    from draftsmith.infer.models.prepack import can_prepack, prepack
 
     config = copy.deepcopy(config)
     config.dtype = dtype

@@ -21,10 +21,10 @@ import torch
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.timing import Ask, CachedLab, Point, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure import shape_costs
 from draftsmith.infer.measure.plan_shapes import Shape, Size, random_model, shaped_config, size_of
 from draftsmith.infer.measure.rehearsal import Overhead, overhead
+from draftsmith.infer.models.hf_target import HFTarget
 
 # What a draft's passes are asked for: chains run one token a row, trees SmallLM's width of two; four for the slope.
 DRAFT_TOKENS = (1, 2, 4)
@@ -140,7 +140,7 @@ def _estimate(found: Survey) -> None:
 
 def check_room(config: Any, sizes: dict[str, Size], asked: Asked, device: torch.device) -> None:
     """Refuse what cannot fit: positions beyond the model's, weights and caches beyond the memory."""
-    from draftsmith.infer.architectures import max_positions
+    from draftsmith.infer.models.architectures import max_positions
 
     longest = max(asked.contexts) + max(asked.nodes) + 1
     if longest > max_positions(config.get_text_config()):

@@ -27,7 +27,7 @@ from draftsmith.infer.measure.metrics import trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES
 from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.worth import worth
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 
 __all__ = ["Learner", "Recording", "Replayed", "recordings", "replay", "replay_streams", "stream_figures"]
 

@@ -23,7 +23,7 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd, PromptLookup, Rest, dresd_build
 from draftsmith.retrieval.documents import Document

@@ -20,7 +20,7 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.rules.token import rejection
 from draftsmith.infer.step import admit, release
 

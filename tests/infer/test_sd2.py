@@ -20,7 +20,7 @@ from draftsmith.infer.costs.calibrator import Curve
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.step import admit, release
 
 LAYERS = 4
@@ -174,7 +174,7 @@ def test_one_draft_serves_several_targets_each_by_its_own_calibration(
 ) -> None:
     import shutil
 
-    from draftsmith.infer.models import load_target
+    from draftsmith.infer.models.load import load_target
 
     monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
     draft = tmp_path / "draft"

@@ -68,7 +68,7 @@ def _results(run: Path) -> dict[str, Any]:
 
 
 def test_a_slow_target_says_the_same(folders: Any, tmp_path: Path) -> None:
-    from draftsmith.infer.models import load_model
+    from draftsmith.infer.models.load import load_model
 
     slow_target(target=folders.target, blocks=3, out=str(tmp_path / "slow"))
     slow, _ = load_model(str(tmp_path / "slow"), dtype="float32", device="cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from draftsmith.infer.costs.calibration import find_calibration, find_costs
-from draftsmith.infer.models import load_target
+from draftsmith.infer.models.load import load_target
 
 PROMPTS = [
     "what does the fox say to the lazy dog?", "the dog, the dog, the dog", "why?", "how does a fox jump?",

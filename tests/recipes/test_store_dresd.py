@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.recipes.cli import run
 from draftsmith.retrieval import Dresd
 

@@ -12,7 +12,7 @@ import pytest
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval import Rest
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import make_parts

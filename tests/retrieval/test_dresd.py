@@ -23,7 +23,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.step import admit, step
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd
@@ -221,7 +221,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from tiny_models import tiny_model
 from test_dresd import drafts_of
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 print(json.dumps(drafts_of(HFTarget(tiny_model("llama")), sys.argv[2])))
 """
 

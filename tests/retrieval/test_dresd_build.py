@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.dresd_build import build_store
 from draftsmith.retrieval.dresd_embed import embed
@@ -148,7 +148,7 @@ sys.path[:0] = sys.argv[1].split(":")
 from tiny_models import tiny_model
 from test_dresd_build import corpus
 from pathlib import Path
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.retrieval.dresd_build import build_store
 def progress(done, total):
     print(done, total, flush=True)

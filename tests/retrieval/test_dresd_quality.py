@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.dresd_build import build_store, calibrate
 from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve

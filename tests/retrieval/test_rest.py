@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from draftsmith.infer.contract.draft import ROOT
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval import Rest
 
 TOKEN = st.integers(0, 5)
@@ -188,7 +188,7 @@ def test_a_row_may_grow_by_any_number_of_tokens(tmp_path: Path, retrieval: Any) 
 PROBE = """
 import json, sys
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.infer.contract.row import Row
 from draftsmith.retrieval import Rest
 drafter = Rest(sys.argv[1], hits_per_level=5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from draftsmith.infer.layers import shaped_logits
+from draftsmith.infer.models.layers import shaped_logits
 from draftsmith.train.chunked_loss import chunked_cross_entropy
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from draftsmith.infer.models import load_model
+from draftsmith.infer.models.load import load_model
 from draftsmith.train.batches import assemble
 from draftsmith.train.distil import Distil
 from draftsmith.train.draft_init import init_draft

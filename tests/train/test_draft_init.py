@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from draftsmith.infer.layers import find_parts, first_layers
+from draftsmith.infer.models.layers import find_parts, first_layers
 from draftsmith.train.batches import assemble
 from draftsmith.train.draft_init import init_draft, pick_layers
 from draftsmith.train.exits import ExitStates
@@ -36,7 +36,7 @@ def test_a_view_of_the_first_layers_has_the_exits_logits_and_the_drafts_weights(
 
 
 def _shaped(parts, logits):
-    from draftsmith.infer.layers import shaped_logits
+    from draftsmith.infer.models.layers import shaped_logits
 
     return shaped_logits(logits, parts.scale, parts.softcap)
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from draftsmith.infer.models import load_model
+from draftsmith.infer.models.load import load_model
 from draftsmith.train.checkpoint import save_model
 from draftsmith.train.export import export_draft
 

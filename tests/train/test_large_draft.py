@@ -9,7 +9,7 @@ import statistics
 import pytest
 import torch
 
-from draftsmith.infer.models import load_model
+from draftsmith.infer.models.load import load_model
 from draftsmith.train.flops import peak_flops, step_flops
 from draftsmith.train.plan import Plan
 from draftsmith.train.run import train_draft

@@ -57,7 +57,7 @@ def test_a_study_trains_every_kind_with_every_seed_and_compares_them(study):
 
 
 def test_a_draft_is_measured_as_validation_measures_it(study, target_folder):
-    from draftsmith.infer.models import load_model, load_target
+    from draftsmith.infer.models.load import load_model, load_target
     from draftsmith.infer.text.templates import find_template
     from draftsmith.train.study_runs import first_turns
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import draftsmith.train.teacher_cache as format_of
-from draftsmith.infer.models import load_model
+from draftsmith.infer.models.load import load_model
 from draftsmith.train.batches import assemble
 from draftsmith.train.distil import Distil
 from draftsmith.train.draft_init import init_draft
@@ -157,7 +157,7 @@ torch.set_num_threads(1)
 import draftsmith.train.teacher_cache as format_of
 format_of.SHARD_POSITIONS = 128
 import draftsmith.train.teacher_cache_build as build
-from draftsmith.infer.models import load_model
+from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.train.corpus import load_corpus
 from draftsmith.train.objective import Surroundings

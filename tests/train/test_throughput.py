@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from draftsmith.infer.models import load_model
+from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template
 from draftsmith.train import throughput as timing
 from draftsmith.train.batches import Batches

@@ -17,8 +17,8 @@ from draftsmith.infer.costs.calibration import (
 from draftsmith.infer.costs.calibrator import Curve
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.hf_target import HFTarget
-from draftsmith.infer.recorded_target import RecordedTarget
+from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.infer.models.recorded_target import RecordedTarget
 
 CURVE = Curve((0.1, 0.9), (0.2, 0.6))
 

@@ -5,8 +5,6 @@ import random
 import pytest
 import torch
 
-from draftsmith.infer.architectures import prepare
-from draftsmith.infer.cached_lm import CachedLM, Entries
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import (
     Ask,
@@ -19,6 +17,8 @@ from draftsmith.infer.costs.timing import (
     measure,
     measure_together,
 )
+from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
 TRUTH = PassCost([1, 4, 16, 64], [1.0, 1.2, 2.0, 7.0], per_seen=1e-4, per_pair=1e-5)
 ROWS, TOKENS, CONTEXTS = (1, 4), (1, 4, 16), (0, 100, 1000)

@@ -9,7 +9,7 @@ from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.rehearsed import Rehearsed
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
+from draftsmith.infer.models.hf_target import HFTarget
 
 
 def rows(count=2, tokens=60):

@@ -7,8 +7,6 @@ import json
 import pytest
 import torch
 
-from draftsmith.infer.architectures import prepare
-from draftsmith.infer.cached_lm import CachedLM
 from draftsmith.infer.costs.timing import CachedLab
 from draftsmith.infer.measure.plan_shapes import (
     Shape,
@@ -20,6 +18,8 @@ from draftsmith.infer.measure.plan_shapes import (
     shaped_config,
     size_of,
 )
+from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.cached_lm import CachedLM
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]

@@ -13,9 +13,9 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.replay import replay
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval import PromptLookup

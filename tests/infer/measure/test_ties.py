@@ -13,10 +13,10 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.generate import generate
-from draftsmith.infer.hf_target import HFTarget
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn
 from draftsmith.infer.measure.runner import Question
 from draftsmith.infer.measure.ties import TieJudge, name_ties
+from draftsmith.infer.models.hf_target import HFTarget
 
 PROMPT = [40, 41, 42, 43, 44]
 AT = 12

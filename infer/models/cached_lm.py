@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.masks import MaskPlan
+from draftsmith.infer.models.masks import MaskPlan
 
 GROWTH = 256
 PREFILL_CHUNK = 512

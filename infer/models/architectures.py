@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.cached_lm import CachedLM, Entries
-from draftsmith.infer.masks import MaskPlan
+from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.masks import MaskPlan
 
 KNOWN = {
     "llama", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt",

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from draftsmith.infer.architectures import prepare
-from draftsmith.infer.cached_lm import Entries
-from draftsmith.infer.exit_lm import ExitLM
-from draftsmith.infer.layers import first_layers
+from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.cached_lm import Entries
+from draftsmith.infer.models.exit_lm import ExitLM
+from draftsmith.infer.models.layers import first_layers
 
 KINDS = ["llama", "mistral", "gemma2", "gemma3", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 EXITS = [1, 3, 4]

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from draftsmith.infer.cached_lm import PREFILL_CHUNK, Entries, Slot, TreeCache, liked_buckets
-from draftsmith.infer.layers import Parts, check_parts, find_parts, inner_block
-from draftsmith.infer.masks import MaskPlan
+from draftsmith.infer.models.cached_lm import PREFILL_CHUNK, Entries, Slot, TreeCache, liked_buckets
+from draftsmith.infer.models.layers import Parts, check_parts, find_parts, inner_block
+from draftsmith.infer.models.masks import MaskPlan
 
 
 @dataclass(slots=True)

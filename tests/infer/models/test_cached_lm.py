@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.architectures import mask_plan
-from draftsmith.infer.cached_lm import CachedLM, Entries, liked_buckets
+from draftsmith.infer.models.architectures import mask_plan
+from draftsmith.infer.models.cached_lm import CachedLM, Entries, liked_buckets
 
 VOCAB = 61
 KINDS = ["llama", "gemma3", "gpt2"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers as hf
 
-from draftsmith.infer import architectures
-from draftsmith.infer.architectures import mask_plan, max_positions, prepare, probe, refusal, tree_error
-from draftsmith.infer.masks import MaskPlan
+from draftsmith.infer.models import architectures
+from draftsmith.infer.models.architectures import mask_plan, max_positions, prepare, probe, refusal, tree_error
+from draftsmith.infer.models.masks import MaskPlan
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}  # fmt: skip

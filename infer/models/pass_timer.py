@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from draftsmith.infer.cached_lm import Entries
 from draftsmith.infer.costs.timing import SPARE
-from draftsmith.infer.exit_lm import ExitLM
+from draftsmith.infer.models.cached_lm import Entries
+from draftsmith.infer.models.exit_lm import ExitLM
 
 
 class ExitLab:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.architectures import refusal
-from draftsmith.infer.prepack import can_prepack, prepack
+from draftsmith.infer.models.architectures import refusal
+from draftsmith.infer.models.prepack import can_prepack, prepack
 from draftsmith.infer.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -63,7 +63,7 @@ def load_model(
 
 def load_target(name: str, *, dtype: str = "auto", device: str = "auto") -> HFTarget:
     """A Hugging Face causal LM as target."""
-    from draftsmith.infer.hf_target import HFTarget
+    from draftsmith.infer.models.hf_target import HFTarget
 
     model, tokenizer = load_model(name, dtype=dtype, device=device, for_decoding=True)
     return HFTarget(model, tokenizer)

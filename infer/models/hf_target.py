@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.architectures import max_positions, prepare
-from draftsmith.infer.cached_lm import CachedLM, Entries
 from draftsmith.infer.contract.distribution import NodeLaw, nan_message
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.models.architectures import max_positions, prepare
+from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

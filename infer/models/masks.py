@@ -1,7 +1,7 @@
 """Additive attention masks for a tree behind a left-aligned context, one per kind of attention layer.
 
 A query sees every committed token and its own ancestors in flight; a sliding layer sees those less than a window away,
-by position. This module does not know models; infer/architectures.py says which plan a model needs.
+by position. This module does not know models; infer/models/architectures.py says which plan a model needs.
 
 Legend: B rows, Q queries, S slots.
 """
