@@ -1,6 +1,6 @@
 """The drafters behind `--drafters pld,rest:STORE,small:MODEL,more.yaml`: packaged short names, handed to the loader.
 
-Which short names there are is data (drafters.yaml); how they become objects is draftsmith.infer.loading.
+Which short names there are is data (drafters.yaml); how they become objects is draftsmith.infer.drafters.registry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from draftsmith.infer.loading import load_drafters, parse_spec, split_outside_brackets
+from draftsmith.infer.drafters.registry import load_drafters, parse_spec, split_outside_brackets
 
 PLAIN = "plain"
 

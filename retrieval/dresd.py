@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd_store import DresdStore

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.builder import affordable
 from draftsmith.infer.contract.draft import OUTRIGHT, Draft, Trial
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.drafters.tree_builder import affordable
 from draftsmith.retrieval.overlay import Overlay
 from draftsmith.retrieval.rest_row import RowIndex
 from draftsmith.retrieval.rest_scratch import Scratch

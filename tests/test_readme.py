@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tiny_folders import byte_tokenizer, save, tiny_llama
 
-from draftsmith.infer.loading import import_class
+from draftsmith.infer.drafters.registry import import_class
 from draftsmith.recipes.argv import options
 from draftsmith.recipes.cli import COMMANDS, load, run
 from draftsmith.recipes.drafters import short_names

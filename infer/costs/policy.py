@@ -6,7 +6,7 @@ seconds that the work takes: the renewal-reward argument, with the rate estimate
 were measured once (infer/costs/pass_costs.py), never the clock's, so that the same rows are drafted for in the same way again.
 
 Work is of three kinds: another pass of the draft over more nodes, a deeper block of it for some of them
-(infer/exit_choice.py), and another node to verify. A padded pass costs by its longest row, so all rows of a step share
+(infer/drafters/exit_choice.py), and another node to verify. A padded pass costs by its longest row, so all rows of a step share
 one width. This module does not know models, trees or laws.
 """
 

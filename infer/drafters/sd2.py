@@ -1,9 +1,9 @@
 """SD2: a sorted draft that is run only as deep as each node is worth (S2D, arXiv 2407.01955).
 
 One model with several exits; `selection` chooses the exit of each node from the law that stands there, before anything
-is drawn from it (infer/exit_choice.py), and layers that were left out are filled in when something deeper needs them
+is drawn from it (infer/drafters/exit_choice.py), and layers that were left out are filled in when something deeper needs them
 (infer/models/exit_lm.py). The same checkpoint serves several targets of one tokenizer: what is calibrated lies beside it, a
-file per target. How the tree is grown stands in infer/lm_drafter.py.
+file per target. How the tree is grown stands in infer/drafters/lm_drafter.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_calibration, given_costs
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Economy
-from draftsmith.infer.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
-from draftsmith.infer.lm_drafter import Limits, LMDrafter
+from draftsmith.infer.drafters.draft_forward import ExitReader
+from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
+from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.exit_lm import ExitLM
 from draftsmith.infer.models.load import check_same_tokenizer, load_model
-from draftsmith.infer.reading import ExitReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

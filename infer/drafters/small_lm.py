@@ -1,6 +1,6 @@
 """A small language model of the target's vocabulary as drafter: chains, top-k trees, sampled chains and trees.
 
-How it drafts stands in infer/lm_drafter.py; this is the model read whole, and its settings.
+How it drafts stands in infer/drafters/lm_drafter.py; this is the model read whole, and its settings.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdic
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_calibration, given_costs
 from draftsmith.infer.costs.policy import Economy
-from draftsmith.infer.lm_drafter import Limits, LMDrafter
+from draftsmith.infer.drafters.draft_forward import WholeReader
+from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM
 from draftsmith.infer.models.load import check_same_tokenizer, load_model
-from draftsmith.infer.reading import WholeReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

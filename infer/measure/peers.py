@@ -88,7 +88,7 @@ def load_peers(
 
     They decode with a copy of the target loaded as transformers loads it, which nothing of ours has touched.
     """
-    from draftsmith.infer.loading import parse_spec, split_outside_brackets
+    from draftsmith.infer.drafters.registry import parse_spec, split_outside_brackets
     from draftsmith.infer.models.load import load_model
 
     runners: list[TransformersRunner] = []

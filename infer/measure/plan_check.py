@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.drafters.rehearsed import Rehearsed
+from draftsmith.infer.drafters.simulated import Rehearsed
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.plan import Drafting, predict
 from draftsmith.infer.measure.plan_shapes import Shape, random_model, shaped_config

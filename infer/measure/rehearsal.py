@@ -20,7 +20,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.drafters.rehearsed import Rehearsed
+from draftsmith.infer.drafters.simulated import Rehearsed
 from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.files.atomic import written_beside
-from draftsmith.infer.loading import Registry
 from draftsmith.infer.measure.report_markdown import markdown
 from draftsmith.infer.measure.report_page import page
 from draftsmith.infer.measure.report_png import write_pictures

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.loading import Registry
+from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.measure.report_runs import Run
 
 HERE = "here"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.loading import Spec, parse_spec, split_outside_brackets
+from draftsmith.infer.drafters.registry import Spec, parse_spec, split_outside_brackets
 from draftsmith.infer.measure.run_folder import RunFolder
 
 # Runs of one report may differ in these and still be read side by side.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from draftsmith.infer.loading import Registry
+from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.measure.report_charts import Series, Spot
 from draftsmith.infer.measure.report_drafters import About, about
 from draftsmith.infer.measure.report_examples import Example

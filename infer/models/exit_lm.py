@@ -6,7 +6,7 @@ cache, so that what a deeper block has not seen yet is run through it later: whe
 goes with it. Along a path, the entries that a block has seen are therefore always a beginning of it.
 
 Rows may leave at different blocks, nodes of one row too. Which of them go deeper is not decided here
-(infer/exit_choice.py), nor what is made of the logits. Like CachedLM otherwise.
+(infer/drafters/exit_choice.py), nor what is made of the logits. Like CachedLM otherwise.
 
 Legend: B rows, Q queries (padded), N wanted entries, D hidden, V vocabulary.
 """

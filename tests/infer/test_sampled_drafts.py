@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import draftsmith.infer.contract.distribution as law_module
-import draftsmith.infer.lm_drafter as lm_drafter
+import draftsmith.infer.drafters.lm_drafter as lm_drafter
 import draftsmith.infer.rules.token as rejection_module
 from draftsmith.infer.contract.distribution import NodeLaw
 from draftsmith.infer.contract.protocols import Budget

@@ -162,7 +162,7 @@ def test_nothing_is_drafted_where_drafting_costs_more_than_the_target(target_mod
 
 
 def test_one_confident_node_takes_its_level_out_only_under_the_published_rule() -> None:
-    from draftsmith.infer.exit_choice import Fork, LevelThreshold, Threshold
+    from draftsmith.infer.drafters.exit_choice import Fork, LevelThreshold, Threshold
 
     forks = [Fork(0, 0.9, 0.8, 1), Fork(0, 0.5, 0.2, 1), Fork(1, 0.9, 0.3, 1)]
     assert Threshold([0.5, 0.0]).deeper(0, forks) == [False, True, True]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
 
 
 def endless(branching: int, calls: list[int]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
-from draftsmith.infer.loading import Spec, load_drafter, load_drafters, parse_spec, split_outside_brackets
+from draftsmith.infer.drafters.registry import Spec, load_drafter, load_drafters, parse_spec, split_outside_brackets
 
 
 @dataclass

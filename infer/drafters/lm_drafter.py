@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.builder import Candidate, Growth, grow
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Budget, Verdict
@@ -27,9 +26,10 @@ from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.drafters.draft_forward import Reader
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
 from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.cached_lm import Entries
-from draftsmith.infer.reading import Reader
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from draftsmith.infer.costs.policy import Economy, Work
-from draftsmith.infer.exit_choice import ExitChoice, Fork
+from draftsmith.infer.drafters.exit_choice import ExitChoice, Fork
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.exit_lm import ExitLM
 
