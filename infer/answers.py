@@ -20,8 +20,8 @@ from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.generate import generate
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.rendering import Template
 

@@ -61,7 +61,7 @@ def generate(
     from draftsmith.infer.contract.row import Row, Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.drafters.controls import Empty
-    from draftsmith.infer.generate import generate as run
+    from draftsmith.infer.engine.generate import generate as run
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.drafters import parse_drafters

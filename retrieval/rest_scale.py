@@ -21,7 +21,7 @@ import numpy as np
 
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest import Rest

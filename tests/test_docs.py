@@ -175,7 +175,7 @@ def test_the_drafter_of_the_page_is_lossless_on_other_models_too(architecture: s
     from draftsmith.infer.contract.row import Row, Stops
     from draftsmith.infer.contract.sampling import Settings
     from draftsmith.infer.drafters.controls import Empty
-    from draftsmith.infer.generate import generate
+    from draftsmith.infer.engine.generate import generate
     from draftsmith.infer.models.hf_target import HFTarget
 
     made: dict[str, Any] = {}

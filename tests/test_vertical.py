@@ -10,7 +10,7 @@ import torch
 
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template

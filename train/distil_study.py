@@ -25,8 +25,8 @@ import torch
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template

@@ -21,7 +21,7 @@ from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.train.batches import IGNORED, Batch
 

@@ -16,7 +16,7 @@ from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.train.batches import IGNORED, Batch, Batches

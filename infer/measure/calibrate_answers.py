@@ -13,7 +13,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.rendering import Template

@@ -15,7 +15,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.timing import Ask, Lab, fit, grid, left_out, machine, measure_together
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate_answers import Answered
 
 ROWS = (1, 4)

@@ -18,7 +18,7 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate_answers import Answered
 from draftsmith.infer.measure.reliability import Observations
 from draftsmith.infer.models.recorded_target import RecordedTarget

@@ -10,7 +10,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty, Told
-from draftsmith.infer.generate import BUDGET, generate
+from draftsmith.infer.engine.generate import BUDGET, generate
 from draftsmith.infer.measure.runner import Prompt
 
 PASSES = 4

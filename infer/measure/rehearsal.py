@@ -21,7 +21,7 @@ from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.simulated import Rehearsed
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 
 PLAIN = "plain"

@@ -20,7 +20,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.generate import BUDGET, generate
+from draftsmith.infer.engine.generate import BUDGET, generate
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.leakage import Holder, leakage, said
 from draftsmith.infer.measure.metrics import trace_figures

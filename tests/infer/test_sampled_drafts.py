@@ -19,10 +19,10 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.step import admit, release
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.rules.token import rejection
-from draftsmith.infer.step import admit, release
 
 V = 3
 PROMPT = [2, 1, 0, 2]

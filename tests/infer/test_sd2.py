@@ -19,9 +19,9 @@ from draftsmith.infer.costs.calibration import Calibration, calibration_path
 from draftsmith.infer.costs.calibrator import Curve
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.step import admit, release
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.infer.step import admit, release
 
 LAYERS = 4
 

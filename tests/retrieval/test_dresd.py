@@ -22,9 +22,9 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.step import admit, step
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.infer.step import admit, step
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd
 from draftsmith.retrieval.dresd_build import build_store

@@ -8,7 +8,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.simulated import Rehearsed
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 
 

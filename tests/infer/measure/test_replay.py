@@ -12,7 +12,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.replay import replay
 from draftsmith.infer.models.hf_target import HFTarget

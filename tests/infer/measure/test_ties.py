@@ -12,7 +12,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn
 from draftsmith.infer.measure.runner import Question
 from draftsmith.infer.measure.ties import TieJudge, name_ties

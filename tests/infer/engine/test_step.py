@@ -14,10 +14,10 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty, oracle
-from draftsmith.infer.generate import generate
+from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.step import admit, release, step
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
-from draftsmith.infer.step import admit, release, step
 from draftsmith.retrieval import PromptLookup
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.engine.step import admit, release, step
 from draftsmith.infer.rules.token import rejection
-from draftsmith.infer.step import admit, release, step
 
 BUDGET = Budget(nodes=64, depth=64)
 

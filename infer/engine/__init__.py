@@ -1,0 +1,1 @@
+"""The decoding step and the loop that drives it."""
