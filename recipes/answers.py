@@ -66,7 +66,7 @@ def answers(
     """
     aside = ("json", "out", "batch_size", "drafters", "limit", "on_bad")
     config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("aside", *aside)}
-    from draftsmith.infer.answers import AnswerFile, with_keys
+    from draftsmith.infer.answers.by_engine import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.models.load import load_target
     from draftsmith.recipes.questions import read_questions
@@ -100,7 +100,7 @@ def _by_loop(
     loaded: HFTarget, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
     file: Any,
 ) -> None:  # fmt: skip
-    from draftsmith.infer.answers import answer_all
+    from draftsmith.infer.answers.by_engine import answer_all
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.text.templates import find_template
@@ -122,7 +122,7 @@ def _through_server(
     server: str, model: str, tokenizer: str | None, template: str, asked: Any, settings: Any, max_new_tokens: int,
     concurrency: int, file: Any,
 ) -> None:  # fmt: skip
-    from draftsmith.infer.answer_server import Server, answer_through
+    from draftsmith.infer.answers.by_server import Server, answer_through
     from draftsmith.infer.text.templates import find_template, load_tokenizer
 
     if tokenizer is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from draftsmith.infer.answers import AnswerFile, Asked, answer_row, last_answer
+from draftsmith.infer.answers.by_engine import AnswerFile, Asked, answer_row, last_answer
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.rendering import Template

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from scripted_server import Scripted, said
 
-from draftsmith.infer import answer_server
-from draftsmith.infer.answer_server import Server, answer_through
-from draftsmith.infer.answers import AnswerFile, Asked, last_answer, with_keys
+from draftsmith.infer.answers import by_server as answer_server
+from draftsmith.infer.answers.by_engine import AnswerFile, Asked, last_answer, with_keys
+from draftsmith.infer.answers.by_server import Server, answer_through
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.templates import find_template
