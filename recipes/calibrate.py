@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from draftsmith.infer.measure.calibrate import Calibrated
-    from draftsmith.infer.measure.calibrate_answers import Answered
+    from draftsmith.infer.measure.calibrate.answers import Answered
+    from draftsmith.infer.measure.calibrate.fit import Calibrated
 
 
 def calibrate(
@@ -64,11 +64,11 @@ def calibrate(
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.files.provenance import provenance
-    from draftsmith.infer.measure import calibrate as calibration
     from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.calibrate_costs import measure_costs
-    from draftsmith.infer.measure.calibrate_tables import calibration_tables, results
-    from draftsmith.infer.measure.reliability import check_plots
+    from draftsmith.infer.measure.calibrate import fit as calibration
+    from draftsmith.infer.measure.calibrate.costs import measure_costs
+    from draftsmith.infer.measure.calibrate.reliability import check_plots
+    from draftsmith.infer.measure.calibrate.tables import calibration_tables, results
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models.load import load_target
     from draftsmith.recipes.drafters import parse_drafters
@@ -115,7 +115,7 @@ def calibrate(
 
 def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> tuple[list[Answered], int]:
     """The target's answers, and how many were left out because they loop."""
-    from draftsmith.infer.measure.calibrate_answers import answer_prompts, without_loops
+    from draftsmith.infer.measure.calibrate.answers import answer_prompts, without_loops
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.questions import read_questions
 
@@ -129,8 +129,8 @@ def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> 
 
 def _write(path: Any, found: dict[str, Calibrated], told: dict[str, Any]) -> None:
     from draftsmith.infer.files.atomic import write_json
-    from draftsmith.infer.measure.calibrate import calibrated, plot_names
-    from draftsmith.infer.measure.reliability import draw_reliability
+    from draftsmith.infer.measure.calibrate.fit import calibrated, plot_names
+    from draftsmith.infer.measure.calibrate.reliability import draw_reliability
 
     for (label, source), name in plot_names(found).items():
         seen, curves = found[label].held_out[source], found[label].calibration

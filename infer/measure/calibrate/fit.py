@@ -35,10 +35,10 @@ from draftsmith.infer.costs.calibration import (
 from draftsmith.infer.costs.calibrator import Curve
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.measure.calibrate_answers import Answered
-from draftsmith.infer.measure.calibrate_exits import Reading, read_exits
-from draftsmith.infer.measure.calibrate_replay import listen
-from draftsmith.infer.measure.reliability import Observations, expected_calibration_error
+from draftsmith.infer.measure.calibrate.answers import Answered
+from draftsmith.infer.measure.calibrate.exits import Reading, read_exits
+from draftsmith.infer.measure.calibrate.reliability import Observations, expected_calibration_error
+from draftsmith.infer.measure.calibrate.replay import listen
 
 # Fewer observations than these, or fewer accepted ones, give no isotonic curve worth the name.
 MANY, MANY_ACCEPTED = 400, 20

@@ -7,9 +7,9 @@ import torch
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.measure.calibrate_answers import Answered
-from draftsmith.infer.measure.calibrate_exits import read_exits
-from draftsmith.infer.measure.calibrate_replay import listen
+from draftsmith.infer.measure.calibrate.answers import Answered
+from draftsmith.infer.measure.calibrate.exits import read_exits
+from draftsmith.infer.measure.calibrate.replay import listen
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.layers import first_layers
 

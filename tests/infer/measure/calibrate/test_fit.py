@@ -14,7 +14,10 @@ from draftsmith.infer.costs.calibration import Calibration, calibration_path, fi
 from draftsmith.infer.costs.calibrator import Curve
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.measure.calibrate import (
+from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
+from draftsmith.infer.measure.calibrate.costs import measure_costs
+from draftsmith.infer.measure.calibrate.exits import Reading
+from draftsmith.infer.measure.calibrate.fit import (
     Calibrated,
     calibrate,
     check_homes,
@@ -24,10 +27,7 @@ from draftsmith.infer.measure.calibrate import (
     save,
     score,
 )
-from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts
-from draftsmith.infer.measure.calibrate_costs import measure_costs
-from draftsmith.infer.measure.calibrate_exits import Reading
-from draftsmith.infer.measure.reliability import Observations
+from draftsmith.infer.measure.calibrate.reliability import Observations
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.record import Record
 from draftsmith.infer.text.templates import find_template

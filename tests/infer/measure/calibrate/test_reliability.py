@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.costs.calibrator import Curve
-from draftsmith.infer.measure.reliability import Observations, bins, draw_reliability, expected_calibration_error
+from draftsmith.infer.measure.calibrate.reliability import (
+    Observations,
+    bins,
+    draw_reliability,
+    expected_calibration_error,
+)
 
 
 def by_loop(confidences, accepted, count):

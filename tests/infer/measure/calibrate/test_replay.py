@@ -5,8 +5,8 @@ import pytest
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts
-from draftsmith.infer.measure.calibrate_replay import listen
+from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
+from draftsmith.infer.measure.calibrate.replay import listen
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import load_target
 from draftsmith.infer.models.recorded_target import RecordedTarget

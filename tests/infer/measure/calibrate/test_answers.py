@@ -6,7 +6,7 @@ import pytest
 
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.measure.calibrate_answers import Answered, answer_prompts, without_loops
+from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts, without_loops
 from draftsmith.infer.models.load import load_target
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.templates import find_template

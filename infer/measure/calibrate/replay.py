@@ -19,8 +19,8 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Targe
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.measure.calibrate_answers import Answered
-from draftsmith.infer.measure.reliability import Observations
+from draftsmith.infer.measure.calibrate.answers import Answered
+from draftsmith.infer.measure.calibrate.reliability import Observations
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
 Noted = tuple[int, int, float, bool]

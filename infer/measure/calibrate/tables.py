@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from draftsmith.infer.measure.calibrate import Calibrated
+from draftsmith.infer.measure.calibrate.fit import Calibrated
 from draftsmith.infer.measure.tables import milliseconds, number, percent
 
 # The passes whose cost is shown: one row behind this context.

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from draftsmith.infer.costs.calibration import TOP
-from draftsmith.infer.measure.calibrate_answers import Answered
-from draftsmith.infer.measure.reliability import Observations
+from draftsmith.infer.measure.calibrate.answers import Answered
+from draftsmith.infer.measure.calibrate.reliability import Observations
 from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
 

@@ -16,7 +16,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.timing import Ask, Lab, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.measure.calibrate_answers import Answered
+from draftsmith.infer.measure.calibrate.answers import Answered
 
 ROWS = (1, 4)
 TREE, BLOCK = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)

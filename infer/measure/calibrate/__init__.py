@@ -1,0 +1,1 @@
+"""Confidence against acceptance, and pass costs, measured on held-out prompts."""
