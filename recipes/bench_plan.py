@@ -53,10 +53,10 @@ def bench_plan(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
+    from draftsmith.infer.measure.plan.survey import Asked, survey
+    from draftsmith.infer.measure.plan.tables import check_table
     from draftsmith.infer.measure.plan_check import check, within
-    from draftsmith.infer.measure.plan_shapes import choose_device, choose_dtype, load_config, parse_shapes
-    from draftsmith.infer.measure.plan_survey import Asked, survey
-    from draftsmith.infer.measure.plan_tables import check_table
     from draftsmith.recipes.plan import numbers, words
 
     config = load_config(target)

@@ -57,9 +57,9 @@ def plan(
     from draftsmith.infer.files.atomic import written_beside
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.acceptance import parse
-    from draftsmith.infer.measure.plan import Wish, report
-    from draftsmith.infer.measure.plan_survey import survey
-    from draftsmith.infer.measure.plan_tables import draw, plan_tables
+    from draftsmith.infer.measure.plan.ranking import Wish, report
+    from draftsmith.infer.measure.plan.survey import survey
+    from draftsmith.infer.measure.plan.tables import draw, plan_tables
 
     chains = parse(acceptance) if acceptance else None
     grown = parse(tree_acceptance, trees=True) if tree_acceptance else None
@@ -85,9 +85,9 @@ def plan(
 
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, type, device, what is measured and how is drafted, from the command line's words."""
-    from draftsmith.infer.measure.plan import Drafting
-    from draftsmith.infer.measure.plan_shapes import choose_device, choose_dtype, load_config, parse_shapes
-    from draftsmith.infer.measure.plan_survey import Asked
+    from draftsmith.infer.measure.plan.ranking import Drafting
+    from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
+    from draftsmith.infer.measure.plan.survey import Asked
 
     config = load_config(given["target"])
     drafting = [Drafting.chain(length) for length in numbers("lengths", given["lengths"])]

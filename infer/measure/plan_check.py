@@ -14,10 +14,10 @@ import torch
 
 from draftsmith.infer.drafters.simulated import Rehearsed
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.measure.plan import Drafting, predict
-from draftsmith.infer.measure.plan_shapes import Shape, random_model, shaped_config
-from draftsmith.infer.measure.plan_survey import Survey
-from draftsmith.infer.measure.rehearsal import rehearse
+from draftsmith.infer.measure.plan.loop_timing import rehearse
+from draftsmith.infer.measure.plan.ranking import Drafting, predict
+from draftsmith.infer.measure.plan.shapes import Shape, random_model, shaped_config
+from draftsmith.infer.measure.plan.survey import Survey
 from draftsmith.infer.models.hf_target import HFTarget
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost
-from draftsmith.infer.measure.plan_shapes import Size
+from draftsmith.infer.measure.plan.shapes import Size
 
 LEAST = 3
 

@@ -21,9 +21,9 @@ import torch
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.timing import Ask, CachedLab, Point, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.measure import shape_costs
-from draftsmith.infer.measure.plan_shapes import Shape, Size, random_model, shaped_config, size_of
-from draftsmith.infer.measure.rehearsal import Overhead, overhead
+from draftsmith.infer.measure.plan import shape_costs
+from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
+from draftsmith.infer.measure.plan.shapes import Shape, Size, random_model, shaped_config, size_of
 from draftsmith.infer.models.hf_target import HFTarget
 
 # What a draft's passes are asked for: chains run one token a row, trees SmallLM's width of two; four for the slope.

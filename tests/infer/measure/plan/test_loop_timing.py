@@ -7,7 +7,7 @@ import pytest
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.simulated import Rehearsed
-from draftsmith.infer.measure.rehearsal import Heard, Overhead, heard, overhead, rehearse
+from draftsmith.infer.measure.plan.loop_timing import Heard, Overhead, heard, overhead, rehearse
 from draftsmith.infer.models.hf_target import HFTarget
 
 

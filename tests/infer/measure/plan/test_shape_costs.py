@@ -3,8 +3,8 @@
 import pytest
 
 from draftsmith.infer.costs.pass_costs import PassCost
-from draftsmith.infer.measure.plan_shapes import Size
-from draftsmith.infer.measure.shape_costs import estimate, left_out
+from draftsmith.infer.measure.plan.shape_costs import estimate, left_out
+from draftsmith.infer.measure.plan.shapes import Size
 
 
 def size(layers, width):

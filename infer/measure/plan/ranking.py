@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from draftsmith.infer.measure.acceptance import Curve, expected_length
-from draftsmith.infer.measure.plan_survey import Survey
+from draftsmith.infer.measure.plan.survey import Survey
 from draftsmith.infer.measure.predicted import Prediction, largest_that_pays
 
 GOALS = (1.0, 1.5, 2.0)

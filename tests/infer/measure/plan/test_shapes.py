@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draftsmith.infer.costs.timing import CachedLab
-from draftsmith.infer.measure.plan_shapes import (
+from draftsmith.infer.measure.plan.shapes import (
     Shape,
     choose_dtype,
     default_shapes,

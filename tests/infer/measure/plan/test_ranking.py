@@ -12,7 +12,8 @@ import torch
 from draftsmith.infer.costs import timing as latency
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.measure.acceptance import expected_length
-from draftsmith.infer.measure.plan import (
+from draftsmith.infer.measure.plan.loop_timing import Overhead
+from draftsmith.infer.measure.plan.ranking import (
     Drafting,
     Wish,
     evaluate,
@@ -23,11 +24,10 @@ from draftsmith.infer.measure.plan import (
     report,
     seconds,
 )
+from draftsmith.infer.measure.plan.shapes import Shape, Size
+from draftsmith.infer.measure.plan.survey import Asked, Survey, check_room, survey
+from draftsmith.infer.measure.plan.tables import draw, plan_tables
 from draftsmith.infer.measure.plan_check import within
-from draftsmith.infer.measure.plan_shapes import Shape, Size
-from draftsmith.infer.measure.plan_survey import Asked, Survey, check_room, survey
-from draftsmith.infer.measure.plan_tables import draw, plan_tables
-from draftsmith.infer.measure.rehearsal import Overhead
 
 CPU = torch.device("cpu")
 SIZE = Size(2, 1000, 1500, 400, 1900, 2000, 8, 950)

@@ -1,0 +1,1 @@
+"""Which draft would pay, from timings of random weights, before anything is trained."""
