@@ -19,7 +19,7 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
         out: the page; report.html in the first folder where none is given.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.measure.report import write_report
+    from draftsmith.infer.measure.report.report import write_report
     from draftsmith.recipes.drafters import short_names
 
     made = write_report(runs, out, short_names())
@@ -40,7 +40,7 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
 
 def report_beside(folder: Path) -> None:
     """The report of a run that has just been written; one line on standard error says where it lies."""
-    from draftsmith.infer.measure.report import write_report
+    from draftsmith.infer.measure.report.report import write_report
     from draftsmith.recipes.drafters import short_names
 
     made = write_report([folder], None, short_names())

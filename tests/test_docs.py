@@ -217,7 +217,8 @@ def test_the_check_of_the_page_finds_a_drafter_that_changes_the_text() -> None:
 
 def printed_columns() -> set[str]:
     """The heads of every table that a command prints, and of the report's."""
-    from draftsmith.infer.measure import replay_tables, report_markdown, tables
+    from draftsmith.infer.measure import replay_tables, tables
+    from draftsmith.infer.measure.report import markdown as report_markdown
 
     empty: dict[str, Any] = {"others": {}}
     made = [tables.speedtable_of({}), tables.timetable_of({}), tables.equalitytable_of(empty)]

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from draftsmith.infer.measure.report import write_report
+from draftsmith.infer.measure.report.report import write_report
 from draftsmith.infer.measure.runner import Question
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

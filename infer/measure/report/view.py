@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
-from draftsmith.infer.measure.report_charts import Series, Spot
-from draftsmith.infer.measure.report_drafters import About, about
-from draftsmith.infer.measure.report_examples import Example
-from draftsmith.infer.measure.report_readings import Readings, read
-from draftsmith.infer.measure.report_runs import Run, other_settings
-from draftsmith.infer.measure.report_verdict import Point, Verdict, not_ties, verdict
+from draftsmith.infer.measure.report.charts import Series, Spot
+from draftsmith.infer.measure.report.drafters import About, about
+from draftsmith.infer.measure.report.examples import Example
+from draftsmith.infer.measure.report.readings import Readings, read
+from draftsmith.infer.measure.report.runs import Run, other_settings
+from draftsmith.infer.measure.report.verdict import Point, Verdict, not_ties, verdict
 from draftsmith.infer.measure.tables import number, percent
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
-from draftsmith.infer.measure.report_runs import Run
+from draftsmith.infer.measure.report.runs import Run
 
 HERE = "here"
 

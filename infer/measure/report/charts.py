@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from draftsmith.infer.measure.report_svg import SHAPES, Scale, Svg
+from draftsmith.infer.measure.report.svg import SHAPES, Scale, Svg
 
 WIDTH = 460
 NAMES = 118

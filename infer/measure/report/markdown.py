@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from draftsmith.infer.measure.report_page import checked, headline
-from draftsmith.infer.measure.report_view import Entry, Group, View, next_lines, why_not_more
+from draftsmith.infer.measure.report.page import checked, headline
+from draftsmith.infer.measure.report.view import Entry, Group, View, next_lines, why_not_more
 from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
 
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from draftsmith.infer.measure.report import write_report
+from draftsmith.infer.measure.report.report import write_report
 from draftsmith.infer.measure.runner import Question
 
 EVIL = "<script>alert('x')</script><img src=http://evil/x.png onerror=alert(1)>"
@@ -202,7 +202,7 @@ def test_markdown_and_pictures_lie_beside_the_page(run_folder):
 
 
 def test_without_matplotlib_the_page_stands_and_what_is_missing_is_said(run_folder, monkeypatch):
-    from draftsmith.infer.measure import report
+    from draftsmith.infer.measure.report import report
 
     monkeypatch.setattr(report, "find_spec", lambda name: None)
     made = write_report([run_folder("run", RUNNERS)], None, REGISTRY)

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.contract.trace import StepTrace
-from draftsmith.infer.measure import report_traces
 from draftsmith.infer.measure.answer_files import TraceRow, write_traces
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.measure.report_traces import read_steps
+from draftsmith.infer.measure.report import traces as report_traces
+from draftsmith.infer.measure.report.traces import read_steps
 
 numbers = st.integers(0, 40)
 times = st.floats(0.001, 1.0)

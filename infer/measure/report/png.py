@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from draftsmith.infer.measure.report_charts import SHAPES, Series
-from draftsmith.infer.measure.report_page import depths, length_points, speeds
-from draftsmith.infer.measure.report_view import View
+from draftsmith.infer.measure.report.charts import SHAPES, Series
+from draftsmith.infer.measure.report.page import depths, length_points, speeds
+from draftsmith.infer.measure.report.view import View
 
 COLOURS = ("#0072b2", "#d55e00", "#00866a", "#b0568c", "#9a6a00", "#3a86b8", "#6b4fa0", "#7a7a2a")
 MARKERS = dict(zip(SHAPES, ("o", "s", "^", "D", "v", "P")))

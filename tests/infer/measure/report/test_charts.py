@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftsmith.infer.measure import report_charts as charts
-from draftsmith.infer.measure.report_charts import Series, Spot
-from draftsmith.infer.measure.report_svg import SHAPES, Scale, Svg, nice
+from draftsmith.infer.measure.report import charts
+from draftsmith.infer.measure.report.charts import Series, Spot
+from draftsmith.infer.measure.report.svg import SHAPES, Scale, Svg, nice
 
 EVIL = '<script>alert(1)</script> & "co"'
 

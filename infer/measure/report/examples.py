@@ -14,7 +14,7 @@ from typing import Any
 
 from draftsmith.infer.measure.answer_files import Answer, Choice
 from draftsmith.infer.measure.metrics import Totals, ratio
-from draftsmith.infer.measure.report_traces import Steps
+from draftsmith.infer.measure.report.traces import Steps
 
 # So many questions at either end, so many tokens of a turn, and so many characters of a prompt.
 ENDS = 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from draftsmith.infer.measure.report_verdict import Point, not_ties, verdict
+from draftsmith.infer.measure.report.verdict import Point, not_ties, verdict
 
 
 def point(size, speedup, low=None, high=None):

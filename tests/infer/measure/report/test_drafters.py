@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from draftsmith.infer.measure.report_drafters import about, duration, size_text
-from draftsmith.infer.measure.report_runs import read_runs
+from draftsmith.infer.measure.report.drafters import about, duration, size_text
+from draftsmith.infer.measure.report.runs import read_runs
 
 REGISTRY = {
     "pld": {"class_path": "x", "elsewhere": {"vLLM": "serve {target}"}},

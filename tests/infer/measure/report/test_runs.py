@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from draftsmith.infer.measure.report_runs import machine, other_settings, read_runs
+from draftsmith.infer.measure.report.runs import machine, other_settings, read_runs
 
 
 def test_runs_are_ordered_and_labelled_by_temperature_and_batch(run_folder):

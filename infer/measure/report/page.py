@@ -14,11 +14,11 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from draftsmith.infer.measure import report_charts as charts
-from draftsmith.infer.measure.report_charts import Series, Spot
-from draftsmith.infer.measure.report_examples import Piece
-from draftsmith.infer.measure.report_runs import machine
-from draftsmith.infer.measure.report_view import Entry, Group, Section, View, next_lines, why_not_more
+from draftsmith.infer.measure.report import charts
+from draftsmith.infer.measure.report.charts import Series, Spot
+from draftsmith.infer.measure.report.examples import Piece
+from draftsmith.infer.measure.report.runs import machine
+from draftsmith.infer.measure.report.view import Entry, Group, Section, View, next_lines, why_not_more
 from draftsmith.infer.measure.tables import milliseconds, number, percent
 
 # So many differences of a drafter are listed; results.json has all of them.
@@ -31,7 +31,7 @@ def page(view: View) -> str:
     import jinja2
 
     def text(name: str) -> str:
-        return files("draftsmith.infer.measure").joinpath(name).read_text(encoding="utf-8")
+        return files("draftsmith.infer.measure.report").joinpath(name).read_text(encoding="utf-8")
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from draftsmith.infer.measure.answer_files import TraceRow, read_answers, write_traces
-from draftsmith.infer.measure.report_examples import examples, find_tokenizer, pieces
-from draftsmith.infer.measure.report_traces import read_steps
+from draftsmith.infer.measure.report.examples import examples, find_tokenizer, pieces
+from draftsmith.infer.measure.report.traces import read_steps
 
 
 @pytest.fixture(scope="module")

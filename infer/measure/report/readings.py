@@ -18,9 +18,9 @@ from draftsmith.infer.files.atomic import read_rows
 from draftsmith.infer.measure.answer_files import Answer, read_answers
 from draftsmith.infer.measure.metrics import Totals, ratio
 from draftsmith.infer.measure.repetition import distinct_share
-from draftsmith.infer.measure.report_examples import Example, examples, find_tokenizer
-from draftsmith.infer.measure.report_runs import Run
-from draftsmith.infer.measure.report_traces import Steps, read_steps
+from draftsmith.infer.measure.report.examples import Example, examples, find_tokenizer
+from draftsmith.infer.measure.report.runs import Run
+from draftsmith.infer.measure.report.traces import Steps, read_steps
 
 # Fewer steps than this in a slice say nothing.
 LEAST = 30

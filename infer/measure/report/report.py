@@ -16,11 +16,11 @@ from pathlib import Path
 
 from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.files.atomic import written_beside
-from draftsmith.infer.measure.report_markdown import markdown
-from draftsmith.infer.measure.report_page import page
-from draftsmith.infer.measure.report_png import write_pictures
-from draftsmith.infer.measure.report_runs import read_runs
-from draftsmith.infer.measure.report_view import view
+from draftsmith.infer.measure.report.markdown import markdown
+from draftsmith.infer.measure.report.page import page
+from draftsmith.infer.measure.report.png import write_pictures
+from draftsmith.infer.measure.report.runs import read_runs
+from draftsmith.infer.measure.report.view import view
 
 
 @dataclass(frozen=True, slots=True)

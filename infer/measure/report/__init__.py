@@ -1,0 +1,1 @@
+"""One page from run folders: which drafter to use, and why."""
