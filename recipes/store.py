@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.records import OnBad, ReadReport
-from draftsmith.retrieval.documents import Content
+from draftsmith.retrieval.store.documents import Content
 
 if TYPE_CHECKING:
-    from draftsmith.retrieval.store import Segment
+    from draftsmith.retrieval.store.segments import Segment
 
 
 def build_rest(
@@ -48,8 +48,8 @@ def build_rest(
         on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip (it is counted).
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.documents import open_reader, stamp
     from draftsmith.retrieval.rest_build import build_store
+    from draftsmith.retrieval.store.documents import open_reader, stamp
 
     reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)
     began = time.perf_counter()
@@ -66,7 +66,7 @@ def info(store: str, json: bool = False) -> None:
         store: the store's folder.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.store_format import all_parts, check_parts, read_manifest
+    from draftsmith.retrieval.store.format import all_parts, check_parts, read_manifest
 
     check_parts(Path(store).expanduser(), all_parts(read_manifest(store)))
     tell(store, None, json)
@@ -81,7 +81,7 @@ def verify(store: str, json: bool = False) -> None:
         store: the store's folder.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.store_format import all_parts, check_parts, figures, read_manifest
+    from draftsmith.retrieval.store.format import all_parts, check_parts, figures, read_manifest
 
     said = read_manifest(store)
     check_parts(Path(store).expanduser(), all_parts(said), "checksums")
@@ -104,7 +104,7 @@ def find_tokenizer(tokenizer: str | None, target: str | None) -> Any:
 
 def tell(store: str, report: ReadReport | None, json: bool, **more: float) -> None:
     """What was read, and what the store holds now."""
-    from draftsmith.retrieval.store_format import figures, read_manifest
+    from draftsmith.retrieval.store.format import figures, read_manifest
 
     said = read_manifest(store)
     for line in [] if report is None else report.lines():

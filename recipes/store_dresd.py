@@ -65,8 +65,8 @@ def build_dresd(
     """
     config = dict(locals())
     from draftsmith.infer.models.load import load_target
-    from draftsmith.retrieval.documents import stamp
     from draftsmith.retrieval.dresd_build import build_store
+    from draftsmith.retrieval.store.documents import stamp
 
     loaded = load_target(target, dtype=dtype, device=device)
     if loaded.tokenizer is None:

@@ -14,7 +14,7 @@ from draftsmith.infer.text.records import OnBad
 from draftsmith.recipes.store import find_tokenizer, tell
 
 if TYPE_CHECKING:
-    from draftsmith.retrieval.documents import Content
+    from draftsmith.retrieval.store.documents import Content
 
 DAY = 86_400
 
@@ -40,10 +40,10 @@ def append(
         on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.documents import open_reader
     from draftsmith.retrieval.rest_build import make_parts
-    from draftsmith.retrieval.store import Store
-    from draftsmith.retrieval.store_writer import append as append_to
+    from draftsmith.retrieval.store.documents import open_reader
+    from draftsmith.retrieval.store.segments import Store
+    from draftsmith.retrieval.store.writer import append as append_to
 
     opened = Store.open(_changeable(store))
     known = find_tokenizer(tokenizer, target)
@@ -69,7 +69,7 @@ def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> Non
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest_build import make_parts
-    from draftsmith.retrieval.store_writer import merge as merge_in
+    from draftsmith.retrieval.store.writer import merge as merge_in
 
     merge_in(_changeable(store), make_parts, chunk_tokens=chunk_tokens)
     tell(store, None, json)
@@ -87,7 +87,7 @@ def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, 
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest_build import make_parts
-    from draftsmith.retrieval.store_writer import remove as remove_from
+    from draftsmith.retrieval.store.writer import remove as remove_from
 
     if not ids and keep_days is None:
         raise ValueError("name what goes: --ids ID ..., or --keep_days N")
@@ -103,7 +103,7 @@ def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, 
 def _changeable(store: str) -> Path:
     """The store's folder, if it is of a kind that can be changed."""
     from draftsmith.retrieval.rest_build import KIND
-    from draftsmith.retrieval.store_format import read_manifest
+    from draftsmith.retrieval.store.format import read_manifest
 
     kind = read_manifest(store)["kind"]
     if kind != KIND:

@@ -14,11 +14,11 @@ import numpy as np
 
 from draftsmith.infer.measure.recording import Recording
 from draftsmith.infer.text.rendering import Template
-from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import empty_manifest, make_parts
-from draftsmith.retrieval.store import Manifest
-from draftsmith.retrieval.store_writer import CHUNK_TOKENS, build
-from draftsmith.retrieval.token_stream import check_ids
+from draftsmith.retrieval.store.documents import Document
+from draftsmith.retrieval.store.segments import Manifest
+from draftsmith.retrieval.store.token_stream import check_ids
+from draftsmith.retrieval.store.writer import CHUNK_TOKENS, build
 
 
 def store_answers(

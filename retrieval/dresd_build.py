@@ -32,7 +32,7 @@ from draftsmith.retrieval.dresd_index import IndexKind, choose, load_faiss, make
 from draftsmith.retrieval.dresd_projection import Projection, fit
 from draftsmith.retrieval.dresd_store import ENDS, INDEX, KIND, PROJECTION, TOKENS, search, token_dtype
 from draftsmith.retrieval.dresd_work import Sequences, Work, gather, held, shards, whole_file
-from draftsmith.retrieval.store_format import part_of, parts_to_json, unfinished, write_array, write_manifest
+from draftsmith.retrieval.store.format import part_of, parts_to_json, unfinished, write_array, write_manifest
 
 # What a drafter does unless told otherwise (dresd.py), and so what is calibrated.
 NEIGHBOURS, NUM_DRAFTS, LEN_DRAFTS = 50, 10, 10

@@ -22,7 +22,7 @@ import torch
 from draftsmith.retrieval.dresd_calibration import Calibration
 from draftsmith.retrieval.dresd_index import read_index, set_effort
 from draftsmith.retrieval.dresd_projection import Projection
-from draftsmith.retrieval.store_format import MANIFEST, all_parts, check_parts, map_part, parts_from_json, read_manifest
+from draftsmith.retrieval.store.format import MANIFEST, all_parts, check_parts, map_part, parts_from_json, read_manifest
 
 KIND = "dresd"
 TOKENS, ENDS, PROJECTION, INDEX = PARTS = ("tokens", "ends", "projection", "index")

@@ -27,7 +27,7 @@ import numpy as np
 
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.store_format import locked
+from draftsmith.retrieval.store.format import locked
 
 SEQUENCES = "sequences.npz"
 

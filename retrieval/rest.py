@@ -28,7 +28,7 @@ from draftsmith.infer.drafters.tree_builder import affordable
 from draftsmith.retrieval.overlay import Overlay
 from draftsmith.retrieval.rest_row import RowIndex
 from draftsmith.retrieval.rest_scratch import Scratch
-from draftsmith.retrieval.store import Manifest, Store
+from draftsmith.retrieval.store.segments import Manifest, Store
 from draftsmith.retrieval.verbatim import stands_in
 
 KIND = "rest"

@@ -23,12 +23,12 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.recorded_target import RecordedTarget
-from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest import Rest
 from draftsmith.retrieval.rest_bench import latency
 from draftsmith.retrieval.rest_build import make_parts
-from draftsmith.retrieval.store import Store
-from draftsmith.retrieval.store_writer import CHUNK_TOKENS, build
+from draftsmith.retrieval.store.documents import Document
+from draftsmith.retrieval.store.segments import Store
+from draftsmith.retrieval.store.writer import CHUNK_TOKENS, build
 
 VARIED = 0.1
 PROMPT = 8

@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from draftsmith.retrieval.store import Filed
+from draftsmith.retrieval.store.segments import Filed
 
 PAGE = 4096
 FiledArray = tuple[int, int, np.ndarray, np.ndarray, int]

@@ -26,10 +26,10 @@ from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd, PromptLookup, Rest, dresd_build
-from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import make_parts
-from draftsmith.retrieval.store import Manifest
-from draftsmith.retrieval.store_writer import build
+from draftsmith.retrieval.store.documents import Document
+from draftsmith.retrieval.store.segments import Manifest
+from draftsmith.retrieval.store.writer import build
 
 ARCHITECTURES = [
     "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3", "qwen2", "qwen3"

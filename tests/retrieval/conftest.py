@@ -14,11 +14,11 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval import Rest
-from draftsmith.retrieval.documents import Document
 from draftsmith.retrieval.rest_build import make_parts
-from draftsmith.retrieval.store import Manifest
-from draftsmith.retrieval.store_writer import build
-from draftsmith.retrieval.token_stream import stream_dtype
+from draftsmith.retrieval.store.documents import Document
+from draftsmith.retrieval.store.segments import Manifest
+from draftsmith.retrieval.store.token_stream import stream_dtype
+from draftsmith.retrieval.store.writer import build
 
 WIDE = Budget(64, 64)
 

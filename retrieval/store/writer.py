@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.retrieval.documents import Document
-from draftsmith.retrieval.store import Manifest, Segment, Store
-from draftsmith.retrieval.store_format import LOCK, MANIFEST, locked, unfinished, write_array
-from draftsmith.retrieval.token_stream import join
+from draftsmith.retrieval.store.documents import Document
+from draftsmith.retrieval.store.format import LOCK, MANIFEST, locked, unfinished, write_array
+from draftsmith.retrieval.store.segments import Manifest, Segment, Store
+from draftsmith.retrieval.store.token_stream import join
 
 PROGRESS = "progress.json"
 CHUNK_TOKENS = 16_000_000

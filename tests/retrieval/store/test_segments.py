@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from draftsmith.recipes.cli import run
-from draftsmith.retrieval import store_writer
 from draftsmith.retrieval.rest_build import make_parts
-from draftsmith.retrieval.store import Manifest, Store
-from draftsmith.retrieval.store_format import MANIFEST, locked
-from draftsmith.retrieval.store_writer import append, build, merge, remove
+from draftsmith.retrieval.store import writer as store_writer
+from draftsmith.retrieval.store.format import MANIFEST, locked
+from draftsmith.retrieval.store.segments import Manifest, Store
+from draftsmith.retrieval.store.writer import append, build, merge, remove
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8], [1, 2, 9], [2] * 7]
 
@@ -131,7 +131,7 @@ def test_an_append_is_seen_by_new_readers_and_harms_no_old_ones(store: Path, ret
 
 READER = """
 import sys, time
-from draftsmith.retrieval.store import Store
+from draftsmith.retrieval.store.segments import Store
 seen = set()
 stop = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < stop:

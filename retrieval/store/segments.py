@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
-from draftsmith.retrieval.store_format import (
+from draftsmith.retrieval.store.format import (
     MANIFEST,
     Check,
     Part,

@@ -16,7 +16,7 @@ import numpy as np
 from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
 from draftsmith.infer.text.templates import PlainTemplate, Rendered, Template, find_template, render_record
 from draftsmith.infer.text.tokenizer import Encoder
-from draftsmith.retrieval.token_stream import check_ids
+from draftsmith.retrieval.store.token_stream import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

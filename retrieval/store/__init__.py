@@ -1,0 +1,1 @@
+"""Stores on disk: documents, token streams, segments, and the format that all kinds share."""
