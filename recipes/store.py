@@ -48,7 +48,7 @@ def build_rest(
         on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip (it is counted).
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.rest_build import build_store
+    from draftsmith.retrieval.rest.build import build_store
     from draftsmith.retrieval.store.documents import open_reader, stamp
 
     reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)

@@ -40,7 +40,7 @@ def append(
         on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.rest_build import make_parts
+    from draftsmith.retrieval.rest.build import make_parts
     from draftsmith.retrieval.store.documents import open_reader
     from draftsmith.retrieval.store.segments import Store
     from draftsmith.retrieval.store.writer import append as append_to
@@ -68,7 +68,7 @@ def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> Non
         chunk_tokens: tokens per segment.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.rest_build import make_parts
+    from draftsmith.retrieval.rest.build import make_parts
     from draftsmith.retrieval.store.writer import merge as merge_in
 
     merge_in(_changeable(store), make_parts, chunk_tokens=chunk_tokens)
@@ -86,7 +86,7 @@ def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, 
         keep_days: documents older than so many days go.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.rest_build import make_parts
+    from draftsmith.retrieval.rest.build import make_parts
     from draftsmith.retrieval.store.writer import remove as remove_from
 
     if not ids and keep_days is None:
@@ -102,7 +102,7 @@ def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, 
 
 def _changeable(store: str) -> Path:
     """The store's folder, if it is of a kind that can be changed."""
-    from draftsmith.retrieval.rest_build import KIND
+    from draftsmith.retrieval.rest.build import KIND
     from draftsmith.retrieval.store.format import read_manifest
 
     kind = read_manifest(store)["kind"]

@@ -2,6 +2,6 @@
 
 from draftsmith.retrieval.dresd import Dresd
 from draftsmith.retrieval.pld import PromptLookup
-from draftsmith.retrieval.rest import Rest
+from draftsmith.retrieval.rest.drafter import Rest
 
 __all__ = ["Dresd", "PromptLookup", "Rest"]

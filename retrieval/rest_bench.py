@@ -18,8 +18,8 @@ from draftsmith.infer.measure.bootstrap import speedup_interval
 from draftsmith.infer.measure.recording import Recording
 from draftsmith.infer.measure.replay import replay_streams, stream_figures
 from draftsmith.retrieval.pld import PromptLookup
-from draftsmith.retrieval.rest import Rest
-from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.rest.build import make_parts
+from draftsmith.retrieval.rest.drafter import Rest
 from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.segments import Store
 from draftsmith.retrieval.store.writer import build

@@ -14,7 +14,7 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval import Rest
-from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.segments import Manifest
 from draftsmith.retrieval.store.token_stream import stream_dtype

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from draftsmith.recipes.cli import run
-from draftsmith.retrieval.rest_build import make_parts
+from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.store import writer as store_writer
 from draftsmith.retrieval.store.format import MANIFEST, locked
 from draftsmith.retrieval.store.segments import Manifest, Store

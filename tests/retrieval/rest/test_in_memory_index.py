@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.retrieval.overlay import Overlay
-from draftsmith.retrieval.suffix_array import backward_suffixes
+from draftsmith.retrieval.rest.in_memory_index import Overlay
+from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 
 U2 = np.dtype(np.uint16)
 

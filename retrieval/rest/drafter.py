@@ -25,11 +25,11 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.drafters.tree_builder import affordable
-from draftsmith.retrieval.overlay import Overlay
-from draftsmith.retrieval.rest_row import RowIndex
-from draftsmith.retrieval.rest_scratch import Scratch
+from draftsmith.retrieval.rest.in_memory_index import Overlay
+from draftsmith.retrieval.rest.row import RowIndex
+from draftsmith.retrieval.rest.scratch import Scratch
+from draftsmith.retrieval.rest.verbatim import stands_in
 from draftsmith.retrieval.store.segments import Manifest, Store
-from draftsmith.retrieval.verbatim import stands_in
 
 KIND = "rest"
 # How much of its counts each level gives up, by the number of tokens that match (the last entry: that many and more).
@@ -176,7 +176,7 @@ class Rest:
 
     def _streams(self, store: Store) -> list[tuple[Any, Any]]:
         """Each segment's tokens and suffixes, read from their files through one cache."""
-        from draftsmith.retrieval.stream_access import PageCache
+        from draftsmith.retrieval.rest.stream_access import PageCache
 
         files = [segment.files[part] for segment in store.segments for part in ("tokens", "suffixes")]
         arrays = PageCache(self.cache_mb / self.threads).over(files)
@@ -264,7 +264,8 @@ class Rest:
 def kernels() -> tuple[ModuleType, ModuleType]:
     """The compiled modules (lookup, tree), which need numba."""
     try:
-        from draftsmith.retrieval import rest_lookup, rest_tree
+        from draftsmith.retrieval.rest import lookup as rest_lookup
+        from draftsmith.retrieval.rest import tree as rest_tree
     except ImportError as error:
         raise ValueError(
             "REST needs numba, which the extra `retrieval` installs: pip install 'draftsmith[retrieval]'"

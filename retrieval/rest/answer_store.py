@@ -14,7 +14,7 @@ import numpy as np
 
 from draftsmith.infer.measure.recording import Recording
 from draftsmith.infer.text.rendering import Template
-from draftsmith.retrieval.rest_build import empty_manifest, make_parts
+from draftsmith.retrieval.rest.build import empty_manifest, make_parts
 from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.segments import Manifest
 from draftsmith.retrieval.store.token_stream import check_ids

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.retrieval import suffix_array
+from draftsmith.retrieval.rest import suffix_array
+from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 from draftsmith.retrieval.store.token_stream import check_ids, join, separator, stream_dtype
-from draftsmith.retrieval.suffix_array import backward_suffixes
 
 
 def sorted_by_hand(stream: list[int], separator: int) -> list[int]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from draftsmith.retrieval.stream_access import item, length
+from draftsmith.retrieval.rest.stream_access import item, length
 
 END = -1
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 from draftsmith.retrieval.store.token_stream import check_ids, join, separator
-from draftsmith.retrieval.suffix_array import backward_suffixes
 
 SHARE = 8
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from draftsmith.infer.text.rendering import Template
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
+from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 from draftsmith.retrieval.store.documents import Content, DocumentReader
 from draftsmith.retrieval.store.segments import Manifest
 from draftsmith.retrieval.store.token_stream import separator, stream_dtype
 from draftsmith.retrieval.store.writer import CHUNK_TOKENS, OnSegment, build
-from draftsmith.retrieval.suffix_array import backward_suffixes
 
 KIND = "rest"
 
