@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from draftsmith.infer.text.records import OnBad, ReadReport, read_records
 from draftsmith.infer.text.rendering import Rendered, render_record
 from draftsmith.infer.text.templates import find_template
-from draftsmith.retrieval.dresd_index import IndexKind
+from draftsmith.retrieval.dresd.index import IndexKind
 
 if TYPE_CHECKING:
     from draftsmith.infer.text.rendering import Template
@@ -65,7 +65,7 @@ def build_dresd(
     """
     config = dict(locals())
     from draftsmith.infer.models.load import load_target
-    from draftsmith.retrieval.dresd_build import build_store
+    from draftsmith.retrieval.dresd.build import build_store
     from draftsmith.retrieval.store.documents import stamp
 
     loaded = load_target(target, dtype=dtype, device=device)

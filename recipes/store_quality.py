@@ -10,7 +10,7 @@ import numpy as np
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.store_dresd import render_all
-from draftsmith.retrieval.dresd_index import IndexKind
+from draftsmith.retrieval.dresd.index import IndexKind
 
 
 def quality(
@@ -43,10 +43,10 @@ def quality(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.models.load import load_target
-    from draftsmith.retrieval import dresd_quality as measures
-    from draftsmith.retrieval.dresd import check_fits
-    from draftsmith.retrieval.dresd_index import stored_keys
-    from draftsmith.retrieval.dresd_store import DresdStore
+    from draftsmith.retrieval.dresd import quality as measures
+    from draftsmith.retrieval.dresd.drafter import check_fits
+    from draftsmith.retrieval.dresd.index import stored_keys
+    from draftsmith.retrieval.dresd.store import DresdStore
 
     opened = DresdStore(store)
     loaded = load_target(target, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """Drafting from text that is already there."""
 
-from draftsmith.retrieval.dresd import Dresd
+from draftsmith.retrieval.dresd.drafter import Dresd
 from draftsmith.retrieval.pld import PromptLookup
 from draftsmith.retrieval.rest.drafter import Rest
 

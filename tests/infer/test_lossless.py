@@ -25,7 +25,8 @@ from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval import Dresd, PromptLookup, Rest, dresd_build
+from draftsmith.retrieval import Dresd, PromptLookup, Rest
+from draftsmith.retrieval.dresd import build as dresd_build
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.segments import Manifest

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.retrieval.dresd_calibration import Calibration
-from draftsmith.retrieval.dresd_index import read_index, set_effort
-from draftsmith.retrieval.dresd_projection import Projection
+from draftsmith.retrieval.dresd.calibration import Calibration
+from draftsmith.retrieval.dresd.index import read_index, set_effort
+from draftsmith.retrieval.dresd.projection import Projection
 from draftsmith.retrieval.store.format import MANIFEST, all_parts, check_parts, map_part, parts_from_json, read_manifest
 
 KIND = "dresd"

@@ -17,10 +17,10 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.dresd_build import build_store
-from draftsmith.retrieval.dresd_embed import embed
-from draftsmith.retrieval.dresd_store import DresdStore, token_dtype
-from draftsmith.retrieval.dresd_work import gather, shards
+from draftsmith.retrieval.dresd.build import build_store
+from draftsmith.retrieval.dresd.embed import embed
+from draftsmith.retrieval.dresd.store import DresdStore, token_dtype
+from draftsmith.retrieval.dresd.work import gather, shards
 
 
 def corpus(documents: int = 60, seed: int = 1, vocab: int = 61) -> list[Rendered]:
@@ -149,7 +149,7 @@ from tiny_models import tiny_model
 from test_dresd_build import corpus
 from pathlib import Path
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.retrieval.dresd_build import build_store
+from draftsmith.retrieval.dresd.build import build_store
 def progress(done, total):
     print(done, total, flush=True)
     time.sleep(float(sys.argv[3]))

@@ -28,7 +28,7 @@ from draftsmith.infer.costs.policy import Economy
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
-from draftsmith.retrieval.dresd_store import DresdStore
+from draftsmith.retrieval.dresd.store import DresdStore
 
 
 @dataclass(slots=True)

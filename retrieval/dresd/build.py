@@ -26,12 +26,12 @@ from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
-from draftsmith.retrieval.dresd_calibration import Calibration, fit_curve
-from draftsmith.retrieval.dresd_embed import embed
-from draftsmith.retrieval.dresd_index import IndexKind, choose, load_faiss, make_index, write_index
-from draftsmith.retrieval.dresd_projection import Projection, fit
-from draftsmith.retrieval.dresd_store import ENDS, INDEX, KIND, PROJECTION, TOKENS, search, token_dtype
-from draftsmith.retrieval.dresd_work import Sequences, Work, gather, held, shards, whole_file
+from draftsmith.retrieval.dresd.calibration import Calibration, fit_curve
+from draftsmith.retrieval.dresd.embed import embed
+from draftsmith.retrieval.dresd.index import IndexKind, choose, load_faiss, make_index, write_index
+from draftsmith.retrieval.dresd.projection import Projection, fit
+from draftsmith.retrieval.dresd.store import ENDS, INDEX, KIND, PROJECTION, TOKENS, search, token_dtype
+from draftsmith.retrieval.dresd.work import Sequences, Work, gather, held, shards, whole_file
 from draftsmith.retrieval.store.format import part_of, parts_to_json, unfinished, write_array, write_manifest
 
 # What a drafter does unless told otherwise (dresd.py), and so what is calibrated.

@@ -27,7 +27,7 @@ from draftsmith.infer.engine.step import admit, step
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd
-from draftsmith.retrieval.dresd_build import build_store
+from draftsmith.retrieval.dresd.build import build_store
 
 ROWS = 8
 SAMPLED = Settings(temperature=0.9, top_k=40, top_p=0.95, seed=11)

@@ -22,9 +22,9 @@ import torch
 
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.dresd_embed import embed
-from draftsmith.retrieval.dresd_index import IndexKind, make_index, stored_keys
-from draftsmith.retrieval.dresd_store import DresdStore, search
+from draftsmith.retrieval.dresd.embed import embed
+from draftsmith.retrieval.dresd.index import IndexKind, make_index, stored_keys
+from draftsmith.retrieval.dresd.store import DresdStore, search
 
 NEXT = (1, 2, 4)
 
