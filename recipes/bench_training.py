@@ -33,8 +33,8 @@ def bench_training(
     """
     from draftsmith.infer.models.load import load_model
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.train.batches import Batches
-    from draftsmith.train.corpus import load_corpus, split
+    from draftsmith.train.data.batches import Batches
+    from draftsmith.train.data.corpus import load_corpus, split
     from draftsmith.train.throughput import throughput
 
     model, tokenizer = load_model(target, dtype="float32", device="cpu")

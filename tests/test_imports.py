@@ -80,7 +80,7 @@ def test_the_arrow_scan_sees_every_form_of_import(tmp_path, monkeypatch):
         "from ...train import packing\n"
     )
     assert {part_of_ours(name) for name in imported(path)} == {"train", "recipes", "retrieval"}
-    assert list(imported(path)).count("draftsmith.train.packing") == 1
+    assert list(imported(path)).count("draftsmith.train.data.packing") == 1
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, "tests"])

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from draftsmith.train.chunked_loss import chunked_loss
+from draftsmith.train.data.on_policy import OnPolicy
 from draftsmith.train.divergences import OF_CHOICES, find_divergence
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.laws import Laws
 from draftsmith.train.objective import Sums, Surroundings
-from draftsmith.train.on_policy import OnPolicy
 from draftsmith.train.soft import SoFT
 from draftsmith.train.teacher import LiveTeacher, Teacher
 from draftsmith.train.teacher_cache_build import open_or_build

@@ -30,7 +30,7 @@ from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template
-from draftsmith.train.batches import MicroBatches
+from draftsmith.train.data.batches import MicroBatches
 from draftsmith.train.distil import Distil
 from draftsmith.train.draft_init import init_draft
 from draftsmith.train.exits import ExitStates

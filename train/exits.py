@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
-from draftsmith.train.batches import IGNORED
-from draftsmith.train.document_mask import document_mask, packs_by_positions
+from draftsmith.train.data.batches import IGNORED
+from draftsmith.train.data.document_mask import document_mask, packs_by_positions
 
 
 class ExitStates(nn.Module):

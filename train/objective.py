@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from draftsmith.train.corpus import Corpus
+from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.exits import ExitStates
 
 

@@ -22,10 +22,10 @@ from draftsmith.infer.files.cache_folder import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
-from draftsmith.train.batches import Batches
 from draftsmith.train.callbacks import MEASURED, AtSteps
 from draftsmith.train.checkpoint import draw_curves, save_model
-from draftsmith.train.corpus import Corpus, load_corpus, split
+from draftsmith.train.data.batches import Batches
+from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.draft_init import freeze, init_draft
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.lora import add_lora, merge_lora

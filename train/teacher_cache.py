@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.train.batches import IGNORED, Batch
-from draftsmith.train.corpus import Corpus
+from draftsmith.train.data.batches import IGNORED, Batch
+from draftsmith.train.data.corpus import Corpus
 
 FORMAT = 1
 SHARD_POSITIONS = 1 << 16

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from draftsmith.infer.files.atomic import write_json, written_beside
-from draftsmith.train.batches import IGNORED, assemble
-from draftsmith.train.corpus import Corpus
+from draftsmith.train.data.batches import IGNORED, assemble
+from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.data.packing import pack
 from draftsmith.train.objective import Surroundings
-from draftsmith.train.packing import pack
 from draftsmith.train.teacher import LiveTeacher
 from draftsmith.train.teacher_cache import (
     CachedTeacher,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.train.batches import Batches, MicroBatches
 from draftsmith.train.callbacks import AtSteps
+from draftsmith.train.data.batches import Batches, MicroBatches
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.optimisers import Schedule
 from draftsmith.train.plan import Plan, resolved
@@ -29,7 +29,7 @@ from draftsmith.train.sft import SFT
 from draftsmith.train.training import Training
 
 if TYPE_CHECKING:
-    from draftsmith.train.corpus import Corpus
+    from draftsmith.train.data.corpus import Corpus
 
 # After each step: its learned tokens, wall clock, CPU clock.
 Marks = list[tuple[int, float, float]]

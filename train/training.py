@@ -14,7 +14,7 @@ from typing import Any
 import lightning
 import torch
 
-from draftsmith.train.batches import IGNORED
+from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.objective import Objective, Sums
 from draftsmith.train.optimisers import Schedule, make_optimiser

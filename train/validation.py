@@ -19,8 +19,8 @@ from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
-from draftsmith.train.batches import IGNORED, Batch, Batches
-from draftsmith.train.corpus import Corpus
+from draftsmith.train.data.batches import IGNORED, Batch, Batches
+from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.exits import ExitStates
 from draftsmith.train.soft import SoFT
 from draftsmith.train.training import Training, reduced

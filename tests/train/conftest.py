@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from draftsmith.train.corpus import Corpus
+from draftsmith.train.data.corpus import Corpus
 
 CHAT = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"  # noqa: E501
 

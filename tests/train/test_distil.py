@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from draftsmith.infer.models.load import load_model
-from draftsmith.train.batches import assemble
+from draftsmith.train.data.batches import assemble
 from draftsmith.train.distil import Distil
 from draftsmith.train.draft_init import init_draft
 from draftsmith.train.exits import ExitStates
@@ -70,7 +70,7 @@ def test_every_loss_overfits_one_batch(make_plan, name, tmp_path):
 def _best_covered(plan, name):
     """The mean loss of logits that are free at every position."""
     from draftsmith.infer.text.templates import find_template, load_tokenizer
-    from draftsmith.train.corpus import load_corpus
+    from draftsmith.train.data.corpus import load_corpus
     from draftsmith.train.divergences import find_divergence
     from draftsmith.train.laws import Laws
     from draftsmith.train.teacher import LiveTeacher

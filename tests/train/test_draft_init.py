@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from draftsmith.infer.models.layers import find_parts, first_layers
-from draftsmith.train.batches import assemble
+from draftsmith.train.data.batches import assemble
 from draftsmith.train.draft_init import init_draft, pick_layers
 from draftsmith.train.exits import ExitStates
 

@@ -13,7 +13,7 @@ import torch
 
 import draftsmith.train.teacher_cache as format_of
 from draftsmith.infer.models.load import load_model
-from draftsmith.train.batches import assemble
+from draftsmith.train.data.batches import assemble
 from draftsmith.train.distil import Distil
 from draftsmith.train.draft_init import init_draft
 from draftsmith.train.exits import ExitStates
@@ -159,7 +159,7 @@ format_of.SHARD_POSITIONS = 128
 import draftsmith.train.teacher_cache_build as build
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template, load_tokenizer
-from draftsmith.train.corpus import load_corpus
+from draftsmith.train.data.corpus import load_corpus
 from draftsmith.train.objective import Surroundings
 target, data, out = sys.argv[1:4]
 template = find_template("chat", load_tokenizer(target))

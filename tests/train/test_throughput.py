@@ -6,8 +6,8 @@ import pytest
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template
 from draftsmith.train import throughput as timing
-from draftsmith.train.batches import Batches
-from draftsmith.train.corpus import load_corpus
+from draftsmith.train.data.batches import Batches
+from draftsmith.train.data.corpus import load_corpus
 from draftsmith.train.throughput import compared, throughput
 
 

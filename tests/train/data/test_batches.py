@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from draftsmith.train.batches import IGNORED, Batches, MicroBatches, assemble
+from draftsmith.train.data.batches import IGNORED, Batches, MicroBatches, assemble
+from draftsmith.train.data.packing import PackStream
 from draftsmith.train.exits import ExitStates
-from draftsmith.train.packing import PackStream
 
 KINDS = ["llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 
@@ -47,7 +47,7 @@ def test_ranks_and_micro_batches_share_out_the_same_step_and_know_its_tokens(mak
 
 
 def test_workers_do_not_change_the_order(make_corpus):
-    from draftsmith.train.batches import Stream
+    from draftsmith.train.data.batches import Stream
 
     batches = micro(make_corpus([10 + i % 20 for i in range(100)]), 4, 2)
     plain, spread = iter(Stream(batches, 5, 0)), iter(Stream(batches, 5, 2))

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftsmith.train.packing import PackStream, pack
+from draftsmith.train.data.packing import PackStream, pack
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 120), st.randoms(use_true_random=False))

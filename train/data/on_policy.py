@@ -23,7 +23,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.train.batches import IGNORED, Batch
+from draftsmith.train.data.batches import IGNORED, Batch
 
 ROWS_AT_ONCE = 32
 

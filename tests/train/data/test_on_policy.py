@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from draftsmith.train.batches import IGNORED, assemble
-from draftsmith.train.on_policy import OnPolicy, answer_spans
+from draftsmith.train.data.batches import IGNORED, assemble
+from draftsmith.train.data.on_policy import OnPolicy, answer_spans
 
 
 @pytest.fixture(scope="module")

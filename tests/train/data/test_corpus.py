@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import draftsmith.train.corpus as corpus_module
+import draftsmith.train.data.corpus as corpus_module
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.templates import find_template
-from draftsmith.train.corpus import load_corpus, split, truncate
+from draftsmith.train.data.corpus import load_corpus, split, truncate
 
 
 def load(data, tokenizer, cache, **settings):

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from draftsmith.train.corpus import Corpus
-from draftsmith.train.packing import PackStream
+from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.data.packing import PackStream
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
