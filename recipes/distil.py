@@ -51,7 +51,7 @@ def distil(
         seed: of order, initialisation, dropout and on-policy answers.
     """
     from draftsmith.train.distil import Distil
-    from draftsmith.train.shapes import preset as find_preset
+    from draftsmith.train.drafts.shapes import preset as find_preset
 
     if (num_layers is None) == (preset is None):
         raise ValueError("give either --num_layers or --preset")

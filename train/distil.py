@@ -18,7 +18,7 @@ import torch
 from draftsmith.train.chunked_loss import chunked_loss
 from draftsmith.train.data.on_policy import OnPolicy
 from draftsmith.train.divergences import OF_CHOICES, find_divergence
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.laws import Laws
 from draftsmith.train.objective import Sums, Surroundings
 from draftsmith.train.soft import SoFT

@@ -32,8 +32,8 @@ from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template
 from draftsmith.train.data.batches import MicroBatches
 from draftsmith.train.distil import Distil
-from draftsmith.train.draft_init import init_draft
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objective import Objective, Surroundings
 from draftsmith.train.optimisers import make_optimiser
 from draftsmith.train.plan import Plan, resolved

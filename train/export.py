@@ -16,7 +16,7 @@ from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import DTYPES, load_model
 from draftsmith.train.card import copy_licences, licence_folder, licence_of, model_card, serve_line, speculative_config
 from draftsmith.train.checkpoint import save_model
-from draftsmith.train.exits import check_exits
+from draftsmith.train.drafts.exits import check_exits
 
 
 def export_draft(

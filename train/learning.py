@@ -26,7 +26,7 @@ from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import Template, find_template
-from draftsmith.train.exits import ExitStates, check_exits
+from draftsmith.train.drafts.exits import ExitStates, check_exits
 from draftsmith.train.objective import Objective
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import load_data, train_draft

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from draftsmith.train.data.corpus import Corpus
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 
 
 class Sums(NamedTuple):

@@ -26,9 +26,9 @@ from draftsmith.train.callbacks import MEASURED, AtSteps
 from draftsmith.train.checkpoint import draw_curves, save_model
 from draftsmith.train.data.batches import Batches
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
-from draftsmith.train.draft_init import freeze, init_draft
-from draftsmith.train.exits import ExitStates
-from draftsmith.train.lora import add_lora, merge_lora
+from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.init import freeze, init_draft
+from draftsmith.train.drafts.lora import add_lora, merge_lora
 from draftsmith.train.memory import memory_estimate, shards_of
 from draftsmith.train.objective import Objective, Surroundings
 from draftsmith.train.optimisers import Schedule

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from draftsmith.train.chunked_loss import chunked_cross_entropy
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objective import Sums, Surroundings
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from draftsmith.train.chunked_loss import chunked_cross_entropy
-from draftsmith.train.exits import ExitStates, check_exits
+from draftsmith.train.drafts.exits import ExitStates, check_exits
 from draftsmith.train.objective import Sums, Surroundings
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from draftsmith.infer.models.layers import shaped_logits
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.laws import TargetChunk
 
 Batch = dict[str, torch.Tensor]

@@ -19,7 +19,7 @@ import torch
 
 from draftsmith.train.callbacks import AtSteps
 from draftsmith.train.data.batches import Batches, MicroBatches
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.optimisers import Schedule
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import fit

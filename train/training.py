@@ -15,7 +15,7 @@ import lightning
 import torch
 
 from draftsmith.train.data.batches import IGNORED
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objective import Objective, Sums
 from draftsmith.train.optimisers import Schedule, make_optimiser
 

@@ -21,7 +21,7 @@ from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.train.data.batches import IGNORED, Batch, Batches
 from draftsmith.train.data.corpus import Corpus
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.soft import SoFT
 from draftsmith.train.training import Training, reduced
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from draftsmith.recipes.cli import run
-from draftsmith.train.shapes import preset
+from draftsmith.train.drafts.shapes import preset
 from draftsmith.train.target import random_llama, train_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

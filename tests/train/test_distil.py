@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
 from draftsmith.train.distil import Distil
-from draftsmith.train.draft_init import init_draft
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objective import Surroundings
 from draftsmith.train.plan import Plan
 from draftsmith.train.run import train_draft

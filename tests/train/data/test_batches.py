@@ -6,7 +6,7 @@ import torch
 
 from draftsmith.train.data.batches import IGNORED, Batches, MicroBatches, assemble
 from draftsmith.train.data.packing import PackStream
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
 
 KINDS = ["llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 

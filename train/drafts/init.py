@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from draftsmith.infer.models.layers import find_parts, picked_config, stack_path
-from draftsmith.train.projection import project_embeddings
-from draftsmith.train.shapes import reshaped
+from draftsmith.train.drafts.projection import project_embeddings
+from draftsmith.train.drafts.shapes import reshaped
 
 
 def pick_layers(how: str, num_layers: int, of: int) -> list[int]:

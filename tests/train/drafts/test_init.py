@@ -5,8 +5,8 @@ import torch
 
 from draftsmith.infer.models.layers import find_parts, first_layers
 from draftsmith.train.data.batches import assemble
-from draftsmith.train.draft_init import init_draft, pick_layers
-from draftsmith.train.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.init import init_draft, pick_layers
 
 KINDS = ["llama", "gemma2", "gemma3", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from draftsmith.train.draft_init import init_draft
-from draftsmith.train.shapes import PRESETS, preset, reshaped
+from draftsmith.train.drafts.init import init_draft
+from draftsmith.train.drafts.shapes import PRESETS, preset, reshaped
 
 
 def llama_7b():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from draftsmith.train.draft_init import init_draft
-from draftsmith.train.projection import main_directions, project_embeddings
+from draftsmith.train.drafts.init import init_draft
+from draftsmith.train.drafts.projection import main_directions, project_embeddings
 
 
 def fresh(target, width):

@@ -1,0 +1,1 @@
+"""What can be trained: the shapes, initial weights and exits of a draft model."""
