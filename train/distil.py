@@ -19,11 +19,11 @@ from draftsmith.train.chunked_loss import chunked_loss
 from draftsmith.train.data.on_policy import OnPolicy
 from draftsmith.train.divergences import OF_CHOICES, find_divergence
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.laws import Laws
 from draftsmith.train.objective import Sums, Surroundings
 from draftsmith.train.soft import SoFT
-from draftsmith.train.teacher import LiveTeacher, Teacher
-from draftsmith.train.teacher_cache_build import open_or_build
+from draftsmith.train.teacher.cache_build import open_or_build
+from draftsmith.train.teacher.distributions import Laws
+from draftsmith.train.teacher.live import LiveTeacher, Teacher
 from draftsmith.train.trainers import rank
 
 # A loss holds several forms of a chunk's laws at once; smaller chunks stay in a CPU's cache as well.

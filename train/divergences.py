@@ -27,7 +27,7 @@ from importlib import import_module
 
 import torch
 
-from draftsmith.train.laws import Laws
+from draftsmith.train.teacher.distributions import Laws
 
 Divergence = Callable[[Laws], tuple[torch.Tensor, torch.Tensor]]
 

@@ -72,8 +72,8 @@ def _best_covered(plan, name):
     from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.train.data.corpus import load_corpus
     from draftsmith.train.divergences import find_divergence
-    from draftsmith.train.laws import Laws
-    from draftsmith.train.teacher import LiveTeacher
+    from draftsmith.train.teacher.distributions import Laws
+    from draftsmith.train.teacher.live import LiveTeacher
 
     template = find_template("chat", load_tokenizer(plan.target))
     corpus = load_corpus(plan.data, template, max_length=64, cache=Path(plan.text.cache), limit=1)

@@ -10,8 +10,8 @@ from torch import nn
 
 from draftsmith.train.chunked_loss import chunked_loss
 from draftsmith.train.divergences import find_divergence, greedy, topk, total_variation
-from draftsmith.train.laws import Laws
-from draftsmith.train.teacher import LiveChunk
+from draftsmith.train.teacher.distributions import Laws
+from draftsmith.train.teacher.live import LiveChunk
 
 NAMES = ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled", "greedy", "topk", "cross_entropy"]
 

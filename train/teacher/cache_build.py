@@ -23,8 +23,7 @@ from draftsmith.train.data.batches import IGNORED, assemble
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import pack
 from draftsmith.train.objective import Surroundings
-from draftsmith.train.teacher import LiveTeacher
-from draftsmith.train.teacher_cache import (
+from draftsmith.train.teacher.cache import (
     CachedTeacher,
     Identity,
     check_identity,
@@ -33,6 +32,7 @@ from draftsmith.train.teacher_cache import (
     learned_positions,
     shard_path,
 )  # fmt: skip
+from draftsmith.train.teacher.live import LiveTeacher
 from draftsmith.train.trainers import rank
 
 ROWS_AT_ONCE = 4

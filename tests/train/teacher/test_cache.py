@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-import draftsmith.train.teacher_cache as format_of
+import draftsmith.train.teacher.cache as format_of
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
 from draftsmith.train.distil import Distil
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
-from draftsmith.train.laws import Laws
 from draftsmith.train.objective import Surroundings
-from draftsmith.train.teacher import LiveTeacher
-from draftsmith.train.teacher_cache_build import open_or_build
+from draftsmith.train.teacher.cache_build import open_or_build
+from draftsmith.train.teacher.distributions import Laws
+from draftsmith.train.teacher.live import LiveTeacher
 
 LENGTHS = [12, 20, 9, 33, 15, 8, 24, 40, 11]
 
@@ -59,7 +59,7 @@ def test_it_holds_the_live_laws_likeliest_tokens_and_the_rest_of_their_mass(run,
 def test_losses_and_slopes_are_those_of_laws_whose_other_tokens_are_one(name):
     """Against float64 autograd on K + 1 outcomes, the rest being one of them."""
     from draftsmith.train.divergences import find_divergence
-    from draftsmith.train.teacher_cache import CachedChunk
+    from draftsmith.train.teacher.cache import CachedChunk
 
     generator = torch.Generator().manual_seed(0)
     logits, theirs = (2 * torch.randn(6, 20, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -154,9 +154,9 @@ BUILD = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-import draftsmith.train.teacher_cache as format_of
+import draftsmith.train.teacher.cache as format_of
 format_of.SHARD_POSITIONS = 128
-import draftsmith.train.teacher_cache_build as build
+import draftsmith.train.teacher.cache_build as build
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.train.data.corpus import load_corpus

@@ -15,7 +15,7 @@ import torch
 
 from draftsmith.infer.models.layers import shaped_logits
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.laws import TargetChunk
+from draftsmith.train.teacher.distributions import TargetChunk
 
 Batch = dict[str, torch.Tensor]
 

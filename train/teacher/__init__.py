@@ -1,0 +1,1 @@
+"""The target's distributions that a draft learns from: live, or cached on disk."""
