@@ -1,6 +1,6 @@
 """`draftsmith train distil`: options to a distilled draft, by draftsmith.train; those of every training are sft's.
 
-No training happens here; what the options mean stands in draftsmith.train.distil, .settings and .run.
+No training happens here; what the options mean stands in draftsmith.train.objectives.distil, .settings and .run.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def distil(
         shape: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, if not the target's.
         seed: of order, initialisation, dropout and on-policy answers.
     """
-    from draftsmith.train.distil import Distil
     from draftsmith.train.drafts.shapes import preset as find_preset
+    from draftsmith.train.objectives.distil import Distil
 
     if (num_layers is None) == (preset is None):
         raise ValueError("give either --num_layers or --preset")

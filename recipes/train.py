@@ -12,7 +12,7 @@ from draftsmith.recipes.options_of import with_options_of
 from draftsmith.train.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
-    from draftsmith.train.objective import Objective
+    from draftsmith.train.objectives.objective import Objective
 
 
 def sft(
@@ -67,7 +67,7 @@ def sft(
         json: print one JSON object on the last line.
     """
     options = dict(locals())
-    from draftsmith.train.sft import SFT
+    from draftsmith.train.objectives.sft import SFT
 
     if exits not in (None, [num_layers]):
         raise ValueError(f"exits {exits}: sft trains one exit, the whole draft; several are trained by `train soft`")
@@ -84,7 +84,7 @@ def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options
         exits: numbers of layers after which the draft can be left; the last is num_layers.
         exit_weights: weights of the exits' losses; equal where none are given.
     """
-    from draftsmith.train.soft import SoFT
+    from draftsmith.train.objectives.soft import SoFT
 
     train(SoFT(exits, exit_weights), options)
 

@@ -31,14 +31,14 @@ from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template
 from draftsmith.train.data.batches import MicroBatches
-from draftsmith.train.distil import Distil
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
-from draftsmith.train.objective import Objective, Surroundings
+from draftsmith.train.objectives.distil import Distil
+from draftsmith.train.objectives.objective import Objective, Surroundings
+from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.optimisers import make_optimiser
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import load_data, train_draft
-from draftsmith.train.sft import SFT
 from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
 from draftsmith.train.validation import ROWS_AT_ONCE
 

@@ -27,11 +27,11 @@ from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import Template, find_template
 from draftsmith.train.drafts.exits import ExitStates, check_exits
-from draftsmith.train.objective import Objective
+from draftsmith.train.objectives.objective import Objective
+from draftsmith.train.objectives.sft import SFT
+from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import load_data, train_draft
-from draftsmith.train.sft import SFT
-from draftsmith.train.soft import SoFT
 from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
 from draftsmith.train.validation import decode_greedily, exit_losses
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from draftsmith.train.chunked_loss import CHUNK_ENTRIES, CHUNK_ENTRIES_CUDA
+from draftsmith.train.objectives.chunked_loss import CHUNK_ENTRIES, CHUNK_ENTRIES_CUDA
 
 # Tensors of T x D that a layer keeps for its backward pass: measured on Llama shapes, attention without its matrix.
 KEPT_PER_LAYER = 16

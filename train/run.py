@@ -30,7 +30,7 @@ from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import freeze, init_draft
 from draftsmith.train.drafts.lora import add_lora, merge_lora
 from draftsmith.train.memory import memory_estimate, shards_of
-from draftsmith.train.objective import Objective, Surroundings
+from draftsmith.train.objectives.objective import Objective, Surroundings
 from draftsmith.train.optimisers import Schedule
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run_record import Metrics, RunRecord

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from draftsmith.infer.text.records import read_records
+from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.plan import Plan
 from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
-from draftsmith.train.sft import SFT
 from draftsmith.train.trainers import rank
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ import torch
 from draftsmith.train.callbacks import AtSteps
 from draftsmith.train.data.batches import Batches, MicroBatches
 from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.optimisers import Schedule
 from draftsmith.train.plan import Plan, resolved
 from draftsmith.train.run import fit
 from draftsmith.train.run_record import Metrics, RunRecord
 from draftsmith.train.settings import Machine, Optim
-from draftsmith.train.sft import SFT
 from draftsmith.train.training import Training
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from draftsmith.infer.models.layers import first_layers
 from draftsmith.train.data.batches import IGNORED, Batch, Batches
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.soft import SoFT
+from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.training import Training, reduced
 
 if TYPE_CHECKING:

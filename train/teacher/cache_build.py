@@ -22,7 +22,7 @@ from draftsmith.infer.files.atomic import write_json, written_beside
 from draftsmith.train.data.batches import IGNORED, assemble
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import pack
-from draftsmith.train.objective import Surroundings
+from draftsmith.train.objectives.objective import Surroundings
 from draftsmith.train.teacher.cache import (
     CachedTeacher,
     Identity,

@@ -14,10 +14,10 @@ import torch
 import draftsmith.train.teacher.cache as format_of
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
-from draftsmith.train.distil import Distil
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
-from draftsmith.train.objective import Surroundings
+from draftsmith.train.objectives.distil import Distil
+from draftsmith.train.objectives.objective import Surroundings
 from draftsmith.train.teacher.cache_build import open_or_build
 from draftsmith.train.teacher.distributions import Laws
 from draftsmith.train.teacher.live import LiveTeacher
@@ -58,7 +58,7 @@ def test_it_holds_the_live_laws_likeliest_tokens_and_the_rest_of_their_mass(run,
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled"])
 def test_losses_and_slopes_are_those_of_laws_whose_other_tokens_are_one(name):
     """Against float64 autograd on K + 1 outcomes, the rest being one of them."""
-    from draftsmith.train.divergences import find_divergence
+    from draftsmith.train.objectives.divergences import find_divergence
     from draftsmith.train.teacher.cache import CachedChunk
 
     generator = torch.Generator().manual_seed(0)
@@ -160,7 +160,7 @@ import draftsmith.train.teacher.cache_build as build
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.train.data.corpus import load_corpus
-from draftsmith.train.objective import Surroundings
+from draftsmith.train.objectives.objective import Surroundings
 target, data, out = sys.argv[1:4]
 template = find_template("chat", load_tokenizer(target))
 corpus = load_corpus([data], template, max_length=128, cache=Path(out).parent / "tokens")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from draftsmith.train.chunked_loss import chunked_cross_entropy
 from draftsmith.train.drafts.exits import ExitStates, check_exits
-from draftsmith.train.objective import Sums, Surroundings
+from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
+from draftsmith.train.objectives.objective import Sums, Surroundings
 
 
 class SoFT:

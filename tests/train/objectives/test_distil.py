@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
-from draftsmith.train.distil import Distil
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
-from draftsmith.train.objective import Surroundings
+from draftsmith.train.objectives.distil import Distil
+from draftsmith.train.objectives.objective import Surroundings
 from draftsmith.train.plan import Plan
 from draftsmith.train.run import train_draft
 from draftsmith.train.settings import Machine, Optim, Text, Watch
@@ -71,7 +71,7 @@ def _best_covered(plan, name):
     """The mean loss of logits that are free at every position."""
     from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.train.data.corpus import load_corpus
-    from draftsmith.train.divergences import find_divergence
+    from draftsmith.train.objectives.divergences import find_divergence
     from draftsmith.train.teacher.distributions import Laws
     from draftsmith.train.teacher.live import LiveTeacher
 

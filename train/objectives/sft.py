@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from draftsmith.train.chunked_loss import chunked_cross_entropy
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.objective import Sums, Surroundings
+from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
+from draftsmith.train.objectives.objective import Sums, Surroundings
 
 
 class SFT:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from draftsmith.infer.models.layers import shaped_logits
-from draftsmith.train.chunked_loss import chunked_cross_entropy
+from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
 
 
 def problem(exits=3, positions=11, width=6, vocab=17, bias=False, dtype=torch.float64):
@@ -73,7 +73,7 @@ def test_under_autocast_products_are_bfloat16_and_sums_float32():
 # The high-water mark of this process alone: getrusage's is inherited from the process that started it.
 PEAK = """
 import sys, torch
-from draftsmith.train.chunked_loss import chunked_cross_entropy
+from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
 exits, vocab = int(sys.argv[1]), int(sys.argv[2])
 def megabytes(name):
     (line,) = (line for line in open("/proc/self/status") if line.startswith(name))

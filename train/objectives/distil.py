@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from draftsmith.train.chunked_loss import chunked_loss
 from draftsmith.train.data.on_policy import OnPolicy
-from draftsmith.train.divergences import OF_CHOICES, find_divergence
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.objective import Sums, Surroundings
-from draftsmith.train.soft import SoFT
+from draftsmith.train.objectives.chunked_loss import chunked_loss
+from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
+from draftsmith.train.objectives.objective import Sums, Surroundings
+from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.teacher.cache_build import open_or_build
 from draftsmith.train.teacher.distributions import Laws
 from draftsmith.train.teacher.live import LiveTeacher, Teacher

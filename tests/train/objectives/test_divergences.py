@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from draftsmith.train.chunked_loss import chunked_loss
-from draftsmith.train.divergences import find_divergence, greedy, topk, total_variation
+from draftsmith.train.objectives.chunked_loss import chunked_loss
+from draftsmith.train.objectives.divergences import find_divergence, greedy, topk, total_variation
 from draftsmith.train.teacher.distributions import Laws
 from draftsmith.train.teacher.live import LiveChunk
 
@@ -127,7 +127,7 @@ def test_an_unknown_loss_is_one_line_and_a_dotted_path_is_taken():
     with pytest.raises(ValueError, match="unknown loss 'kl': cross_entropy, forward_kl") as error:
         find_divergence("kl")
     assert "\n" not in str(error.value)
-    assert find_divergence("draftsmith.train.divergences.jsd") is find_divergence("jsd")
+    assert find_divergence("draftsmith.train.objectives.divergences.jsd") is find_divergence("jsd")
 
 
 @pytest.mark.parametrize("chunk", [13, 13 * 4, 13 * 100])
