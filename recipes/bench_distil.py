@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
     from draftsmith.train.distil_study import Arm
@@ -110,7 +110,7 @@ def bench_distil(
     """
     from draftsmith.train.distil_figures import markdown, summarise
     from draftsmith.train.distil_study import Study, run_study
-    from draftsmith.train.plan import Plan
+    from draftsmith.train.run.config import Plan
     from draftsmith.train.study_figures import read_found
 
     if throughput:

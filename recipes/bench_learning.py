@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 # What may differ between one start of a study and the next: which of its runs are done, not what they are.
 FREE = ("only", "seeds", "exit_weights")
@@ -60,7 +60,7 @@ def bench_learning(
     config = dict(locals())
     from draftsmith.train.learning import Decoding, all_kinds, run_study
     from draftsmith.train.learning_figures import markdown, summarise
-    from draftsmith.train.plan import Plan
+    from draftsmith.train.run.config import Plan
     from draftsmith.train.study_figures import read_found
 
     kinds = all_kinds(num_layers, exits, exit_weights or [])

@@ -1,6 +1,6 @@
 """`draftsmith train sft`, `train soft`, `train target`: options to a finished model, by draftsmith.train.
 
-No training happens here; what the options mean stands in draftsmith.train.settings and draftsmith.train.plan.
+No training happens here; what the options mean stands in draftsmith.train.run.settings and draftsmith.train.run.config.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.recipes.options_of import with_options_of
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
     from draftsmith.train.objectives.objective import Objective
@@ -91,8 +91,8 @@ def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options
 
 def train(objective: Objective, options: dict[str, Any]) -> None:
     """A draft by `objective`; `options` are those of `sft`."""
-    from draftsmith.train.plan import Plan
-    from draftsmith.train.run import train_draft
+    from draftsmith.train.run.config import Plan
+    from draftsmith.train.run.run import train_draft
 
     json = options.pop("json", False)
     options.pop("exits", None)
@@ -140,7 +140,7 @@ def target(
         json: print one JSON object on the last line.
     """
     options = dict(locals())
-    from draftsmith.train.target import train_target
+    from draftsmith.train.run.target import train_target
 
     json = options.pop("json")
     facts = train_target(**options)

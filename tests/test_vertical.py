@@ -17,10 +17,10 @@ from draftsmith.infer.text.templates import find_template
 from draftsmith.train.export import export_draft
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.plan import Plan
-from draftsmith.train.run import train_draft
-from draftsmith.train.settings import Machine, Optim, Text, Watch
-from draftsmith.train.target import train_target
+from draftsmith.train.run.config import Plan
+from draftsmith.train.run.run import train_draft
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.target import train_target
 
 PROMPTS = ["count from 3", "count from 11", "say 4 and 5"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.train.run_record import Metrics
+from draftsmith.train.run.run_record import Metrics
 
 
 def save_model(

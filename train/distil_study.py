@@ -36,11 +36,11 @@ from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
 from draftsmith.train.objectives.objective import Objective, Surroundings
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.optimisers import make_optimiser
-from draftsmith.train.plan import Plan, resolved
-from draftsmith.train.run import load_data, train_draft
+from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.optimisers import make_optimiser
+from draftsmith.train.run.run import load_data, train_draft
+from draftsmith.train.run.validation import ROWS_AT_ONCE
 from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
-from draftsmith.train.validation import ROWS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ from draftsmith.train.drafts.exits import ExitStates, check_exits
 from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.plan import Plan, resolved
-from draftsmith.train.run import load_data, train_draft
+from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.run import load_data, train_draft
+from draftsmith.train.run.validation import decode_greedily, exit_losses
 from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
-from draftsmith.train.validation import decode_greedily, exit_losses
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget

@@ -14,7 +14,7 @@ from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import Template
-from draftsmith.train.validation import ROWS_AT_ONCE, decode_greedily
+from draftsmith.train.run.validation import ROWS_AT_ONCE, decode_greedily
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.train.callbacks import AtSteps
 from draftsmith.train.data.batches import Batches, MicroBatches
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.optimisers import Schedule
-from draftsmith.train.plan import Plan, resolved
-from draftsmith.train.run import fit
-from draftsmith.train.run_record import Metrics, RunRecord
-from draftsmith.train.settings import Machine, Optim
-from draftsmith.train.training import Training
+from draftsmith.train.run.callbacks import AtSteps
+from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.module import Training
+from draftsmith.train.run.optimisers import Schedule
+from draftsmith.train.run.run import fit
+from draftsmith.train.run.run_record import Metrics, RunRecord
+from draftsmith.train.run.settings import Machine, Optim
 
 if TYPE_CHECKING:
     from draftsmith.train.data.corpus import Corpus

@@ -7,7 +7,7 @@ import pytest
 from draftsmith.recipes.argv import options
 from draftsmith.recipes.cli import build_parser
 from draftsmith.recipes.options_of import with_options_of
-from draftsmith.train.settings import Optim
+from draftsmith.train.run.settings import Optim
 
 
 def first(*, out: str, steps: int | None = None, depth: int, optim: Optim = Optim(), json: bool = False) -> dict:

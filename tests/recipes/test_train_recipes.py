@@ -12,7 +12,7 @@ import yaml
 
 from draftsmith.recipes.cli import run
 from draftsmith.train.drafts.shapes import preset
-from draftsmith.train.target import random_llama, train_tokenizer
+from draftsmith.train.run.target import random_llama, train_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TINY = ["--text.max_length", "448", "--machine.device", "cpu", "--machine.workers", "0", "--optim.batch_size", "2",

@@ -6,8 +6,8 @@ import pytest
 
 from draftsmith.train.distil_figures import markdown, summarise
 from draftsmith.train.distil_study import Arm, Study, calibrated, run_study
-from draftsmith.train.plan import Plan
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.config import Plan
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 from draftsmith.train.study_figures import read_found
 
 

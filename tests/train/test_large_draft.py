@@ -12,9 +12,9 @@ import torch
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.flops import peak_flops, step_flops
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.plan import Plan
-from draftsmith.train.run import train_draft
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.config import Plan
+from draftsmith.train.run.run import train_draft
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 SHAPE_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
             "num_key_value_heads": 32, "max_position_embeddings": 4096}  # fmt: skip

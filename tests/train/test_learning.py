@@ -10,8 +10,8 @@ import pytest
 from draftsmith.recipes.bench_learning import bench_learning
 from draftsmith.train import learning
 from draftsmith.train.learning import all_kinds
-from draftsmith.train.settings import Machine, Optim, Text
-from draftsmith.train.validation import accepted_lengths
+from draftsmith.train.run.settings import Machine, Optim, Text
+from draftsmith.train.run.validation import accepted_lengths
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "bench_learning.yaml"
 

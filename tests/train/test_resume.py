@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from draftsmith.train.callbacks import MEASURED
-from draftsmith.train.run_record import Metrics, RunRecord
+from draftsmith.train.run.callbacks import MEASURED
+from draftsmith.train.run.run_record import Metrics, RunRecord
 
 STEPS = 24
 

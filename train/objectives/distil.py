@@ -21,10 +21,10 @@ from draftsmith.train.objectives.chunked_loss import chunked_loss
 from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
 from draftsmith.train.objectives.objective import Sums, Surroundings
 from draftsmith.train.objectives.soft import SoFT
+from draftsmith.train.run.trainers import rank
 from draftsmith.train.teacher.cache_build import open_or_build
 from draftsmith.train.teacher.distributions import Laws
 from draftsmith.train.teacher.live import LiveTeacher, Teacher
-from draftsmith.train.trainers import rank
 
 # A loss holds several forms of a chunk's laws at once; smaller chunks stay in a CPU's cache as well.
 CHUNK_ENTRIES = 1 << 20

@@ -23,6 +23,7 @@ from draftsmith.train.data.batches import IGNORED, assemble
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import pack
 from draftsmith.train.objectives.objective import Surroundings
+from draftsmith.train.run.trainers import rank
 from draftsmith.train.teacher.cache import (
     CachedTeacher,
     Identity,
@@ -33,7 +34,6 @@ from draftsmith.train.teacher.cache import (
     shard_path,
 )  # fmt: skip
 from draftsmith.train.teacher.live import LiveTeacher
-from draftsmith.train.trainers import rank
 
 ROWS_AT_ONCE = 4
 POSITIONS_AT_ONCE = 256

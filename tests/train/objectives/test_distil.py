@@ -18,9 +18,9 @@ from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
 from draftsmith.train.objectives.objective import Surroundings
-from draftsmith.train.plan import Plan
-from draftsmith.train.run import train_draft
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.config import Plan
+from draftsmith.train.run.run import train_draft
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 LOSSES = ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled", "greedy", "topk", "cross_entropy"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 STRATEGIES = ("auto", "ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3")
 # The extra that brings each logger's package, which has the logger's name.

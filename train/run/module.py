@@ -17,7 +17,7 @@ import torch
 from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.objective import Objective, Sums
-from draftsmith.train.optimisers import Schedule, make_optimiser
+from draftsmith.train.run.optimisers import Schedule, make_optimiser
 
 
 class Training(lightning.LightningModule):

@@ -23,7 +23,7 @@ from draftsmith.train.data.batches import IGNORED, Batch, Batches
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.training import Training, reduced
+from draftsmith.train.run.module import Training, reduced
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget

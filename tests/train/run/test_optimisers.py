@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from draftsmith.train.memory import memory_estimate, shards_of
-from draftsmith.train.muon import orthogonalised
-from draftsmith.train.optimisers import Schedule, make_optimiser
+from draftsmith.train.run.memory import memory_estimate, shards_of
+from draftsmith.train.run.muon import orthogonalised
+from draftsmith.train.run.optimisers import Schedule, make_optimiser
 
 
 def test_the_learning_rate_climbs_to_its_peak_and_falls_to_its_floor():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from draftsmith.train.muon import Muon
+from draftsmith.train.run.muon import Muon
 
 # A run limited by time does not know its length while it measures its first steps; they climb at this pace.
 PROVISIONAL_WARMUP = 100

@@ -18,10 +18,10 @@ import torch
 
 from draftsmith.infer.text.records import read_records
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.plan import Plan
-from draftsmith.train.run import train_draft
-from draftsmith.train.settings import Machine, Optim, Text, Watch
-from draftsmith.train.trainers import rank
+from draftsmith.train.run.config import Plan
+from draftsmith.train.run.run import train_draft
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.trainers import rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -22,21 +22,21 @@ from draftsmith.infer.files.cache_folder import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
-from draftsmith.train.callbacks import MEASURED, AtSteps
 from draftsmith.train.checkpoint import draw_curves, save_model
 from draftsmith.train.data.batches import Batches
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import freeze, init_draft
 from draftsmith.train.drafts.lora import add_lora, merge_lora
-from draftsmith.train.memory import memory_estimate, shards_of
 from draftsmith.train.objectives.objective import Objective, Surroundings
-from draftsmith.train.optimisers import Schedule
-from draftsmith.train.plan import Plan, resolved
-from draftsmith.train.run_record import Metrics, RunRecord
-from draftsmith.train.trainers import final_state, make_trainer, rank
-from draftsmith.train.training import Training
-from draftsmith.train.validation import accepted_lengths, held_out_losses, held_out_prompts
+from draftsmith.train.run.callbacks import MEASURED, AtSteps
+from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.memory import memory_estimate, shards_of
+from draftsmith.train.run.module import Training
+from draftsmith.train.run.optimisers import Schedule
+from draftsmith.train.run.run_record import Metrics, RunRecord
+from draftsmith.train.run.trainers import final_state, make_trainer, rank
+from draftsmith.train.run.validation import accepted_lengths, held_out_losses, held_out_prompts
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget

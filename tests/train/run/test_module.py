@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from draftsmith.train.callbacks import AtSteps
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.plan import Plan, resolved
-from draftsmith.train.run import train_draft
-from draftsmith.train.settings import Machine, Optim, Text, Watch
+from draftsmith.train.run.callbacks import AtSteps
+from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.run import train_draft
+from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 QUIET = Watch(val_every=0, val_prompts=0, save_every=1000)
 

@@ -17,8 +17,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from draftsmith.train.run_record import Metrics, RunRecord
-from draftsmith.train.training import Training
+from draftsmith.train.run.module import Training
+from draftsmith.train.run.run_record import Metrics, RunRecord
 
 MEASURED = 8
 SETTLING = 2

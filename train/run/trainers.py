@@ -12,13 +12,13 @@ import lightning
 import torch
 
 from draftsmith.infer.models.layers import stack_path
-from draftsmith.train.state_file import StateFile
+from draftsmith.train.run.state_file import StateFile
 
 if TYPE_CHECKING:
-    from draftsmith.train.callbacks import AtSteps
-    from draftsmith.train.plan import Plan
-    from draftsmith.train.run_record import RunRecord
-    from draftsmith.train.training import Training
+    from draftsmith.train.run.callbacks import AtSteps
+    from draftsmith.train.run.config import Plan
+    from draftsmith.train.run.module import Training
+    from draftsmith.train.run.run_record import RunRecord
 
 
 def rank() -> int:

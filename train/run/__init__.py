@@ -1,0 +1,1 @@
+"""A training run: its settings, Lightning module, optimisers, callbacks and folder."""
