@@ -14,7 +14,7 @@ from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
-from draftsmith.train.export import export_draft
+from draftsmith.train.export.export import export_draft
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.config import Plan

@@ -22,12 +22,12 @@ from draftsmith.infer.files.cache_folder import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
-from draftsmith.train.checkpoint import draw_curves, save_model
 from draftsmith.train.data.batches import Batches
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import freeze, init_draft
 from draftsmith.train.drafts.lora import add_lora, merge_lora
+from draftsmith.train.export.checkpoint import draw_curves, save_model
 from draftsmith.train.objectives.objective import Objective, Surroundings
 from draftsmith.train.run.callbacks import MEASURED, AtSteps
 from draftsmith.train.run.config import Plan, resolved

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from draftsmith.infer.models.load import load_model
-from draftsmith.train.checkpoint import save_model
-from draftsmith.train.export import export_draft
+from draftsmith.train.export.checkpoint import save_model
+from draftsmith.train.export.export import export_draft
 
 TOKEN = "hf_" + "x" * 30
 

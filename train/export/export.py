@@ -14,9 +14,16 @@ from typing import Any
 
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import DTYPES, load_model
-from draftsmith.train.card import copy_licences, licence_folder, licence_of, model_card, serve_line, speculative_config
-from draftsmith.train.checkpoint import save_model
 from draftsmith.train.drafts.exits import check_exits
+from draftsmith.train.export.card import (
+    copy_licences,
+    licence_folder,
+    licence_of,
+    model_card,
+    serve_line,
+    speculative_config,
+)
+from draftsmith.train.export.checkpoint import save_model
 
 
 def export_draft(

@@ -1,0 +1,1 @@
+"""Finished drafts as Hugging Face checkpoints, model cards and Hub uploads."""
