@@ -6,7 +6,7 @@
 #   TARGET=T DRAFT=D EXITS="1 2 4" HELD_OUT=calibration.jsonl QUESTIONS=questions.jsonl OUT=DIR recipes/bench_sd2.sh
 #
 # Store the draft in the dtype that it shall run in (`draftsmith export --dtype bfloat16`). For a slower target that says
-# the same: python -m draftsmith.recipes.slow_target --target T --blocks 24 --out SLOW.
+# the same: python -m draftsmith.recipes.studies.slow_target --target T --blocks 24 --out SLOW.
 #
 # Measured (2 cores of an AMD EPYC 9004, shared; bfloat16, greedy, batch 1, torch 2.13, 2026-11-21). Draft: 4 x 512, exits
 # 1/2/4, SoFT for 150 steps on its target's answers. Speedup over plain decoding, accepted_length in parentheses; questions

@@ -96,15 +96,17 @@ COMMANDS: dict[str, Command] = {
         "draftsmith.recipes.report:report", "one page from run folders: which drafter to use, and why", MEASURE
     ),
     "plan bench": Command(
-        "draftsmith.recipes.bench_plan:bench_plan", "what plan predicts beside what the loop does", CHECK
+        "draftsmith.recipes.studies.bench_plan:bench_plan", "what plan predicts beside what the loop does", CHECK
     ),
     "store bench rest": Command(
-        "draftsmith.recipes.bench_rest:bench_rest", "rest beside REST's own rule, replayed", CHECK
+        "draftsmith.recipes.studies.bench_rest:bench_rest", "rest beside REST's own rule, replayed", CHECK
     ),
     "store bench dresd": Command(
-        "draftsmith.recipes.bench_dresd:bench_dresd", "retrieval drafters against plain decoding", CHECK
+        "draftsmith.recipes.studies.bench_dresd:bench_dresd", "retrieval drafters against plain decoding", CHECK
     ),
-    "store scale": Command("draftsmith.recipes.scale_rest:scale_rest", "time and memory of a large rest store", CHECK),
+    "store scale": Command(
+        "draftsmith.recipes.studies.scale_rest:scale_rest", "time and memory of a large rest store", CHECK
+    ),
 }
 
 # What the person gave and the machine refused, as against a bug of ours.

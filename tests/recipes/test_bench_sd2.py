@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from draftsmith.recipes.slow_target import slow_target
+from draftsmith.recipes.studies.slow_target import slow_target
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 WORDS = ["fox", "dog", "the lazy dog", "brown", "jumps", "over", "what", "says", "quick", "to that"]

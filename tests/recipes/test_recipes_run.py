@@ -114,7 +114,7 @@ def test_a_yaml_with_a_key_that_its_command_lacks_would_be_found(tmp_path: Path)
 def test_the_study_of_learning_takes_its_yaml() -> None:
     from jsonargparse import auto_parser
 
-    from draftsmith.recipes.bench_learning import bench_learning
+    from draftsmith.recipes.studies.bench_learning import bench_learning
 
     config = str(RECIPES / "bench_learning.yaml")
     given = ["--config", config, "--target", "t", "--data", "[d]", "--questions", "[q]", "--out", "o"]

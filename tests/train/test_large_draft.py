@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from draftsmith.infer.models.load import load_model
-from draftsmith.train.flops import peak_flops, step_flops
+from draftsmith.recipes.studies.flops import peak_flops, step_flops
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.config import Plan
 from draftsmith.train.run.run import train_draft

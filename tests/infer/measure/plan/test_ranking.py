@@ -27,7 +27,7 @@ from draftsmith.infer.measure.plan.ranking import (
 from draftsmith.infer.measure.plan.shapes import Shape, Size
 from draftsmith.infer.measure.plan.survey import Asked, Survey, check_room, survey
 from draftsmith.infer.measure.plan.tables import draw, plan_tables
-from draftsmith.infer.measure.plan_check import within
+from draftsmith.recipes.studies.plan_check import within
 
 CPU = torch.device("cpu")
 SIZE = Size(2, 1000, 1500, 400, 1900, 2000, 8, 950)

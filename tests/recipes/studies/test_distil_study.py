@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from draftsmith.train.distil_figures import markdown, summarise
-from draftsmith.train.distil_study import Arm, Study, calibrated, run_study
+from draftsmith.recipes.studies.distil_figures import markdown, summarise
+from draftsmith.recipes.studies.distil_study import Arm, Study, calibrated, run_study
+from draftsmith.recipes.studies.study_figures import read_found
 from draftsmith.train.run.config import Plan
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
-from draftsmith.train.study_figures import read_found
 
 
 def run_of(committed, steps):

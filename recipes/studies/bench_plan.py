@@ -56,8 +56,8 @@ def bench_plan(
     from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
     from draftsmith.infer.measure.plan.survey import Asked, survey
     from draftsmith.infer.measure.plan.tables import check_table
-    from draftsmith.infer.measure.plan_check import check, within
     from draftsmith.recipes.plan import numbers, words
+    from draftsmith.recipes.studies.plan_check import check, within
 
     config = load_config(target)
     kind, where = choose_dtype(config, dtype), choose_device(device)

@@ -5,10 +5,10 @@ import pytest
 
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template
-from draftsmith.train import throughput as timing
+from draftsmith.recipes.studies import throughput as timing
+from draftsmith.recipes.studies.throughput import compared, throughput
 from draftsmith.train.data.batches import Batches
 from draftsmith.train.data.corpus import load_corpus
-from draftsmith.train.throughput import compared, throughput
 
 
 def test_every_arm_learns_all_tokens_once_in_each_round(target_folder, chats, tmp_path, monkeypatch, capsys):

@@ -41,7 +41,7 @@ def compare(
     seconds = {"rest": rebuild(opened, folder / "store"), "pld": 0.0}
     searches: list[float] = []
     if has_peer():
-        from draftsmith.retrieval.rest_peer import DraftRetriever
+        from draftsmith.recipes.studies.rest_peer import DraftRetriever
 
         documents = [ids.tolist() for _, ids in opened.documents()]
         began = time.perf_counter()

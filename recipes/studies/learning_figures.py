@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from draftsmith.train.study_figures import Found, alone, cell, compared, listed, sides
+from draftsmith.recipes.studies.study_figures import Found, alone, cell, compared, listed, sides
 
 
 def summarise(found: Found, distinct: Sequence[float], exits: Sequence[int]) -> dict[str, Any]:

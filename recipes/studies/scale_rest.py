@@ -35,7 +35,7 @@ def scale_rest(
         seed: of the variation.
         json: print one JSON object on the last line.
     """
-    from draftsmith.retrieval.rest_scale import growth, measure
+    from draftsmith.recipes.studies.rest_scale import growth, measure
 
     options = {"max_mapped_mb": max_mapped_mb}
     found = []

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from draftsmith.train.learning_figures import markdown, summarise
-from draftsmith.train.study_figures import read_found
+from draftsmith.recipes.studies.learning_figures import markdown, summarise
+from draftsmith.recipes.studies.study_figures import read_found
 
 
 def run(losses, committed, steps):

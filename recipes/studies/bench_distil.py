@@ -1,4 +1,4 @@
-"""Is distillation worth it? `python -m draftsmith.recipes.bench_distil --target T --data A --questions Q --out DIR`.
+"""Is distillation worth it? `python -m draftsmith.recipes.studies.bench_distil --target T --data A --questions Q --out DIR`.
 
 At equal cost in CPU seconds, three seeds, held-out questions:
     sft, kl                     supervised fine-tuning against forward KL from the live target, two layers each
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
-    from draftsmith.train.distil_study import Arm
+    from draftsmith.recipes.studies.distil_study import Arm
 
 RULES = ("sampled", "greedy", "topk")
 PAIRS = (
@@ -42,7 +42,7 @@ PAIRS = (
 
 def arms(out: Path, seconds: float, tuning_seconds: float, narrow: dict[str, int], lr: float) -> list[Arm]:
     """All arms of the study, those that others begin from before them."""
-    from draftsmith.train.distil_study import Arm
+    from draftsmith.recipes.studies.distil_study import Arm
 
     kl = {"losses": {"forward_kl": 1.0}}
     # Greedy drafting and trees are measured at the target's temperature 0, so that is what they are trained for.
@@ -108,10 +108,10 @@ def bench_distil(
         cache: folder of tokenised data.
         throughput: only decode with the wide and the narrow draft of the first seed, beside plain decoding.
     """
-    from draftsmith.train.distil_figures import markdown, summarise
-    from draftsmith.train.distil_study import Study, run_study
+    from draftsmith.recipes.studies.distil_figures import markdown, summarise
+    from draftsmith.recipes.studies.distil_study import Study, run_study
+    from draftsmith.recipes.studies.study_figures import read_found
     from draftsmith.train.run.config import Plan
-    from draftsmith.train.study_figures import read_found
 
     if throughput:
         return _throughput(target, questions, Path(out), (seeds or [0])[0])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from draftsmith.retrieval.rest_scale import growth
+from draftsmith.recipes.studies.rest_scale import growth
 
 SIZES = [1e6, 1e7, 1e8]
 

@@ -30,6 +30,7 @@ from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template
+from draftsmith.recipes.studies.study_runs import finished, first_turns, measured_path, plain_answers
 from draftsmith.train.data.batches import MicroBatches
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
@@ -40,7 +41,6 @@ from draftsmith.train.run.config import Plan, resolved
 from draftsmith.train.run.optimisers import make_optimiser
 from draftsmith.train.run.run import load_data, train_draft
 from draftsmith.train.run.validation import ROWS_AT_ONCE
-from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
 
 
 @dataclass(frozen=True, slots=True)

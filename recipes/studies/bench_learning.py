@@ -1,4 +1,4 @@
-"""Does sorted training pay? `python -m draftsmith.recipes.bench_learning --config STUDY.yaml`.
+"""Does sorted training pay? `python -m draftsmith.recipes.studies.bench_learning --config STUDY.yaml`.
 
 Per seed: one draft with exits (soft), one trained at full depth only (sft), and one trained by itself for each shallow
 depth (sft-1, sft-2, ...), with the same data, steps and batch. What they are worth is accepted_length on held-out
@@ -58,10 +58,10 @@ def bench_learning(
         machine: device, precision, workers.
     """
     config = dict(locals())
-    from draftsmith.train.learning import Decoding, all_kinds, run_study
-    from draftsmith.train.learning_figures import markdown, summarise
+    from draftsmith.recipes.studies.learning import Decoding, all_kinds, run_study
+    from draftsmith.recipes.studies.learning_figures import markdown, summarise
+    from draftsmith.recipes.studies.study_figures import read_found
     from draftsmith.train.run.config import Plan
-    from draftsmith.train.study_figures import read_found
 
     kinds = all_kinds(num_layers, exits, exit_weights or [])
     unknown = sorted(set(only or []) - {kind.name for kind in kinds})

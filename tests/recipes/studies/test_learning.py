@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.recipes.bench_learning import bench_learning
-from draftsmith.train import learning
-from draftsmith.train.learning import all_kinds
+from draftsmith.recipes.studies import learning
+from draftsmith.recipes.studies.bench_learning import bench_learning
+from draftsmith.recipes.studies.learning import all_kinds
 from draftsmith.train.run.settings import Machine, Optim, Text
 from draftsmith.train.run.validation import accepted_lengths
 
@@ -59,7 +59,7 @@ def test_a_study_trains_every_kind_with_every_seed_and_compares_them(study):
 def test_a_draft_is_measured_as_validation_measures_it(study, target_folder):
     from draftsmith.infer.models.load import load_model, load_target
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.train.study_runs import first_turns
+    from draftsmith.recipes.studies.study_runs import first_turns
 
     out, _, results = study
     target = load_target(str(target_folder), device="cpu")
@@ -102,7 +102,7 @@ def test_another_study_is_not_mixed_into_a_folder(study):
 def test_the_recipe_runs_as_a_command_of_its_own(target_folder, chats, tmp_path):
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"question_id": 0, "turns": ["go on from 1"]}) + "\n")
-    words = [sys.executable, "-m", "draftsmith.recipes.bench_learning", "--config", RECIPE, "--target", target_folder,
+    words = [sys.executable, "-m", "draftsmith.recipes.studies.bench_learning", "--config", RECIPE, "--target", target_folder,
              "--data", f"[{chats}]", "--questions", f"[{questions}]", "--out", tmp_path / "out", "--only", "[soft]",
              "--seeds", "[0]", "--max_steps", "1", "--max_new_tokens", "4", "--text.max_length", "128",
              "--text.cache", tmp_path / "cache"]  # fmt: skip

@@ -40,7 +40,7 @@ def bench_rest(
     from draftsmith.infer.measure.recording import recordings
     from draftsmith.infer.text.records import read_records
     from draftsmith.infer.text.templates import load_tokenizer
-    from draftsmith.retrieval.rest_bench import PEER, compare, has_peer
+    from draftsmith.recipes.studies.rest_bench import PEER, compare, has_peer
     from draftsmith.retrieval.store.documents import choose_template
     from draftsmith.retrieval.store.segments import Store
 

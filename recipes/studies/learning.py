@@ -26,6 +26,7 @@ from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import Template, find_template
+from draftsmith.recipes.studies.study_runs import finished, first_turns, measured_path, plain_answers
 from draftsmith.train.drafts.exits import ExitStates, check_exits
 from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.objectives.sft import SFT
@@ -33,7 +34,6 @@ from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.config import Plan, resolved
 from draftsmith.train.run.run import load_data, train_draft
 from draftsmith.train.run.validation import decode_greedily, exit_losses
-from draftsmith.train.study_runs import finished, first_turns, measured_path, plain_answers
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget

@@ -1,6 +1,6 @@
-"""Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.bench_training`.
+"""Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.studies.bench_training`.
 
-Same model, data, precision, optimiser and rows per step in one process; the arms take turns (train/throughput.py). Of
+Same model, data, precision, optimiser and rows per step in one process; the arms take turns (recipes/studies/throughput.py). Of
 the seconds by the wall and of this process's CPUs, the second are the ones to trust on a machine that others use too.
 """
 
@@ -33,9 +33,9 @@ def bench_training(
     """
     from draftsmith.infer.models.load import load_model
     from draftsmith.infer.text.templates import find_template
+    from draftsmith.recipes.studies.throughput import throughput
     from draftsmith.train.data.batches import Batches
     from draftsmith.train.data.corpus import load_corpus, split
-    from draftsmith.train.throughput import throughput
 
     model, tokenizer = load_model(target, dtype="float32", device="cpu")
     with tempfile.TemporaryDirectory() as scratch:

@@ -23,9 +23,9 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.recorded_target import RecordedTarget
+from draftsmith.recipes.studies.rest_bench import latency
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.rest.drafter import Rest
-from draftsmith.retrieval.rest_bench import latency
 from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.segments import Store
 from draftsmith.retrieval.store.writer import CHUNK_TOKENS, build

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from draftsmith.train.study_figures import Found, alone, cell, compared, listed, sides
+from draftsmith.recipes.studies.study_figures import Found, alone, cell, compared, listed, sides
 
 
 def summarise(found: Found, distinct: Sequence[float], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
