@@ -7,7 +7,7 @@ import time
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
 
-from draftsmith.recipes.progress import progress
+from draftsmith.recipes.cli.progress import progress
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
@@ -69,7 +69,7 @@ def answers(
     from draftsmith.infer.answers.by_engine import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.models.load import load_target
-    from draftsmith.recipes.questions import read_questions
+    from draftsmith.recipes.cli.questions import read_questions
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
@@ -104,7 +104,7 @@ def _by_loop(
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.drafters import parse_drafters
+    from draftsmith.recipes.cli.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)
     if len(chosen) > 1:

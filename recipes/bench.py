@@ -96,7 +96,7 @@ def bench(
 
 
 def _progress(done: int, runs: int, name: str) -> None:
-    from draftsmith.recipes.progress import progress
+    from draftsmith.recipes.cli.progress import progress
 
     progress(f"{done}/{runs} runs, last {name}", last=done == runs)
 
@@ -104,7 +104,7 @@ def _progress(done: int, runs: int, name: str) -> None:
 def _questions(data: list[str], limit: int | None) -> list[Question]:
     """The user's turns of each record; ids that are numbers stay numbers, as Spec-Bench's own scripts expect."""
     from draftsmith.infer.measure.runner import Question
-    from draftsmith.recipes.questions import read_questions
+    from draftsmith.recipes.cli.questions import read_questions
 
     return [
         Question(int(one.id) if one.id.isdecimal() else one.id, one.category, tuple(one.questions), one.system)
@@ -122,7 +122,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.drafters import PLAIN, parse_drafters
+    from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
 
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
     tokenizer = target.tokenizer

@@ -71,7 +71,7 @@ def calibrate(
     from draftsmith.infer.measure.calibrate.tables import calibration_tables, results
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models.load import load_target
-    from draftsmith.recipes.drafters import parse_drafters
+    from draftsmith.recipes.cli.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)
     if not chosen:
@@ -117,7 +117,7 @@ def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> 
     """The target's answers, and how many were left out because they loop."""
     from draftsmith.infer.measure.calibrate.answers import answer_prompts, without_loops
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.questions import read_questions
+    from draftsmith.recipes.cli.questions import read_questions
 
     records = read_questions(config["data"], config["limit"])
     template = find_template(config["template"], loaded.tokenizer)
@@ -140,7 +140,7 @@ def _write(path: Any, found: dict[str, Calibrated], told: dict[str, Any]) -> Non
 
 
 def _progress(label: str, what: str) -> Callable[[int, int], None]:
-    from draftsmith.recipes.progress import progress
+    from draftsmith.recipes.cli.progress import progress
 
     def tell(done: int, total: int) -> None:
         if done == total or done % 10 == 0:

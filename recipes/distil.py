@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from draftsmith.recipes.options_of import with_options_of
+from draftsmith.recipes.cli.options_of import with_options_of
 from draftsmith.recipes.train import sft, train
 
 

@@ -64,7 +64,7 @@ def generate(
     from draftsmith.infer.engine.generate import generate as run
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.drafters import parse_drafters
+    from draftsmith.recipes.cli.drafters import parse_drafters
 
     chosen = parse_drafters(drafters)
     if len(chosen) > 1:
@@ -98,7 +98,7 @@ def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str
     unless `system` is given."""
     from draftsmith.infer.answers.by_engine import with_keys
     from draftsmith.infer.text.record import Message
-    from draftsmith.recipes.questions import read_questions
+    from draftsmith.recipes.cli.questions import read_questions
 
     if prompt and data is not None:
         raise ValueError("give either --prompt or --data, not both")

@@ -114,7 +114,7 @@ def _command(step: Step) -> str:
 
 
 def _run(step: Step, which: str) -> None:
-    from draftsmith.recipes.cli import run
+    from draftsmith.recipes.cli.main import run
 
     if step.make is not None:
         print(f"      {step.make()}")

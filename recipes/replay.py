@@ -67,7 +67,7 @@ def replay(
     from draftsmith.infer.measure.split import arrived, parse_split, split_recordings
     from draftsmith.infer.text.records import ReadReport, read_records
     from draftsmith.infer.text.templates import load_tokenizer
-    from draftsmith.recipes.drafters import leaves_open, parse_drafters
+    from draftsmith.recipes.cli.drafters import leaves_open, parse_drafters
     from draftsmith.retrieval.rest.answer_store import store_answers
 
     if not drafters:
@@ -130,7 +130,7 @@ def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Templ
 
 
 def _progress(done: int, total: int, name: str) -> None:
-    from draftsmith.recipes.progress import progress
+    from draftsmith.recipes.cli.progress import progress
 
     if done == total or done % 20 == 0:
         progress(f"{name}: {done}/{total}", last=done == total)

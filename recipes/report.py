@@ -20,7 +20,7 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.measure.report.report import write_report
-    from draftsmith.recipes.drafters import short_names
+    from draftsmith.recipes.cli.drafters import short_names
 
     made = write_report(runs, out, short_names())
     if made.missing:
@@ -41,7 +41,7 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
 def report_beside(folder: Path) -> None:
     """The report of a run that has just been written; one line on standard error says where it lies."""
     from draftsmith.infer.measure.report.report import write_report
-    from draftsmith.recipes.drafters import short_names
+    from draftsmith.recipes.cli.drafters import short_names
 
     made = write_report([folder], None, short_names())
     note = f" ({made.missing})" if made.missing else ""

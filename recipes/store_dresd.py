@@ -120,6 +120,6 @@ def render_all(records: Iterable[Any], template: Template, skipped: dict[str, in
 
 
 def _progress(done: int, total: int) -> None:
-    from draftsmith.recipes.progress import progress
+    from draftsmith.recipes.cli.progress import progress
 
     progress(f"{done}/{total} keys embedded", last=done == total)

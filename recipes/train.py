@@ -8,7 +8,7 @@ from __future__ import annotations
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.recipes.options_of import with_options_of
+from draftsmith.recipes.cli.options_of import with_options_of
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:

@@ -69,8 +69,8 @@ def commands(page: Path) -> Iterator[str]:
 
 def check(line: str, whole: bool) -> None:
     """A command of a block is parsed whole; one named in a sentence has the options that it names."""
-    from draftsmith.recipes.argv import normalise, options
-    from draftsmith.recipes.cli import COMMANDS, _split, build_parser, load
+    from draftsmith.recipes.cli.argv import normalise, options
+    from draftsmith.recipes.cli.main import COMMANDS, _split, build_parser, load
 
     words = shlex.split(line)
     assert words[0] == "draftsmith", line
@@ -104,7 +104,7 @@ def test_a_command_that_is_wrong_would_be_found() -> None:
 def test_the_yaml_of_a_page_names_drafters_as_the_loader_reads_them(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from draftsmith.recipes.drafters import parse_drafters
+    from draftsmith.recipes.cli.drafters import parse_drafters
 
     for number, text in enumerate(blocks(page, "yaml")):
         (name, entry), *_ = yaml.safe_load(text).items()

@@ -18,9 +18,9 @@ import pytest
 from tiny_folders import byte_tokenizer, save, tiny_llama
 
 from draftsmith.infer.drafters.registry import import_class
-from draftsmith.recipes.argv import options
-from draftsmith.recipes.cli import COMMANDS, load, run
-from draftsmith.recipes.drafters import short_names
+from draftsmith.recipes.cli.argv import options
+from draftsmith.recipes.cli.drafters import short_names
+from draftsmith.recipes.cli.main import COMMANDS, load, run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

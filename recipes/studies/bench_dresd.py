@@ -59,8 +59,8 @@ def bench_dresd(
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.records import read_records
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.drafters import PLAIN, parse_drafters
-    from draftsmith.recipes.progress import progress
+    from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
+    from draftsmith.recipes.cli.progress import progress
 
     loaded = load_target(target, dtype=dtype, device=device)
     form, settings = find_template(template, loaded.tokenizer), Settings(temperature, top_p=top_p, seed=seed)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 
 
 @dataclass(frozen=True, slots=True)

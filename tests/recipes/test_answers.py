@@ -54,7 +54,7 @@ def by_key(rows):
 
 @pytest.fixture(scope="module")
 def uninterrupted(folders, questions, tmp_path_factory):
-    from draftsmith.recipes.cli import run
+    from draftsmith.recipes.cli.main import run
 
     out = tmp_path_factory.mktemp("whole") / "answers.jsonl"
     assert run(words(folders, questions, out)) == 0
@@ -65,7 +65,7 @@ def test_killed_at_random_moments_no_row_is_lost_and_none_doubled(
     folders, questions, uninterrupted, tmp_path, call, record_property
 ):
     out = tmp_path / "answers.jsonl"
-    program = "import sys; from draftsmith.recipes.cli import run; sys.exit(run(sys.argv[1:]))"
+    program = "import sys; from draftsmith.recipes.cli.main import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", program, *words(folders, questions, out)]
     seed = random.SystemRandom().randrange(1 << 30)
     record_property("seed", seed)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from draftsmith.recipes import env as module
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 
 GPU = {"name": "Test GPU", "memory_gib": 80.0, "capability": "9.0", "bf16": True}
 

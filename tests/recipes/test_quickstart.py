@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.recipes.cli import COMMANDS, load
+from draftsmith.recipes.cli.main import COMMANDS, load
 from draftsmith.recipes.quickstart_scales import SCALES
 from draftsmith.recipes.quickstart_steps import Plan
 
@@ -117,7 +117,7 @@ def test_the_replay_that_it_ends_with_runs(ran, call):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_step_is_a_command_with_options_that_exist(tmp_path, scale):
-    from draftsmith.recipes.argv import normalise, options
+    from draftsmith.recipes.cli.argv import normalise, options
 
     for step in Plan(tmp_path, SCALES[scale], 0).steps():
         if step.make is not None:

@@ -163,7 +163,7 @@ def test_what_is_not_the_quickstarts_is_not_touched(bench):
 
 
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("draftsmith.recipes.cli.run", lambda words: 130)
+    monkeypatch.setattr("draftsmith.recipes.cli.main.run", lambda words: 130)
     step = Step("a", "a", tmp_path / "a", None, ["bench"])
     with pytest.raises(KeyboardInterrupt, match="run the same command again"):
         run_steps([step], tmp_path, {})

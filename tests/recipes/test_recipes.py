@@ -120,7 +120,7 @@ def test_recipes_are_listed_and_copied_from_an_installed_wheel(tmp_path):
     env = os.environ | {"PYTHONPATH": str(installed)}
     program = (
         "import sys, draftsmith.recipes.recipes as ours\nassert ours.__file__.startswith(sys.argv.pop(1))\n"
-        "from draftsmith.recipes.cli import main\nmain()"
+        "from draftsmith.recipes.cli.main import main\nmain()"
     )
     words = [sys.executable, "-c", program, installed, "recipes"]
     listed = subprocess.run([*map(str, words), "--json"], capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from tiny_folders import save, tiny_llama
 
-from draftsmith.recipes.argv import normalise, options
-from draftsmith.recipes.cli import COMMANDS, _split, build_parser, load
+from draftsmith.recipes.cli.argv import normalise, options
+from draftsmith.recipes.cli.main import COMMANDS, _split, build_parser, load
 from draftsmith.recipes.recipes import packaged
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

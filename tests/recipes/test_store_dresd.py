@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval import Dresd
 
 TEXT = "the quick brown fox jumps over a lazy dog and then it says hello to all who stand there"

@@ -39,7 +39,7 @@ def test_colours_come_on_a_terminal_only_and_not_where_no_color_is_set(env, colo
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"prompt": "hello", "output": "over the lazy dog"}) + "\n")
     words = ["data", str(data), "--tokenizer", str(folders.target)]
-    program = f"from draftsmith.recipes.cli import run\nraise SystemExit(run({words!r}))"
+    program = f"from draftsmith.recipes.cli.main import run\nraise SystemExit(run({words!r}))"
     seen = on_a_terminal(program, **env)
     colours = {code for code in COLOUR.findall(seen) if re.search(r"[39][1-7]", code)}
     assert bool(colours) == coloured
@@ -52,8 +52,8 @@ def test_colours_come_on_a_terminal_only_and_not_where_no_color_is_set(env, colo
 
 PROGRESS = """
 import sys
-from draftsmith.recipes import progress as module
-from draftsmith.recipes.cli import _tell
+from draftsmith.recipes.cli import progress as module
+from draftsmith.recipes.cli.main import _tell
 module.EVERY_S = 0.0 if len(sys.argv) > 1 else 1e9
 for done in range(3):
     module.progress(f"{done}/3")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 from draftsmith.train.drafts.shapes import preset
 from draftsmith.train.run.target import random_llama, train_tokenizer
 

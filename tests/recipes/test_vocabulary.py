@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import pytest
 
-from draftsmith.recipes.argv import normalise, options
-from draftsmith.recipes.cli import COMMANDS, build_parser, load, run
-from draftsmith.recipes.renamed import RENAMED
+from draftsmith.recipes.cli.argv import normalise, options
+from draftsmith.recipes.cli.main import COMMANDS, build_parser, load, run
+from draftsmith.recipes.cli.renamed import RENAMED
 
 
 def error_of(capsys):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval.store.segments import Manifest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -18,7 +18,7 @@ QUESTIONS, STEPS, DRAFTERS = 480, 300, 6
 MEASURE = """
 import json, resource, sys, time
 began = time.perf_counter()
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 code = run(["report", sys.argv[1]])
 print(json.dumps({"code": code, "seconds": time.perf_counter() - began,
                   "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

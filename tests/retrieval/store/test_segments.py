@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from draftsmith.recipes.cli import run
+from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.store import writer as store_writer
 from draftsmith.retrieval.store.format import MANIFEST, locked
@@ -175,7 +175,7 @@ def write_rows(path: Path, count: int) -> Path:
 def test_a_build_killed_midway_resumes_to_the_same_store(tmp_path: Path, word_tokenizer: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", 4000)
     options = ["--data", str(data), "--tokenizer", str(word_tokenizer), "--chunk_tokens", "4000"]
-    command = [sys.executable, "-c", "from draftsmith.recipes.cli import main; main()", "store", "build", "rest"]
+    command = [sys.executable, "-c", "from draftsmith.recipes.cli.main import main; main()", "store", "build", "rest"]
     killed = subprocess.Popen(
         [*command, *options, "--out", str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True
     )

@@ -206,7 +206,7 @@ def test_two_processes_with_one_cache_train_to_the_losses_of_one_process(target_
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(more, told, target_folder, chats, tmp_path, capsys, monkeypatch):
-    from draftsmith.recipes.cli import run
+    from draftsmith.recipes.cli.main import run
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.json").write_text("{}")

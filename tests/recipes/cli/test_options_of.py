@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 
-from draftsmith.recipes.argv import options
-from draftsmith.recipes.cli import build_parser
-from draftsmith.recipes.options_of import with_options_of
+from draftsmith.recipes.cli.argv import options
+from draftsmith.recipes.cli.main import build_parser
+from draftsmith.recipes.cli.options_of import with_options_of
 from draftsmith.train.run.settings import Optim
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from draftsmith.recipes.argv import Option
+    from draftsmith.recipes.cli.argv import Option
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +190,9 @@ def load(command: Command) -> Callable[..., Any]:
 def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     from jsonargparse import ArgumentError
 
-    from draftsmith.recipes.argv import normalise, options
-    from draftsmith.recipes.parse_errors import in_words
-    from draftsmith.recipes.renamed import RENAMED, refuse_old_keys
+    from draftsmith.recipes.cli.argv import normalise, options
+    from draftsmith.recipes.cli.parse_errors import in_words
+    from draftsmith.recipes.cli.renamed import RENAMED, refuse_old_keys
 
     known, renamed = options(function), RENAMED.get(name, {})
     parser = build_parser(name, function, known)
@@ -272,7 +272,7 @@ def _missing_extra(error: ModuleNotFoundError) -> str | None:
 
 
 def _tell(line: str, code: int) -> int:
-    from draftsmith.recipes.progress import progress
+    from draftsmith.recipes.cli.progress import progress
 
     progress.end()
     if os.environ.get("DRAFTSMITH_TRACEBACK") == "1":

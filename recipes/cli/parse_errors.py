@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from draftsmith.recipes.argv import Option
+from draftsmith.recipes.cli.argv import Option
 
 _EXPECTED = re.compile(r": Expected an? (?P<kind>.+?)\. Got value: (?P<value>.*)")
 _KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false",

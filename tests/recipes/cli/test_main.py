@@ -9,8 +9,8 @@ from typing import Literal
 
 import pytest
 
-from draftsmith.recipes.argv import normalise, options
-from draftsmith.recipes.cli import COMMANDS, Command, load, run
+from draftsmith.recipes.cli.argv import normalise, options
+from draftsmith.recipes.cli.main import COMMANDS, Command, load, run
 
 
 @dataclass
@@ -312,7 +312,7 @@ def test_a_word_after_two_hyphens_is_never_an_option():
 @pytest.mark.parametrize("words", [["--help"], ["--version"], []])
 def test_help_and_version_import_nothing_heavy(words):
     probe = (
-        "import json, sys\nfrom draftsmith.recipes.cli import run\nrun(json.loads(sys.argv[1]))\n"
+        "import json, sys\nfrom draftsmith.recipes.cli.main import run\nrun(json.loads(sys.argv[1]))\n"
         "print(sorted({'torch', 'transformers', 'numpy', 'jsonargparse', 'yaml'} & {*sys.modules}))"
     )
     done = subprocess.run(
@@ -324,7 +324,7 @@ def test_help_and_version_import_nothing_heavy(words):
 def test_a_reader_that_leaves_ends_the_command_in_silence():
     program = (
         f"import sys; sys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\n"
-        "from draftsmith.recipes.cli import Command, run\n"
+        "from draftsmith.recipes.cli.main import Command, run\n"
         "sys.exit(run(['lines'], {'lines': Command('test_cli:lines', 'print for ever')}))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -335,7 +335,7 @@ def test_a_reader_that_leaves_ends_the_command_in_silence():
 
 
 def test_the_console_script_hands_its_exit_code_to_the_shell():
-    program = "import sys; sys.argv[1:] = ['zzz']; from draftsmith.recipes.cli import main; main()"
+    program = "import sys; sys.argv[1:] = ['zzz']; from draftsmith.recipes.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from draftsmith.recipes.renamed import refuse_old
+from draftsmith.recipes.cli.renamed import refuse_old
 
 # Options that every command has; the value says whether a word follows.
 COMMON = {"config": True, "help": False, "print_config": False}

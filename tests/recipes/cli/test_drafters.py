@@ -2,8 +2,8 @@
 
 import pytest
 
-from draftsmith.recipes import drafters as module
-from draftsmith.recipes.drafters import parse_drafters, short_names
+from draftsmith.recipes.cli import drafters as module
+from draftsmith.recipes.cli.drafters import parse_drafters, short_names
 
 NAMES_THAT_STAY = {
     "pld": ("draftsmith.retrieval.PromptLookup", None),

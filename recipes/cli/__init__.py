@@ -1,0 +1,1 @@
+"""The `draftsmith` command line: its commands, parsing, progress and error messages."""
