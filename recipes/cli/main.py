@@ -48,7 +48,7 @@ START, KNOW, LEARN, STORES, DECODE, MEASURE, CHECK = (
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "draftsmith.recipes.quickstart:quickstart", "train, retrieve and compare on this machine", START
+        "draftsmith.recipes.quickstart.command:quickstart", "train, retrieve and compare on this machine", START
     ),
     "recipes": Command("draftsmith.recipes.recipes:recipes", "the packaged recipes: scripts and settings", START),
     "recipes copy": Command("draftsmith.recipes.recipes:copy", "copy recipes to a folder of yours", START),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.recipes.quickstart_run import run_steps
-from draftsmith.recipes.quickstart_steps import Step
+from draftsmith.recipes.quickstart.run import run_steps
+from draftsmith.recipes.quickstart.steps import Step
 
 
 class Bench:

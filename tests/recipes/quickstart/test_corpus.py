@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from draftsmith.recipes.quickstart_corpus import ASKED, CORPUS, HELD_OUT, QUESTIONS, bare_code, pieces, write_corpus
+from draftsmith.recipes.quickstart.corpus import ASKED, CORPUS, HELD_OUT, QUESTIONS, bare_code, pieces, write_corpus
 
 MODULE = '''"""What it is."""
 # why

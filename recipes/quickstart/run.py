@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from draftsmith.recipes.quickstart_steps import Step
+from draftsmith.recipes.quickstart.steps import Step
 
 # What `machine_seconds` took where the steps' seconds were measured.
 REFERENCE_SECONDS = 0.31

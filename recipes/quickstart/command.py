@@ -22,9 +22,9 @@ def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | No
         out: the folder for everything; quickstart/SCALE where none is given.
         seed: of the text's order, of training and of measuring.
     """
-    from draftsmith.recipes.quickstart_run import run_steps
-    from draftsmith.recipes.quickstart_scales import SCALES
-    from draftsmith.recipes.quickstart_steps import Plan
+    from draftsmith.recipes.quickstart.run import run_steps
+    from draftsmith.recipes.quickstart.scales import SCALES
+    from draftsmith.recipes.quickstart.steps import Plan
 
     size = SCALES[scale]
     folder = Path(out or f"quickstart/{scale}")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from draftsmith.recipes.cli.main import COMMANDS, load
-from draftsmith.recipes.quickstart_scales import SCALES
-from draftsmith.recipes.quickstart_steps import Plan
+from draftsmith.recipes.quickstart.scales import SCALES
+from draftsmith.recipes.quickstart.steps import Plan
 
 COMMAND = [sys.executable, "-m", "draftsmith.recipes", "quickstart", "--scale", "smoke", "--out"]
 PEERS = {"transformers generate", "transformers prompt_lookup", "transformers assistant"}

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from draftsmith.recipes.quickstart_corpus import ASKED, CORPUS, HELD_OUT, QUESTIONS, write_corpus
-from draftsmith.recipes.quickstart_scales import Scale
+from draftsmith.recipes.quickstart.corpus import ASKED, CORPUS, HELD_OUT, QUESTIONS, write_corpus
+from draftsmith.recipes.quickstart.scales import Scale
 
 # Tokens of a row in training; no question with its answer is longer.
 LENGTH = 256

@@ -1,0 +1,1 @@
+"""`draftsmith quickstart`: train, retrieve and compare on text that every machine has."""
