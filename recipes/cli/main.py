@@ -50,50 +50,70 @@ COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "draftsmith.recipes.quickstart.command:quickstart", "train, retrieve and compare on this machine", START
     ),
-    "recipes": Command("draftsmith.recipes.recipes:recipes", "the packaged recipes: scripts and settings", START),
-    "recipes copy": Command("draftsmith.recipes.recipes:copy", "copy recipes to a folder of yours", START),
-    "env": Command("draftsmith.recipes.env:env", "what is installed and what this machine is", START),
-    "data": Command("draftsmith.recipes.data:data", "what the reader makes of your files", KNOW),
-    "replay": Command("draftsmith.recipes.replay:replay", "drafters against recorded answers, without a target", KNOW),
-    "plan": Command("draftsmith.recipes.plan:plan", "which draft would pay here, before anything is trained", KNOW),
+    "recipes": Command(
+        "draftsmith.recipes.commands.recipes:recipes", "the packaged recipes: scripts and settings", START
+    ),
+    "recipes copy": Command("draftsmith.recipes.commands.recipes:copy", "copy recipes to a folder of yours", START),
+    "env": Command("draftsmith.recipes.commands.env:env", "what is installed and what this machine is", START),
+    "data": Command("draftsmith.recipes.commands.data:data", "what the reader makes of your files", KNOW),
+    "replay": Command(
+        "draftsmith.recipes.commands.replay:replay", "drafters against recorded answers, without a target", KNOW
+    ),
+    "plan": Command(
+        "draftsmith.recipes.commands.plan:plan", "which draft would pay here, before anything is trained", KNOW
+    ),
     "answers": Command(
-        "draftsmith.recipes.answers:answers", "the target's own answers: what drafts learn and stores hold", LEARN
+        "draftsmith.recipes.commands.answers:answers",
+        "the target's own answers: what drafts learn and stores hold",
+        LEARN,
     ),
-    "train sft": Command("draftsmith.recipes.train:sft", "train a draft model by supervised fine-tuning", LEARN),
+    "train sft": Command(
+        "draftsmith.recipes.commands.train:sft", "train a draft model by supervised fine-tuning", LEARN
+    ),
     "train soft": Command(
-        "draftsmith.recipes.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARN
+        "draftsmith.recipes.commands.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARN
     ),
-    "train distil": Command("draftsmith.recipes.distil:distil", "train a draft model on the target's own law", LEARN),
-    "train target": Command("draftsmith.recipes.train:target", "train a small target from scratch on your text", LEARN),
+    "train distil": Command(
+        "draftsmith.recipes.commands.distil:distil", "train a draft model on the target's own law", LEARN
+    ),
+    "train target": Command(
+        "draftsmith.recipes.commands.train:target", "train a small target from scratch on your text", LEARN
+    ),
     "calibrate": Command(
-        "draftsmith.recipes.calibrate:calibrate", "what confidence and passes are worth, per target", LEARN
+        "draftsmith.recipes.commands.calibrate:calibrate", "what confidence and passes are worth, per target", LEARN
     ),
     "export": Command(
-        "draftsmith.recipes.export:export", "a trained draft as a plain model, to a folder or the Hub", LEARN
+        "draftsmith.recipes.commands.export:export", "a trained draft as a plain model, to a folder or the Hub", LEARN
     ),
     "store build rest": Command(
-        "draftsmith.recipes.store:build_rest", "a store of documents for the rest drafter", STORES
+        "draftsmith.recipes.commands.store.rest:build_rest", "a store of documents for the rest drafter", STORES
     ),
     "store build dresd": Command(
-        "draftsmith.recipes.store_dresd:build_dresd", "a dense store of what a target says", STORES
+        "draftsmith.recipes.commands.store.dresd:build_dresd", "a dense store of what a target says", STORES
     ),
-    "store info": Command("draftsmith.recipes.store:info", "what a store holds", STORES),
-    "store verify": Command("draftsmith.recipes.store:verify", "read a store through and check every file", STORES),
-    "store append": Command("draftsmith.recipes.store_edit:append", "add documents to a store", STORES),
+    "store info": Command("draftsmith.recipes.commands.store.rest:info", "what a store holds", STORES),
+    "store verify": Command(
+        "draftsmith.recipes.commands.store.rest:verify", "read a store through and check every file", STORES
+    ),
+    "store append": Command("draftsmith.recipes.commands.store.edit:append", "add documents to a store", STORES),
     "store merge": Command(
-        "draftsmith.recipes.store_edit:merge", "rewrite a store in as few segments as will do", STORES
+        "draftsmith.recipes.commands.store.edit:merge", "rewrite a store in as few segments as will do", STORES
     ),
     "store remove": Command(
-        "draftsmith.recipes.store_edit:remove", "take documents out of a store, by id or by age", STORES
+        "draftsmith.recipes.commands.store.edit:remove", "take documents out of a store, by id or by age", STORES
     ),
     "store quality": Command(
-        "draftsmith.recipes.store_quality:quality", "what a dense store is worth, without decoding", STORES
+        "draftsmith.recipes.commands.store.quality:quality", "what a dense store is worth, without decoding", STORES
     ),
-    "generate": Command("draftsmith.recipes.generate:generate", "text from a target and a drafter", DECODE),
-    "bench": Command("draftsmith.recipes.bench:bench", "one target, many drafters, against plain decoding", MEASURE),
-    "compare": Command("draftsmith.recipes.compare:compare", "speed and equality of two or more runs", MEASURE),
+    "generate": Command("draftsmith.recipes.commands.generate:generate", "text from a target and a drafter", DECODE),
+    "bench": Command(
+        "draftsmith.recipes.commands.bench:bench", "one target, many drafters, against plain decoding", MEASURE
+    ),
+    "compare": Command(
+        "draftsmith.recipes.commands.compare:compare", "speed and equality of two or more runs", MEASURE
+    ),
     "report": Command(
-        "draftsmith.recipes.report:report", "one page from run folders: which drafter to use, and why", MEASURE
+        "draftsmith.recipes.commands.report:report", "one page from run folders: which drafter to use, and why", MEASURE
     ),
     "plan bench": Command(
         "draftsmith.recipes.studies.bench_plan:bench_plan", "what plan predicts beside what the loop does", CHECK

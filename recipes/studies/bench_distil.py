@@ -131,7 +131,7 @@ def bench_distil(
 
 
 def _throughput(target: str, questions: Sequence[str], out: Path, seed: int) -> dict[str, Any]:
-    from draftsmith.recipes.bench import bench
+    from draftsmith.recipes.commands.bench import bench
 
     folder = out / "throughput"
     how = "top_k=1,num_draft_tokens=3,dtype=bfloat16"  # as a draft is served; training leaves float32

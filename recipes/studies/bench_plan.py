@@ -56,7 +56,7 @@ def bench_plan(
     from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
     from draftsmith.infer.measure.plan.survey import Asked, survey
     from draftsmith.infer.measure.plan.tables import check_table
-    from draftsmith.recipes.plan import numbers, words
+    from draftsmith.recipes.commands.plan import numbers, words
     from draftsmith.recipes.studies.plan_check import check, within
 
     config = load_config(target)

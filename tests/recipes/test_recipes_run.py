@@ -21,7 +21,7 @@ from tiny_folders import save, tiny_llama
 
 from draftsmith.recipes.cli.argv import normalise, options
 from draftsmith.recipes.cli.main import COMMANDS, _split, build_parser, load
-from draftsmith.recipes.recipes import packaged
+from draftsmith.recipes.commands.recipes import packaged
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SCRIPTS = [recipe.name for recipe in packaged()]

@@ -87,7 +87,7 @@ def test_unknown_and_impossible_options_are_one_line_and_exit_code_2(wrong, targ
 
 
 def test_help_of_soft_tells_every_option():
-    from draftsmith.recipes.train import sft, soft
+    from draftsmith.recipes.commands.train import sft, soft
 
     assert "exit_weights: weights" in soft.__doc__
     assert sft.__doc__.count(": ") <= soft.__doc__.count(": ")

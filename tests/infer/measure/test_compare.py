@@ -255,7 +255,7 @@ class TestCommand:
         return {name: str(path) for name, path in paths.items()}
 
     def test_require_equal_sets_the_exit_code(self, files):
-        from draftsmith.recipes.compare import compare as command
+        from draftsmith.recipes.commands.compare import compare as command
 
         assert command(files["base"], [files["same"]], require="equal") == 0
         assert command(files["base"], [files["less"]], require="equal") == 1
@@ -263,7 +263,7 @@ class TestCommand:
         assert command(files["base"], [files["less"]]) == 0
 
     def test_json_is_the_last_line(self, files, capsys):
-        from draftsmith.recipes.compare import compare as command
+        from draftsmith.recipes.commands.compare import compare as command
 
         command(files["base"], [files["less"]], json=True)
         report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from draftsmith.recipes.data import data
+from draftsmith.recipes.commands.data import data
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
-from draftsmith.recipes.store_dresd import render_all
+from draftsmith.recipes.commands.store.dresd import render_all
 from draftsmith.retrieval.dresd.index import IndexKind
 
 

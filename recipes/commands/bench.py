@@ -70,7 +70,7 @@ def bench(
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.measure.ties import name_ties
-    from draftsmith.recipes.report import report_beside
+    from draftsmith.recipes.commands.report import report_beside
 
     folder = RunFolder.create(out) if out else None
     questions = _questions(data, limit)

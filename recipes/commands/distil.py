@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from draftsmith.recipes.cli.options_of import with_options_of
-from draftsmith.recipes.train import sft, train
+from draftsmith.recipes.commands.train import sft, train
 
 
 @with_options_of(sft)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.records import OnBad
-from draftsmith.recipes.store import find_tokenizer, tell
+from draftsmith.recipes.commands.store.rest import find_tokenizer, tell
 
 if TYPE_CHECKING:
     from draftsmith.retrieval.store.documents import Content

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.recipes.recipes import packaged
+from draftsmith.recipes.commands.recipes import packaged
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -119,7 +119,7 @@ def test_recipes_are_listed_and_copied_from_an_installed_wheel(tmp_path):
     zipfile.ZipFile(next(tmp_path.glob("draftsmith-*.whl"))).extractall(installed)
     env = os.environ | {"PYTHONPATH": str(installed)}
     program = (
-        "import sys, draftsmith.recipes.recipes as ours\nassert ours.__file__.startswith(sys.argv.pop(1))\n"
+        "import sys, draftsmith.recipes.commands.recipes as ours\nassert ours.__file__.startswith(sys.argv.pop(1))\n"
         "from draftsmith.recipes.cli.main import main\nmain()"
     )
     words = [sys.executable, "-c", program, installed, "recipes"]
