@@ -17,6 +17,31 @@ MAY_IMPORT = {
     "train": {"train", "infer"},
     "recipes": {"recipes", "infer", "retrieval", "train"},
 }
+# The rooms of infer/ and of train/, and what each may import of the others. Whatever is not named here is forbidden.
+ROOMS = {
+    "infer": {
+        "contract": set(),
+        "files": set(),
+        "rules": {"contract"},
+        "text": {"contract", "files"},
+        "costs": {"contract", "files"},
+        "models": {"contract", "files", "text", "costs"},
+        "drafters": {"contract", "files", "text", "costs", "models", "rules"},
+        "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
+        "answers": {"contract", "files", "text", "engine"},
+        "measure": {"contract", "files", "text", "costs", "models", "rules", "drafters", "engine", "answers"},
+    },
+    "train": {
+        "data": set(),
+        "drafts": {"data"},
+        "teacher": {"data", "drafts"},
+        "objectives": {"data", "drafts", "teacher"},
+        "export": {"drafts"},
+        "run": {"data", "drafts", "teacher", "objectives", "export"},
+    },
+}
+# Source files in one folder: more is a drawer with labels. `__init__.py` is not counted.
+MOST_FILES = 15
 DRAWERS = {"utils", "util", "common", "helpers", "base", "misc"}
 # Imported where they are used. Lightning's classes are parents in train/, so there alone it comes with the module.
 OPTIONAL = {
@@ -67,6 +92,58 @@ def test_a_folder_imports_only_what_its_arrows_allow(folder):
         if part_of_ours(name) not in {None, *MAY_IMPORT[folder]}
     ]
     assert wrong == []
+
+
+def room_of(name: str, folder: str) -> str | None:
+    """The room of `folder` that a dotted name of ours belongs to, None for anything else."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["draftsmith", folder] and len(parts) > 2 and parts[2] in ROOMS[folder] else None
+
+
+def upward_imports(folder: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules(folder)
+        for name in imported(path)
+        if (inside := room_of(dotted(path), folder))
+        and room_of(name, folder) not in {None, inside, *ROOMS[folder][inside]}
+    ]
+
+
+def drawers(folder: str) -> list[str]:
+    """Folders with more than MOST_FILES source files."""
+    counts: dict[Path, int] = {}
+    for path in modules(folder):
+        counts[path.parent] = counts.get(path.parent, 0) + (path.name != "__init__.py")
+    return [f"{at.relative_to(ROOT)} has {count} files" for at, count in counts.items() if count > MOST_FILES]
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_every_module_of_a_folder_with_rooms_stands_in_one(folder):
+    assert {path.relative_to(ROOT / folder).parts[0] for path in modules(folder)} == {*ROOMS[folder], "__init__.py"}
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_a_room_imports_only_the_rooms_below_it(folder):
+    assert upward_imports(folder) == []
+
+
+def test_a_planted_upward_import_and_a_planted_drawer_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    room = tmp_path / "infer" / "models"
+    room.mkdir(parents=True)
+    (room / "planted.py").write_text("def f():\n    from draftsmith.infer.measure import bench\n")
+    (room / "allowed.py").write_text("from draftsmith.infer.contract.row import Row\n")
+    assert upward_imports("infer") == ["infer/models/planted.py imports draftsmith.infer.measure.bench"]
+    assert drawers("infer") == []
+    for number in range(MOST_FILES - 1):
+        (room / f"file{number}.py").write_text('"""One more."""\n')
+    assert drawers("infer") == [f"infer/models has {MOST_FILES + 1} files"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folder_is_a_drawer(folder):
+    assert drawers(folder) == []
 
 
 def test_the_arrow_scan_sees_every_form_of_import(tmp_path, monkeypatch):

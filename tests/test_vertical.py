@@ -17,7 +17,7 @@ from draftsmith.infer.text.templates import find_template
 from draftsmith.train.export.export import export_draft
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import Plan
+from draftsmith.train.run.config import TrainConfig
 from draftsmith.train.run.run import train_draft
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 from draftsmith.train.run.target import train_target
@@ -49,7 +49,7 @@ def spine(tmp_path_factory):
         "machine": machine, "optim": Optim(lr=3e-3, batch_size=4), "watch": Watch(val_every=0, val_new_tokens=16),
     }  # fmt: skip
     for name, objective in (("sft", SFT()), ("soft", SoFT([1, 2]))):
-        train_draft(objective, Plan(out=str(root / name), **common))
+        train_draft(objective, TrainConfig(out=str(root / name), **common))
     return root
 
 

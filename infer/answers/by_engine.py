@@ -29,20 +29,20 @@ CHUNK = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerSettings:
     """One record to answer, under a key that no other record of the run has."""
 
     key: str
     record: Record
 
 
-def with_keys(records: Iterable[Record]) -> list[Asked]:
+def with_keys(records: Iterable[Record]) -> list[AnswerSettings]:
     """Number records that share an id: the second `7` is `7#2`."""
     seen: Counter[str] = Counter()
     asked = []
     for record in records:
         seen[record.id] += 1
-        asked.append(Asked(record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}", record))
+        asked.append(AnswerSettings(record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}", record))
     return asked
 
 
@@ -113,7 +113,7 @@ class AnswerFile:
 def answer_all(
     target: Target,
     drafter: Drafter,
-    asked: Sequence[Asked],
+    asked: Sequence[AnswerSettings],
     template: Template,
     settings: Settings,
     stops: Stops,
@@ -153,7 +153,7 @@ def answer_all(
 class _Conversation:
     """A record on its way: the turns answered so far."""
 
-    def __init__(self, asked: Asked, template: Template) -> None:
+    def __init__(self, asked: AnswerSettings, template: Template) -> None:
         self.asked = asked
         self._template = template
         self._turns = asked.record.questions

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from draftsmith.infer.answers.by_engine import AnswerFile, Asked, answer_row, last_answer
+from draftsmith.infer.answers.by_engine import AnswerFile, AnswerSettings, answer_row, last_answer
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.rendering import Template
@@ -91,7 +91,7 @@ class Server:
 
 def answer_through(
     server: Server,
-    asked: Sequence[Asked],
+    asked: Sequence[AnswerSettings],
     template: Template,
     settings: Settings,
     max_new_tokens: int,
@@ -132,7 +132,9 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
 
-def _answer(server: Server, one: Asked, template: Template, settings: Settings, max_new_tokens: int) -> dict[str, Any]:
+def _answer(
+    server: Server, one: AnswerSettings, template: Template, settings: Settings, max_new_tokens: int
+) -> dict[str, Any]:
     record = one.record
     messages = [Message("system", record.system)] if record.system else []
     prompts, token_ids, stops, own = [], [], [], True

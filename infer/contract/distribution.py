@@ -1,7 +1,7 @@
-"""The target's law at the nodes of a draft, made from logits only where a walk asks for it.
+"""The target's distribution at the nodes of a draft, made from logits only where a walk asks for it.
 
-Processors are given prefix + path of that row as input, so a node's law is what sampling one token at a time would use.
-This module does not know how the logits were computed or which rule will walk.
+Processors are given prefix + path of that row as input, so a node's distribution is what sampling one token at a time
+would use. This module does not know how the logits were computed or which rule will walk.
 
 Legend: N nodes (index 0 is the prefix itself, 1 + n is node n), V vocabulary, T positions.
 """
@@ -15,7 +15,7 @@ from draftsmith.infer.contract.row import Row
 
 
 def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
-    """The token at which the cumulated law passes `uniform`; a token of no weight is never drawn."""
+    """The token at which the cumulated distribution passes `uniform`; a token of no weight is never drawn."""
     cumulated_V = torch.cumsum(probs_V, 0, dtype=torch.float64)
     level = uniform * float(cumulated_V[-1])
     token = int(torch.searchsorted(cumulated_V, level, right=True))
@@ -24,8 +24,8 @@ def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
     return token
 
 
-class NodeLaw:
-    """One row's laws over logits_NV. `choices_N`: the argmax per node where it was already made in one go."""
+class NodeDistribution:
+    """One row's distributions over logits_NV. `choices_N`: the argmax per node where it was already made in one go."""
 
     def __init__(self, logits_NV: torch.Tensor, row: Row, draft: Draft, choices_N: list[int] | None) -> None:
         self.greedy = row.settings.greedy

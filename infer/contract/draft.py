@@ -1,11 +1,12 @@
 """A draft: the token tree that is scored, and the ordered trials that the verifier makes in it.
 
-Nodes say *what is scored*; trials say *what is tried, in which order, and which law each token came from*. The two are
-kept apart because several trials may name one node, and because the order of the trials is part of the law.
+Nodes say *what is scored*; trials say *what is tried, in which order, and which distribution each token came from*. The
+two are kept apart because several trials may name one node, and because the order of the trials is part of the
+distribution.
 
-A trial's law must be the law of its token given all that decided that the trial exists and where it stands. So trials
-are append-only: nothing here sorts, merges or removes one. Trees of outright trials only may be cut by any rule before
-they are written here.
+A trial's distribution must be the distribution of its token given all that decided that the trial exists and where it
+stands. So trials are append-only: nothing here sorts, merges or removes one. Trees of outright trials only may be cut
+by any rule before they are written here.
 
 This module does not know how a draft is made or judged.
 """
@@ -24,8 +25,8 @@ ROOT = -1
 class Group:
     """Where a trial's token came from.
 
-    `draft_probs` None: a point mass (a retrieved token, a top-k token). Otherwise the law of one draw, after the
-    draft's own temperature and truncation: dense over the vocabulary, or over `ids` where the draft knows a subset.
+    `draft_probs` None: a point mass (a retrieved token, a top-k token). Otherwise the distribution of one draw, after
+    the draft's own temperature and truncation: dense over the vocabulary, or over `ids` where the draft knows a subset.
     `with_replacement` False: each draw excludes the earlier draws of the same group.
     """
 
@@ -38,7 +39,7 @@ class Group:
         return self.draft_probs is None
 
     def dense(self, vocab_size: int, device: torch.device) -> torch.Tensor:
-        """The law over the whole vocabulary, float64."""
+        """The distribution over the whole vocabulary, float64."""
         assert self.draft_probs is not None
         probs = self.draft_probs.to(device=device, dtype=torch.float64)
         if self.ids is None and probs.numel() == vocab_size:
@@ -59,7 +60,8 @@ OUTRIGHT = Group()
 
 
 class Trial(NamedTuple):
-    """One attempt at a parent: the node it names, the law it was drawn from, who proposed it, how sure it was."""
+    """One attempt at a parent: the node it names, the distribution it was drawn from, who proposed it, how sure it
+    was."""
 
     node: int
     group: Group

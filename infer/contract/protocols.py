@@ -2,7 +2,7 @@
 
     drafts   = drafter.propose(rows, budgets)
     scores   = target.score(rows, drafts)
-    verdicts = rule(draft, scores.law, rng)
+    verdicts = rule(draft, scores.distribution, rng)
     target.commit(rows, verdicts); drafter.observe(rows, verdicts, feedback)
 
 Protocols only. Which models, stores or rules stand behind them is not known here.
@@ -24,7 +24,7 @@ from draftsmith.infer.contract.trace import Tried
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.contract.rng import Stream
+    from draftsmith.infer.contract.rng import StepRng
     from draftsmith.infer.contract.row import Row
 
 DraftShape = Literal["tree", "chain", "none"]
@@ -38,10 +38,11 @@ class Budget:
     depth: int
 
 
-class Law(Protocol):
-    """The target's law at the nodes of one row's draft, made only where asked for. ROOT (-1) is the prefix itself.
+class TargetDistribution(Protocol):
+    """The target's distribution at the nodes of one row's draft, made only where asked for. ROOT (-1) is the prefix
+    itself.
 
-    `greedy`: temperature 0; the law is a point mass and `choice` tells where.
+    `greedy`: temperature 0; the distribution is a point mass and `choice` tells where.
     """
 
     greedy: bool
@@ -50,7 +51,7 @@ class Law(Protocol):
     def choice(self, node: int) -> int: ...
 
     def probs(self, node: int) -> torch.Tensor:
-        """[V], sums to one: the law after processors, temperature and truncation."""
+        """[V], sums to one: the distribution after processors, temperature and truncation."""
         ...
 
     def draw(self, node: int, uniform: float) -> int:
@@ -59,9 +60,9 @@ class Law(Protocol):
 
 
 class Scores(Protocol):
-    """What one target pass leaves: a law per row."""
+    """What one target pass leaves: a distribution per row."""
 
-    def law(self, index: int) -> Law: ...
+    def distribution(self, index: int) -> TargetDistribution: ...
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Verdict:
 class Rule(Protocol):
     """A verification rule: the default is `draftsmith.infer.rules.token.rejection`."""
 
-    def __call__(self, draft: Draft, law: Law, rng: Stream) -> Verdict: ...
+    def __call__(self, draft: Draft, distribution: TargetDistribution, rng: StepRng) -> Verdict: ...
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ class Feedback:
 
 @runtime_checkable
 class Target(Protocol):
-    """The model whose law is preserved."""
+    """The model whose distribution is preserved."""
 
     draft_shape: DraftShape
     buckets: tuple[int, ...]

@@ -17,7 +17,7 @@ def uniform(seed: int, row: str, position: int, purpose: str, index: int = 0) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StepRng:
     """One row's stream at one step; `position` is that of the first token still to be decided."""
 
     seed: int

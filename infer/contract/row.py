@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from draftsmith.infer.contract.rng import Stream
+from draftsmith.infer.contract.rng import StepRng
 from draftsmith.infer.contract.sampling import Settings
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Row:
         """How many tokens may still be committed."""
         return self.stops.max_new_tokens - (len(self.ids) - self.prompt_tokens)
 
-    def stream(self) -> Stream:
-        return Stream(self.settings.seed, self.key, len(self.ids))
+    def stream(self) -> StepRng:
+        return StepRng(self.settings.seed, self.key, len(self.ids))
 
     def turn(self, tokens: Sequence[int]) -> None:
         """Go on after a stop with a new chat turn: its tokens are pending like any others."""

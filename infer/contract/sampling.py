@@ -16,7 +16,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-# Fields of GenerationConfig that change the law in ways a tree walk cannot follow, with the value that is harmless.
+# Fields of GenerationConfig that change the distribution in ways a tree walk cannot follow, with the value that is
+# harmless.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),

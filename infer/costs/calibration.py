@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.files.cache_folder import cache_folder
@@ -66,11 +66,11 @@ class Calibration:
     """
 
     target: str
-    curves: Mapping[str, Curve]
-    covered: Mapping[str, Curve] = field(default_factory=dict)
+    curves: Mapping[str, Calibrator]
+    covered: Mapping[str, Calibrator] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
-    def of(self, source: str, rank: int) -> Curve:
+    def of(self, source: str, rank: int) -> Calibrator:
         """The curve for a source's candidate at `rank` among its siblings; that of all ranks where there is none."""
         own = self.curves.get(ranked_key(source, rank)) or self.curves.get(source)
         if own is None:
@@ -111,7 +111,7 @@ class Calibration:
             raise ValueError(f"{where} has format {said.get('format')}, and this version reads {FORMAT}")
         try:
             curves, covered = (
-                {name: Curve.from_json(one) for name, one in said[part].items()} for part in ("curves", "covered")
+                {name: Calibrator.from_json(one) for name, one in said[part].items()} for part in ("curves", "covered")
             )
             return cls(str(said["target"]), curves, covered, dict(said["measured"]))
         except (KeyError, TypeError, AttributeError, ValueError) as problem:

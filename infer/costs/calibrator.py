@@ -33,7 +33,7 @@ LOG_ODDS = np.linspace(-9.0, 9.0, 73)
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class Calibrator:
     """`raw` ascends, `probability` never falls and lies inside (0, 1). Constant beyond its ends."""
 
     raw: tuple[float, ...]
@@ -63,7 +63,7 @@ class Curve:
         return found
 
     @classmethod
-    def fit(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:
+    def fit(cls, raw: Any, accepted: Any, weights: Any = None) -> Calibrator:
         """Isotonic: `accepted` (yes or no, or a share) over `raw`, each with its weight."""
         raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
         xs, where_N = np.unique(raw_N, return_inverse=True)
@@ -78,7 +78,7 @@ class Curve:
         return cls._through(np.stack([xs[starts], xs[ends]], 1).ravel(), np.repeat(steps, 2))
 
     @classmethod
-    def binned(cls, raw: Any, accepted: Any) -> Curve:
+    def binned(cls, raw: Any, accepted: Any) -> Calibrator:
         """Isotonic over bins of equally many observations, a line from centre to centre. The bins follow from `raw`
         alone, so that curves over the same `raw` may be subtracted from one another."""
         raw_N, accepted_N, _ = _observations(raw, accepted, None)
@@ -89,7 +89,7 @@ class Curve:
         return cls._through(centres, np.array(pool_adjacent_violators(smoothed, [len(part) for part in parts])))
 
     @classmethod
-    def logistic(cls, raw: Any, accepted: Any, weights: Any = None) -> Curve:
+    def logistic(cls, raw: Any, accepted: Any, weights: Any = None) -> Calibrator:
         """The odds of the raw confidence to one power, times one factor, under which the observations are likeliest."""
         raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
         odds_N = _log_odds(raw_N)
@@ -99,7 +99,7 @@ class Curve:
         return cls._through(_sigmoid(LOG_ODDS), _sigmoid(power * LOG_ODDS + offset))
 
     @classmethod
-    def _through(cls, raw: np.ndarray, probability: np.ndarray) -> Curve:
+    def _through(cls, raw: np.ndarray, probability: np.ndarray) -> Calibrator:
         """Points rounded to what a file shows; those that rounding makes one are one."""
         xs, first = np.unique(np.round(raw, 6), return_index=True)
         ys = np.round(np.clip(probability, EDGE, 1 - EDGE), 6)
@@ -109,7 +109,7 @@ class Curve:
         return {"raw": list(self.raw), "probability": list(self.probability)}
 
     @classmethod
-    def from_json(cls, said: Any) -> Curve:
+    def from_json(cls, said: Any) -> Calibrator:
         return cls(tuple(map(float, said["raw"])), tuple(map(float, said["probability"])))
 
 

@@ -3,11 +3,12 @@
 A decoder that commits n tokens in s seconds over many steps makes the most of its time if each next piece of work is
 done exactly when what it is expected to add, in tokens, times the seconds that a token costs now, is more than the
 seconds that the work takes: the renewal-reward argument, with the rate estimated as it goes. Seconds are those that
-were measured once (infer/costs/pass_costs.py), never the clock's, so that the same rows are drafted for in the same way again.
+were measured once (infer/costs/pass_costs.py), never the clock's, so that the same rows are drafted for in the same way
+again.
 
 Work is of three kinds: another pass of the draft over more nodes, a deeper block of it for some of them
-(infer/drafters/exit_choice.py), and another node to verify. A padded pass costs by its longest row, so all rows of a step share
-one width. This module does not know models, trees or laws.
+(infer/drafters/exit_choice.py), and another node to verify. A padded pass costs by its longest row, so all rows of a
+step share one width. This module does not know models, trees or distributions.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ TOWARDS_PRIOR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PlannedPass:
     """A pass that could be made: so many rows, the tokens of the longest."""
 
     rows: int
     tokens: int
 
 
-class Economy:
+class Policy:
     """One drafter's accounts with one target. `entry` names the pass that every new node of the draft goes through;
     None where drafting costs nothing worth counting."""
 
@@ -69,7 +70,7 @@ class Economy:
         """How often one of the verified children of an expanded node is right."""
         return self._coverage
 
-    def seconds(self, name: str, work: Work) -> float:
+    def seconds(self, name: str, work: PlannedPass) -> float:
         """What a pass of the draft costs."""
         return self.costs.of(name)(work.rows, work.tokens, self._context)
 

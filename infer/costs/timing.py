@@ -20,7 +20,6 @@ import numpy as np
 
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost, padded
-from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,7 @@ SPARE = 64
 Clock = Callable[[], float]
 
 
-class Lab(Protocol):
+class PassTimer(Protocol):
     """Something whose passes can be timed. `buckets`: as of a Target."""
 
     @property
@@ -54,54 +53,8 @@ class Lab(Protocol):
         ...
 
 
-class CachedLab:
-    """A target's or a draft model's cached passes. A pass ends, as a greedy one does, with the choices read off."""
-
-    def __init__(self, lm: CachedLM) -> None:
-        self.lm = lm
-        self._rows: list[object] = []
-
-    @property
-    def buckets(self) -> Sequence[int]:
-        return self.lm.buckets
-
-    @property
-    def device(self) -> torch.device:
-        return self.lm.device
-
-    def place(self, rows: int, context: int) -> None:
-        self.close()
-        self._rows = [object() for _ in range(rows)]
-        for row in self._rows:
-            self.lm.open(row, context + SPARE)
-            # Committed, though no pass has written them: the slots hold what they hold.
-            self.lm.commit(row, list(range(context)))
-
-    def run(self, tokens: int) -> None:
-        logits_BQV, _ = self.lm.forward(self._rows, [Entries.chain([0] * tokens) for _ in self._rows])
-        logits_BQV.argmax(-1).tolist()
-        for row in self._rows:
-            self.lm.commit(row, [])
-
-    def around(self, rows: int, tokens: int, context: int, tries: int = 9) -> float:
-        """Seconds of such a pass that are not the model's own: masks before it, choices after it."""
-        self.place(rows, context)
-        taken = []
-        for _ in range(tries):
-            inside, began = self.lm.forward_seconds, time.perf_counter()
-            self.run(tokens)
-            taken.append(time.perf_counter() - began - (self.lm.forward_seconds - inside))
-        self.close()
-        return median(taken)
-
-    def close(self) -> None:
-        for row in reversed(self._rows):
-            self.lm.close(row)
-        self._rows = []
-
-
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PassShape:
     """A pass to be timed: `rows` rows of `tokens` tokens each behind `context` committed ones."""
 
     rows: int
@@ -110,22 +63,22 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TimedPass:
     """A pass and the seconds it took."""
 
-    ask: Ask
+    ask: PassShape
     seconds: float
 
 
-def grid(rows: Iterable[int], tokens: Iterable[int], contexts: Iterable[int]) -> list[Ask]:
+def grid(rows: Iterable[int], tokens: Iterable[int], contexts: Iterable[int]) -> list[PassShape]:
     """Every combination, cheapest first."""
     tokens, contexts = list(tokens), list(contexts)
-    asks = {Ask(r, q, c) for r in rows for q in tokens for c in contexts}
+    asks = {PassShape(r, q, c) for r in rows for q in tokens for c in contexts}
     return sorted(asks, key=lambda ask: (ask.rows * ask.tokens, ask.rows * ask.context, ask.tokens))
 
 
 def measure(
-    lab: Lab,
+    lab: PassTimer,
     rows: Iterable[int],
     tokens: Iterable[int],
     contexts: Iterable[int],
@@ -133,24 +86,24 @@ def measure(
     seconds: float = 60.0,
     seed: int = 0,
     clock: Clock = time.perf_counter,
-) -> list[Point]:
+) -> list[TimedPass]:
     """The points of `lab` for every combination; `seconds` is the time that it may take."""
     return measure_together({"": (lab, grid(rows, tokens, contexts))}, seconds=seconds, seed=seed, clock=clock)[""]
 
 
 def measure_together(
-    jobs: Mapping[str, tuple[Lab, Sequence[Ask]]],
+    jobs: Mapping[str, tuple[PassTimer, Sequence[PassShape]]],
     *,
     seconds: float = 60.0,
     seed: int = 0,
     clock: Clock = time.perf_counter,
-) -> dict[str, list[Point]]:
-    """Points of several labs, all timed next to one another, so that their ratios hold on a busy machine too.
+) -> dict[str, list[TimedPass]]:
+    """Points of several pass_timers, all timed next to one another, so that their ratios hold on a busy machine too.
 
     The first round warms up and tells how long a round takes; ValueError where the time does not allow three.
     """
     visits = [(name, ask) for name, (_, asks) in jobs.items() for ask in asks]
-    taken: dict[tuple[str, Ask], list[float]] = {visit: [] for visit in visits}
+    taken: dict[tuple[str, PassShape], list[float]] = {visit: [] for visit in visits}
     order, began, slowest = random.Random(seed), clock(), 0.0
     try:
         for number in range(ROUNDS[1] + 1):
@@ -168,10 +121,10 @@ def measure_together(
     finally:
         for lab, _ in jobs.values():
             lab.close()
-    return {name: [Point(ask, median(taken[name, ask][1:])) for ask in asks] for name, (_, asks) in jobs.items()}
+    return {name: [TimedPass(ask, median(taken[name, ask][1:])) for ask in asks] for name, (_, asks) in jobs.items()}
 
 
-def _visit(lab: Lab, ask: Ask, clock: Clock) -> float:
+def _visit(lab: PassTimer, ask: PassShape, clock: Clock) -> float:
     """Seconds of one pass; the one before it, not counted, brings weights and code where decoding would find them."""
     lab.place(ask.rows, ask.context)
     lab.run(ask.tokens)
@@ -189,7 +142,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def fit(points: Sequence[Point], buckets: Sequence[int] = ()) -> PassCost:
+def fit(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> PassCost:
     """The formula of PassCost with the least relative error: f non-decreasing, no slope negative.
 
     With one context alone the slopes are not to be known: they stay 0, and f holds for that context.
@@ -206,18 +159,18 @@ def fit(points: Sequence[Point], buckets: Sequence[int] = ()) -> PassCost:
     return PassCost(totals, f, float(per_seen), float(per_pair), tuple(buckets))
 
 
-def _total(ask: Ask, buckets: Sequence[int]) -> int:
+def _total(ask: PassShape, buckets: Sequence[int]) -> int:
     return ask.rows * padded(ask.tokens, buckets)
 
 
-def _features(ask: Ask, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
+def _features(ask: PassShape, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
     """What a pass's seconds are a sum of: the rises of f up to it, what is seen, and seen pairs."""
     total, seen = _total(ask, buckets), ask.rows * ask.context
     rises = [float(total >= knot) for knot in totals]
     return [*rises, seen, seen * padded(ask.tokens, buckets)] if with_context else rises
 
 
-def left_out(points: Sequence[Point], buckets: Sequence[int] = ()) -> list[float]:
+def left_out(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> list[float]:
     """The relative errors of passes that the fit has not seen: those of one number of tokens are left out at a time.
 
     Only between the smallest and the largest number: beyond, the formula carries on a slope.

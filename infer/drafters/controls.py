@@ -37,7 +37,7 @@ class Empty:
         pass
 
 
-class Told:
+class ScriptedDrafter:
     """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every place."""
 
     features: tuple[str, ...] = ()
@@ -80,11 +80,11 @@ class Told:
         pass
 
 
-def oracle(num_draft_tokens: int = 8) -> Told:
+def oracle(num_draft_tokens: int = 8) -> ScriptedDrafter:
     """The ceiling: drafts the plain answer itself."""
-    return Told("oracle", 0, num_draft_tokens)
+    return ScriptedDrafter("oracle", 0, num_draft_tokens)
 
 
-def adversary(num_draft_tokens: int = 8) -> Told:
+def adversary(num_draft_tokens: int = 8) -> ScriptedDrafter:
     """The floor: drafts as many tokens, and every one is wrong."""
-    return Told("adversary", 1, num_draft_tokens)
+    return ScriptedDrafter("adversary", 1, num_draft_tokens)

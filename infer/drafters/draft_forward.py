@@ -13,24 +13,24 @@ from typing import Any, Protocol
 
 import torch
 
-from draftsmith.infer.costs.policy import Economy, Work
+from draftsmith.infer.costs.policy import PlannedPass, Policy
 from draftsmith.infer.drafters.exit_choice import ExitChoice, Fork
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.exit_lm import ExitLM
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class DraftOutput:
     """[N, V] logits of all rows' nodes, one row behind the other, and the layer after which each was left."""
 
     logits_NV: torch.Tensor
     exits: list[int] = field(default_factory=list)
 
 
-class Reader(Protocol):
-    """Reads nodes with a cached model; `economy` is charged for its passes where there is one."""
+class DraftForward(Protocol):
+    """Reads nodes with a cached model; `policy` is charged for its passes where there is one."""
 
-    economy: Economy | None
+    policy: Policy | None
 
     @property
     def lm(self) -> Any: ...
@@ -43,18 +43,18 @@ class Reader(Protocol):
         entries: Sequence[Entries],
         worths: Sequence[Sequence[float]],
         vocab_size: int,
-    ) -> Reading:
+    ) -> DraftOutput:
         """Run `entries`; the last len(worths[b]) of row b are the nodes, worth that much."""
         ...
 
 
-class WholeReader:
+class WholeForward:
     """Every node goes through the whole model. `name` is what the costs call its passes."""
 
     def __init__(self, lm: CachedLM, name: str) -> None:
         self.lm = lm
         self.name = name
-        self.economy: Economy | None = None
+        self.policy: Policy | None = None
 
     def prefill(self, rows: Sequence[Any], tokens: Sequence[list[int]]) -> None:
         self.lm.prefill(rows, tokens)
@@ -65,16 +65,16 @@ class WholeReader:
         entries: Sequence[Entries],
         worths: Sequence[Sequence[float]],
         vocab_size: int,
-    ) -> Reading:
-        if self.economy is not None:
-            work = Work(len(rows), max(len(entry.tokens) for entry in entries))
-            self.economy.charge(self.economy.seconds(self.name, work))
+    ) -> DraftOutput:
+        if self.policy is not None:
+            work = PlannedPass(len(rows), max(len(entry.tokens) for entry in entries))
+            self.policy.charge(self.policy.seconds(self.name, work))
         logits_BQV, _ = self.lm.forward(rows, entries)
         parts = []
         for b, (entry, nodes) in enumerate(zip(entries, worths)):
             end = len(entry.tokens)
             parts.append(logits_BQV[b, end - len(nodes) : end, :vocab_size])
-        return Reading(torch.cat(parts) if len(parts) > 1 else parts[0])
+        return DraftOutput(torch.cat(parts) if len(parts) > 1 else parts[0])
 
 
 @dataclass(slots=True)
@@ -88,14 +88,14 @@ class _Reached:
     state_D: torch.Tensor
 
 
-class ExitReader:
+class ExitForward:
     """Each node goes as deep as `choice` says; those that go on from an exit go together."""
 
     def __init__(self, lm: ExitLM, choice: ExitChoice, names: Sequence[str]) -> None:
         self.lm = lm
         self.choice = choice
         self.names = names
-        self.economy: Economy | None = None
+        self.policy: Policy | None = None
         self.blocks = choice.deepest(lm.exits)
 
     def prefill(self, rows: Sequence[Any], tokens: Sequence[list[int]]) -> None:
@@ -107,7 +107,7 @@ class ExitReader:
         entries: Sequence[Entries],
         worths: Sequence[Sequence[float]],
         vocab_size: int,
-    ) -> Reading:
+    ) -> DraftOutput:
         reached = self._enter(rows, entries, worths)
         logits: list[torch.Tensor | None] = [None] * len(reached)
         exits = [0] * len(reached)
@@ -124,7 +124,7 @@ class ExitReader:
             reached = self._deepen(rows, at + 1, [node for node, goes in zip(reached, on) if goes])
             if not reached:
                 break
-        return Reading(torch.stack([one for one in logits if one is not None]), exits)
+        return DraftOutput(torch.stack([one for one in logits if one is not None]), exits)
 
     def _enter(
         self, rows: Sequence[Any], entries: Sequence[Entries], worths: Sequence[Sequence[float]]
@@ -133,10 +133,10 @@ class ExitReader:
         states = self.lm.enter(rows, entries)
         reached: list[_Reached] = []
         for b, (row, states_QD, nodes) in enumerate(zip(rows, states, worths)):
-            flight, new = self.lm.flight(row), states_QD.shape[0]
+            uncommitted, new = self.lm.uncommitted(row), states_QD.shape[0]
             for n, worth in enumerate(nodes):
                 back = len(nodes) - n
-                reached.append(_Reached(b, flight - back, len(reached), worth, states_QD[new - back]))
+                reached.append(_Reached(b, uncommitted - back, len(reached), worth, states_QD[new - back]))
         return reached
 
     def _logits(self, reached: Sequence[_Reached], vocab_size: int) -> torch.Tensor:
@@ -174,5 +174,5 @@ class ExitReader:
         return going
 
     def _charge(self, block: int, rows: int, tokens: int) -> None:
-        if self.economy is not None:
-            self.economy.charge(self.economy.seconds(self.names[block], Work(rows, tokens)), entering=block == 0)
+        if self.policy is not None:
+            self.policy.charge(self.policy.seconds(self.names[block], PlannedPass(rows, tokens)), entering=block == 0)

@@ -1,8 +1,8 @@
 """How deep to run a sorted draft for each node: the rules that choose an exit.
 
-A rule looks at the laws at an exit before anything is drawn from them, and says which nodes go on to the next one.
-What is drafted comes from the last exit that a node reached, in one draw. So no rule can bias the output, and they can
-be exchanged at will.
+A rule looks at the distributions at an exit before anything is drawn from them, and says which nodes go on to the next
+one. What is drafted comes from the last exit that a node reached, in one draw. So no rule can bias the output, and they
+can be exchanged at will.
 
 `Threshold` and `LevelThreshold` are the rules of SD2 (arXiv 2407.01955): leave where the likeliest token has more than
 so much probability; the published tree takes the highest of a whole level, and one confident node takes all others out
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from draftsmith.infer.costs.calibration import TOP, covered_key
-from draftsmith.infer.costs.calibrator import Curve
-from draftsmith.infer.costs.policy import Economy, Work
+from draftsmith.infer.costs.calibrator import Calibrator
+from draftsmith.infer.costs.policy import PlannedPass, Policy
 
 # Without a calibration: each further exit is taken to mend this share of what its predecessor gets wrong.
 ASSUMED_GAIN = 0.1
@@ -37,7 +37,7 @@ class Fork:
 
 
 class ExitChoice(Protocol):
-    """`blind`: the rule does not look at the laws, and none need be made for a node that goes on."""
+    """`blind`: the rule does not look at the distributions, and none need be made for a node that goes on."""
 
     blind: bool
 
@@ -46,7 +46,7 @@ class ExitChoice(Protocol):
         ...
 
     def may_go(self, at: int, worths: Sequence[float]) -> bool:
-        """Whether any of the nodes at exit number `at` could go on, whatever the laws there say."""
+        """Whether any of the nodes at exit number `at` could go on, whatever the distributions there say."""
         ...
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
@@ -119,14 +119,16 @@ class Cost:
 
     def __init__(self, top: int) -> None:
         self.top = max(one for one in TOP if one <= max(top, 1))
-        self.economy: Economy | None = None
+        self.policy: Policy | None = None
         self.names: Sequence[str] = ()
-        self._curves: dict[tuple[int, int], Curve | None] = {}
+        self._curves: dict[tuple[int, int], Calibrator | None] = {}
         self._bounds: dict[tuple[int, int], float] = {}
 
-    def know(self, economy: Economy, names: Sequence[str], exits: Sequence[int], covered: Mapping[str, Curve]) -> None:
+    def know(
+        self, policy: Policy, names: Sequence[str], exits: Sequence[int], covered: Mapping[str, Calibrator]
+    ) -> None:
         """Take the accounts, the names of the blocks' passes, and what the calibration tells of the exits."""
-        self.economy, self.names, self._bounds = economy, names, {}
+        self.policy, self.names, self._bounds = policy, names, {}
         self._curves = {
             (e, d): covered.get(covered_key(exits[e], exits[d], self.top))
             for e in range(len(exits))
@@ -138,16 +140,16 @@ class Cost:
 
     def may_go(self, at: int, worths: Sequence[float]) -> bool:
         """The most that depth has to give anywhere, against the least that it takes: one row, one token."""
-        assert self.economy is not None, "the rule was not told what passes cost"
-        worth, cost = sum(worths) * self.economy.price, 0.0
+        assert self.policy is not None, "the rule was not told what passes cost"
+        worth, cost = sum(worths) * self.policy.price, 0.0
         for deeper in range(at + 1, len(self.names)):
-            cost += self.economy.seconds(self.names[deeper], Work(1, 1))
+            cost += self.policy.seconds(self.names[deeper], PlannedPass(1, 1))
             if worth * self._most(at, deeper) > cost:
                 return True
         return False
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
-        assert self.economy is not None, "the rule was not told what passes cost"
+        assert self.policy is not None, "the rule was not told what passes cost"
         best, chosen = 0.0, [False] * len(forks)
         for deeper in range(at + 1, len(self.names)):
             gains = [(fork.worth * self._gain(at, deeper, fork.top), i) for i, fork in enumerate(forks)]
@@ -157,9 +159,9 @@ class Cost:
                 fork = forks[i]
                 promised += gain
                 tokens[fork.row] = max(tokens.get(fork.row, 0) + 1, fork.missing)
-                work = Work(len(tokens), max(tokens.values()))
-                cost = sum(self.economy.seconds(self.names[block], work) for block in range(at + 1, deeper + 1))
-                net = promised * self.economy.price - cost
+                work = PlannedPass(len(tokens), max(tokens.values()))
+                cost = sum(self.policy.seconds(self.names[block], work) for block in range(at + 1, deeper + 1))
+                net = promised * self.policy.price - cost
                 if net > best:
                     best = net
                     chosen = [False] * len(forks)

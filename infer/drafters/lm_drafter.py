@@ -25,8 +25,8 @@ from draftsmith.infer.contract.protocols import Budget, Verdict
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import Calibration
-from draftsmith.infer.costs.policy import Economy
-from draftsmith.infer.drafters.draft_forward import Reader
+from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.drafters.draft_forward import DraftForward
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
 from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.cached_lm import Entries
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How far a draft may go: depth, children per node, nodes, nodes expanded per pass; below `min_confidence` nothing
-    is expanded where no costs are known. `sample`: draw from the draft's own law, with or without replacement."""
+    is expanded where no costs are known. `sample`: draw from the draft's own distribution, with or without
+    replacement."""
 
     num_draft_tokens: int
     top_k: int
@@ -55,7 +56,7 @@ class Limits:
 
 @dataclass(slots=True)
 class _Open:
-    """One row's bookkeeping: how many pending tokens were run, which entry in flight holds which draft node, and the
+    """One row's bookkeeping: how many pending tokens were run, which uncommitted entry holds which draft node, and the
     draft, and whether it was drawn."""
 
     pending: int = 0
@@ -67,7 +68,7 @@ class _Open:
 class LMDrafter:
     """Drafts with the model behind `reader`. `sources` tells whom to credit per exit (0: a model without exits)."""
 
-    def __init__(self, reader: Reader, config: Any, limits: Limits, sources: Mapping[int, str]) -> None:
+    def __init__(self, reader: DraftForward, config: Any, limits: Limits, sources: Mapping[int, str]) -> None:
         self.reader = reader
         self.limits = limits
         self.sources = sources
@@ -75,13 +76,13 @@ class LMDrafter:
         self.max_positions = max_positions(config)
         self.vocab_size = self.draft_vocab_size
         self.calibration: Calibration | None = None
-        self.economy: Economy | None = None
+        self.policy: Policy | None = None
         self._open: dict[Row, _Open] = {}
 
-    def know(self, vocab_size: int, calibration: Calibration | None, economy: Economy | None) -> None:
+    def know(self, vocab_size: int, calibration: Calibration | None, policy: Policy | None) -> None:
         """Take what is known of the target: its vocabulary, calibrated confidences, the accounts."""
         self.vocab_size = min(self.draft_vocab_size, vocab_size)
-        self.calibration, self.economy, self.reader.economy = calibration, economy, economy
+        self.calibration, self.policy, self.reader.policy = calibration, policy, policy
 
     def open(self, rows: Sequence[Row]) -> None:
         lm = self.reader.lm
@@ -107,8 +108,8 @@ class LMDrafter:
         able = [b for b, limit in enumerate(limits) if limit.nodes and limit.depth]
         drawn = [b for b in able if self.limits.sample and not rows[b].settings.greedy]
         outright = [b for b in able if b not in drawn]
-        if self.economy is not None:
-            self.economy.begin([len(row.ids) for row in rows])
+        if self.policy is not None:
+            self.policy.begin([len(row.ids) for row in rows])
         for some, make in ((outright, self._outright), (drawn, self._sampled)):
             if some:
                 for b, draft in zip(some, make([rows[b] for b in some], [limits[b] for b in some])):
@@ -121,7 +122,7 @@ class LMDrafter:
         lm = self.reader.lm
         for row, verdict in zip(rows, verdicts):
             state = self._open[row]
-            if not lm.has(row) or not lm.flight(row):
+            if not lm.has(row) or not lm.uncommitted(row):
                 continue
             kept = list(range(state.pending))
             for node in verdict.kept_path:
@@ -129,20 +130,20 @@ class LMDrafter:
                     break
                 kept.append(state.entry_of[node])
             lm.commit(row, kept)
-        if self.economy is not None:
+        if self.policy is not None:
             nodes = max(len(self._open[row].draft) for row in rows)
-            self.economy.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))
-            self._note_drawn([self._open[row] for row in rows], verdicts, self.economy)
+            self.policy.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))
+            self._note_drawn([self._open[row] for row in rows], verdicts, self.policy)
 
-    def _note_drawn(self, states: Sequence[_Open], verdicts: Sequence[Verdict], economy: Economy) -> None:
-        """How often one of a reached node's drawn children was right: no law tells that beforehand."""
+    def _note_drawn(self, states: Sequence[_Open], verdicts: Sequence[Verdict], policy: Policy) -> None:
+        """How often one of a reached node's drawn children was right: no distribution tells that beforehand."""
         right = reached = 0
         for state, verdict in zip(states, verdicts):
             if state.drawn:
                 right += len(verdict.path)
                 reached += sum(node in state.draft.trials for node in (ROOT, *verdict.path))
         if any(state.drawn for state in states):
-            economy.covered(right / reached if reached else None)
+            policy.covered(right / reached if reached else None)
 
     def _limit(self, row: Row, budget: Budget) -> Budget:
         """What the draft's own settings and context leave of the budget."""
@@ -181,8 +182,8 @@ class LMDrafter:
             expand,
             width=self.limits.width if self.limits.top_k > 1 else 1,
             min_worth=self.limits.min_confidence,
-            economy=self.economy,
-            pending=self._pending(rows) if self.economy is not None else (),
+            policy=self.policy,
+            pending=self._pending(rows) if self.policy is not None else (),
         )
         drafts = []
         for row, growth, entry, left in zip(rows, growths, entries, exits):
@@ -200,11 +201,11 @@ class LMDrafter:
             state.pending = len(pending)
             return Entries.chain(pending)
         parents = []
-        flight = self.reader.lm.flight(row)
+        uncommitted = self.reader.lm.uncommitted(row)
         for i, leaf in enumerate(leaves):
             above = growth.leaves[leaf].parent
             parents.append(state.pending - 1 if above == ROOT else entry_of[above])
-            entry_of[leaf] = flight + i
+            entry_of[leaf] = uncommitted + i
         return Entries([growth.leaves[leaf].candidate.token for leaf in leaves], parents)
 
     def _candidates(
@@ -253,10 +254,10 @@ class LMDrafter:
         self, asked: list[tuple[int, list[int]]], worths: Sequence[dict[int, float]], pending: Sequence[int]
     ) -> list[tuple[int, list[int]]]:
         """Those of the drawn nodes that a pass of the draft pays for. They were drawn before: looking is allowed."""
-        if self.economy is None:
+        if self.policy is None:
             return asked
         offers = sorted(((worths[b][node], b, node) for b, nodes in asked for node in nodes), key=lambda o: -o[0])
-        count = self.economy.expand([(worth, b) for worth, b, _ in offers], pending)
+        count = self.policy.expand([(worth, b) for worth, b, _ in offers], pending)
         chosen = {(b, node) for _, b, node in offers[:count]}
         kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
         return [(b, nodes) for b, nodes in kept if nodes]
@@ -268,12 +269,12 @@ class LMDrafter:
             pending = row.ids[self.reader.lm.length(row) :]
             state.pending = len(pending)
             return Entries.chain(pending)
-        flight = self.reader.lm.flight(row)
+        uncommitted = self.reader.lm.uncommitted(row)
         parents = []
         for i, node in enumerate(frontier):
             above = draft.parents[node]
             parents.append(state.pending - 1 if above == ROOT else state.entry_of[above])
-            state.entry_of[node] = flight + i
+            state.entry_of[node] = uncommitted + i
         return Entries([draft.tokens[node] for node in frontier], parents)
 
     def _draw(
@@ -294,9 +295,9 @@ class LMDrafter:
         for q, parent in enumerate(frontier):
             count = min(self._slots(worths[parent], len(draft)), limit.nodes - len(draft))
             source = self.sources[exits[q] if exits else 0]
-            law_V = self._law(row, logits_QV[q])
-            group = Group(law_V, with_replacement=self.limits.replacement)
-            left_V = law_V
+            distribution_V = self._distribution(row, logits_QV[q])
+            group = Group(distribution_V, with_replacement=self.limits.replacement)
+            left_V = distribution_V
             for i in range(count):
                 if not self.limits.replacement and i and not float(left_V.sum()) > 0:
                     break
@@ -318,26 +319,27 @@ class LMDrafter:
         return made
 
     def _drawn_worth(self, before: int, confidence: float) -> float:
-        """How likely a drawn child is accepted after so many that were not. A draw from the draft's law is right about
-        as often where that law gave it little as where it gave it much: the running mean says more."""
-        if self.economy is None:
+        """How likely a drawn child is accepted after so many that were not. A draw from the draft's distribution is
+        right about as often where that distribution gave it little as where it gave it much: the running mean says
+        more."""
+        if self.policy is None:
             return confidence
-        return self.economy.coverage * (1 - self.economy.coverage) ** before
+        return self.policy.coverage * (1 - self.policy.coverage) ** before
 
     def _slots(self, worth: float, nodes: int) -> int:
         """How many children to draw below a node worth so much: as long as one more is worth verifying. Each is taken
         to be right as often as the mean says, given that those before it were not; its token plays no part."""
-        if self.economy is None:
+        if self.policy is None:
             return self.limits.top_k
-        coverage, count = self.economy.coverage, 0
+        coverage, count = self.policy.coverage, 0
         left = worth * coverage
-        while count < self.limits.top_k and left * self.economy.price > self.economy.next_node(nodes + count):
+        while count < self.limits.top_k and left * self.policy.price > self.policy.next_node(nodes + count):
             left *= 1 - coverage
             count += 1
         return count
 
-    def _law(self, row: Row, logits_V: torch.Tensor) -> torch.Tensor:
-        """[V] the draft's law at a node, after the row's temperature and truncation, float64."""
+    def _distribution(self, row: Row, logits_V: torch.Tensor) -> torch.Tensor:
+        """[V] the draft's distribution at a node, after the row's temperature and truncation, float64."""
         scores_1V = logits_V[None].float()
         for warper in row.settings.warpers():
             scores_1V = warper(None, scores_1V)

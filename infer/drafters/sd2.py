@@ -1,9 +1,9 @@
 """SD2: a sorted draft that is run only as deep as each node is worth (S2D, arXiv 2407.01955).
 
-One model with several exits; `selection` chooses the exit of each node from the law that stands there, before anything
-is drawn from it (infer/drafters/exit_choice.py), and layers that were left out are filled in when something deeper needs them
-(infer/models/exit_lm.py). The same checkpoint serves several targets of one tokenizer: what is calibrated lies beside it, a
-file per target. How the tree is grown stands in infer/drafters/lm_drafter.py.
+One model with several exits; `selection` chooses the exit of each node from the distribution that stands there, before
+anything is drawn from it (infer/drafters/exit_choice.py), and layers that were left out are filled in when something
+deeper needs them (infer/models/exit_lm.py). The same checkpoint serves several targets of one tokenizer: what is
+calibrated lies beside it, a file per target. How the tree is grown stands in infer/drafters/lm_drafter.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdic
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_calibration, given_costs
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import Economy
-from draftsmith.infer.drafters.draft_forward import ExitReader
+from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.drafters.draft_forward import ExitForward
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
 from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -28,7 +28,7 @@ from draftsmith.infer.models.load import check_same_tokenizer, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.costs.timing import Lab
+    from draftsmith.infer.costs.timing import PassTimer
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class SD2:
         nodes: the most nodes of a tree; a chain may be num_draft_tokens long.
         width: how many nodes of a row are expanded per pass at most.
         min_confidence: go no deeper below a node less likely than this; not looked at where costs decide.
-        sample: draw from the draft's own law instead of taking the likeliest.
+        sample: draw from the draft's own distribution instead of taking the likeliest.
         replacement: for sampled trees, whether the children of a node are drawn independently.
         eager: run every layer for every token at once (the same drafts, and more work).
         calibration: a file, auto (what `draftsmith calibrate` left for this draft and target), or none.
@@ -98,7 +98,7 @@ class SD2:
         self.exit_sources = {exit: f"{self.name}:{exit}" for exit in self.exits}
         self.choice = _choice(selection, exit, thresholds, len(self.exits), top_k)
         self.lm = ExitLM(model, self.exits, prepare(model), eager=eager)
-        reader = ExitReader(self.lm, self.choice, list(self.exit_sources.values()))
+        reader = ExitForward(self.lm, self.choice, list(self.exit_sources.values()))
         self.drafter = LMDrafter(reader, config, limits, self.exit_sources)
 
     @property
@@ -109,11 +109,11 @@ class SD2:
     def bytes_moved(self) -> int:
         return self.lm.bytes_moved
 
-    def labs(self) -> dict[str, Lab]:
+    def pass_timers(self) -> dict[str, PassTimer]:
         """What there is to time: each block of layers, with the head that its exit is read through."""
-        from draftsmith.infer.models.pass_timer import ExitLab
+        from draftsmith.infer.models.pass_timer import ExitPassTimer
 
-        return {name: ExitLab(self.lm, block) for block, name in enumerate(self.exit_sources.values())}
+        return {name: ExitPassTimer(self.lm, block) for block, name in enumerate(self.exit_sources.values())}
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
@@ -132,11 +132,11 @@ class SD2:
                     ),
                 )
             costs = costs or assumed_costs(self.lm, names, target)
-        economy = Economy(costs, names[0]) if costs is not None else None
+        policy = Policy(costs, names[0]) if costs is not None else None
         if isinstance(self.choice, Cost):
-            assert economy is not None
-            self.choice.know(economy, names, self.exits, known.covered if known is not None else {})
-        self.drafter.know(target.vocab_size, known, economy)
+            assert policy is not None
+            self.choice.know(policy, names, self.exits, known.covered if known is not None else {})
+        self.drafter.know(target.vocab_size, known, policy)
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         self.drafter.open(rows)

@@ -15,7 +15,7 @@ from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 
 
-class Rehearsed:
+class SimulatedDrafter:
     """`inner` pays, the answers speak; `acceptance` is the share of drafted tokens that are right."""
 
     def __init__(self, inner: Drafter, acceptance: float = 1.0) -> None:

@@ -12,8 +12,8 @@ from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_calibration, given_costs
-from draftsmith.infer.costs.policy import Economy
-from draftsmith.infer.drafters.draft_forward import WholeReader
+from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.drafters.draft_forward import WholeForward
 from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM
@@ -22,7 +22,7 @@ from draftsmith.infer.models.load import check_same_tokenizer, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.costs.timing import Lab
+    from draftsmith.infer.costs.timing import PassTimer
 
 
 class SmallLM:
@@ -36,8 +36,8 @@ class SmallLM:
         width: how many nodes of a row the draft model expands per pass.
         min_confidence: go no deeper below a node whose probability, multiplied down from the root, is under this;
             where costs are known they decide, and this is not looked at.
-        sample: draw from the draft's own law (at the row's temperature and truncation) instead of taking the likeliest;
-            a greedy row is drafted for greedily all the same.
+        sample: draw from the draft's own distribution (at the row's temperature and truncation) instead of taking the
+            likeliest; a greedy row is drafted for greedily all the same.
         replacement: for sampled trees, whether the children of a node are drawn independently.
         calibration: a file, auto (what `draftsmith calibrate` left for this draft and target, if it did), or none.
         costs: likewise, what passes cost on this machine.
@@ -74,7 +74,7 @@ class SmallLM:
         config = model.config.get_text_config()
         self.exit_sources = {int(config.num_hidden_layers): self.name}
         self.lm = CachedLM(model, prepare(model))
-        self.drafter = LMDrafter(WholeReader(self.lm, self.name), config, limits, {0: self.name})
+        self.drafter = LMDrafter(WholeForward(self.lm, self.name), config, limits, {0: self.name})
 
     @property
     def forward_seconds(self) -> float:
@@ -84,11 +84,11 @@ class SmallLM:
     def bytes_moved(self) -> int:
         return self.lm.bytes_moved
 
-    def labs(self) -> dict[str, Lab]:
+    def pass_timers(self) -> dict[str, PassTimer]:
         """What there is to time: the draft model's own passes."""
-        from draftsmith.infer.costs.timing import CachedLab
+        from draftsmith.infer.models.pass_timer import CachedPassTimer
 
-        return {self.name: CachedLab(self.lm)}
+        return {self.name: CachedPassTimer(self.lm)}
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
@@ -96,8 +96,8 @@ class SmallLM:
         )
         known = given_calibration(self.calibration, self.home, target)
         costs = given_costs(self.costs, self.home, target)
-        economy = Economy(costs, self.name) if costs is not None else None
-        self.drafter.know(target.vocab_size, known, economy)
+        policy = Policy(costs, self.name) if costs is not None else None
+        self.drafter.know(target.vocab_size, known, policy)
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         self.drafter.open(rows)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.costs.policy import Policy
 
 
 class Candidate(NamedTuple):
@@ -96,18 +96,18 @@ def grow(
     *,
     width: int,
     min_worth: float = 0.0,
-    economy: Economy | None = None,
+    policy: Policy | None = None,
     pending: Sequence[int] = (),
 ) -> None:
     """Grow all rows' trees: as often as a row's depth allows, expand up to `width` of its best leaves.
 
     `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates. With an
-    economy, `min_worth` is not looked at, and the budgets are cut to what pays; `pending[b]` tokens of row b have to be
+    policy, `min_worth` is not looked at, and the budgets are cut to what pays; `pending[b]` tokens of row b have to be
     read with its first node.
     """
     asked = [(b, [ROOT]) for b, growth in enumerate(growths) if growth.budget.nodes and growth.budget.depth]
-    if economy is not None:
-        asked = _worth_expanding(growths, asked, economy, pending)
+    if policy is not None:
+        asked = _worth_expanding(growths, asked, policy, pending)
         min_worth = 0.0
     rounds = 1
     while asked:
@@ -117,43 +117,43 @@ def grow(
         going = [(b, growth) for b, growth in enumerate(growths) if rounds < growth.budget.depth]
         wanted = [(b, growth.wanted(width, min_worth)) for b, growth in going]
         asked = [(b, leaves) for b, leaves in wanted if leaves]
-        if economy is not None:
-            asked = _worth_expanding(growths, asked, economy, [0] * len(growths))
+        if policy is not None:
+            asked = _worth_expanding(growths, asked, policy, [0] * len(growths))
         rounds += 1
-    if economy is not None:
-        cut(growths, economy)
+    if policy is not None:
+        cut(growths, policy)
 
 
 def _worth_expanding(
-    growths: Sequence[Growth], asked: list[tuple[int, list[int]]], economy: Economy, pending: Sequence[int]
+    growths: Sequence[Growth], asked: list[tuple[int, list[int]]], policy: Policy, pending: Sequence[int]
 ) -> list[tuple[int, list[int]]]:
     """Those of the asked leaves, best first over all rows, that a pass of the draft pays for."""
     offers = [(growths[b].worth(leaf), b, leaf) for b, leaves in asked for leaf in leaves]
     offers.sort(key=lambda offer: -offer[0])
-    count = economy.expand([(worth, b) for worth, b, _ in offers], pending)
+    count = policy.expand([(worth, b) for worth, b, _ in offers], pending)
     chosen: dict[int, list[int]] = {}
     for _, b, leaf in offers[:count]:
         chosen.setdefault(b, []).append(leaf)
     return sorted(chosen.items())
 
 
-def cut(growths: Sequence[Growth], economy: Economy) -> None:
+def cut(growths: Sequence[Growth], policy: Policy) -> None:
     """Cut every tree to the nodes that the target's pass is worth, and note what the expanded nodes then promise."""
-    nodes = economy.width([growth.worths() for growth in growths])
+    nodes = policy.width([growth.worths() for growth in growths])
     promised, expanded = 0.0, 0
     for growth in growths:
         growth.budget = Budget(min(growth.budget.nodes, nodes), growth.budget.depth)
         kept = growth.kept()
         promised += sum(growth.leaves[i].candidate.confidence for i in kept)
         expanded += len(growth.expanded) + bool(growth.leaves)
-    economy.covered(promised / expanded if expanded else None)
+    policy.covered(promised / expanded if expanded else None)
 
 
-def affordable(drafts: Sequence[Draft], economy: Economy) -> list[Draft]:
+def affordable(drafts: Sequence[Draft], policy: Policy) -> list[Draft]:
     """Outright drafts that were made elsewhere, cut to the nodes that the target's pass is worth, best first."""
     worths = [_worths(draft) for draft in drafts]
     ranked = [sorted(range(len(found)), key=lambda node: -found[node]) for found in worths]
-    nodes = economy.width([[found[node] for node in order] for found, order in zip(worths, ranked)])
+    nodes = policy.width([[found[node] for node in order] for found, order in zip(worths, ranked)])
     return [draft if len(draft) <= nodes else _only(draft, order[:nodes]) for draft, order in zip(drafts, ranked)]
 
 

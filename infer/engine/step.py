@@ -50,7 +50,7 @@ def step(
     t2 = time.perf_counter()
     verdicts = []
     for index, (row, draft) in enumerate(zip(rows, drafts)):
-        verdict = rule(draft, scores.law(index), row.stream())
+        verdict = rule(draft, scores.distribution(index), row.stream())
         tokens = [draft.tokens[node] for node in verdict.path]
         verdict.committed, verdict.stop = row.cut([*tokens, verdict.next_token])
         verdicts.append(verdict)

@@ -67,7 +67,7 @@ def _distinct(measured: Measured) -> dict[int | str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class RunTotals:
     """One runner's sums over all repeats of one question."""
 
     totals: Totals
@@ -75,7 +75,7 @@ class Sums:
     wall_s: float
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Sums:
+    def of(cls, outcomes: Sequence[Outcome]) -> RunTotals:
         turns = [turn for outcome in outcomes for turn in outcome.turns]
         return cls(
             Totals.of(trace for outcome in outcomes for trace in outcome.traces),
@@ -94,8 +94,8 @@ def figures(measured: Measured, name: str, ids: Ids) -> dict[str, Any]:
     paired = pairs(measured, name, ids)
     outcomes = [outcome for one in paired for outcome in measured.outcomes[name][one]]
     traces: list[StepTrace] = [trace for outcome in outcomes for trace in outcome.traces]
-    own = [Sums.of(measured.outcomes[name][one]) for one in paired]
-    plain = [Sums.of(measured.outcomes[measured.baseline][one]) for one in paired]
+    own = [RunTotals.of(measured.outcomes[name][one]) for one in paired]
+    plain = [RunTotals.of(measured.outcomes[measured.baseline][one]) for one in paired]
     result = trace_figures(traces)
     result["end_to_end_tokens_per_s"] = ratio(sum(one.tokens for one in own), sum(one.wall_s for one in own))
     result |= _speedups(own, plain, measured.seed)
@@ -113,11 +113,11 @@ def figures(measured: Measured, name: str, ids: Ids) -> dict[str, Any]:
     return result
 
 
-def _total(sums: Sequence[Sums]) -> Totals:
+def _total(sums: Sequence[RunTotals]) -> Totals:
     return reduce(add, (one.totals for one in sums), Totals())
 
 
-def _speedups(own: Sequence[Sums], plain: Sequence[Sums], seed: int) -> dict[str, Any]:
+def _speedups(own: Sequence[RunTotals], plain: Sequence[RunTotals], seed: int) -> dict[str, Any]:
     """Ratios of sums with paired intervals. A runner without traces has an end-to-end speedup only, and says so."""
     traced = _total(own).steps > 0 and _total(plain).steps > 0
     end_to_end: list[list[float]] = [

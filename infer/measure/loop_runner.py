@@ -9,7 +9,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters.controls import Empty, Told
+from draftsmith.infer.drafters.controls import Empty, ScriptedDrafter
 from draftsmith.infer.engine.generate import BUDGET, generate
 from draftsmith.infer.measure.runner import Prompt
 
@@ -37,7 +37,7 @@ class LoopRunner:
         In half precision an answer may turn at a numeric tie that a longer draft rounds the other way. The oracle's
         ceiling is that of drafts that are right, so it is told what comes out when it drafts, until that stands.
         """
-        if not isinstance(self.drafter, Told):
+        if not isinstance(self.drafter, ScriptedDrafter):
             return
         told = self._answers(Empty(), prompts)
         self.drafter.learn(told)

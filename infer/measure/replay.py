@@ -32,7 +32,7 @@ from draftsmith.infer.models.recorded_target import RecordedTarget
 __all__ = ["Learner", "Recording", "Replayed", "recordings", "replay", "replay_streams", "stream_figures"]
 
 
-class Progress(Protocol):
+class ReplayProgress(Protocol):
     def __call__(self, done: int, total: int, name: str) -> None: ...
 
 
@@ -40,7 +40,7 @@ class Progress(Protocol):
 class Learner(Protocol):
     """A drafter that can draft from documents that arrive while it is at work."""
 
-    def take_in(self, ids: Sequence[int]) -> None: ...
+    def add_document(self, ids: Sequence[int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def replay(
     arrival: bool = False,
     costs: Costs | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    progress: Progress | None = None,
+    progress: ReplayProgress | None = None,
 ) -> dict[str, Any]:
     """The figures of every drafter over all streams, in their order, as JSON.
 
@@ -120,7 +120,7 @@ def replay_streams(
     budget: Budget = BUDGET,
     seed: int = 0,
     arrival: bool = False,
-    progress: Progress | None = None,
+    progress: ReplayProgress | None = None,
 ) -> dict[str, Replayed]:
     """What every drafter made of the streams; the arguments are those of `replay`."""
     for stream in streams:
@@ -158,7 +158,7 @@ def _replay(
         row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
         found.done += generate(target, drafter, [row], budget=budget)
         if arrival and isinstance(drafter, Learner):
-            drafter.take_in(stream.answer)
+            drafter.add_document(stream.answer)
         if progress is not None:
             progress(number, len(streams))
     return found

@@ -26,7 +26,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class SplitRecordings:
     """Both in order of arrival."""
 
     split: Split
@@ -84,7 +84,7 @@ def arrived(streams: Sequence[Recording]) -> list[Recording]:
     return in_order(streams, by_time=all(one.time is not None for one in streams))
 
 
-def split_recordings(streams: Sequence[Recording], split: Split) -> Parts:
+def split_recordings(streams: Sequence[Recording], split: Split) -> SplitRecordings:
     """The earlier and the later part; ValueError where one of them would be empty."""
     ordered = in_order(streams, split.by == "time")
     conversations = list(dict.fromkeys(one.conversation for one in ordered))
@@ -92,7 +92,7 @@ def split_recordings(streams: Sequence[Recording], split: Split) -> Parts:
         first = {one.conversation for one in ordered if (one.time or 0.0) < split.moment}
     else:
         first = set(conversations[: int(len(conversations) * (split.share or 0.0))])
-    parts = Parts(
+    parts = SplitRecordings(
         split,
         [one for one in ordered if one.conversation in first],
         [one for one in ordered if one.conversation not in first],

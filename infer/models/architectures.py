@@ -61,7 +61,8 @@ ONE_MASK = {"llama", "mistral", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"}
 
 def max_positions(config: Any) -> int:
     """How many positions the model takes. Where the rotation depends on the length of the call, only the part where it
-    does not: beyond it the law of a token depends on how the text was cut into calls, and nothing could be lossless."""
+    does not: beyond it the distribution of a token depends on how the text was cut into calls, and nothing could be
+    lossless."""
     limit = next(
         (int(getattr(config, name)) for name in ("max_position_embeddings", "n_positions") if getattr(config, name, 0)),
         1 << 20,

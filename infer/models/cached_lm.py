@@ -1,13 +1,14 @@
-"""A causal LM with a preallocated tree cache: several rows, each with its context once and a tree in flight behind it.
+"""A causal LM with a preallocated tree cache: several rows, each with its context once and a uncommitted tree behind
+it.
 
-Rows lie left-aligned: the committed token at position t is in slot t, and the entries in flight (pending tokens and
+Rows lie left-aligned: the committed token at position t is in slot t, and the uncommitted entries (pending tokens and
 tree nodes that were run but not yet committed) follow behind. A forward pass writes its keys and values once; a commit
 moves the kept entries up to the committed end. Nothing is concatenated, and no context is copied per draft.
 
 Masks and windows come from positions, never from slots; a padding query attends to itself only: it must give no NaN.
-Target and draft model alike run through this class. It does not know drafts, laws or rules.
+Target and draft model alike run through this class. It does not know drafts, distributions or rules.
 
-Legend: B rows, Q queries (padded), S slots, H heads, D head size, F entries in flight.
+Legend: B rows, Q queries (padded), S slots, H heads, D head size, F uncommitted entries.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class Slot:
     visible: list[int] = field(default_factory=list)
 
     @property
-    def flight(self) -> int:
+    def uncommitted(self) -> int:
         return len(self.positions)
 
     @property
@@ -164,19 +165,19 @@ class Slot:
 
 @dataclass(slots=True)
 class Entries:
-    """What a forward pass appends to one row: tokens, and for each the entry in flight it stands under.
+    """What a forward pass appends to one row: tokens, and for each the uncommitted entry it stands under.
 
-    `parents[i]` is an index among the row's entries in flight (earlier ones, or earlier in this list, counted from the
-    last commit), or -1: right behind the committed tokens.
+    `parents[i]` is an index among the row's uncommitted entries (earlier ones, or earlier in this list, counted from
+    the last commit), or -1: right behind the committed tokens.
     """
 
     tokens: list[int]
     parents: list[int]
 
     @classmethod
-    def chain(cls, tokens: list[int], flight: int = 0) -> Entries:
+    def chain(cls, tokens: list[int], uncommitted: int = 0) -> Entries:
         """Entries in a line, below the newest of `flight` entries."""
-        return cls(tokens, list(range(flight - 1, flight - 1 + len(tokens))))
+        return cls(tokens, list(range(uncommitted - 1, uncommitted - 1 + len(tokens))))
 
 
 def liked_buckets(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
@@ -238,8 +239,8 @@ class CachedLM:
         """How many of the row's tokens are committed to the cache."""
         return self._slots[row].length
 
-    def flight(self, row: Any) -> int:
-        return self._slots[row].flight
+    def uncommitted(self, row: Any) -> int:
+        return self._slots[row].uncommitted
 
     # passes
 
@@ -291,13 +292,13 @@ class CachedLM:
 
     def _append(self, slot: Slot, entry: Entries, tokens_Q: np.ndarray, positions_Q: np.ndarray) -> None:
         """Note a row's new entries: what each may see in flight is a bit mask over the entries in flight."""
-        flight = slot.flight
+        uncommitted = slot.uncommitted
         tokens_Q[: len(entry.tokens)] = entry.tokens
         for i, parent in enumerate(entry.parents):
             seen = slot.visible[parent] if parent >= 0 else 0
-            slot.visible.append(seen | (1 << (flight + i)))
+            slot.visible.append(seen | (1 << (uncommitted + i)))
             slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
-        positions_Q[: len(entry.tokens)] = slot.positions[flight:]
+        positions_Q[: len(entry.tokens)] = slot.positions[uncommitted:]
 
     def _bucket(self, width: int) -> int:
         return next((bucket for bucket in self.buckets if bucket >= width), width)

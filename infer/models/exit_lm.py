@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from draftsmith.infer.models.cached_lm import PREFILL_CHUNK, Entries, Slot, TreeCache, liked_buckets
-from draftsmith.infer.models.layers import Parts, check_parts, find_parts, inner_block
+from draftsmith.infer.models.layers import ModelParts, check_parts, find_parts, inner_block
 from draftsmith.infer.models.masks import MaskPlan
 
 
@@ -53,7 +53,7 @@ class ExitLM:
         self.model = model
         self.exits = tuple(exits)
         self.eager = eager
-        self.parts: Parts = parts
+        self.parts: ModelParts = parts
         self.blocks = [inner_block(model, start, end) for start, end in zip((0, *exits), exits)]
         self.block_bytes = [_bytes(parts.layers[start:end]) for start, end in zip((0, *exits), exits)]
         self.head_bytes = _bytes([parts.head, parts.norm])
@@ -93,15 +93,15 @@ class ExitLM:
         """How many of the row's tokens are committed to the cache."""
         return self._slots[row].length
 
-    def flight(self, row: Any) -> int:
-        return self._slots[row].flight
+    def uncommitted(self, row: Any) -> int:
+        return self._slots[row].uncommitted
 
     def place(self, row: Any, context: int) -> None:
         """Take the row to hold `context` committed entries whatever stands there: for timing only."""
         slot = self._slots[row]
         slot.length, slot.filled = context, [context] * len(self.blocks)
 
-    def place_flight(self, row: Any, tokens: int, block: int) -> None:
+    def place_uncommitted(self, row: Any, tokens: int, block: int) -> None:
         """Take a chain of so many entries to have come as far as `block`: likewise."""
         slot = self._slots[row]
         slot.positions = [slot.length + i for i in range(tokens)]
@@ -118,13 +118,16 @@ class ExitLM:
         """Run new entries through the first block: the states [N, D] in which they left it, per row."""
         for row, entry in zip(rows, entries):
             slot = self._slots[row]
-            flight = slot.flight
+            uncommitted = slot.uncommitted
             for i, parent in enumerate(entry.parents):
                 seen = slot.visible[parent] if parent >= 0 else 0
-                slot.visible.append(seen | (1 << (flight + i)))
+                slot.visible.append(seen | (1 << (uncommitted + i)))
                 slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
                 slot.passed.append(0)
-        new = [list(range(self.flight(row) - len(entry.tokens), self.flight(row))) for row, entry in zip(rows, entries)]
+        new = [
+            list(range(self.uncommitted(row) - len(entry.tokens), self.uncommitted(row)))
+            for row, entry in zip(rows, entries)
+        ]
         states = self._run(rows, 0, new, [entry.tokens for entry in entries])
         if self.eager:
             for block in range(1, len(self.blocks)):
@@ -206,7 +209,7 @@ class ExitLM:
         seen = 0
         for entry in wanted:
             seen |= slot.visible[entry]
-        flying = [i for i in range(slot.flight) if seen >> i & 1 and slot.passed[i] <= block]
+        flying = [i for i in range(slot.uncommitted) if seen >> i & 1 and slot.passed[i] <= block]
         return [*range(slot.filled[block], slot.length), *(slot.length + i for i in flying)]
 
     def _mark(self, slot: ExitSlot, block: int, at: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.contract.distribution import NodeLaw, nan_message
+from draftsmith.infer.contract.distribution import NodeDistribution, nan_message
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, Verdict
 from draftsmith.infer.contract.row import Row
@@ -24,7 +24,7 @@ from draftsmith.infer.models.cached_lm import CachedLM, Entries
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.costs.timing import Lab
+    from draftsmith.infer.costs.timing import PassTimer
 
 PENDING_AT_ONCE = 16
 
@@ -39,10 +39,10 @@ class HFScores:
     roots: list[int]
     choices_BQ: list[list[int]] | None
 
-    def law(self, index: int) -> NodeLaw:
+    def distribution(self, index: int) -> NodeDistribution:
         root, end = self.roots[index], self.roots[index] + 1 + len(self.drafts[index])
         choices_N = self.choices_BQ[index][root:end] if self.choices_BQ is not None else None
-        return NodeLaw(self.logits_BQV[index, root:end], self.rows[index], self.drafts[index], choices_N)
+        return NodeDistribution(self.logits_BQV[index, root:end], self.rows[index], self.drafts[index], choices_N)
 
 
 class HFTarget:
@@ -95,11 +95,11 @@ class HFTarget:
         """The output head, lent likewise."""
         return self.model.get_output_embeddings()
 
-    def labs(self) -> dict[str, Lab]:
+    def pass_timers(self) -> dict[str, PassTimer]:
         """What there is to time: the target's own passes."""
-        from draftsmith.infer.costs.timing import CachedLab
+        from draftsmith.infer.models.pass_timer import CachedPassTimer
 
-        return {"target": CachedLab(self.lm)}
+        return {"target": CachedPassTimer(self.lm)}
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         for row in rows:

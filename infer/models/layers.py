@@ -20,7 +20,7 @@ NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ModelParts:
     """`path` leads to the stack. Logits are `softcap * tanh(scale * head(norm(state)) / softcap)`; 0 is no cap."""
 
     path: str
@@ -51,7 +51,7 @@ def stack_path(model: Any) -> str:
     return min(found, key=lambda name: name.count("."))
 
 
-def find_parts(model: Any) -> Parts:
+def find_parts(model: Any) -> ModelParts:
     """The parts of `model`; ValueError for a model that is not layers, then a norm, then a head."""
     path = stack_path(model)
     owner = model.get_submodule(path.rpartition(".")[0])
@@ -62,11 +62,11 @@ def find_parts(model: Any) -> Parts:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{model.config.model_type} has no linear output head: it cannot be cut into exits")
-    return Parts(path, owner.get_submodule(path.rpartition(".")[2]), norm, head, scale, softcap)
+    return ModelParts(path, owner.get_submodule(path.rpartition(".")[2]), norm, head, scale, softcap)
 
 
 @torch.no_grad()
-def check_parts(model: Any, parts: Parts) -> None:
+def check_parts(model: Any, parts: ModelParts) -> None:
     """Refuse a model whose last layer, norm and head do not give its logits."""
     kept: list[torch.Tensor] = []
     hook = parts.layers[-1].register_forward_hook(lambda module, given, output: kept.append(state_of(output)))

@@ -1,7 +1,7 @@
 """Additive attention masks for a tree behind a left-aligned context, one per kind of attention layer.
 
-A query sees every committed token and its own ancestors in flight; a sliding layer sees those less than a window away,
-by position. This module does not know models; infer/models/architectures.py says which plan a model needs.
+A query sees every committed token and its own ancestors uncommitted; a sliding layer sees those less than a window
+away, by position. This module does not know models; infer/models/architectures.py says which plan a model needs.
 
 Legend: B rows, Q queries, S slots.
 """
@@ -53,7 +53,7 @@ class MaskPlan:
         dtype: torch.dtype,
         positions_BQ: np.ndarray,
     ) -> Any:
-        """The same for the entries in slots `chosen` of each row, committed or in flight; `slots_BQ` holds them too,
+        """The same for the entries in slots `chosen` of each row, committed or uncommitted; `slots_BQ` holds them too,
         then the slots of padding queries."""
         end = int(slots_BQ.max()) + 1
         seen_BQS = _visibility_at(slots, chosen, slots_BQ, end)
@@ -88,8 +88,8 @@ def _visibility(slots: Sequence[InFlight], counts: list[int], width: int, end: i
         before = len(slot.positions) - count
         if count:
             seen_BQS[b, :count, : slot.length] = True
-            flight = before + count
-            seen_BQS[b, :count, slot.length : slot.length + flight] = _bits(slot.visible[before:], flight)
+            uncommitted = before + count
+            seen_BQS[b, :count, slot.length : slot.length + uncommitted] = _bits(slot.visible[before:], uncommitted)
         start = slot.length + before
         for query in range(count, width):
             seen_BQS[b, query, start + query] = True
@@ -115,11 +115,11 @@ def _visibility_at(
     return seen_BQS
 
 
-def _bits(masks: list[int], flight: int) -> np.ndarray:
+def _bits(masks: list[int], uncommitted: int) -> np.ndarray:
     """[Q, F] bool from bit masks, lowest bit first."""
-    size = (flight + 7) // 8
+    size = (uncommitted + 7) // 8
     raw = np.frombuffer(b"".join(mask.to_bytes(size, "little") for mask in masks), dtype=np.uint8)
-    return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :flight].view(bool)
+    return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :uncommitted].view(bool)
 
 
 def _near(slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:

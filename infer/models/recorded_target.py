@@ -2,7 +2,7 @@
 
 Drafts are judged against what was written down: a token is accepted where the recording says it. With a recording
 sampled at a temperature that is exact for outright drafts only (the draw was made first and is looked up); sampled
-drafts need the law itself and are refused unless the recording is greedy.
+drafts need the distribution itself and are refused unless the recording is greedy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class RecordedLaw:
+class RecordedDistribution:
     """A point mass on the recorded token, at the nodes that follow the recording; a walk visits no others."""
 
     ahead: Sequence[int]
@@ -44,10 +44,10 @@ class RecordedLaw:
 
 @dataclass(slots=True)
 class RecordedScores:
-    laws: list[RecordedLaw]
+    distributions: list[RecordedDistribution]
 
-    def law(self, index: int) -> RecordedLaw:
-        return self.laws[index]
+    def distribution(self, index: int) -> RecordedDistribution:
+        return self.distributions[index]
 
 
 class RecordedTarget:
@@ -85,10 +85,12 @@ class RecordedTarget:
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> RecordedScores:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
             raise ValueError("replay of answers sampled at a temperature takes outright drafts only, not sampled ones")
-        laws = []
+        distributions = []
         for row, draft in zip(rows, drafts):
-            laws.append(RecordedLaw(self.answers[row.key][len(row.new_ids) :], draft, self.vocab_size))
-        return RecordedScores(laws)
+            distributions.append(
+                RecordedDistribution(self.answers[row.key][len(row.new_ids) :], draft, self.vocab_size)
+            )
+        return RecordedScores(distributions)
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
         return [Feedback(len(row.ids) - 1) for row in rows]

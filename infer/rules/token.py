@@ -1,15 +1,15 @@
 """The default verification rule: recursive rejection over a parent's trials, in list order.
 
-At a parent the residual r starts as the target's law. A trial's token x, drawn from q (given the earlier trials of its
-group), is accepted with min(1, r(x) / q(x)); else r becomes (r - q)+ normalised. After the last trial the target's own
-token is drawn from r. This gives the target's law whatever the trials are (arXiv 2211.17192 for one trial, 2305.09781
-for several; without replacement 2402.14873).
+At a parent the residual r starts as the target's distribution. A trial's token x, drawn from q (given the earlier
+trials of its group), is accepted with min(1, r(x) / q(x)); else r becomes (r - q)+ normalised. After the last trial the
+target's own token is drawn from r. This gives the target's distribution whatever the trials are (arXiv 2211.17192 for
+one trial, 2305.09781 for several; without replacement 2402.14873).
 
-Where every trial of a parent is outright, the target's own draw is made first and looked up among them: the same law,
-and the very token that plain sampling with the same seed would give. Temperature 0 is that case for every trial, since
-the residual of a point mass is the point mass itself until its token is met.
+Where every trial of a parent is outright, the target's own draw is made first and looked up among them: the same
+distribution, and the very token that plain sampling with the same seed would give. Temperature 0 is that case for every
+trial, since the residual of a point mass is the point mass itself until its token is met.
 
-This module does not know where drafts or laws come from.
+This module does not know where drafts or distributions come from.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group, Trial
-from draftsmith.infer.contract.protocols import Law, Verdict
-from draftsmith.infer.contract.rng import Stream
+from draftsmith.infer.contract.protocols import TargetDistribution, Verdict
+from draftsmith.infer.contract.rng import StepRng
 from draftsmith.infer.contract.trace import Tried
 
 
-def rejection(draft: Draft, law: Law, rng: Stream) -> Verdict:
+def rejection(draft: Draft, distribution: TargetDistribution, rng: StepRng) -> Verdict:
     """Walk from the prefix down while a trial is accepted; end with the target's own token."""
     path: list[int] = []
     accepted: list[Trial] = []
@@ -34,11 +34,11 @@ def rejection(draft: Draft, law: Law, rng: Stream) -> Verdict:
     while True:
         trials = draft.trials.get(node, ())
         depth = len(path)
-        if law.greedy or all(trial.group.outright for trial in trials):
-            token = law.draw(node, 0.0 if law.greedy else rng.uniform(depth, "draw"))
+        if distribution.greedy or all(trial.group.outright for trial in trials):
+            token = distribution.draw(node, 0.0 if distribution.greedy else rng.uniform(depth, "draw"))
             found = _look_up(draft, trials, token)
         else:
-            found, token = _reject_in_order(draft, trials, law.probs(node), rng, depth)
+            found, token = _reject_in_order(draft, trials, distribution.probs(node), rng, depth)
         _note(tried, trials, found, depth + 1)
         if found is None:
             return Verdict(path, accepted, token, tried)
@@ -55,7 +55,7 @@ def _look_up(draft: Draft, trials: Sequence[Trial], token: int) -> int | None:
 
 
 def _reject_in_order(
-    draft: Draft, trials: Sequence[Trial], probs_V: torch.Tensor, rng: Stream, depth: int
+    draft: Draft, trials: Sequence[Trial], probs_V: torch.Tensor, rng: StepRng, depth: int
 ) -> tuple[int | None, int]:
     """The index of the accepted trial, or None and the token drawn from the residual."""
     residual_V = probs_V.to(torch.float64)
@@ -69,14 +69,14 @@ def _reject_in_order(
             left_V = residual_V.clone()
             left_V[token] = 0.0
         else:
-            law_V = _trial_law(trial.group, residual_V, drawn.setdefault(id(trial.group), []))
-            weight = float(law_V[token])
+            distribution_V = _trial_distribution(trial.group, residual_V, drawn.setdefault(id(trial.group), []))
+            weight = float(distribution_V[token])
             if not weight > 0:
                 raise ValueError(f"a sampled trial of {trial.source} has probability 0 under its own draft_probs")
             if uniform * weight < float(residual_V[token]):
                 return index, token
             drawn[id(trial.group)].append(token)
-            left_V = (residual_V - law_V).clamp_(min=0.0)
+            left_V = (residual_V - distribution_V).clamp_(min=0.0)
         total = float(left_V.sum())
         if not total > 0:
             return index, token
@@ -84,13 +84,13 @@ def _reject_in_order(
     return None, draw_by_inversion(residual_V, rng.uniform(depth, "draw"))
 
 
-def _trial_law(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.Tensor:
-    """[V] the law of the group's next draw, given its earlier ones."""
-    law_V = group.dense(like_V.numel(), like_V.device)
+def _trial_distribution(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.Tensor:
+    """[V] the distribution of the group's next draw, given its earlier ones."""
+    distribution_V = group.dense(like_V.numel(), like_V.device)
     if not group.with_replacement and drawn:
-        law_V = law_V.clone()
-        law_V[drawn] = 0.0
-    return law_V / law_V.sum()
+        distribution_V = distribution_V.clone()
+        distribution_V[drawn] = 0.0
+    return distribution_V / distribution_V.sum()
 
 
 def _note(tried: list[Tried], trials: Sequence[Trial], found: int | None, depth: int) -> None:

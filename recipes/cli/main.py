@@ -74,7 +74,7 @@ COMMANDS: dict[str, Command] = {
         "draftsmith.recipes.commands.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARN
     ),
     "train distil": Command(
-        "draftsmith.recipes.commands.distil:distil", "train a draft model on the target's own law", LEARN
+        "draftsmith.recipes.commands.distil:distil", "train a draft model on the target's own distribution", LEARN
     ),
     "train target": Command(
         "draftsmith.recipes.commands.train:target", "train a small target from scratch on your text", LEARN

@@ -27,7 +27,7 @@ def distil(
     exit_weights: list[float] | None = None,
     **options: Any,
 ) -> None:
-    """Train a draft model on the target's own law (distillation). Run again with the same options, it goes on.
+    """Train a draft model on the target's own distribution (distillation). Run again with the same options, it goes on.
 
     Example: draftsmith train distil --target MODEL --data answers.jsonl --out wide --preset wide-3
 
@@ -38,7 +38,8 @@ def distil(
         preset: instead, a published shape: wide-1, wide-3, wide-5 (the target's width), 290M, 543M, 796M, 1.3B.
         losses: name and weight of forward_kl, reverse_kl, jsd, total_variation, cross_entropy, or of what the rule that
             will run accepts: sampled, greedy, topk; not given: forward_kl alone.
-        temperature: of both laws; 0 for a target that will be greedy (losses greedy, topk and cross_entropy only).
+        temperature: of both distributions; 0 for a target that will be greedy (losses greedy, topk and cross_entropy
+            only).
         tree_top_k: tokens that a tree will try at a node, for the loss topk.
         sharpness: what stands in for an argmax in the losses greedy and topk: softmax(sharpness x logits).
         teacher: live, or a folder for a cache of what the target says, which is made first where there is none.

@@ -87,12 +87,12 @@ def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, type, device, what is measured and how is drafted, from the command line's words."""
     from draftsmith.infer.measure.plan.ranking import Drafting
     from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
-    from draftsmith.infer.measure.plan.survey import Asked
+    from draftsmith.infer.measure.plan.survey import SurveyRequest
 
     config = load_config(given["target"])
     drafting = [Drafting.chain(length) for length in numbers("lengths", given["lengths"])]
     drafting += [Drafting.parse_tree(word) for word in words(given["trees"])]
-    asked = Asked(
+    asked = SurveyRequest(
         numbers("batch_sizes", given["batch_sizes"]),
         numbers("contexts", given["contexts"]),
         sorted({one.nodes for one in drafting}),

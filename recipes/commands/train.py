@@ -91,12 +91,12 @@ def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options
 
 def train(objective: Objective, options: dict[str, Any]) -> None:
     """A draft by `objective`; `options` are those of `sft`."""
-    from draftsmith.train.run.config import Plan
+    from draftsmith.train.run.config import TrainConfig
     from draftsmith.train.run.run import train_draft
 
     json = options.pop("json", False)
     options.pop("exits", None)
-    facts = train_draft(objective, Plan(**{**options, "freeze": tuple(options.get("freeze") or ())}))
+    facts = train_draft(objective, TrainConfig(**{**options, "freeze": tuple(options.get("freeze") or ())}))
     if json:
         names = ("max_steps", "exits", "results", "train_seconds", "settings")
         print(dumps({name: facts.get(name) for name in names}))

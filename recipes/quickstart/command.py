@@ -24,14 +24,14 @@ def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | No
     """
     from draftsmith.recipes.quickstart.run import run_steps
     from draftsmith.recipes.quickstart.scales import SCALES
-    from draftsmith.recipes.quickstart.steps import Plan
+    from draftsmith.recipes.quickstart.steps import QuickstartPlan
 
     size = SCALES[scale]
     folder = Path(out or f"quickstart/{scale}")
     print(f"quickstart, scale {scale}: {size.says}; everything goes into {folder}")
     print("Interrupt it whenever you like: the same command goes on where it was.\n")
     began = time.perf_counter()
-    steps = Plan(folder, size, seed).steps()
+    steps = QuickstartPlan(folder, size, seed).steps()
     made = run_steps(steps, folder, size.seconds)
     took = f"{made} of {len(steps)} steps in {time.perf_counter() - began:.0f} s" if made else "everything is there"
     print(f"{took}\n")

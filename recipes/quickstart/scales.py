@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class QuickstartScale:
     """How large the models are, how long they are trained, how much is asked. `seconds` is what steps took on one core
     of an AMD EPYC 9004 (2026-11-21; of `full` only the parts were timed); it is fitted to the machine at hand."""
 
@@ -35,14 +35,14 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(
+    "smoke": QuickstartScale(
         says="about a minute; every step, and nothing worth believing", megabytes=0.3, vocab_size=512, hidden_size=64,
         layers=3, exits="[1,2]", target_steps=30, draft_steps=6, answers=16, held_out=10, questions=2, new_tokens=20,
         documents=6, cost_seconds=0, min_distinct=0.0,
         seconds={"text": 2, "target": 9, "draft-sft": 1, "draft-soft": 2, "draft-distil": 2, "store-dresd-ood": 1,
                  "calibration": 6, "bench-greedy": 4, "bench-drawn": 4, "report": 1},
     ),
-    "small": Scale(
+    "small": QuickstartScale(
         says="about ten minutes on two cores", megabytes=0.8, vocab_size=1024, hidden_size=128,
         layers=12, exits="[1,2]", target_steps=250, draft_steps=120, answers=256, held_out=32, questions=20,
         new_tokens=64, documents=48, cost_seconds=20, min_distinct=0.5,
@@ -50,7 +50,7 @@ SCALES = {
                  "store-dresd-ood": 10, "store-dresd-id": 6, "calibration": 27, "bench-greedy": 159,
                  "bench-drawn": 81, "report": 1},
     ),
-    "full": Scale(
+    "full": QuickstartScale(
         says="about an hour on two cores", megabytes=5.0, vocab_size=2048, hidden_size=256,
         layers=16, exits="[1,2,4]", target_steps=700, draft_steps=300, answers=800, held_out=80, questions=40,
         new_tokens=96, documents=400, cost_seconds=60, min_distinct=0.5,

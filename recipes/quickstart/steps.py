@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draftsmith.recipes.quickstart.corpus import ASKED, CORPUS, HELD_OUT, QUESTIONS, write_corpus
-from draftsmith.recipes.quickstart.scales import Scale
+from draftsmith.recipes.quickstart.scales import QuickstartScale
 
 # Tokens of a row in training; no question with its answer is longer.
 LENGTH = 256
@@ -43,10 +43,10 @@ class Step:
     make: Callable[[], str] | None = None
 
 
-class Plan:
+class QuickstartPlan:
     """The steps of one scale in one folder."""
 
-    def __init__(self, folder: Path, size: Scale, seed: int) -> None:
+    def __init__(self, folder: Path, size: QuickstartScale, seed: int) -> None:
         self.folder = folder
         self.size = size
         self.seed = seed

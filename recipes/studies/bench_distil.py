@@ -1,4 +1,5 @@
-"""Is distillation worth it? `python -m draftsmith.recipes.studies.bench_distil --target T --data A --questions Q --out DIR`.
+"""Is distillation worth it? `python -m draftsmith.recipes.studies.bench_distil --target T --data A --questions Q --out
+DIR`.
 
 At equal cost in CPU seconds, three seeds, held-out questions:
     sft, kl                     supervised fine-tuning against forward KL from the live target, two layers each
@@ -111,12 +112,12 @@ def bench_distil(
     from draftsmith.recipes.studies.distil_figures import markdown, summarise
     from draftsmith.recipes.studies.distil_study import Study, run_study
     from draftsmith.recipes.studies.study_figures import read_found
-    from draftsmith.train.run.config import Plan
+    from draftsmith.train.run.config import TrainConfig
 
     if throughput:
         return _throughput(target, questions, Path(out), (seeds or [0])[0])
     sizes = narrow or {"hidden_size": 288, "intermediate_size": 776, "num_attention_heads": 6}
-    plan = Plan(
+    plan = TrainConfig(
         target=target, data=data, out=out, num_layers=2,
         text=Text(max_length=256, held_out=0.04, limit=limit, cache=cache),
         optim=Optim(lr=lr, batch_size=8, micro_batch_size=8), machine=Machine(device="cpu", workers=0),

@@ -61,13 +61,13 @@ def bench_learning(
     from draftsmith.recipes.studies.learning import Decoding, all_kinds, run_study
     from draftsmith.recipes.studies.learning_figures import markdown, summarise
     from draftsmith.recipes.studies.study_figures import read_found
-    from draftsmith.train.run.config import Plan
+    from draftsmith.train.run.config import TrainConfig
 
     kinds = all_kinds(num_layers, exits, exit_weights or [])
     unknown = sorted(set(only or []) - {kind.name for kind in kinds})
     if unknown:
         raise ValueError(f"no kind of run is called {unknown[0]!r}: {', '.join(kind.name for kind in kinds)}")
-    plan = Plan(
+    plan = TrainConfig(
         target=target, data=data, out=out, num_layers=num_layers, init=init, max_steps=max_steps, text=text,
         optim=optim, machine=machine, watch=Watch(val_every=0, val_prompts=0, save_every=50),
     )  # fmt: skip

@@ -54,7 +54,7 @@ def bench_plan(
     """
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
-    from draftsmith.infer.measure.plan.survey import Asked, survey
+    from draftsmith.infer.measure.plan.survey import SurveyRequest, survey
     from draftsmith.infer.measure.plan.tables import check_table
     from draftsmith.recipes.commands.plan import numbers, words
     from draftsmith.recipes.studies.plan_check import check, within
@@ -65,7 +65,7 @@ def bench_plan(
     tried = [_pair(word) for word in words(pairs) or _pairs(config)]
     wanted = parse_shapes([shape for shape, _ in tried], config)
     sizes = numbers("batch_sizes", batch_sizes)
-    asked = Asked(
+    asked = SurveyRequest(
         sizes,
         (max(1, context // 2), 2 * context),
         LENGTHS,

@@ -1,7 +1,9 @@
-"""Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.studies.bench_training`.
+"""Training throughput beside Hugging Face's Trainer and a bare loop: `python -m
+draftsmith.recipes.studies.bench_training`.
 
-Same model, data, precision, optimiser and rows per step in one process; the arms take turns (recipes/studies/throughput.py). Of
-the seconds by the wall and of this process's CPUs, the second are the ones to trust on a machine that others use too.
+Same model, data, precision, optimiser and rows per step in one process; the arms take turns
+(recipes/studies/throughput.py). Of the seconds by the wall and of this process's CPUs, the second are the ones to trust
+on a machine that others use too.
 """
 
 from __future__ import annotations

@@ -32,12 +32,13 @@ from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.studies.study_runs import finished, first_turns, measured_path, plain_answers
 from draftsmith.train.data.batches import MicroBatches
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
-from draftsmith.train.objectives.objective import Objective, Surroundings
+from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.config import TrainConfig, resolved
 from draftsmith.train.run.optimisers import make_optimiser
 from draftsmith.train.run.run import load_data, train_draft
 from draftsmith.train.run.validation import ROWS_AT_ONCE
@@ -92,7 +93,7 @@ WAYS = {
 class Study:
     """All arms share `plan` but for what an arm names."""
 
-    plan: Plan
+    plan: TrainConfig
     arms: Sequence[Arm]
     questions: list[str]
     max_new_tokens: int = 48
@@ -102,7 +103,7 @@ class Study:
     def out(self) -> Path:
         return Path(self.plan.out)
 
-    def planned(self, arm: Arm, seed: int, steps: int) -> Plan:
+    def planned(self, arm: Arm, seed: int, steps: int) -> TrainConfig:
         before = str(self.run(arm.begins_as, seed)) if arm.begins_as else arm.init
         return replace(
             self.plan, out=str(self.run(arm.name, seed)), seed=seed, max_steps=steps, init=before,
@@ -160,7 +161,7 @@ class _Steps:
         corpus, data = load_data(plan, find_template(plan.text.template, tokenizer), first=False)
         model = init_draft(loaded, num_layers=plan.num_layers, how=plan.init, shape=plan.shape).train()
         self.objective = arm.objective()
-        self.objective.begin(Surroundings(loaded, model, corpus, plan.text.max_length, "cpu"))
+        self.objective.begin(TrainContext(loaded, model, corpus, plan.text.max_length, "cpu"))
         self.draft = ExitStates(model, self.objective.exits(plan.num_layers))
         named = list(self.draft.named_parameters())
         self.optimiser = make_optimiser(named, plan.optim.name, 1e-5, 0.0, (0.9, 0.95), frozenset())

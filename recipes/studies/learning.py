@@ -31,7 +31,7 @@ from draftsmith.train.drafts.exits import ExitStates, check_exits
 from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.config import TrainConfig, resolved
 from draftsmith.train.run.run import load_data, train_draft
 from draftsmith.train.run.validation import decode_greedily, exit_losses
 
@@ -71,7 +71,7 @@ def all_kinds(num_layers: int, exits: Sequence[int], weights: Iterable[Sequence[
 
 
 def run_study(
-    plan: Plan, kinds: Sequence[Kind], seeds: Sequence[int], questions: list[str], decoding: Decoding
+    plan: TrainConfig, kinds: Sequence[Kind], seeds: Sequence[int], questions: list[str], decoding: Decoding
 ) -> None:
     """Train and measure every kind with every seed into `plan.out`, but for what is there already."""
     out = Path(plan.out)
@@ -91,7 +91,7 @@ def run_study(
         write_json(out / "plain.json", plain_answers(target, prompts, decoding.max_new_tokens, decoding.rows_at_once))
 
 
-def measure(plan: Plan, kind: Kind, questions: list[str], decoding: Decoding) -> dict[str, Any]:
+def measure(plan: TrainConfig, kind: Kind, questions: list[str], decoding: Decoding) -> dict[str, Any]:
     """Of the draft in `plan.out`, per exit: its held-out loss, and what each prompt committed in how many steps."""
     target, template = _target(plan)
     model, _ = load_model(plan.out, device="cpu")
@@ -110,7 +110,7 @@ def measure(plan: Plan, kind: Kind, questions: list[str], decoding: Decoding) ->
     return found
 
 
-def _target(plan: Plan) -> tuple[HFTarget, Template]:
+def _target(plan: TrainConfig) -> tuple[HFTarget, Template]:
     target = load_target(plan.target, device="cpu")
     assert target.tokenizer is not None
     text = plan.text

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.drafters.simulated import Rehearsed
+from draftsmith.infer.drafters.simulated import SimulatedDrafter
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.measure.plan.loop_timing import rehearse
+from draftsmith.infer.measure.plan.loop_timing import time_loop
 from draftsmith.infer.measure.plan.ranking import Drafting, predict
-from draftsmith.infer.measure.plan.shapes import Shape, random_model, shaped_config
+from draftsmith.infer.measure.plan.shapes import CandidateShape, random_model, shaped_config
 from draftsmith.infer.measure.plan.survey import Survey
 from draftsmith.infer.models.hf_target import HFTarget
 
@@ -36,14 +36,14 @@ def check(
 ) -> list[dict[str, Any]]:
     """Per (shape, length): measured and predicted speedup, and the prediction's relative error."""
     target = HFTarget(random_model(config, dtype, device))
-    models = {name: random_model(shaped_config(config, Shape.parse(name)), dtype, device) for name, _ in pairs}
+    models = {name: random_model(shaped_config(config, CandidateShape.parse(name)), dtype, device) for name, _ in pairs}
     drafters = {
-        f"{shape}, {length} tokens": Rehearsed(
+        f"{shape}, {length} tokens": SimulatedDrafter(
             SmallLM(models[shape], num_draft_tokens=length, top_k=1, min_confidence=0.0), acceptance
         )
         for shape, length in pairs
     }
-    heard = rehearse(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
+    heard = time_loop(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
     found = []
     for name, (shape, length) in zip(drafters, pairs):
         one = heard[name]
@@ -53,7 +53,7 @@ def check(
                 "shape": shape,
                 "length": length,
                 "batch_size": rows,
-                "shape_measured": Shape.parse(shape) in survey.asked.shapes,
+                "shape_measured": CandidateShape.parse(shape) in survey.asked.shapes,
                 "length_measured": length in survey.asked.nodes,
                 "accepted_length": one.accepted_length,
                 "measured": one.speedup,

@@ -1,4 +1,5 @@
-"""A target that says the same and takes longer: `python -m draftsmith.recipes.studies.slow_target --target T --blocks 24`.
+"""A target that says the same and takes longer: `python -m draftsmith.recipes.studies.slow_target --target T --blocks
+24`.
 
 Layers whose output projections are zero add nothing to the residual stream. They are run all the same, so the text is
 the target's and the time is that of a deeper model: to see whether a choice follows costs, nothing else may change.

@@ -21,7 +21,7 @@ from draftsmith.train.data.batches import Batches, MicroBatches
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.run.callbacks import AtSteps
-from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.config import TrainConfig, resolved
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import Schedule
 from draftsmith.train.run.run import fit
@@ -105,7 +105,9 @@ def _ours(model: Any, batches: Batches, steps: int, out: Path) -> Marks:
     rows = batches.batch_size
     layers = model.config.num_hidden_layers
     plan = resolved(
-        Plan("", [], str(out), layers, optim=Optim(batch_size=rows, micro_batch_size=rows), machine=Machine("cpu"))
+        TrainConfig(
+            "", [], str(out), layers, optim=Optim(batch_size=rows, micro_batch_size=rows), machine=Machine("cpu")
+        )
     )
     marks: Marks = []
 

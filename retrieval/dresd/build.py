@@ -26,12 +26,12 @@ from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
-from draftsmith.retrieval.dresd.calibration import Calibration, fit_curve
+from draftsmith.retrieval.dresd.calibration import SimilarityCalibration, fit_curve
 from draftsmith.retrieval.dresd.embed import embed
 from draftsmith.retrieval.dresd.index import IndexKind, choose, load_faiss, make_index, write_index
 from draftsmith.retrieval.dresd.projection import Projection, fit
 from draftsmith.retrieval.dresd.store import ENDS, INDEX, KIND, PROJECTION, TOKENS, search, token_dtype
-from draftsmith.retrieval.dresd.work import Sequences, Work, gather, held, shards, whole_file
+from draftsmith.retrieval.dresd.work import BuildFolder, Sequences, gather, held, shards, whole_file
 from draftsmith.retrieval.store.format import part_of, parts_to_json, unfinished, write_array, write_manifest
 
 # What a drafter does unless told otherwise (dresd.py), and so what is calibrated.
@@ -155,7 +155,7 @@ def _gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Se
 
 def _embed_all(
     target: Target,
-    work: Work,
+    work: BuildFolder,
     sequences: Sequences,
     groups: list[np.ndarray],
     plan: dict[str, Any],
@@ -218,7 +218,7 @@ def _unpack(packed: np.ndarray) -> torch.Tensor:
     return states.view(torch.bfloat16) if packed.dtype == np.uint16 else states
 
 
-def _assemble(work: Work, sequences: Sequences, groups: list[np.ndarray]) -> np.ndarray:
+def _assemble(work: BuildFolder, sequences: Sequences, groups: list[np.ndarray]) -> np.ndarray:
     """[N, K]: all keys, in the order of the stream, as a memory map."""
     counts = sequences.counts()
     firsts = np.concatenate([[0], np.cumsum(counts)])
@@ -235,7 +235,7 @@ def _assemble(work: Work, sequences: Sequences, groups: list[np.ndarray]) -> np.
 
 def calibrate(
     index: Any, keys_NK: np.ndarray, tokens_N: np.ndarray, ends: np.ndarray, seed: int, sample: int = CALIBRATED_ON
-) -> Calibration:
+) -> SimilarityCalibration:
     """How often neighbours from other documents go on as a document does, by similarity (dresd_calibration.py)."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(keys_NK))[:sample])
     first: list[tuple[float, bool]] = []
@@ -253,7 +253,7 @@ def calibrate(
                     first.extend((similarity, right) for right in seen[:1])
                     later.extend((similarity, right) for right in seen[1:])
     curves = [fit_curve([seen[0] for seen in pairs], [seen[1] for seen in pairs]) for pairs in (first, later)]
-    return Calibration(curves[0], curves[1], (len(first), len(later)))
+    return SimilarityCalibration(curves[0], curves[1], (len(first), len(later)))
 
 
 def _others(

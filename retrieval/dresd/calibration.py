@@ -25,7 +25,7 @@ HIGHEST = 0.98
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class SimilarityCurve:
     """A rising curve through (similarity, probability); constant beyond its ends."""
 
     similarity: tuple[float, ...]
@@ -36,11 +36,11 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class SimilarityCalibration:
     """The curves of the first token and of later ones, and how many observations they stand on."""
 
-    first: Curve
-    later: Curve
+    first: SimilarityCurve
+    later: SimilarityCurve
     observations: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -51,15 +51,16 @@ class Calibration:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Calibration:
+    def from_json(cls, value: dict[str, Any]) -> SimilarityCalibration:
         curves = [
-            Curve(tuple(value[name]["similarity"]), tuple(value[name]["probability"])) for name in ("first", "later")
+            SimilarityCurve(tuple(value[name]["similarity"]), tuple(value[name]["probability"]))
+            for name in ("first", "later")
         ]
         first, later = value["observations"]
         return cls(curves[0], curves[1], (int(first), int(later)))
 
 
-def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> Curve:
+def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> SimilarityCurve:
     """The rising curve of `right` over `similarity`. Every bin starts from one right and one wrong observation, so
     without any the curve says 0.5."""
     order = np.argsort(np.asarray(similarity, dtype=np.float64), kind="stable")
@@ -69,6 +70,6 @@ def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | 
     for chosen in np.array_split(np.arange(len(sims)), bins) if len(sims) else ():
         points.append((float(sims[chosen].mean()), (hits[chosen].sum() + 1) / (len(chosen) + 2), len(chosen) + 2.0))
     means = pool_adjacent_violators([point[1] for point in points], [point[2] for point in points])
-    return Curve(
+    return SimilarityCurve(
         tuple(round(point[0], 6) for point in points), tuple(round(min(float(mean), HIGHEST), 6) for mean in means)
     )

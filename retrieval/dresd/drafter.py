@@ -24,7 +24,7 @@ from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
-from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
@@ -108,14 +108,14 @@ class Dresd:
         self.min_confidence = min_confidence
         self.nodes = nodes
         self.costs = costs
-        self._economy: Economy | None = None
+        self._economy: Policy | None = None
         self._verified = 0
         self._states: dict[Row, _State] = {}
 
     def bind(self, target: Target) -> None:
         check_fits(self.store, target)
         costs = given_costs(self.costs, self.home, target)
-        self._economy = Economy(costs, None) if costs is not None else None
+        self._economy = Policy(costs, None) if costs is not None else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.retrieval.dresd.calibration import Calibration
+from draftsmith.retrieval.dresd.calibration import SimilarityCalibration
 from draftsmith.retrieval.dresd.index import read_index, set_effort
 from draftsmith.retrieval.dresd.projection import Projection
 from draftsmith.retrieval.store.format import MANIFEST, all_parts, check_parts, map_part, parts_from_json, read_manifest
@@ -55,7 +55,7 @@ class DresdStore:
         self.vocab_size = int(self.manifest["vocab_size"])
         self.tokens, self.ends = map_part(self.path, parts[TOKENS]), map_part(self.path, parts[ENDS])
         self.projection = Projection.read(self.path / parts[PROJECTION].file, int(self.manifest["hidden_size"]))
-        self.calibration = Calibration.from_json(self.manifest["calibration"])
+        self.calibration = SimilarityCalibration.from_json(self.manifest["calibration"])
         self.index = read_index(self.path / parts[INDEX].file, threads)
         set_effort(self.index, effort)
         if not self.index.ntotal == len(self.tokens) == self.manifest["keys"]:

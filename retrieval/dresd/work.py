@@ -110,7 +110,7 @@ def shards(sequences: Sequences, size: int, seed: int) -> list[np.ndarray]:
     return [np.sort(order[group == number]) for number in np.unique(group)]
 
 
-class Work:
+class BuildFolder:
     """The folder of an unfinished store, held by one process at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -169,7 +169,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Work]:
+def held(folder: Path) -> Iterator[BuildFolder]:
     """The work folder, made if need be, under its lock."""
     with locked(folder):
-        yield Work(folder)
+        yield BuildFolder(folder)

@@ -23,12 +23,12 @@ from draftsmith.infer.contract.draft import OUTRIGHT, Draft, Trial
 from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
-from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.tree_builder import affordable
-from draftsmith.retrieval.rest.in_memory_index import Overlay
+from draftsmith.retrieval.rest.in_memory_index import InMemoryIndex
 from draftsmith.retrieval.rest.row import RowIndex
 from draftsmith.retrieval.rest.scratch import Scratch
-from draftsmith.retrieval.rest.verbatim import stands_in
+from draftsmith.retrieval.rest.verbatim import contains
 from draftsmith.retrieval.store.segments import Manifest, Store
 
 KIND = "rest"
@@ -116,7 +116,7 @@ class Rest:
         self.cache_mb = cache_mb
         self.max_arrived = max_arrived
         self.costs = costs
-        self._economy: Economy | None = None
+        self._economy: Policy | None = None
         self._verified = 0
         self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -136,10 +136,10 @@ class Rest:
             )
         self._store = store
         costs = given_costs(self.costs, self.home, target)
-        self._economy = Economy(costs, None) if costs is not None else None
+        self._economy = Policy(costs, None) if costs is not None else None
         self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
-        self._overlay = Overlay(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
+        self._overlay = InMemoryIndex(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
         sizes = (len(self._stored), self.max_match, self.hits + self.context_hits, self.num_draft_tokens)
         self._scratches = [Scratch(*sizes, self.num_nodes, self._vocab) for _ in range(self.threads)]
         for scratch in self._scratches:
@@ -162,7 +162,7 @@ class Rest:
         if self._economy is not None:
             self._economy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
-    def take_in(self, ids: Sequence[int]) -> None:
+    def add_document(self, ids: Sequence[int]) -> None:
         """Draft from one more document, which is kept in memory; the store itself does not change."""
         self._overlay.add(ids)
         for scratch in self._scratches:
@@ -172,7 +172,7 @@ class Rest:
         """Whether a document that is drafted from has all of `ids` in a row."""
         ids_T = np.asarray(ids, np.int64)
         segments = [*self._stored, *self._arrived()]
-        return any(stands_in(*segment, self._known, ids_T, self._lookup.narrow) for segment in segments)
+        return any(contains(*segment, self._known, ids_T, self._lookup.narrow) for segment in segments)
 
     def _streams(self, store: Store) -> list[tuple[Any, Any]]:
         """Each segment's tokens and suffixes, read from their files through one cache."""

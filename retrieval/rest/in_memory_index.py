@@ -23,14 +23,14 @@ SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SortedRun:
     """Documents end to end with their backward suffix array, as a store's segment has them."""
 
     tokens: np.ndarray
     suffixes: np.ndarray
 
 
-class Overlay:
+class InMemoryIndex:
     """Runs, the oldest first.
 
     Args:
@@ -41,11 +41,11 @@ class Overlay:
 
     def __init__(self, vocab_size: int, dtype: np.dtype[Any], max_tokens: int) -> None:
         if max_tokens < SHARE:
-            raise ValueError(f"an overlay keeps at least {SHARE} tokens, not {max_tokens}")
+            raise ValueError(f"an in_memory_index keeps at least {SHARE} tokens, not {max_tokens}")
         self.vocab_size = vocab_size
         self.dtype = dtype
         self.max_tokens = max_tokens
-        self.runs: list[Run] = []
+        self.runs: list[SortedRun] = []
 
     def __len__(self) -> int:
         return sum(len(run.tokens) for run in self.runs)
@@ -59,6 +59,6 @@ class Overlay:
         sealed = self.max_tokens // SHARE
         while self.runs and len(self.runs[-1].tokens) < min(2 * len(tokens), sealed):
             tokens = np.concatenate([self.runs.pop().tokens, tokens])
-        self.runs.append(Run(tokens, backward_suffixes(tokens, separator(self.dtype))))
+        self.runs.append(SortedRun(tokens, backward_suffixes(tokens, separator(self.dtype))))
         while len(self) > self.max_tokens and len(self.runs) > 1:
             self.runs.pop(0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-def stands_in(
+def contains(
     tokens_N: np.ndarray, suffixes_M: np.ndarray, known: int, ids_T: np.ndarray, narrow: Callable[..., int]
 ) -> bool:
     """Whether `ids_T` (int64, all below `known`) is a run of `tokens_N`. `narrow` is rest_lookup's.

@@ -1,7 +1,7 @@
 """Exact enumeration: run a random procedure once for every outcome of its choices, and add up the weights.
 
-Every draw and every comparison with a uniform is a choice of known probabilities, so the law of what comes out is a
-finite sum and not an estimate.
+Every draw and every comparison with a uniform is a choice of known probabilities, so the distribution of what comes out
+is a finite sum and not an estimate.
 """
 
 from __future__ import annotations
@@ -80,20 +80,22 @@ class BranchingStream:
         return Uniform(self.chooser)
 
 
-class TableLaw:
-    """A law that is a function of the path, over a tiny vocabulary."""
+class TableDistribution:
+    """A distribution that is a function of the path, over a tiny vocabulary."""
 
     greedy = False
 
-    def __init__(self, draft: Draft, law_of: Callable[[tuple[int, ...]], list[float]], chooser: Chooser) -> None:
-        self.draft, self.law_of, self.chooser = draft, law_of, chooser
-        self.vocab_size = len(law_of(()))
+    def __init__(
+        self, draft: Draft, distribution_of: Callable[[tuple[int, ...]], list[float]], chooser: Chooser
+    ) -> None:
+        self.draft, self.distribution_of, self.chooser = draft, distribution_of, chooser
+        self.vocab_size = len(distribution_of(()))
 
     def probs(self, node: int) -> torch.Tensor:
-        return torch.tensor(self.law_of(path_of(self.draft, node)), dtype=torch.float64)
+        return torch.tensor(self.distribution_of(path_of(self.draft, node)), dtype=torch.float64)
 
     def choice(self, node: int) -> int:
-        raise AssertionError("a law with temperature has no choice")
+        raise AssertionError("a distribution with temperature has no choice")
 
     def draw(self, node: int, uniform: Any) -> int:
         return self.chooser.draw(self.probs(node))
@@ -108,41 +110,45 @@ def path_of(draft: Draft, node: int) -> tuple[int, ...]:
 
 
 def enumerate_outcomes(procedure: Callable[[Chooser], Hashable]) -> dict[Any, float]:
-    """The law of what `procedure` returns."""
-    chooser, law = Chooser(), defaultdict(float)
+    """The distribution of what `procedure` returns."""
+    chooser, distribution = Chooser(), defaultdict(float)
     while True:
         chooser.restart()
         outcome = procedure(chooser)
-        law[outcome] += chooser.weight
+        distribution[outcome] += chooser.weight
         if not chooser.advance():
-            return dict(law)
+            return dict(distribution)
 
 
-def emitted_law(
+def emitted_distribution(
     propose: Callable[[Chooser], Draft],
     rule: Callable[..., Any],
-    law_of: Callable[[tuple[int, ...]], list[float]],
+    distribution_of: Callable[[tuple[int, ...]], list[float]],
     length: int,
 ) -> dict[tuple[int, ...], float]:
-    """The law of the first `length` tokens when a step is followed by plain sampling."""
+    """The distribution of the first `length` tokens when a step is followed by plain sampling."""
 
     def procedure(chooser: Chooser) -> tuple[int, ...]:
         draft = propose(chooser)
-        verdict = rule(draft, TableLaw(draft, law_of, chooser), BranchingStream(chooser))
+        verdict = rule(draft, TableDistribution(draft, distribution_of, chooser), BranchingStream(chooser))
         tokens = [draft.tokens[node] for node in verdict.path] + [verdict.next_token]
         while len(tokens) < length:
-            tokens.append(chooser.choose(law_of(tuple(tokens))))
+            tokens.append(chooser.choose(distribution_of(tuple(tokens))))
         return tuple(tokens[:length])
 
     return enumerate_outcomes(procedure)
 
 
-def plain_law(law_of: Callable[[tuple[int, ...]], list[float]], length: int) -> dict[tuple[int, ...], float]:
-    """The law of the first `length` tokens of plain sampling."""
-    law = {(): 1.0}
+def plain_distribution(
+    distribution_of: Callable[[tuple[int, ...]], list[float]], length: int
+) -> dict[tuple[int, ...], float]:
+    """The distribution of the first `length` tokens of plain sampling."""
+    distribution = {(): 1.0}
     for _ in range(length):
-        law = {(*p, t): w * q for p, w in law.items() for t, q in enumerate(law_of(p)) if q > 0}
-    return law
+        distribution = {
+            (*p, t): w * q for p, w in distribution.items() for t, q in enumerate(distribution_of(p)) if q > 0
+        }
+    return distribution
 
 
 def distance(one: dict[Any, float], other: dict[Any, float]) -> float:

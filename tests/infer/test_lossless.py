@@ -18,7 +18,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
@@ -80,8 +80,8 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(
     "any",
-    {"sd2:1": Curve((0.0, 1.0), (0.1, 0.5)), "sd2:2": Curve((0.0, 0.1, 1.0), (0.05, 0.7, 0.95))},
-    {"1>1@2": Curve((0.0, 1.0), (0.1, 0.9)), "1>2@2": Curve((0.0, 1.0), (0.8, 0.9))},
+    {"sd2:1": Calibrator((0.0, 1.0), (0.1, 0.5)), "sd2:2": Calibrator((0.0, 0.1, 1.0), (0.05, 0.7, 0.95))},
+    {"1>1@2": Calibrator((0.0, 1.0), (0.1, 0.9)), "1>2@2": Calibrator((0.0, 1.0), (0.8, 0.9))},
 )
 # Retrieved trees are cut by what another node costs, and it costs little.
 CHEAP = Costs({"target": PassCost((1, 64), (1.0, 1.1))})

@@ -9,10 +9,10 @@ import enumeration as en
 import pytest
 import torch
 
-import draftsmith.infer.contract.distribution as law_module
+import draftsmith.infer.contract.distribution as distribution_module
 import draftsmith.infer.drafters.lm_drafter as lm_drafter
 import draftsmith.infer.rules.token as rejection_module
-from draftsmith.infer.contract.distribution import NodeLaw
+from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
@@ -63,7 +63,7 @@ WARM, CUT = Settings(temperature=0.8, seed=1), Settings(temperature=0.7, top_k=2
 
 
 @pytest.mark.parametrize(("shape", "settings"), [*((shape, WARM) for shape in SHAPES), ("chain", CUT)])
-def test_a_step_has_the_targets_law_exactly(
+def test_a_step_has_the_targets_distribution_exactly(
     monkeypatch: pytest.MonkeyPatch, target_model: Any, draft_model: Any, shape: str, settings: Settings
 ) -> None:
     current: list[Any] = []
@@ -71,11 +71,11 @@ def test_a_step_has_the_targets_law_exactly(
     def draw(probs_V: torch.Tensor, uniform: Any) -> int:
         return current[0].draw(probs_V)
 
-    for module in (lm_drafter, rejection_module, law_module):
+    for module in (lm_drafter, rejection_module, distribution_module):
         monkeypatch.setattr(module, "draw_by_inversion", draw)
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
-    laws: dict[tuple[int, ...], list[float]] = {}
+    distributions: dict[tuple[int, ...], list[float]] = {}
     seen: Counter[str] = Counter()
     exits: Counter[int] = Counter()
 
@@ -84,21 +84,21 @@ def test_a_step_has_the_targets_law_exactly(
         row = Row("0", list(PROMPT), settings, Stops(4))
         admit(target, drafter, [row])
         (draft,) = drafter.propose([row], [Budget(8, 3)])
-        law = target.score([row], [draft]).law(0)
+        distribution = target.score([row], [draft]).distribution(0)
         for node in range(-1, len(draft)):
-            laws[en.path_of(draft, node)] = law.probs(node).tolist()
-        verdict = rejection(draft, law, en.BranchingStream(chooser))
+            distributions[en.path_of(draft, node)] = distribution.probs(node).tolist()
+        verdict = rejection(draft, distribution, en.BranchingStream(chooser))
         exits.update(exit for _, exit in draft.exits)
         release(target, drafter, [row])
         seen["deep"] += len(verdict.path) >= min(2, SHAPES[shape]["num_draft_tokens"])
         seen["rejected"] += any(not tried.accepted for tried in verdict.tried)
         tokens = [draft.tokens[node] for node in verdict.path] + [verdict.next_token]
         if len(tokens) < 2:
-            tokens.append(chooser.choose(target_law(target_model, tuple(tokens), settings)))
+            tokens.append(chooser.choose(target_distribution(target_model, tuple(tokens), settings)))
         return tuple(tokens[:2])
 
     emitted = en.enumerate_outcomes(procedure)
-    wanted = en.plain_law(lambda path: target_law(target_model, path, settings), 2)
+    wanted = en.plain_distribution(lambda path: target_distribution(target_model, path, settings), 2)
     assert en.distance(emitted, wanted) < 1e-9
     assert seen["deep"]
     assert seen["rejected"]
@@ -106,13 +106,13 @@ def test_a_step_has_the_targets_law_exactly(
         assert set(exits) == {1, 2}, "both exits were drafted from"
 
 
-def target_law(model: Any, path: tuple[int, ...], settings: Settings) -> list[float]:
+def target_distribution(model: Any, path: tuple[int, ...], settings: Settings) -> list[float]:
     from draftsmith.infer.contract.draft import Draft
 
     with torch.inference_mode():
         logits_V = model(torch.tensor([[*PROMPT, *path]]), use_cache=False).logits[0, -1]
-    row = Row("law", [*PROMPT, *path], settings)
-    return NodeLaw(logits_V[None], row, Draft(), None).probs(-1).tolist()
+    row = Row("distribution", [*PROMPT, *path], settings)
+    return NodeDistribution(logits_V[None], row, Draft(), None).probs(-1).tolist()
 
 
 @pytest.mark.parametrize("shape", ["chain", "tree without replacement"])
@@ -125,7 +125,7 @@ def test_frequencies_through_the_whole_loop_pass_a_chi_square_test(
     count = 2400
     rows = [Row(str(i), list(PROMPT), Settings(temperature=1.0, seed=9), Stops(4)) for i in range(count)]
     done = generate(target, drafter, rows, batch_size=200)
-    wanted = en.plain_law(lambda path: target_law(target_model, path, Settings(temperature=1.0)), 2)
+    wanted = en.plain_distribution(lambda path: target_distribution(target_model, path, Settings(temperature=1.0)), 2)
     observed = Counter(tuple(generation.token_ids[:2]) for generation in done)
     bins = [pair for pair, share in wanted.items() if share * count >= 5]
     rest = count - sum(observed[pair] for pair in bins)

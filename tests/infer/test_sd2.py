@@ -16,7 +16,7 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import Calibration, calibration_path
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2
 from draftsmith.infer.engine.generate import generate
@@ -134,8 +134,10 @@ def _keep(draft: Any, number: int) -> Any:
 
 def calibration(here: float, there: float) -> Calibration:
     worth = {"1>1": here, "1>4": there, "4>4": there}
-    flat = {f"{pair}@{top}": Curve((0.0, 1.0), (value, value)) for pair, value in worth.items() for top in (1, 2, 4, 8)}
-    sources = {name: Curve((0.0, 1.0), (value, value)) for name, value in (("sd2:1", here), ("sd2:4", there))}
+    flat = {
+        f"{pair}@{top}": Calibrator((0.0, 1.0), (value, value)) for pair, value in worth.items() for top in (1, 2, 4, 8)
+    }
+    sources = {name: Calibrator((0.0, 1.0), (value, value)) for name, value in (("sd2:1", here), ("sd2:4", there))}
     return Calibration("any", sources, flat)
 
 

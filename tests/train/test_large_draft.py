@@ -12,7 +12,7 @@ import torch
 from draftsmith.infer.models.load import load_model
 from draftsmith.recipes.studies.flops import peak_flops, step_flops
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import Plan
+from draftsmith.train.run.config import TrainConfig
 from draftsmith.train.run.run import train_draft
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
@@ -41,7 +41,7 @@ def save_target(folder, shape, num_layers, tokenizer):
 
 def train(target, data, out, *, num_layers, exits, strategy="auto", device="cpu", length=128, rows=2, steps=6):
     """(losses, model FLOP/s of the median step)."""
-    plan = Plan(
+    plan = TrainConfig(
         target=str(target), data=[str(data)], out=str(out), num_layers=num_layers, max_steps=steps, strategy=strategy,
         text=Text(max_length=length, held_out=0.0, cache=str(out.parent / "cache")),
         optim=Optim(lr=1e-4, batch_size=rows, micro_batch_size=rows, warmup=0.0),

@@ -9,6 +9,7 @@ Legend: B rows, T positions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import lightning
@@ -21,6 +22,14 @@ from draftsmith.train.data.packing import PackStream
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
+
+
+def rank() -> int:
+    """This process's rank, before any trainer is there: launchers tell it in the environment."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0))
 
 
 def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
@@ -114,13 +123,13 @@ class Batches(lightning.LightningDataModule):
         """Optimiser steps of so many epochs, at least one; the last step may reach into the next epoch."""
         return max(-(-self.stream.packs_in(epochs) // self.batch_size), 1)
 
-    def train_dataloader(self) -> Stream:
+    def train_dataloader(self) -> BatchStream:
         trainer = self.trainer
         assert trainer is not None
         batches = MicroBatches(
             self.corpus, self.stream, self.batch_size, self.micro_batch_size, trainer.global_rank, trainer.world_size
         )
-        return Stream(batches, trainer.global_step * batches.per_step, self.workers)
+        return BatchStream(batches, trainer.global_step * batches.per_step, self.workers)
 
     def val_dataloader(self) -> list[Batch]:
         """Nothing: held-out rows are measured between steps (validation.py), not by Lightning's own loop."""
@@ -136,7 +145,7 @@ class Batches(lightning.LightningDataModule):
             yield assemble(self.corpus, [pack], self.val_stream.capacity)
 
 
-class Stream:
+class BatchStream:
     """A loader without an end, from micro-batch `start` on. It has no length, so that Lightning counts steps only."""
 
     def __init__(self, batches: MicroBatches, start: int, workers: int) -> None:

@@ -17,7 +17,7 @@ SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_val
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class PublishedShape:
     """`sizes` are names of SHAPE; what is not named is the target's."""
 
     num_layers: int
@@ -32,17 +32,17 @@ _SHEARED = {
 }  # fmt: skip
 
 PRESETS = {
-    "wide-1": Shape(1),
-    "wide-3": Shape(3),
-    "wide-5": Shape(5),
-    "290M": Shape(1, _LLAMA_7B),
-    "543M": Shape(3, _LLAMA_7B),
-    "796M": Shape(5, _LLAMA_7B),
-    "1.3B": Shape(24, _SHEARED),
+    "wide-1": PublishedShape(1),
+    "wide-3": PublishedShape(3),
+    "wide-5": PublishedShape(5),
+    "290M": PublishedShape(1, _LLAMA_7B),
+    "543M": PublishedShape(3, _LLAMA_7B),
+    "796M": PublishedShape(5, _LLAMA_7B),
+    "1.3B": PublishedShape(24, _SHEARED),
 }
 
 
-def preset(name: str) -> Shape:
+def preset(name: str) -> PublishedShape:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: {', '.join(PRESETS)}")
     return PRESETS[name]

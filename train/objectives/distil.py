@@ -1,9 +1,9 @@
-"""Distillation: a draft learns the target's own law at every position of the assistant's turns (arXiv 2402.01528 made
-its wide shallow drafts so; 2310.08461 compares the divergences).
+"""Distillation: a draft learns the target's own distribution at every position of the assistant's turns (arXiv
+2402.01528 made its wide shallow drafts so; 2310.08461 compares the divergences).
 
 The loss is a weighted mix of divergences.py's, among them those of the rule that will run; any exit of a sorted draft
-is distilled alike (soft.py's weights). The laws are the frozen target's, live or from a cache on disk, and a share of
-the batches may be the draft's own text (on_policy.py). Data, order and trainer are not known here.
+is distilled alike (soft.py's weights). The distributions are the frozen target's, live or from a cache on disk, and a
+share of the batches may be the draft's own text (on_policy.py). Data, order and trainer are not known here.
 
 Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 """
@@ -15,18 +15,19 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from draftsmith.train.data.batches import rank
 from draftsmith.train.data.on_policy import OnPolicy
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.chunked_loss import chunked_loss
 from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
-from draftsmith.train.objectives.objective import Sums, Surroundings
+from draftsmith.train.objectives.objective import LossSums
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.trainers import rank
 from draftsmith.train.teacher.cache_build import open_or_build
-from draftsmith.train.teacher.distributions import Laws
+from draftsmith.train.teacher.distributions import Distributions
 from draftsmith.train.teacher.live import LiveTeacher, Teacher
 
-# A loss holds several forms of a chunk's laws at once; smaller chunks stay in a CPU's cache as well.
+# A loss holds several forms of a chunk's distributions at once; smaller chunks stay in a CPU's cache as well.
 CHUNK_ENTRIES = 1 << 20
 CHUNK_ENTRIES_CUDA = 1 << 25
 
@@ -38,7 +39,8 @@ class Distil:
         losses: name -> weight; names are divergences.py's, or dotted paths.
         exits: numbers of layers after which the draft can be left; not given: only its whole depth.
         exit_weights: one per exit; not given: equal. They are scaled to sum to one.
-        temperature: of both laws that are compared; 0: the target is greedy (greedy, topk and cross_entropy only).
+        temperature: of both distributions that are compared; 0: the target is greedy (greedy, topk and cross_entropy
+            only).
         top_k: of the loss `topk`.
         sharpness: of the losses `greedy` and `topk`.
         teacher: live, or the folder of a cache, which is made where there is none.
@@ -84,7 +86,7 @@ class Distil:
     def exits(self, num_layers: int) -> list[int]:
         return [num_layers] if self._exits is None else SoFT(self._exits).exits(num_layers)
 
-    def begin(self, run: Surroundings) -> None:
+    def begin(self, run: TrainContext) -> None:
         self.read: Teacher
         if self.teacher == "live":
             self.read = LiveTeacher(run.target)
@@ -99,15 +101,17 @@ class Distil:
             raise ValueError(f"the teacher has {self.read.vocab_size} tokens and the draft {vocab_size}: not the same")
         self.rewrite = OnPolicy(self.on_policy, self.temperature, self.seed)
 
-    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums:
+    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         if draft.training:
             batch = self.rewrite(draft.model, batch)
-        laws = self.read(batch)
+        distributions = self.read(batch)
         states_END, labels_N = draft(batch)
         terms = [(find_divergence(name), weight) for name, weight in self.losses.items()]
 
         def loss(logits_CV: torch.Tensor, chunk: slice, slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-            both = Laws(logits_CV, laws.chunk(chunk), labels_N[chunk], self.temperature, self.top_k, self.sharpness)
+            both = Distributions(
+                logits_CV, distributions.chunk(chunk), labels_N[chunk], self.temperature, self.top_k, self.sharpness
+            )
             summed, slope_CV = logits_CV.new_zeros(()), None
             for term, weight in terms:
                 loss_C, term_CV = term(both)
@@ -118,7 +122,7 @@ class Distil:
 
         weights = self.exit_weights or [1.0]
         entries = CHUNK_ENTRIES_CUDA if labels_N.device.type == "cuda" else CHUNK_ENTRIES
-        return Sums(
+        return LossSums(
             *chunked_loss(
                 states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
             )
@@ -134,4 +138,6 @@ def _check(losses: Mapping[str, float], temperature: float, top_k: int, sharpnes
         raise ValueError(f"temperature {temperature} below 0, sharpness {sharpness} not above 0, or top_k {top_k} < 1")
     comparing = [name for name in losses if name not in OF_CHOICES]
     if temperature == 0 and comparing:
-        raise ValueError(f"temperature 0 leaves no law to compare for {comparing[0]}: only {', '.join(OF_CHOICES)}")
+        raise ValueError(
+            f"temperature 0 leaves no distribution to compare for {comparing[0]}: only {', '.join(OF_CHOICES)}"
+        )

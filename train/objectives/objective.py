@@ -7,39 +7,19 @@ Legend: E exits, N positions, D hidden.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """`total` is differentiated; `per_exit_E` are the plain token sums to report."""
 
     total: torch.Tensor
     per_exit_E: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a run lends its objective before the first step.
-
-    Args:
-        target: the target's model, in its own dtype; it may be moved to another device, not changed.
-        draft: the model that is trained.
-        corpus: all samples, held-out ones too.
-        max_length: tokens of a packed row.
-        device: cpu or cuda.
-    """
-
-    target: Any
-    draft: Any
-    corpus: Corpus
-    max_length: int
-    device: str
 
 
 class Objective(Protocol):
@@ -49,8 +29,8 @@ class Objective(Protocol):
         """The exits that a draft of so many layers is trained at; ValueError where it cannot have them."""
         ...
 
-    def begin(self, run: Surroundings) -> None:
+    def begin(self, run: TrainContext) -> None:
         """Make ready what the objective needs beside the draft; called once, before the first step."""
         ...
 
-    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums: ...
+    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums: ...

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
-from draftsmith.train.objectives.objective import Sums, Surroundings
+from draftsmith.train.objectives.objective import LossSums
 
 
 class SFT:
@@ -18,11 +19,11 @@ class SFT:
     def exits(self, num_layers: int) -> list[int]:
         return [num_layers]
 
-    def begin(self, run: Surroundings) -> None:
+    def begin(self, run: TrainContext) -> None:
         """Nothing is needed beside the draft."""
 
-    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums:
+    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         states_END, labels_N = draft(batch)
-        return Sums(
+        return LossSums(
             *chunked_cross_entropy(states_END, draft.head, labels_N, [1.0], scale=draft.scale, softcap=draft.softcap)
         )

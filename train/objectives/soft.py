@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates, check_exits
 from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
-from draftsmith.train.objectives.objective import Sums, Surroundings
+from draftsmith.train.objectives.objective import LossSums
 
 
 class SoFT:
@@ -35,12 +36,12 @@ class SoFT:
     def exits(self, num_layers: int) -> list[int]:
         return list(check_exits(self._exits, num_layers))
 
-    def begin(self, run: Surroundings) -> None:
+    def begin(self, run: TrainContext) -> None:
         """Nothing is needed beside the draft."""
 
-    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> Sums:
+    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         states_END, labels_N = draft(batch)
-        return Sums(
+        return LossSums(
             *chunked_cross_entropy(
                 states_END, draft.head, labels_N, self.weights, scale=draft.scale, softcap=draft.softcap
             )

@@ -19,7 +19,7 @@ LOGGERS = {"tensorboard": "train", "wandb": "wandb"}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainConfig:
     """What to train and how long. Of `minutes`, `max_steps` and `epochs` the first that is given counts."""
 
     target: str
@@ -47,7 +47,7 @@ class Plan:
         return self.devices * self.num_nodes
 
 
-def resolved(plan: Plan) -> Plan:
+def resolved(plan: TrainConfig) -> TrainConfig:
     """`plan` with what its automatic options come to on this machine."""
     if plan.strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {plan.strategy!r}: {', '.join(STRATEGIES)}")
@@ -66,7 +66,7 @@ def resolved(plan: Plan) -> Plan:
     )
 
 
-def _check_sharded(plan: Plan, cuda: bool) -> None:
+def _check_sharded(plan: TrainConfig, cuda: bool) -> None:
     if not cuda:
         raise ValueError(f"strategy {plan.strategy} needs CUDA devices; on a CPU there is ddp")
     if plan.optim.name == "muon":
@@ -87,7 +87,7 @@ def _check_loggers(loggers: Sequence[str]) -> None:
             raise ValueError(f"the logger {name} needs the extra `{extra}`: pip install 'draftsmith[{extra}]'")
 
 
-def _micro_batch_size(plan: Plan) -> int:
+def _micro_batch_size(plan: TrainConfig) -> int:
     if plan.optim.batch_size % plan.world:
         raise ValueError(f"batch_size {plan.optim.batch_size} does not divide by {plan.world} devices")
     each = plan.optim.batch_size // plan.world

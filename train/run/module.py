@@ -16,7 +16,7 @@ import torch
 
 from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.objectives.objective import Objective, Sums
+from draftsmith.train.objectives.objective import LossSums, Objective
 from draftsmith.train.run.optimisers import Schedule, make_optimiser
 
 
@@ -55,7 +55,7 @@ class Training(lightning.LightningModule):
         trainer = self.trainer
         return sums.total / batch["loss_tokens"] * (trainer.world_size * trainer.accumulate_grad_batches)
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> tuple[Sums, int]:
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> tuple[LossSums, int]:
         return self.objective(self.draft, batch), int((batch["labels"] != IGNORED).sum())
 
     def take_sums(self) -> torch.Tensor:

@@ -22,20 +22,21 @@ from draftsmith.infer.files.cache_folder import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
-from draftsmith.train.data.batches import Batches
+from draftsmith.train.data.batches import Batches, rank
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import freeze, init_draft
 from draftsmith.train.drafts.lora import add_lora, merge_lora
-from draftsmith.train.export.checkpoint import draw_curves, save_model
-from draftsmith.train.objectives.objective import Objective, Surroundings
+from draftsmith.train.export.checkpoint import save_model
+from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.run.callbacks import MEASURED, AtSteps
-from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.config import TrainConfig, resolved
 from draftsmith.train.run.memory import memory_estimate, shards_of
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import Schedule
-from draftsmith.train.run.run_record import Metrics, RunRecord
-from draftsmith.train.run.trainers import final_state, make_trainer, rank
+from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves
+from draftsmith.train.run.trainers import final_state, make_trainer
 from draftsmith.train.run.validation import accepted_lengths, held_out_losses, held_out_prompts
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ENDLESS = 10**9
 
 
-def train_draft(objective: Objective, plan: Plan, command: list[str] | None = None) -> dict[str, Any]:
+def train_draft(objective: Objective, plan: TrainConfig, command: list[str] | None = None) -> dict[str, Any]:
     """Run `plan` to its end; returns what run.json holds."""
     began = time.monotonic()
     exits = objective.exits(plan.num_layers)
@@ -60,7 +61,7 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
     template = find_template(plan.text.template, tokenizer, plan.text.template_kwargs, plan.text.system)
     corpus, data = load_data(plan, template, first)
     loaded, target, model = _models(plan)
-    objective.begin(Surroundings(loaded, model, corpus, plan.text.max_length, plan.machine.device))
+    objective.begin(TrainContext(loaded, model, corpus, plan.text.max_length, plan.machine.device))
     del loaded  # the objective keeps it if it needs it
     module = _module(objective, plan, model, exits)
     _tell_memory(plan, model, exits, first)
@@ -89,7 +90,7 @@ def train_draft(objective: Objective, plan: Plan, command: list[str] | None = No
     return facts
 
 
-def _module(objective: Objective, plan: Plan, model: Any, exits: list[int]) -> Training:
+def _module(objective: Objective, plan: TrainConfig, model: Any, exits: list[int]) -> Training:
     optim = plan.optim
     return Training(
         ExitStates(model, exits),
@@ -103,8 +104,8 @@ def _module(objective: Objective, plan: Plan, model: Any, exits: list[int]) -> T
 
 
 def _finish(
-    plan: Plan, record: RunRecord, model: Any, tokenizer: Any, metrics: Metrics, exits: list[int], template: Template,
-    state: dict[str, torch.Tensor] | None,
+    plan: TrainConfig, record: RunRecord, model: Any, tokenizer: Any, metrics: Metrics, exits: list[int],
+    template: Template, state: dict[str, torch.Tensor] | None,
 ) -> None:  # fmt: skip
     """Leave the model and its curves; `state` are the weights where the module does not hold them."""
     if plan.lora_rank:
@@ -114,7 +115,7 @@ def _finish(
     draw_curves(metrics, record.path / "curves.png", exits)
 
 
-def load_data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batches]:
+def load_data(plan: TrainConfig, template: Template, first: bool) -> tuple[Corpus, Batches]:
     """What a resolved plan trains on, and holds out; `first`: this process tells people."""
     cache = Path(plan.text.cache or cache_folder() / "tokens").expanduser()
     corpus = load_corpus(plan.data, template, max_length=plan.text.max_length, cache=cache, limit=plan.text.limit)
@@ -138,7 +139,7 @@ def load_data(plan: Plan, template: Template, first: bool) -> tuple[Corpus, Batc
     return corpus, data
 
 
-def _models(plan: Plan) -> tuple[Any, HFTarget | None, Any]:
+def _models(plan: TrainConfig) -> tuple[Any, HFTarget | None, Any]:
     """The target's model, the target where validation decodes with it, and the draft to train."""
     from draftsmith.infer.models.hf_target import HFTarget
     from draftsmith.infer.models.load import load_model
@@ -164,7 +165,7 @@ def _models(plan: Plan) -> tuple[Any, HFTarget | None, Any]:
     return loaded, target, model.train()
 
 
-def _tell_memory(plan: Plan, model: Any, exits: list[int], first: bool) -> None:
+def _tell_memory(plan: TrainConfig, model: Any, exits: list[int], first: bool) -> None:
     parts = memory_estimate(
         model,
         positions=plan.optim.micro_batch_size * plan.text.max_length,
@@ -180,7 +181,7 @@ def _tell_memory(plan: Plan, model: Any, exits: list[int], first: bool) -> None:
         print(f"memory per device, estimated: {parts['total']:.2f} GiB ({told})", file=sys.stderr)
 
 
-def _validate(plan: Plan, data: Batches, target: HFTarget | None, model: Any, exits: list[int]) -> Any:
+def _validate(plan: TrainConfig, data: Batches, target: HFTarget | None, model: Any, exits: list[int]) -> Any:
     longest = min(plan.text.max_length, target.max_positions if target else 0) - plan.watch.val_new_tokens
     prompts = held_out_prompts(data.corpus, data.held_out, plan.watch.val_prompts, longest) if target else []
 
@@ -200,7 +201,7 @@ def _validate(plan: Plan, data: Batches, target: HFTarget | None, model: Any, ex
 
 
 def fit(
-    plan: Plan, module: Training, data: Batches, watcher: AtSteps, record: RunRecord, max_steps: int | None
+    plan: TrainConfig, module: Training, data: Batches, watcher: AtSteps, record: RunRecord, max_steps: int | None
 ) -> None:
     """Train to `max_steps`, from the newest state where there is one."""
     newest = record.newest_state()

@@ -128,3 +128,30 @@ class Metrics:
         with self.path.open(encoding="utf-8", newline="") as text:
             rows = list(csv.DictReader(text))
         return [row for row in rows if row.get("kind") in ("train", "held_out") and row["seconds"] is not None]
+
+
+def draw_curves(metrics: Metrics, path: Path, exits: Sequence[int]) -> None:
+    """Loss and accepted_length per exit over the steps."""
+    from matplotlib.figure import Figure
+
+    rows = metrics.rows()
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, exit in enumerate(exits):
+        colour = f"C{number}"
+        for kind, style in (("train", {"linewidth": 0.8, "alpha": 0.5}), ("held_out", {"marker": "o"})):
+            x, y = _column(rows, kind, f"loss_exit_{exit}")
+            left.plot(x, y, color=colour, label=f"exit {exit}, {kind.replace('_', '-')}", **style)
+        right.plot(*_column(rows, "held_out", f"accepted_length_exit_{exit}"), marker="o", label=f"exit {exit}")
+    left.set(xlabel="step", ylabel="loss (nats per token)")
+    right.set(xlabel="step", ylabel="accepted_length (held-out prompts)")
+    left.legend(fontsize="small")
+    right.legend(fontsize="small")
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format="png", dpi=120)
+    os.replace(part, path)
+
+
+def _column(rows: list[dict[str, str]], kind: str, name: str) -> tuple[list[int], list[float]]:
+    points = [(int(row["step"]), float(row[name])) for row in rows if row["kind"] == kind and row[name]]
+    return [x for x, _ in points], [y for _, y in points]

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from draftsmith.infer.text.records import read_records
+from draftsmith.train.data.batches import rank
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import Plan
+from draftsmith.train.run.config import TrainConfig
 from draftsmith.train.run.run import train_draft
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
-from draftsmith.train.run.trainers import rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,7 +54,7 @@ def train_target(
     start = Path(out) / "start"
     if rank() == 0 and not (start / "config.json").is_file() and not (Path(out) / "run.json").is_file():
         _make_start(start, data, vocab_size, hidden_size, num_layers, text, seed)
-    plan = Plan(
+    plan = TrainConfig(
         target=str(start), data=data, out=out, num_layers=num_layers, epochs=epochs, max_steps=max_steps,
         minutes=minutes, seed=seed, text=text, optim=optim, machine=machine, watch=watch,
     )  # fmt: skip

@@ -5,7 +5,6 @@ What is trained is not known here.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -16,21 +15,13 @@ from draftsmith.train.run.state_file import StateFile
 
 if TYPE_CHECKING:
     from draftsmith.train.run.callbacks import AtSteps
-    from draftsmith.train.run.config import Plan
+    from draftsmith.train.run.config import TrainConfig
     from draftsmith.train.run.module import Training
     from draftsmith.train.run.run_record import RunRecord
 
 
-def rank() -> int:
-    """This process's rank, before any trainer is there: launchers tell it in the environment."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0))
-
-
 def make_trainer(
-    plan: Plan, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
+    plan: TrainConfig, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
 ) -> lightning.Trainer:
     """A trainer whose epochs never end: max_steps does."""
     sharded = plan.strategy.startswith(("fsdp", "deepspeed"))
@@ -58,7 +49,7 @@ def make_trainer(
     )
 
 
-def _strategy(plan: Plan, module: Training) -> Any:
+def _strategy(plan: TrainConfig, module: Training) -> Any:
     if plan.strategy == "fsdp":
         from lightning.pytorch.strategies import FSDPStrategy
 
@@ -72,7 +63,7 @@ def _strategy(plan: Plan, module: Training) -> Any:
     return plan.strategy
 
 
-def _loggers(plan: Plan, record: RunRecord) -> Any:
+def _loggers(plan: TrainConfig, record: RunRecord) -> Any:
     made: list[Any] = []
     for name in plan.watch.loggers:
         if name == "tensorboard":

@@ -4,9 +4,9 @@
     shard-00000.bin      records of SHARD_POSITIONS positions in the corpus's order: ids, probabilities (float16), tail
     shard-00000.sha256   its checksum, written before the shard takes its name
 
-The rest of a law is spread in the draft's own shape. So the divergences are those of the laws in which all other tokens
-are one, exact in value and in slope; a flat rest would teach the draft to be flat. How it is made is
-teacher_cache_build.py's; losses are not known here.
+The rest of a distribution is spread in the draft's own shape. So the divergences are those of the distributions in
+which all other tokens are one, exact in value and in slope; a flat rest would teach the draft to be flat. How it is
+made is teacher_cache_build.py's; losses are not known here.
 
 Legend: N positions that have a label, K kept tokens, V vocabulary, C positions of a chunk.
 """
@@ -118,7 +118,7 @@ class CachedTeacher:
                 raise ValueError(f"{path} is damaged or missing: delete {folder}, and it is made anew")
             self._shards.append(np.memmap(path, dtype=identity.record, mode="r", shape=(len(positions),)))
 
-    def __call__(self, batch: Batch) -> CachedLaws:
+    def __call__(self, batch: Batch) -> CachedDistributions:
         places_N = batch["places"][batch["labels"] != IGNORED]
         positions_N = self._places[places_N.cpu().numpy()]
         numbers_N, within_N = np.divmod(positions_N, SHARD_POSITIONS)
@@ -127,11 +127,11 @@ class CachedTeacher:
         for number in np.unique(numbers_N):
             here_N = numbers_N == number
             records_N[here_N] = self._shards[number][within_N[here_N]]
-        return CachedLaws(records_N, places_N.device, self._temperature)
+        return CachedDistributions(records_N, places_N.device, self._temperature)
 
 
-class CachedLaws:
-    """The laws of a batch, as read."""
+class CachedDistributions:
+    """The distributions of a batch, as read."""
 
     def __init__(self, records_N: np.ndarray, device: torch.device, temperature: float) -> None:
         self.ids_NK = torch.from_numpy(records_N["ids"].astype(np.int64)).to(device)
@@ -156,8 +156,8 @@ class CachedChunk:
         assert temperature == self.temperature
         rest_CV = draft_log_CV.exp().scatter_(1, self.ids_CK, 0.0)
         log_rest_C1 = rest_CV.sum(-1, keepdim=True).clamp_min(torch.finfo(rest_CV.dtype).tiny).log()
-        law_CV = draft_log_CV + (self.log_tail_C1.to(draft_log_CV.dtype) - log_rest_C1)
-        return law_CV.scatter_(1, self.ids_CK, self.log_probs_CK.to(draft_log_CV.dtype))
+        distribution_CV = draft_log_CV + (self.log_tail_C1.to(draft_log_CV.dtype) - log_rest_C1)
+        return distribution_CV.scatter_(1, self.ids_CK, self.log_probs_CK.to(draft_log_CV.dtype))
 
     def choice(self) -> torch.Tensor:
         return self.ids_CK[:, 0]

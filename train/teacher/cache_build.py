@@ -19,11 +19,10 @@ import numpy as np
 import torch
 
 from draftsmith.infer.files.atomic import write_json, written_beside
-from draftsmith.train.data.batches import IGNORED, assemble
+from draftsmith.train.data.batches import IGNORED, assemble, rank
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import pack
-from draftsmith.train.objectives.objective import Surroundings
-from draftsmith.train.run.trainers import rank
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.teacher.cache import (
     CachedTeacher,
     Identity,
@@ -40,7 +39,7 @@ POSITIONS_AT_ONCE = 256
 SMALLEST = 2.0**-24  # float16's; a kept token never has probability 0
 
 
-def open_or_build(folder: str, run: Surroundings, *, top_k: int, temperature: float) -> CachedTeacher:
+def open_or_build(folder: str, run: TrainContext, *, top_k: int, temperature: float) -> CachedTeacher:
     """The cache in `folder`, made or finished first where that is needed."""
     path = Path(folder).expanduser()
     identity = identity_of(run.target, run.corpus, top_k, temperature)
@@ -75,7 +74,7 @@ def _begin(folder: Path, identity: Identity) -> bool:
     return True
 
 
-def _build(folder: Path, identity: Identity, run: Surroundings) -> None:
+def _build(folder: Path, identity: Identity, run: TrainContext) -> None:
     teacher = LiveTeacher(run.target)
     before = learned_positions(run.corpus)
     first_N = before[run.corpus.offsets[:-1]]  # of each sample
@@ -100,7 +99,7 @@ def _build(folder: Path, identity: Identity, run: Surroundings) -> None:
 
 
 def _records(
-    teacher: LiveTeacher, identity: Identity, run: Surroundings, before: np.ndarray, positions: range, samples: range
+    teacher: LiveTeacher, identity: Identity, run: TrainContext, before: np.ndarray, positions: range, samples: range
 ) -> np.ndarray:
     """[N] records of `positions`, all of which lie in `samples`."""
     corpus: Corpus = run.corpus
@@ -111,21 +110,21 @@ def _records(
         places_N = batch["places"][batch["labels"] != IGNORED].numpy()
         at_N = before[places_N] - positions.start
         inside_N = (at_N >= 0) & (at_N < len(positions))
-        laws = teacher({name: value.to(run.device) for name, value in batch.items()})
+        distributions = teacher({name: value.to(run.device) for name, value in batch.items()})
         for first in range(0, len(at_N), POSITIONS_AT_ONCE):
             chunk = slice(first, first + POSITIONS_AT_ONCE)
             kept_N = inside_N[chunk]
             if kept_N.any():
-                law_NV = laws.chunk(chunk).log_probs(identity.temperature, torch.empty(0)).exp()
-                records_N[at_N[chunk][kept_N]] = _record(law_NV, identity)[kept_N]
+                distribution_NV = distributions.chunk(chunk).log_probs(identity.temperature, torch.empty(0)).exp()
+                records_N[at_N[chunk][kept_N]] = _record(distribution_NV, identity)[kept_N]
     return records_N
 
 
-def _record(law_NV: torch.Tensor, identity: Identity) -> np.ndarray:
+def _record(distribution_NV: torch.Tensor, identity: Identity) -> np.ndarray:
     """The likeliest tokens first; the tail by zeroing and summing."""
-    probs_NK, ids_NK = torch.topk(law_NV, identity.top_k, dim=-1)
-    tail_N = law_NV.scatter(1, ids_NK, 0.0).sum(-1).clamp_min(SMALLEST)
-    record_N = np.zeros(len(law_NV), dtype=identity.record)
+    probs_NK, ids_NK = torch.topk(distribution_NV, identity.top_k, dim=-1)
+    tail_N = distribution_NV.scatter(1, ids_NK, 0.0).sum(-1).clamp_min(SMALLEST)
+    record_N = np.zeros(len(distribution_NV), dtype=identity.record)
     record_N["ids"] = ids_NK.cpu().numpy()
     record_N["probs"] = probs_NK.clamp_min(SMALLEST).cpu().numpy()
     record_N["tail"] = tail_N.cpu().numpy()

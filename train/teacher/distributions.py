@@ -1,7 +1,7 @@
-"""The two laws of a chunk of positions, each form of them made when first asked for and then kept.
+"""The two distributions of a chunk of positions, each form of them made when first asked for and then kept.
 
-The draft's law is the softmax of its logits at `temperature`; the target's comes from a teacher (teacher.py), at the
-same temperature, or as a point mass on its choice at temperature 0. Which loss compares them is not known here.
+The draft's distribution is the softmax of its logits at `temperature`; the target's comes from a teacher (teacher.py),
+at the same temperature, or as a point mass on its choice at temperature 0. Which loss compares them is not known here.
 
 Legend: V vocabulary, C positions of a chunk.
 """
@@ -16,10 +16,11 @@ import torch
 
 
 class TargetChunk(Protocol):
-    """The target's law at a chunk of positions."""
+    """The target's distribution at a chunk of positions."""
 
     def log_probs(self, temperature: float, draft_log_CV: torch.Tensor) -> torch.Tensor:
-        """[C, V] at `temperature`. Where only a part of the law is known, the rest has the shape of the draft's."""
+        """[C, V] at `temperature`. Where only a part of the distribution is known, the rest has the shape of the
+        draft's."""
         ...
 
     def choice(self) -> torch.Tensor:
@@ -28,14 +29,15 @@ class TargetChunk(Protocol):
 
 
 @dataclass
-class Laws:
+class Distributions:
     """What a loss may read.
 
     Args:
         logits_CV: the draft's, at temperature 1.
-        target: the target's law at the same positions.
+        target: the target's distribution at the same positions.
         labels_C: the text's tokens.
-        temperature: of both laws; 0: the target's is a point mass on its likeliest token, and the draft's stays at 1.
+        temperature: of both distributions; 0: the target's is a point mass on its likeliest token, and the draft's
+            stays at 1.
         top_k: how many tokens a tree will try at a node.
         sharpness: what stands in for an argmax: softmax(sharpness x logits).
     """

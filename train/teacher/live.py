@@ -1,4 +1,5 @@
-"""Teachers: who tells the target's law at the positions of a batch. Here the live one, the frozen target itself.
+"""Teachers: who tells the target's distribution at the positions of a batch. Here the live one, the frozen target
+itself.
 
 It sees the same packed rows as the draft, documents kept apart in the same way (exits.py), without a gradient; its
 logits are made chunk by chunk when a loss asks for them, once for all exits. A teacher that was written to disk is in
@@ -20,8 +21,8 @@ from draftsmith.train.teacher.distributions import TargetChunk
 Batch = dict[str, torch.Tensor]
 
 
-class BatchLaws(Protocol):
-    """The target's laws at the N positions of a batch."""
+class BatchDistributions(Protocol):
+    """The target's distributions at the N positions of a batch."""
 
     def chunk(self, chunk: slice) -> TargetChunk: ...
 
@@ -29,7 +30,7 @@ class BatchLaws(Protocol):
 class Teacher(Protocol):
     vocab_size: int
 
-    def __call__(self, batch: Batch) -> BatchLaws: ...
+    def __call__(self, batch: Batch) -> BatchDistributions: ...
 
 
 class LiveTeacher:
@@ -41,16 +42,16 @@ class LiveTeacher:
         self.vocab_size = int(self.states.head.out_features)
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch) -> LiveLaws:
+    def __call__(self, batch: Batch) -> LiveDistributions:
         device = batch["labels"].device
         if self.states.head.weight.device != device:
             self.states.to(device)
         self.states.eval()
         (states_ND,), _ = self.states(batch)
-        return LiveLaws(states_ND, self.states)
+        return LiveDistributions(states_ND, self.states)
 
 
-class LiveLaws:
+class LiveDistributions:
     """The target's states at a batch's positions. Only the newest chunk's logits stand in memory."""
 
     def __init__(self, states_ND: torch.Tensor, model: ExitStates) -> None:
@@ -71,7 +72,7 @@ class LiveLaws:
 
 
 class LiveChunk:
-    """Logits of a chunk, and the law last asked for."""
+    """Logits of a chunk, and the distribution last asked for."""
 
     def __init__(self, logits_CV: torch.Tensor) -> None:
         self.logits_CV = logits_CV

@@ -1,7 +1,8 @@
-"""What passes cost on this machine, for calibration: the target's, and those of every drafter that lends its labs.
+"""What passes cost on this machine, for calibration: the target's, and those of every drafter that lends its
+pass_timers.
 
-A drafter that runs passes says so by `labs()`: name -> lab (measure/latency.py). All are timed next to one another, so
-that their ratios hold on a busy machine. What drafters are is not known here.
+A drafter that runs passes says so by `pass_timers()`: name -> lab (measure/latency.py). All are timed next to one
+another, so that their ratios hold on a busy machine. What drafters are is not known here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.costs.timing import Ask, Lab, fit, grid, left_out, machine, measure_together
+from draftsmith.infer.costs.timing import PassShape, PassTimer, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered
 
@@ -30,21 +31,23 @@ def measure_costs(
 ) -> dict[str, tuple[Costs, dict[str, Any]]]:
     """Per drafter its costs, the target's passes among them, and how well the formula says passes that it was not
     fitted to. `seconds`: the time that the passes may take together."""
-    labs = {("", name): lab for name, lab in target.labs().items()}
+    pass_timers = {("", name): lab for name, lab in target.pass_timers().items()}
     for label, drafter in drafters.items():
-        labs |= {(label, name): lab for name, lab in getattr(drafter, "labs", dict)().items()}
-    asks = {place: _asks(BLOCK if place[0] else TREE, _room(target, drafters, place[0])) for place in labs}
-    jobs: dict[str, tuple[Lab, Sequence[Ask]]] = {_key(*place): (lab, asks[place]) for place, lab in labs.items()}
+        pass_timers |= {(label, name): lab for name, lab in getattr(drafter, "pass_timers", dict)().items()}
+    asks = {place: _asks(BLOCK if place[0] else TREE, _room(target, drafters, place[0])) for place in pass_timers}
+    jobs: dict[str, tuple[PassTimer, Sequence[PassShape]]] = {
+        _key(*place): (lab, asks[place]) for place, lab in pass_timers.items()
+    }
     points = measure_together(jobs, seconds=seconds)
     passes, errors = {}, {}
-    for place, lab in labs.items():
+    for place, lab in pass_timers.items():
         passes[place] = fit(points[_key(*place)], lab.buckets)
         errors[place] = median(abs(error) for error in left_out(points[_key(*place)], lab.buckets))
     weight = next(target.model.parameters())
     here = machine(weight.device, weight.dtype)
     found = {}
     for label, drafter in drafters.items():
-        own = [place for place in labs if place[0] in ("", label)]
+        own = [place for place in pass_timers if place[0] in ("", label)]
         costs = Costs({name: passes[_, name] for _, name in own}, overhead(target, drafter, answers), here)
         found[label] = (costs, {name: errors[_, name] for _, name in own})
     return found
@@ -64,7 +67,7 @@ def _room(target: Any, drafters: Mapping[str, Any], label: str) -> int:
     return int(target.max_positions if not label else getattr(drafters[label], "max_positions", target.max_positions))
 
 
-def _asks(tokens: Sequence[int], room: int) -> list[Ask]:
+def _asks(tokens: Sequence[int], room: int) -> list[PassShape]:
     """One row in detail; several only as far as to tell their share."""
     contexts = [context for context in CONTEXTS if context + max(tokens) < room] or [1]
     asks = {*grid(ROWS[:1], tokens, contexts), *grid(ROWS[1:], tokens[::2], contexts)}

@@ -28,7 +28,7 @@ from draftsmith.infer.models.layers import check_parts, find_parts, state_of
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ExitProbabilities:
     """One exit over all answers: per position the prompt, the top probabilities, and the rank of the answer's token
     among them (K where it is none of them)."""
 
@@ -60,7 +60,7 @@ def read_exits(
     answers: Sequence[Answered],
     vocab_size: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[int, Reading]:
+) -> dict[int, ExitProbabilities]:
     """A reading per exit. `vocab_size`: the ids that draft and target share. What is beyond the model's context is left
     out."""
     config = model.config.get_text_config()
@@ -81,7 +81,7 @@ def read_exits(
                 progress(number, len(answers))
     if not all(found.values()):
         raise ValueError(f"every prompt is longer than the draft model's context of {room} tokens")
-    return {exit: Reading(*(np.concatenate(each) for each in zip(*some))) for exit, some in found.items()}
+    return {exit: ExitProbabilities(*(np.concatenate(each) for each in zip(*some))) for exit, some in found.items()}
 
 
 @contextmanager

@@ -32,11 +32,11 @@ from draftsmith.infer.costs.calibration import (
     covered_key,
     ranked_key,
 )
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.calibrate.answers import Answered
-from draftsmith.infer.measure.calibrate.exits import Reading, read_exits
+from draftsmith.infer.measure.calibrate.exits import ExitProbabilities, read_exits
 from draftsmith.infer.measure.calibrate.reliability import Observations, expected_calibration_error
 from draftsmith.infer.measure.calibrate.replay import listen
 
@@ -102,7 +102,7 @@ def calibrate(
     progress: Progress | None = None,
 ) -> Calibrated:
     """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and judged by the others."""
-    readings: dict[int, Reading] = {}
+    readings: dict[int, ExitProbabilities] = {}
     early: LeavesEarly | None = drafter if hasattr(drafter, "exit_sources") else None
     if early is not None:
         sources = _chosen(early.exit_sources, exits)
@@ -113,7 +113,7 @@ def calibrate(
         seen = listen(drafter, target, answers, settings, stops, progress)
     if not seen:
         raise ValueError(f"{drafter.name} proposed nothing along these answers: there is nothing to calibrate")
-    curves: dict[str, Curve] = {}
+    curves: dict[str, Calibrator] = {}
     scores, held_out = {}, {}
     for source, observed in seen.items():
         mine_N = np.isin(observed.prompt_N, list(fit_on))
@@ -136,7 +136,7 @@ def _chosen(sources: Mapping[int, str], exits: Sequence[int] | None) -> dict[int
     return {exit: source for exit, source in sources.items() if exits is None or exit in exits}
 
 
-def fit_curves(source: str, seen: Observations) -> tuple[dict[str, Curve], str]:
+def fit_curves(source: str, seen: Observations) -> tuple[dict[str, Calibrator], str]:
     """The curve of a source, those of its ranks that were seen often, and how the first was fitted."""
     if not len(seen):
         raise ValueError(f"{source} proposed nothing along the answers to fit to: give more --data")
@@ -148,8 +148,8 @@ def fit_curves(source: str, seen: Observations) -> tuple[dict[str, Curve], str]:
     return curves, "isotonic" if _often(seen) else "logistic"
 
 
-def _fit(seen: Observations) -> Curve:
-    fit = Curve.fit if _often(seen) else Curve.logistic
+def _fit(seen: Observations) -> Calibrator:
+    fit = Calibrator.fit if _often(seen) else Calibrator.logistic
     return fit(seen.raw_N, seen.accepted_N)
 
 
@@ -157,7 +157,7 @@ def _often(seen: Observations) -> bool:
     return len(seen) >= MANY and int(seen.accepted_N.sum()) >= MANY_ACCEPTED
 
 
-def calibrated(source: str, curves: Mapping[str, Curve], seen: Observations) -> np.ndarray:
+def calibrated(source: str, curves: Mapping[str, Calibrator], seen: Observations) -> np.ndarray:
     """[N] what the curves make of each confidence at its rank."""
     made_N = np.empty(len(seen))
     known = Calibration("", curves)
@@ -167,7 +167,7 @@ def calibrated(source: str, curves: Mapping[str, Curve], seen: Observations) -> 
     return made_N
 
 
-def score(source: str, curves: Mapping[str, Curve], seen: Observations) -> dict[str, Any]:
+def score(source: str, curves: Mapping[str, Calibrator], seen: Observations) -> dict[str, Any]:
     """Calibration errors: raw, with one curve for all ranks, and with each rank's own. Of all candidates, and of each
     node's likeliest (`first`)."""
     found: dict[str, Any] = {"observations": len(seen)}
@@ -184,7 +184,9 @@ def score(source: str, curves: Mapping[str, Curve], seen: Observations) -> dict[
     return found
 
 
-def cover(readings: Mapping[int, Reading], fit_on: set[int]) -> tuple[dict[str, Curve], dict[str, float]]:
+def cover(
+    readings: Mapping[int, ExitProbabilities], fit_on: set[int]
+) -> tuple[dict[str, Calibrator], dict[str, float]]:
     """For exits e <= d and every k: the curve from e's likeliest token to the top k of d, and its error held out. What
     is asked of them is their differences, so all curves of an exit share their bins."""
     curves, errors = {}, {}
@@ -194,7 +196,7 @@ def cover(readings: Mapping[int, Reading], fit_on: set[int]) -> tuple[dict[str, 
         for deeper in (other for other in readings if other >= exit):
             for top in TOP:
                 key, hit_N = covered_key(exit, deeper, top), readings[deeper].covers(top)
-                curves[key] = Curve.binned(raw_N[mine_N], hit_N[mine_N])
+                curves[key] = Calibrator.binned(raw_N[mine_N], hit_N[mine_N])
                 if not mine_N.all():
                     after_N = np.array(curves[key].many(raw_N[~mine_N].tolist()))
                     errors[key] = expected_calibration_error(after_N, hit_N[~mine_N])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 
 BINS = 15
 
@@ -72,7 +72,7 @@ def check_plots() -> None:
 
 
 def draw_reliability(
-    name: str, seen: Observations, calibrated_N: np.ndarray, curves: Sequence[Curve], path: Path
+    name: str, seen: Observations, calibrated_N: np.ndarray, curves: Sequence[Calibrator], path: Path
 ) -> None:
     """Shares against confidences, raw and calibrated, and how many candidates there were. `curves` are drawn with them:
     that of all candidates, and that of the likeliest."""

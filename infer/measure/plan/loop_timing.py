@@ -20,7 +20,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.drafters.simulated import Rehearsed
+from draftsmith.infer.drafters.simulated import SimulatedDrafter
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 
@@ -28,7 +28,7 @@ PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class LoopTiming:
     """`step_s` is the median step with a whole draft, `outside_s` what of it no model's forward pass took; `speedup` is
     the ratio of decode tokens/s to plain decoding."""
 
@@ -38,16 +38,16 @@ class Heard:
     speedup: float
 
 
-def rehearse(
+def time_loop(
     target: Target,
-    drafters: Mapping[str, Rehearsed],
+    drafters: Mapping[str, SimulatedDrafter],
     *,
     rows: int,
     context: int,
     new_tokens: int,
     rounds: int = 5,
     seed: int = 0,
-) -> dict[str, Heard]:
+) -> dict[str, LoopTiming]:
     """Every drafter, and "plain", on `rows` random prompts of `context` tokens, decoded together."""
     runs: dict[str, Drafter] = {PLAIN: Empty(), **drafters}
     for drafter in runs.values():
@@ -70,7 +70,7 @@ def rehearse(
     return {name: heard(traces, taken[PLAIN], rows) for name, traces in taken.items()}
 
 
-def heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) -> Heard:
+def heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) -> LoopTiming:
     """The figures of the steps of all `rows` rows, in `traces` and in those of plain decoding."""
     traces = [trace for trace in traces if trace.batch == rows]
     mine, theirs = Totals.of(traces), Totals.of(trace for trace in plain if trace.batch == rows)
@@ -79,7 +79,7 @@ def heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) ->
     assert mine.accepted_length, "no step was that of the whole batch"
     assert mine.tokens_per_s
     assert theirs.tokens_per_s
-    return Heard(
+    return LoopTiming(
         accepted_length=mine.accepted_length,
         step_s=median(step.seconds for step in steps),
         outside_s=median(step.seconds - step.target_forward_s - step.draft_forward_s for step in steps),
@@ -130,8 +130,8 @@ def overhead(
     """
     left = []
     for rows in batch_sizes:
-        drafters = {str(length): Rehearsed(make_draft(length), acceptance=0.5) for length in lengths}
-        found = rehearse(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
+        drafters = {str(length): SimulatedDrafter(make_draft(length), acceptance=0.5) for length in lengths}
+        found = time_loop(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
         for name, one in found.items():
             length = 0 if name == PLAIN else int(name)
             left.append((rows, length, one.outside_s - around_s(rows, length)))

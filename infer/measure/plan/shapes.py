@@ -24,7 +24,7 @@ DEPTHS = (1, 2, 3, 5)
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CandidateShape:
     """`layers` deep and `width` wide; `heads` 0 is as many as the target's head size gives."""
 
     layers: int
@@ -32,7 +32,7 @@ class Shape:
     heads: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> Shape:
+    def parse(cls, text: str) -> CandidateShape:
         """LAYERSxWIDTH or LAYERSxWIDTHxHEADS."""
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", text):
             raise ValueError(f"{text!r} is no shape: LAYERSxWIDTH, such as 2x512, or LAYERSxWIDTHxHEADS")
@@ -103,7 +103,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def shaped_config(config: Any, shape: Shape) -> Any:
+def shaped_config(config: Any, shape: CandidateShape) -> Any:
     """The target's config in another shape; ValueError where heads and width do not divide."""
     target = config.get_text_config()
     size = head_size(target)
@@ -143,7 +143,7 @@ def _key_heads(text: Any) -> int:
     return int((own and text.num_key_value_heads) or text.num_attention_heads)
 
 
-def default_shapes(config: Any) -> list[Shape]:
+def default_shapes(config: Any) -> list[CandidateShape]:
     """The target's own width with few layers, and narrower ones; always shallower than the target."""
     text = config.get_text_config()
     size = head_size(text)
@@ -151,9 +151,9 @@ def default_shapes(config: Any) -> list[Shape]:
     # Where heads of the target's size do not fill its width, the config's own number of heads is kept.
     square = size * text.num_attention_heads == text.hidden_size
     depths = [depth for depth in DEPTHS if depth < text.num_hidden_layers] or [1]
-    shapes = [Shape(depth, text.hidden_size, 0 if square else text.num_attention_heads) for depth in depths]
+    shapes = [CandidateShape(depth, text.hidden_size, 0 if square else text.num_attention_heads) for depth in depths]
     if square and half >= size:
-        shapes += [Shape(depth, half) for depth in (2, 4) if depth < text.num_hidden_layers]
+        shapes += [CandidateShape(depth, half) for depth in (2, 4) if depth < text.num_hidden_layers]
     return shapes
 
 
@@ -196,9 +196,9 @@ def size_of(config: Any, dtype: torch.dtype) -> Size:
     )
 
 
-def parse_shapes(words: Sequence[str], config: Any) -> list[Shape]:
+def parse_shapes(words: Sequence[str], config: Any) -> list[CandidateShape]:
     """The shapes asked for, or the default ones; each is checked against the family."""
-    shapes = [Shape.parse(word) for word in words] if words else default_shapes(config)
+    shapes = [CandidateShape.parse(word) for word in words] if words else default_shapes(config)
     for shape in shapes:
         shaped_config(config, shape)
     return list(dict.fromkeys(shapes))

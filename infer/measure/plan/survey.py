@@ -19,12 +19,21 @@ from typing import Any
 import torch
 
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.timing import Ask, CachedLab, Point, fit, grid, left_out, machine, measure_together
+from draftsmith.infer.costs.timing import (
+    PassShape,
+    TimedPass,
+    fit,
+    grid,
+    left_out,
+    machine,
+    measure_together,
+)
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.plan import shape_costs
 from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
-from draftsmith.infer.measure.plan.shapes import Shape, Size, random_model, shaped_config, size_of
+from draftsmith.infer.measure.plan.shapes import CandidateShape, Size, random_model, shaped_config, size_of
 from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.infer.models.pass_timer import CachedPassTimer
 
 # What a draft's passes are asked for: chains run one token a row, trees SmallLM's width of two; four for the slope.
 DRAFT_TOKENS = (1, 2, 4)
@@ -34,21 +43,21 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SurveyRequest:
     """The grid: batch sizes, contexts, numbers of nodes verified, shapes that are measured and that are estimated."""
 
     batch_sizes: Sequence[int]
     contexts: Sequence[int]
     nodes: Sequence[int]
-    shapes: Sequence[Shape]
-    estimated: Sequence[Shape] = ()
+    shapes: Sequence[CandidateShape]
+    estimated: Sequence[CandidateShape] = ()
 
 
 @dataclass(slots=True)
 class Survey:
     """What was found. `passes` by name: "target", and each shape's; `errors` are the fits' on points left out."""
 
-    asked: Asked
+    asked: SurveyRequest
     passes: dict[str, PassCost]
     sizes: dict[str, Size]
     overhead: Overhead
@@ -66,7 +75,7 @@ def survey(
     config: Any,
     dtype: torch.dtype,
     device: torch.device,
-    asked: Asked,
+    asked: SurveyRequest,
     *,
     seconds: float = 300.0,
     progress: Progress = lambda line: None,
@@ -79,8 +88,8 @@ def survey(
     check_room(config, sizes, asked, device)
     progress("the target's passes")
     target = HFTarget(random_model(config, dtype, device))
-    target_lab = CachedLab(target.lm)
-    reference = Ask(min(asked.batch_sizes), 1, max(asked.contexts))
+    target_lab = CachedPassTimer(target.lm)
+    reference = PassShape(min(asked.batch_sizes), 1, max(asked.contexts))
     asks = grid(asked.batch_sizes, sorted({1, *(nodes + 1 for nodes in asked.nodes)}), asked.contexts)
     points = measure_together({"": (target_lab, asks)}, seconds=seconds * 0.6)[""]
     base = next(point.seconds for point in points if point.ask == reference)
@@ -89,11 +98,11 @@ def survey(
     for i, shape in enumerate(asked.shapes):
         progress(f"the passes of {shape} ({i + 1} of {len(asked.shapes)})")
         draft = random_model(shaped_config(config, shape), dtype, device)
-        lab = CachedLab(_chain(draft, 1).lm)
+        lab = CachedPassTimer(_chain(draft, 1).lm)
         jobs = {"": (target_lab, [reference]), "draft": (lab, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts))}
         timed = measure_together(jobs, seconds=seconds * 0.4 / len(asked.shapes))
         drift = base / timed[""][0].seconds
-        scaled = [Point(point.ask, point.seconds * drift) for point in timed["draft"]]
+        scaled = [TimedPass(point.ask, point.seconds * drift) for point in timed["draft"]]
         found.passes[str(shape)] = fit(scaled, lab.buckets)
         if not i:
             progress("the loop around the passes")
@@ -109,8 +118,8 @@ def _chain(model: Any, length: int) -> SmallLM:
     return SmallLM(model, num_draft_tokens=length, top_k=1, min_confidence=0.0)
 
 
-def _overhead(asked: Asked, target: HFTarget, draft: Any) -> Overhead:
-    target_lab, draft_lab = CachedLab(target.lm), CachedLab(_chain(draft, 1).lm)
+def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
+    target_lab, draft_lab = CachedPassTimer(target.lm), CachedPassTimer(_chain(draft, 1).lm)
     context = min(asked.contexts)
 
     def around_s(rows: int, length: int) -> float:
@@ -138,7 +147,7 @@ def _estimate(found: Survey) -> None:
     ]
 
 
-def check_room(config: Any, sizes: dict[str, Size], asked: Asked, device: torch.device) -> None:
+def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device: torch.device) -> None:
     """Refuse what cannot fit: positions beyond the model's, weights and caches beyond the memory."""
     from draftsmith.infer.models.architectures import max_positions
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from draftsmith.infer.measure.report.svg import SHAPES, Scale, Svg
+from draftsmith.infer.measure.report.svg import SHAPES, AxisScale, Svg
 
 WIDTH = 460
 NAMES = 118
@@ -65,7 +65,7 @@ def speedups(rows: Sequence[tuple[Series, Sequence[Spot]]]) -> Markup:
     pitch, gap = 19, 7 if several else 3
     height = 34 + len(spots) * pitch + len(rows) * gap
     svg = Svg(WIDTH, height, "Speedup of each drafter, ratio to plain decoding, with 95 % intervals")
-    x = Scale(min(0.8, min(lows) * 0.95), max(1.2, max(highs) * 1.04), NAMES, WIDTH - (112 if several else 50))
+    x = AxisScale(min(0.8, min(lows) * 0.95), max(1.2, max(highs) * 1.04), NAMES, WIDTH - (112 if several else 50))
     for tick in x.ticks():
         svg.line(x(tick), 6, x(tick), height - 22, "grid")
         svg.text(x(tick), height - 8, f"{tick:g}x", "tick", "middle")
@@ -94,8 +94,8 @@ def lengths(points: Sequence[tuple[Series, float, float]]) -> Markup:
         return EMPTY
     height, bottom = 300, 260
     svg = Svg(WIDTH, height, "accepted_length against the cost of a step; rays of equal speedup")
-    x = Scale(0, max(1.5, max(cost for _, cost, _ in points) * 1.25), 36, WIDTH - 56)
-    y = Scale(0, max(1.5, max(length for _, _, length in points) * 1.12), bottom, 12)
+    x = AxisScale(0, max(1.5, max(cost for _, cost, _ in points) * 1.25), 36, WIDTH - 56)
+    y = AxisScale(0, max(1.5, max(length for _, _, length in points) * 1.12), bottom, 12)
     _frame(svg, x, y, bottom)
     svg.text((x.start + x.end) / 2, height - 6, "cost of a step, in plain decoding's tokens", "tick", "middle")
     named = float("inf")
@@ -123,7 +123,7 @@ def _apart(places: Sequence[float], least: float = 14) -> list[float]:
     return found
 
 
-def _frame(svg: Svg, x: Scale, y: Scale, bottom: float, percent: bool = False) -> None:
+def _frame(svg: Svg, x: AxisScale, y: AxisScale, bottom: float, percent: bool = False) -> None:
     for tick in y.ticks():
         svg.line(x.start, y(tick), x.end, y(tick), "grid")
         svg.text(x.start - 6, y(tick) + 4, f"{tick:.0%}" if percent else f"{tick:g}", "tick", "end")
@@ -146,8 +146,8 @@ def lines(
         return EMPTY
     height, bottom = 230, 190
     svg = Svg(WIDTH, height, title)
-    y = Scale(0, 1 if percent else max(1.2, max(values) * 1.08), bottom, 10)
-    x = Scale(0, max(len(columns) - 1, 1), 52, WIDTH - 22)
+    y = AxisScale(0, 1 if percent else max(1.2, max(values) * 1.08), bottom, 10)
+    x = AxisScale(0, max(len(columns) - 1, 1), 52, WIDTH - 22)
     for tick in y.ticks():
         svg.line(40, y(tick), WIDTH - 8, y(tick), "grid")
         svg.text(34, y(tick) + 4, f"{tick:.0%}" if percent else f"{tick:g}x", "tick", "end")
@@ -174,7 +174,7 @@ def shares(rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> Markup:
         return EMPTY
     height = len(rows) * 24 + 4
     svg = Svg(WIDTH, height, "Share of a step's time in the target, in the draft model, and outside both")
-    x = Scale(0, 1, NAMES, WIDTH)
+    x = AxisScale(0, 1, NAMES, WIDTH)
     for row, (name, parts) in enumerate(rows):
         y, at = row * 24 + 2, 0.0
         svg.text(0, y + 14, short(name, 17), "name")
@@ -193,7 +193,7 @@ def bars(title: str, counts: Mapping[str, int], css: str) -> Markup:
     if not whole:
         return EMPTY
     svg = Svg(WIDTH, len(counts) * 22 + 4, title)
-    x = Scale(0, max(counts.values()), NAMES, WIDTH - 110)
+    x = AxisScale(0, max(counts.values()), NAMES, WIDTH - 110)
     for row, (name, count) in enumerate(counts.items()):
         y = row * 22 + 2
         svg.text(0, y + 13, short(name, 17), "name")
@@ -205,7 +205,7 @@ def bars(title: str, counts: Mapping[str, int], css: str) -> Markup:
 def bullet(series: Series, length: float, needed: float | None, ceiling: float | None) -> Markup:
     """accepted_length on a line from 1, the break-even as a bar across it, the oracle's as an open ring."""
     svg = Svg(150, 16, "accepted_length, its break-even and the oracle's")
-    x = Scale(1, max(value for value in (length, needed, ceiling, 2.0) if value is not None), 6, 144)
+    x = AxisScale(1, max(value for value in (length, needed, ceiling, 2.0) if value is not None), 6, 144)
     svg.line(6, 8, 144, 8, "grid")
     svg.line(6, 8, x(length), 8, f"{series.css} whisker")
     if ceiling is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
-from draftsmith.infer.measure.report.runs import Run
+from draftsmith.infer.measure.report.runs import ReportedRun
 
 HERE = "here"
 
@@ -31,7 +31,7 @@ class About:
     elsewhere: dict[str, str] = field(default_factory=dict)
 
 
-def about(run: Run, label: str, registry: Registry) -> About:
+def about(run: ReportedRun, label: str, registry: Registry) -> About:
     """What is known of one runner."""
     written = run.spec(label)
     if label == run.baseline:

@@ -32,7 +32,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ExampleTurn:
     prompt: str
     pieces: list[Piece]
     hidden: int = 0
@@ -47,7 +47,7 @@ class Example:
     category: str
     accepted_length: float
     speedup: float | None
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[ExampleTurn] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
@@ -79,7 +79,9 @@ def examples(
     return made
 
 
-def _turns(steps: Steps, question_id: str, choice: Choice, prompts: list[str], tokenizer: Any | None) -> list[Turn]:
+def _turns(
+    steps: Steps, question_id: str, choice: Choice, prompts: list[str], tokenizer: Any | None
+) -> list[ExampleTurn]:
     turns = []
     for number, text in enumerate(choice.turns):
         prompt = prompts[number] if number < len(prompts) else ""
@@ -88,10 +90,10 @@ def _turns(steps: Steps, question_id: str, choice: Choice, prompts: list[str], t
         texts = pieces(tokenizer, ids[:TOKENS], text, len(ids) > TOKENS) if tokenizer is not None else None
         sources = [(source, place == 0) for step in by_step for place, source in enumerate(step)]
         if texts is None or len(sources) != len(ids):
-            turns.append(Turn(_begin(prompt, CHARACTERS), [Piece(_begin(text, 4 * TOKENS))]))
+            turns.append(ExampleTurn(_begin(prompt, CHARACTERS), [Piece(_begin(text, 4 * TOKENS))]))
             continue
         shown = [Piece(piece, source, begins) for piece, (source, begins) in zip(texts, sources)]
-        turns.append(Turn(_begin(prompt, CHARACTERS), shown, len(ids) - len(shown)))
+        turns.append(ExampleTurn(_begin(prompt, CHARACTERS), shown, len(ids) - len(shown)))
     return turns
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from draftsmith.infer.measure.report.page import checked, headline
-from draftsmith.infer.measure.report.view import Entry, Group, View, next_lines, why_not_more
+from draftsmith.infer.measure.report.view import Entry, TemperatureGroup, View, next_lines, why_not_more
 from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
 
 
@@ -23,7 +23,7 @@ def markdown(view: View, pictures: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _group(group: Group) -> list[str]:
+def _group(group: TemperatureGroup) -> list[str]:
     parts = [f"## {_cell(group.verdict.sentence)}", *(_cell(note) for note in group.verdict.notes)]
     if group.chosen:
         parts.append(_cell(why_not_more(group.chosen[1])))

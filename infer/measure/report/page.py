@@ -18,7 +18,7 @@ from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.examples import Piece
 from draftsmith.infer.measure.report.runs import machine
-from draftsmith.infer.measure.report.view import Entry, Group, Section, View, next_lines, why_not_more
+from draftsmith.infer.measure.report.view import Entry, Section, TemperatureGroup, View, next_lines, why_not_more
 from draftsmith.infer.measure.tables import milliseconds, number, percent
 
 # So many differences of a drafter are listed; results.json has all of them.
@@ -78,25 +78,29 @@ def checked(sections: Sequence[Section]) -> str:
     told = f"{equal:,} of {total:,} answers of the drafters and controls equal plain decoding's, token by token"
     other = total - equal - errors
     if sections[0].run.temperature > 0:
-        told += f"; {other:,} are other draws: above temperature 0 the law is promised, not the tokens" if other else ""
+        told += (
+            f"; {other:,} are other draws: above temperature 0 the distribution is promised, not the tokens"
+            if other
+            else ""
+        )
     elif other:
         told += f"; {ties:,} part from it at a numeric tie of two logits"
         told += f", and {wrong:,} for no reason that rounding gives: A BUG" if wrong else ", none otherwise"
     return f"{told}; {errors:,} failed." if errors else f"{told}."
 
 
-def speeds(group: Group) -> list[tuple[Series, list[Spot]]]:
+def speeds(group: TemperatureGroup) -> list[tuple[Series, list[Spot]]]:
     """The drafters and peers; a control's speed says nothing about what to use, and would set the scale."""
     shown = [entry for entry in group.names if entry.about.kind in ("drafter", "peer")]
     rows = [(entry.series, group.spots(entry.series.name)) for entry in shown]
     return [(series, spots) for series, spots in rows if spots]
 
 
-def has_peers(group: Group) -> bool:
+def has_peers(group: TemperatureGroup) -> bool:
     return any(section.of("peer") for section in group.sections)
 
 
-def left_out(group: Group) -> bool:
+def left_out(group: TemperatureGroup) -> bool:
     return any(section.run.results["left_out"]["questions"] for section in group.sections)
 
 

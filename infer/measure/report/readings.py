@@ -19,7 +19,7 @@ from draftsmith.infer.measure.answer_files import Answer, read_answers
 from draftsmith.infer.measure.metrics import Totals, ratio
 from draftsmith.infer.measure.repetition import distinct_share
 from draftsmith.infer.measure.report.examples import Example, examples, find_tokenizer
-from draftsmith.infer.measure.report.runs import Run
+from draftsmith.infer.measure.report.runs import ReportedRun
 from draftsmith.infer.measure.report.traces import Steps, read_steps
 
 # Fewer steps than this in a slice say nothing.
@@ -55,7 +55,7 @@ class Readings:
         return found
 
 
-def read(run: Run, shown: Collection[str]) -> Readings:
+def read(run: ReportedRun, shown: Collection[str]) -> Readings:
     """`shown`: the labels whose best and worst questions are wanted."""
     readings = Readings()
     tokenizer = find_tokenizer(run.target) if run.target else None
@@ -82,17 +82,17 @@ def read(run: Run, shown: Collection[str]) -> Readings:
     return readings
 
 
-def _answers(run: Run, label: str) -> list[Answer]:
+def _answers(run: ReportedRun, label: str) -> list[Answer]:
     return read_answers(run.folder.answers_path(label))
 
 
-def _counted(run: Run, label: str, plain: list[Answer]) -> set[str]:
+def _counted(run: ReportedRun, label: str, plain: list[Answer]) -> set[str]:
     """The questions that figures of this runner are over: neither left out nor failed by it or by plain decoding."""
     failed = {str(one["question_id"]) for one in run.results["drafters"][label].get("error_list", [])}
     return {str(one.question_id) for one in plain if one.choices} - failed - run.left_out
 
 
-def _prompts(run: Run) -> dict[str, list[str]]:
+def _prompts(run: ReportedRun) -> dict[str, list[str]]:
     """The questions' turns; runs from before questions were kept have none."""
     path = run.folder.questions_path
     if not path.is_file():

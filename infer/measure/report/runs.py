@@ -20,7 +20,7 @@ EXPECTED_TO_DIFFER = {"batch_size", "temperature", "drafters", "peers", "out", "
 
 
 @dataclass(slots=True)
-class Run:
+class ReportedRun:
     """One run folder. `specs` are the drafters as they were written, by label; `names` how each runner is shown.
 
     `label` tells the run from all others of the report, `place` from those of its own temperature.
@@ -68,7 +68,7 @@ class Run:
         return self.specs[label][0] if label in self.specs else label
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
     """All runs, smallest temperature and batch first."""
     if not paths:
         raise ValueError("give one run folder or more, such as runs/first: what `draftsmith bench --out` wrote")
@@ -83,14 +83,14 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path) -> ReportedRun:
     facts, results = (_json(path, name) for name in ("run.json", "results.json"))
     missing = {"drafters", "baseline", "batch_size", "left_out"} - set(results)
     if missing:
         raise ValueError(f"{path / 'results.json'} is no benchmark's: it lacks {', '.join(sorted(missing))}")
     if results["baseline"] not in results["drafters"]:
         raise ValueError(f"{path / 'results.json'} has no figures of {results['baseline']!r}, its own baseline")
-    run = Run(path, facts, results)
+    run = ReportedRun(path, facts, results)
     run.specs = _specs(str(run.config.get("drafters") or ""))
     return run
 
@@ -122,7 +122,7 @@ def _specs(text: str) -> dict[str, tuple[str, Spec]]:
     return found
 
 
-def _label(runs: list[Run]) -> None:
+def _label(runs: list[ReportedRun]) -> None:
     """A run is told by its batch size, by its temperature where there are several, and by its folder at last."""
     several = len({run.temperature for run in runs}) > 1
     for run in runs:
@@ -133,7 +133,7 @@ def _label(runs: list[Run]) -> None:
         run.label = f"batch {run.batch_size}" + (f", temperature {run.temperature:g}" if several else "") + folder
 
 
-def _name(runs: list[Run]) -> None:
+def _name(runs: list[ReportedRun]) -> None:
     """One name for one drafter in all runs: its label, or what was written where one label stands for several."""
     for run in runs:
         for label in run.results["drafters"]:
@@ -152,7 +152,7 @@ def _name(runs: list[Run]) -> None:
                 run.names[label] = f"{name} in {run.path.name}"
 
 
-def other_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
+def other_settings(runs: Sequence[ReportedRun]) -> dict[str, list[str]]:
     """Setting -> its values, where runs differ in more than a report expects them to; the machine is a setting."""
     described = [
         {key: str(value) for key, value in run.config.items() if key not in EXPECTED_TO_DIFFER}

@@ -17,7 +17,7 @@ SHAPES = ("circle", "square", "up", "diamond", "down", "cross")
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class AxisScale:
     """A linear map from [low, high] to [start, end]."""
 
     low: float

@@ -15,7 +15,7 @@ from draftsmith.infer.measure.tables import with_interval
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SpeedPoint:
     """One drafter at one batch size."""
 
     batch_size: int
@@ -37,11 +37,11 @@ class Point:
         return with_interval(self.speedup, self.interval).replace(" [", "x [")
 
 
-Points = Mapping[str, Sequence[Point]]
+Points = Mapping[str, Sequence[SpeedPoint]]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Recommendation:
     """`use` is the drafter to take at `batch_size`, or none; `refused` are those whose answers are wrong."""
 
     sentence: str
@@ -55,7 +55,7 @@ def verdict(
     wrong: Mapping[str, int],
     temperature: float | None = None,
     settings: Mapping[str, str] | None = None,
-) -> Verdict:
+) -> Recommendation:
     """`points`: the drafters to choose among, no controls and no peers; `wrong`: their differences that are no ties.
 
     `settings` are what a drafter was given in brackets, to be named with it where it is recommended.
@@ -74,11 +74,13 @@ def verdict(
     allowed = {name: sorted(own, key=_size) for name, own in points.items() if own and not wrong.get(name)}
     sizes = sorted({point.batch_size for own in allowed.values() for point in own})
     if not sizes:
-        return Verdict(said("Nothing to choose from: no drafter with answers to trust was measured."), notes=notes)
+        return Recommendation(
+            said("Nothing to choose from: no drafter with answers to trust was measured."), notes=notes
+        )
     winners = {size: _winner(allowed, size) for size in sizes}
     first = next((size for size in sizes if winners[size]), None)
     if first is None:
-        return Verdict(said(_none_pays(allowed, sizes[0])), notes=notes)
+        return Recommendation(said(_none_pays(allowed, sizes[0])), notes=notes)
     name = winners[first]
     assert name is not None
     before = [size for size in sizes if size < first]
@@ -90,14 +92,14 @@ def verdict(
     paying = max(size for size in sizes if winners[size])
     sentence += "".join(_later(allowed, winners, name, size) for size in sizes if first < size <= paying)
     sentence += _off(allowed[name], paying, [size for size in sizes if size > paying])
-    return Verdict(said(f"{sentence}."), name, first, [*notes, *_close(allowed, name, first)])
+    return Recommendation(said(f"{sentence}."), name, first, [*notes, *_close(allowed, name, first)])
 
 
-def _size(point: Point) -> int:
+def _size(point: SpeedPoint) -> int:
     return point.batch_size
 
 
-def _at(own: Sequence[Point], size: int) -> Point | None:
+def _at(own: Sequence[SpeedPoint], size: int) -> SpeedPoint | None:
     return next((point for point in own if point.batch_size == size), None)
 
 
@@ -120,7 +122,7 @@ def _later(allowed: Points, winners: Mapping[int, str | None], name: str, size: 
     return f"; nothing pays at batch {size}"
 
 
-def _off(own: Sequence[Point], paying: int, sizes: Sequence[int]) -> str:
+def _off(own: Sequence[SpeedPoint], paying: int, sizes: Sequence[int]) -> str:
     """Where drafting stops to pay, and what the drafter does there."""
     if not sizes:
         return ""
@@ -166,7 +168,8 @@ def _listed(sizes: Sequence[int]) -> str:
 def not_ties(figures: Mapping[str, Any], temperature: float) -> int:
     """Answers that differ and should not.
 
-    Greedy answers are equal or part at a numeric tie. Above temperature 0 only the law is promised to be equal.
+    Greedy answers are equal or part at a numeric tie. Above temperature 0 only the distribution is promised to be
+    equal.
     """
     if temperature > 0:
         return 0

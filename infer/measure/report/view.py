@@ -16,8 +16,8 @@ from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.drafters import About, about
 from draftsmith.infer.measure.report.examples import Example
 from draftsmith.infer.measure.report.readings import Readings, read
-from draftsmith.infer.measure.report.runs import Run, other_settings
-from draftsmith.infer.measure.report.verdict import Point, Verdict, not_ties, verdict
+from draftsmith.infer.measure.report.runs import ReportedRun, other_settings
+from draftsmith.infer.measure.report.verdict import Recommendation, SpeedPoint, not_ties, verdict
 from draftsmith.infer.measure.tables import number, percent
 
 
@@ -44,7 +44,7 @@ class Entry:
 class Section:
     """One run: its entries in the order drafters, plain, controls, peers; drafters by speed."""
 
-    run: Run
+    run: ReportedRun
     entries: list[Entry]
     readings: Readings
 
@@ -85,12 +85,12 @@ class Section:
 
 
 @dataclass(slots=True)
-class Group:
+class TemperatureGroup:
     """The runs of one temperature, and what to do."""
 
     temperature: float
     sections: list[Section]
-    verdict: Verdict
+    verdict: Recommendation
 
     @property
     def chosen(self) -> tuple[Section, Entry] | None:
@@ -122,15 +122,15 @@ class Group:
 
 @dataclass(slots=True)
 class View:
-    groups: list[Group]
+    groups: list[TemperatureGroup]
     others: dict[str, list[str]]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[ReportedRun]:
         return [section.run for group in self.groups for section in group.sections]
 
 
-def view(runs: Sequence[Run], registry: Registry) -> View:
+def view(runs: Sequence[ReportedRun], registry: Registry) -> View:
     """Read what the traces add, one run after the other, and put all of it in order."""
     abouts = [{label: about(run, label, registry) for label in run.results["drafters"]} for run in runs]
     series = _series(runs, abouts)
@@ -140,11 +140,11 @@ def view(runs: Sequence[Run], registry: Registry) -> View:
     for temperature in temperatures:
         own = [section for section in sections if section.run.temperature == temperature]
         told = temperature if len(temperatures) > 1 else None
-        groups.append(Group(temperature, own, _verdict(own, told)))
+        groups.append(TemperatureGroup(temperature, own, _verdict(own, told)))
     return View(groups, other_settings(runs))
 
 
-def _series(runs: Sequence[Run], abouts: Sequence[dict[str, About]]) -> dict[str, Series]:
+def _series(runs: Sequence[ReportedRun], abouts: Sequence[dict[str, About]]) -> dict[str, Series]:
     """Colours in the order of first appearance, the same for a name in all runs."""
     found: dict[str, Series] = {}
     order = 0
@@ -157,7 +157,7 @@ def _series(runs: Sequence[Run], abouts: Sequence[dict[str, About]]) -> dict[str
     return found
 
 
-def _section(run: Run, known: dict[str, About], series: dict[str, Series]) -> Section:
+def _section(run: ReportedRun, known: dict[str, About], series: dict[str, Series]) -> Section:
     readings = read(run, [label for label, one in known.items() if one.kind == "drafter"])
     oracle = next((label for label in known if label in run.specs and run.specs[label][1].name == "oracle"), None)
     ceiling = run.results["drafters"][oracle]["accepted_length"] if oracle else None
@@ -175,8 +175,8 @@ def _order(entry: Entry) -> tuple[int, float]:
     return ("drafter", "plain", "control", "peer").index(entry.about.kind), -(entry.figures["speedup"] or 0.0)
 
 
-def _verdict(sections: Sequence[Section], temperature: float | None) -> Verdict:
-    points: dict[str, list[Point]] = {}
+def _verdict(sections: Sequence[Section], temperature: float | None) -> Recommendation:
+    points: dict[str, list[SpeedPoint]] = {}
     wrong: dict[str, int] = {}
     settings: dict[str, str] = {}
     for section in sections:
@@ -189,7 +189,7 @@ def _verdict(sections: Sequence[Section], temperature: float | None) -> Verdict:
                 settings[name] = entry.about.written[bracket:]
             if spot is not None:
                 interval = None if spot.interval is None else (spot.interval[0], spot.interval[1])
-                points[name].append(Point(section.run.batch_size, spot.value, interval))
+                points[name].append(SpeedPoint(section.run.batch_size, spot.value, interval))
     return verdict(points, wrong, temperature, settings)
 
 
@@ -203,7 +203,7 @@ def why_not_more(entry: Entry) -> str:
     return told + (f"; drafts that are always right reach {number(entry.ceiling)}." if entry.ceiling else ".")
 
 
-def next_lines(group: Group) -> list[tuple[str, str]]:
+def next_lines(group: TemperatureGroup) -> list[tuple[str, str]]:
     """(where, the line to copy): how to run what the verdict recommends, here and elsewhere."""
     chosen = group.chosen
     run = group.sections[0].run

@@ -10,7 +10,7 @@ import pytest
 from scripted_server import Scripted, said
 
 from draftsmith.infer.answers import by_server as answer_server
-from draftsmith.infer.answers.by_engine import AnswerFile, Asked, last_answer, with_keys
+from draftsmith.infer.answers.by_engine import AnswerFile, AnswerSettings, last_answer, with_keys
 from draftsmith.infer.answers.by_server import Server, answer_through
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.text.record import Message, Record
@@ -20,9 +20,9 @@ CONFIG = {"target": "t", "seed": 0}
 ROW = {"output": "x"}
 
 
-def asked(*turns: str, key: str = "1", system: str = "") -> Asked:
+def asked(*turns: str, key: str = "1", system: str = "") -> AnswerSettings:
     messages = [Message("system", system)] if system else []
-    return Asked(key, Record(key, "qa", messages=[*messages, *(Message("user", turn) for turn in turns)]))
+    return AnswerSettings(key, Record(key, "qa", messages=[*messages, *(Message("user", turn) for turn in turns)]))
 
 
 # the file
@@ -117,7 +117,7 @@ def through(folders, tmp_path):
     template = find_template("chat", folders.tokenizer)
     path = tmp_path / "answers.jsonl"
 
-    def through(server: Scripted, *records: Asked, url: str = "", concurrency: int = 2) -> dict[str, Any]:
+    def through(server: Scripted, *records: AnswerSettings, url: str = "", concurrency: int = 2) -> dict[str, Any]:
         client = Server(url or server.url, "tiny", api_key="k")
         with AnswerFile(path, CONFIG) as out:
             answer_through(client, records, template, Settings(seed=4), 9, out, concurrency=concurrency)

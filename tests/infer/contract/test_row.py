@@ -1,4 +1,4 @@
-"""Stops, settings, keyed randomness and laws of a row."""
+"""Stops, settings, keyed randomness and distributions of a row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from draftsmith.infer.contract.distribution import NodeLaw
+from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row, Stops
@@ -92,7 +92,7 @@ def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
         resolve_settings(None, **bad)
 
 
-def test_laws_equal_transformers_own_processors_in_their_own_order(make_model: Any) -> None:
+def test_distributions_equal_transformers_own_processors_in_their_own_order(make_model: Any) -> None:
     """Whatever `generate` would sample from after the same prefix and path."""
     model = make_model("llama", torch.float32)
     settings = Settings(0.7, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2, no_repeat_ngram_size=2)
@@ -105,15 +105,17 @@ def test_laws_equal_transformers_own_processors_in_their_own_order(make_model: A
     draft = Draft().chain([5, 3], "t")
     with torch.inference_mode():
         logits_V = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-    law = NodeLaw(torch.stack([torch.zeros_like(logits_V)] * 2 + [logits_V]), Row("r", ids[:2], settings), draft, None)
-    torch.testing.assert_close(law.probs(1), wanted_V, rtol=0, atol=1e-6)
-    assert law.probs(1)[4] == 0, "3 4 stood in the prefix: the path's 3 may not be followed by 4"
+    distribution = NodeDistribution(
+        torch.stack([torch.zeros_like(logits_V)] * 2 + [logits_V]), Row("r", ids[:2], settings), draft, None
+    )
+    torch.testing.assert_close(distribution.probs(1), wanted_V, rtol=0, atol=1e-6)
+    assert distribution.probs(1)[4] == 0, "3 4 stood in the prefix: the path's 3 may not be followed by 4"
 
 
 def test_nan_logits_are_one_clear_line() -> None:
-    law = NodeLaw(torch.full((1, 5), float("nan")), Row("r", [1, 2], Settings(1.0)), Draft(), None)
+    distribution = NodeDistribution(torch.full((1, 5), float("nan")), Row("r", [1, 2], Settings(1.0)), Draft(), None)
     with pytest.raises(ValueError, match="logits are NaN"):
-        law.probs(ROOT)
+        distribution.probs(ROOT)
 
 
 def test_a_uniform_depends_on_all_of_its_key_and_on_nothing_else() -> None:

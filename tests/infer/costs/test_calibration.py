@@ -14,13 +14,13 @@ from draftsmith.infer.costs.calibration import (
     find_calibration,
     find_costs,
 )
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
-CURVE = Curve((0.1, 0.9), (0.2, 0.6))
+CURVE = Calibrator((0.1, 0.9), (0.2, 0.6))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,9 @@ def test_one_draft_has_a_file_for_each_target(tmp_path, targets):
     for target, top in zip(targets, (0.6, 0.7)):
         assert find_calibration(draft, target) is None
         fingerprint = target_fingerprint(target)
-        Calibration(fingerprint, {"small": Curve((0.1, 0.9), (0.2, top))}).save(calibration_path(draft, fingerprint))
+        Calibration(fingerprint, {"small": Calibrator((0.1, 0.9), (0.2, top))}).save(
+            calibration_path(draft, fingerprint)
+        )
     tops = [found.curves["small"](1.0) for found in (find_calibration(draft, target) for target in targets) if found]
     assert tops == [0.6, 0.7]
     assert len(list((draft / "calibration").iterdir())) == 2
@@ -119,7 +121,7 @@ def test_recorded_answers_are_calibrated_for_by_nobody(tmp_path):
 
 def test_joined_calibrations_know_both_and_the_newer_wins():
     older = Calibration("t", {"small": CURVE, "rest": CURVE}, {}, {"small": 1, "rest": 1})
-    newer = Calibration("t", {"small": Curve((0.5,), (0.5,))}, {"1>2@1": CURVE}, {"small": 2})
+    newer = Calibration("t", {"small": Calibrator((0.5,), (0.5,))}, {"1>2@1": CURVE}, {"small": 2})
     older = Calibration("t", {**older.curves, "small#1": CURVE, "rest#1": CURVE}, {}, older.measured)
     joined = older.joined(newer)
     assert joined.curves == {"small": newer.curves["small"], "rest": CURVE, "rest#1": CURVE}
@@ -128,7 +130,11 @@ def test_joined_calibrations_know_both_and_the_newer_wins():
 
 
 def test_a_candidate_is_read_by_the_curve_of_its_rank_where_there_is_one():
-    curves = {"small": Curve((0.5,), (0.1,)), "small#1": Curve((0.5,), (0.7,)), "small#3": Curve((0.5,), (0.2,))}
+    curves = {
+        "small": Calibrator((0.5,), (0.1,)),
+        "small#1": Calibrator((0.5,), (0.7,)),
+        "small#3": Calibrator((0.5,), (0.2,)),
+    }
     said = Calibration("t", curves)
     assert said.probabilities("small", [0.4] * 6) == [0.7, 0.1, 0.2, 0.2, 0.1, 0.1]
     assert Calibration("t", {"small": CURVE}).of("small", 0) == CURVE

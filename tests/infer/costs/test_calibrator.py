@@ -1,20 +1,20 @@
-"""Curves: what they say between, at and beyond their points; both fits against laws that are known."""
+"""Curves: what they say between, at and beyond their points; both fits against distributions that are known."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 
 GRID = np.linspace(0.02, 0.98, 49)
 
 
-def observed(law, count, seed=0):
-    """`count` raw confidences, and whether each was accepted under `law`."""
+def observed(distribution, count, seed=0):
+    """`count` raw confidences, and whether each was accepted under `distribution`."""
     generator = np.random.default_rng(seed)
     raw = generator.uniform(0, 1, count)
-    return raw, generator.uniform(size=count) < law(raw)
+    return raw, generator.uniform(size=count) < distribution(raw)
 
 
 def sharpened(power, factor=1.0):
@@ -22,7 +22,7 @@ def sharpened(power, factor=1.0):
 
 
 def test_a_curve_is_linear_between_its_points_and_constant_beyond():
-    curve = Curve((0.2, 0.4, 0.8), (0.1, 0.5, 0.6))
+    curve = Calibrator((0.2, 0.4, 0.8), (0.1, 0.5, 0.6))
     asked = [0.0, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]
     told = [0.1, 0.1, 0.3, 0.5, 0.55, 0.6, 0.6]
     assert [curve(raw) for raw in asked] == pytest.approx(told)
@@ -35,33 +35,33 @@ def test_a_curve_is_linear_between_its_points_and_constant_beyond():
 )
 def test_what_is_no_rising_curve_of_probabilities_is_refused(raw, probability):
     with pytest.raises(ValueError, match="curve"):
-        Curve(raw, probability)
+        Calibrator(raw, probability)
 
 
-@pytest.mark.parametrize("law", [lambda raw: raw**2, lambda raw: 0.3 + 0.4 * raw, sharpened(0.4)])
-def test_the_isotonic_fit_finds_the_law_that_made_the_observations(law):
-    for fit in (Curve.fit, Curve.binned):
-        curve = fit(*observed(law, 40_000))
-        assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.05
+@pytest.mark.parametrize("distribution", [lambda raw: raw**2, lambda raw: 0.3 + 0.4 * raw, sharpened(0.4)])
+def test_the_isotonic_fit_finds_the_distribution_that_made_the_observations(distribution):
+    for fit in (Calibrator.fit, Calibrator.binned):
+        curve = fit(*observed(distribution, 40_000))
+        assert np.abs(np.array(curve.many(GRID)) - distribution(GRID)).max() < 0.05
 
 
 @pytest.mark.parametrize(("power", "factor"), [(0.3, 1.0), (1.0, 0.2), (2.5, 3.0)])
 def test_the_logistic_fit_finds_the_power_and_factor_that_made_the_observations(power, factor):
-    law = sharpened(power, factor)
-    curve = Curve.logistic(*observed(law, 2_000))
-    assert np.abs(np.array(curve.many(GRID)) - law(GRID)).max() < 0.06
+    distribution = sharpened(power, factor)
+    curve = Calibrator.logistic(*observed(distribution, 2_000))
+    assert np.abs(np.array(curve.many(GRID)) - distribution(GRID)).max() < 0.06
 
 
 def test_a_source_that_is_wrong_where_it_is_sure_gets_one_probability_for_all():
     raw, accepted = observed(lambda raw: 0.6 - 0.4 * raw, 2_000)
-    for fit in (Curve.fit, Curve.logistic):
+    for fit in (Calibrator.fit, Calibrator.logistic):
         assert fit(raw, accepted).many([0.05, 0.5, 0.95]) == pytest.approx([accepted.mean()] * 3, abs=0.02)
 
 
 def test_binned_curves_over_the_same_confidences_keep_the_order_of_what_they_were_fitted_to():
     raw, accepted = observed(lambda raw: raw**2, 900)
     more = accepted | (np.random.default_rng(5).uniform(size=900) < 0.1)
-    lower, upper = Curve.binned(raw, accepted), Curve.binned(raw, more)
+    lower, upper = Calibrator.binned(raw, accepted), Calibrator.binned(raw, more)
     assert lower.raw == upper.raw
     assert all(a <= b for a, b in zip(lower.probability, upper.probability))
 
@@ -69,7 +69,7 @@ def test_binned_curves_over_the_same_confidences_keep_the_order_of_what_they_wer
 def test_a_weight_is_so_many_observations():
     raw, accepted = observed(lambda raw: raw, 300)
     counts = np.random.default_rng(1).integers(0, 4, 300)
-    for fit in (Curve.fit, Curve.logistic):
+    for fit in (Calibrator.fit, Calibrator.logistic):
         once = fit(np.repeat(raw, counts), np.repeat(accepted, counts))
         assert fit(raw, accepted, counts).many(GRID) == pytest.approx(once.many(GRID), abs=1e-5)
 
@@ -78,7 +78,7 @@ def test_a_weight_is_so_many_observations():
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=120))
 def test_every_fit_is_a_rising_curve_inside_0_and_1(pairs):
     raw, accepted = zip(*pairs)
-    for fit in (Curve.fit, Curve.logistic, Curve.binned):
+    for fit in (Calibrator.fit, Calibrator.logistic, Calibrator.binned):
         curve = fit(raw, accepted)
         told = curve.many(np.linspace(0, 1, 21))
         assert told == sorted(told)
@@ -87,6 +87,6 @@ def test_every_fit_is_a_rising_curve_inside_0_and_1(pairs):
 
 def test_nothing_observed_is_refused():
     with pytest.raises(ValueError, match="got 0"):
-        Curve.fit([], [])
+        Calibrator.fit([], [])
     with pytest.raises(ValueError, match="not a number"):
-        Curve.fit([0.1, float("nan")], [True, False])
+        Calibrator.fit([0.1, float("nan")], [True, False])

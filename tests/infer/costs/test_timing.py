@@ -7,9 +7,9 @@ import torch
 
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import (
-    Ask,
-    CachedLab,
-    Point,
+    CachedPassTimer,
+    PassShape,
+    TimedPass,
     fit,
     grid,
     left_out,
@@ -56,14 +56,14 @@ def test_a_few_slow_passes_do_not_show_in_a_median():
 
 def test_labs_are_timed_next_to_one_another_in_a_new_order_each_round():
     now = [0.0]
-    labs = {"a": FakeLab(now), "b": FakeLab(now, factor=3.0)}
-    jobs = {name: (lab, grid([1, 4], [1], [0, 100])) for name, lab in labs.items()}
+    pass_timers = {"a": FakeLab(now), "b": FakeLab(now, factor=3.0)}
+    jobs = {name: (lab, grid([1, 4], [1], [0, 100])) for name, lab in pass_timers.items()}
     points = measure_together(jobs, seconds=1e9, clock=lambda: now[0])
     ratios = [b.seconds / a.seconds for a, b in zip(points["a"], points["b"])]
     assert ratios == pytest.approx([3.0] * 4)
-    orders = [tuple(labs["a"].placed[at : at + 4]) for at in range(0, 40, 4)]
+    orders = [tuple(pass_timers["a"].placed[at : at + 4]) for at in range(0, 40, 4)]
     assert len(set(orders)) > 3
-    assert labs["a"].closed == labs["b"].closed == 1
+    assert pass_timers["a"].closed == pass_timers["b"].closed == 1
 
 
 def test_time_that_allows_no_three_rounds_is_refused_and_more_buys_more_rounds():
@@ -82,7 +82,7 @@ def test_time_that_allows_no_three_rounds_is_refused_and_more_buys_more_rounds()
 
 def test_the_fit_gives_back_the_costs_behind_the_points():
     asks = grid(ROWS, TOKENS, CONTEXTS)
-    fitted = fit([Point(ask, TRUTH(ask.rows, ask.tokens, ask.context)) for ask in asks])
+    fitted = fit([TimedPass(ask, TRUTH(ask.rows, ask.tokens, ask.context)) for ask in asks])
     for rows, tokens, context in [(1, 1, 0), (2, 8, 500), (4, 16, 3000), (3, 2, 50)]:
         assert fitted(rows, tokens, context) == pytest.approx(TRUTH(rows, tokens, context), rel=1e-6)
 
@@ -90,7 +90,7 @@ def test_the_fit_gives_back_the_costs_behind_the_points():
 def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
     rng = random.Random(1)
     asks = grid((1, 2, 4, 8), (1, 2, 4, 8), (16, 256))
-    fitted = fit([Point(ask, 1.0 + rng.random() * 0.3 - 2e-4 * ask.context) for ask in asks])
+    fitted = fit([TimedPass(ask, 1.0 + rng.random() * 0.3 - 2e-4 * ask.context) for ask in asks])
     assert list(fitted.seconds) == sorted(fitted.seconds)
     assert fitted.per_seen >= 0
     assert fitted.per_pair >= 0
@@ -98,7 +98,7 @@ def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
 
 
 def test_one_context_leaves_the_slopes_at_zero():
-    fitted = fit([Point(ask, TRUTH(ask.rows, ask.tokens, 100)) for ask in grid([1], TOKENS, [100])])
+    fitted = fit([TimedPass(ask, TRUTH(ask.rows, ask.tokens, 100)) for ask in grid([1], TOKENS, [100])])
     assert (fitted.per_seen, fitted.per_pair) == (0.0, 0.0)
     assert fitted(1, 4, 100) == pytest.approx(TRUTH(1, 4, 100))
 
@@ -107,7 +107,7 @@ def test_padded_passes_are_fitted_at_the_size_they_ran_at():
     """With a bucket of 2, 8 rows of one token are a pass of 16; taken for one of 8 they would contradict 4 x 2."""
     asks = grid((1, 4, 8), (1, 2, 4), (0, 100))
     seconds = [TRUTH(ask.rows, max(ask.tokens, 2), ask.context) for ask in asks]
-    points = [Point(ask, one) for ask, one in zip(asks, seconds)]
+    points = [TimedPass(ask, one) for ask, one in zip(asks, seconds)]
     good, naive = fit(points, buckets=(2,)), fit(points)
     assert [good(a.rows, a.tokens, a.context) for a in asks] == pytest.approx(seconds, rel=1e-6)
     assert max(abs(naive(a.rows, a.tokens, a.context) / s - 1) for a, s in zip(asks, seconds)) > 0.02
@@ -118,7 +118,7 @@ def test_left_out_points_tell_how_good_the_formula_is_between_them():
     asks = grid((1,), (1, 2, 4, 8, 16), (0, 500))
 
     def errors(bump):
-        return left_out([Point(a, straight(a.rows, a.tokens, a.context) + bump * (a.tokens == 4)) for a in asks])
+        return left_out([TimedPass(a, straight(a.rows, a.tokens, a.context) + bump * (a.tokens == 4)) for a in asks])
 
     assert errors(0.0) == pytest.approx([0.0] * 6, abs=1e-6)
     assert max(map(abs, errors(1.0))) > 0.3
@@ -133,7 +133,7 @@ def lm(make_model):
 def test_a_lab_stands_behind_its_context_without_computing_it_and_commits_nothing(lm):
     seen = []
     lm.model.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
-    lab = CachedLab(lm)
+    lab = CachedPassTimer(lm)
     lab.place(3, 40)
     assert not seen
     for _ in range(2):
@@ -151,7 +151,7 @@ def test_a_lab_leaves_the_rows_of_others_as_they_were(lm):
     lm.open("mine", 32)
     lm.prefill(["mine"], [[5, 6, 7, 8]])
     kept = lm.cache.keys[0][0, :4].clone()
-    lab = CachedLab(lm)
+    lab = CachedPassTimer(lm)
     lab.place(2, 10)
     lab.run(3)
     lab.close()
@@ -164,7 +164,7 @@ def test_a_wide_deep_model_takes_longer_than_a_small_one(make_model):
     small = make_model("llama", torch.float32)
     large = make_model("llama", torch.float32, hidden_size=256, intermediate_size=1024, num_hidden_layers=8)
     jobs = {
-        name: (CachedLab(CachedLM(model, prepare(model))), grid([1], [1, 8], [32]))
+        name: (CachedPassTimer(CachedLM(model, prepare(model))), grid([1], [1, 8], [32]))
         for name, model in (("small", small), ("large", large))
     }
     points = measure_together(jobs)
@@ -183,10 +183,10 @@ def test_costs_say_whose_they_are():
 def test_a_pass_on_a_gpu_is_timed_to_its_end(make_model):
     """Kernels are only queued by a call: unsynchronised, a pass of 512 tokens would seem as quick as one of 1."""
     model = make_model("llama", torch.bfloat16, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4)
-    lab = CachedLab(CachedLM(model.cuda(), prepare(model)))
+    lab = CachedPassTimer(CachedLM(model.cuda(), prepare(model)))
     points = measure(lab, [8], [1, 256], [64])
     assert points[1].seconds > 1.5 * points[0].seconds
 
 
 def test_an_ask_is_its_own_key():
-    assert grid([1, 1], [2], [3]) == [Ask(1, 2, 3)]
+    assert grid([1, 1], [2], [3]) == [PassShape(1, 2, 3)]

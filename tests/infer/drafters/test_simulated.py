@@ -7,7 +7,7 @@ import pytest
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.drafters.simulated import Rehearsed
+from draftsmith.infer.drafters.simulated import SimulatedDrafter
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 
@@ -26,7 +26,7 @@ def decoded(make_model):
         inner = SmallLM(
             make_model("llama", seed=9), **({"num_draft_tokens": length, "top_k": 1, "min_confidence": 0.0} | shape)
         )
-        drafter = Rehearsed(inner, acceptance)
+        drafter = SimulatedDrafter(inner, acceptance)
         drafter.learn({one.row: one.token_ids for one in plain})
         drafter.bind(target)
         return plain, generate(target, drafter, rows(tokens=tokens), batch_size=2), inner
@@ -58,4 +58,4 @@ def test_a_tree_is_refused(decoded):
 
 def test_a_share_above_one_is_refused():
     with pytest.raises(ValueError, match="from 0 to 1"):
-        Rehearsed(Empty(), 1.5)
+        SimulatedDrafter(Empty(), 1.5)

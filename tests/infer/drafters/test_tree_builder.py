@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import Economy
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
 
 
@@ -70,11 +70,11 @@ def test_nothing_is_expanded_below_the_least_worth() -> None:
     assert draft.depth == 3
 
 
-def priced(per_node: float) -> Economy:
+def priced(per_node: float) -> Policy:
     """A target whose pass takes one second, and `per_node` more for each node."""
-    economy = Economy(Costs({"target": PassCost((1, 101), (1.0, 1.0 + 100 * per_node))}), None)
-    economy.begin([10])
-    return economy
+    policy = Policy(Costs({"target": PassCost((1, 101), (1.0, 1.0 + 100 * per_node))}), None)
+    policy.begin([10])
+    return policy
 
 
 @settings(max_examples=200, deadline=None)
@@ -101,7 +101,7 @@ def test_all_rows_of_a_step_share_one_width() -> None:
     wide, narrow = Draft(), Draft().chain([1], "s", [0.9])
     for token in range(4):
         wide.outright(ROOT, token, "s", 0.24)
-    economy = priced(0.2)
-    economy.begin([10, 10])
-    kept = affordable([wide, narrow], economy)
+    policy = priced(0.2)
+    policy.begin([10, 10])
+    kept = affordable([wide, narrow], policy)
     assert [len(draft) for draft in kept] == [1, 1], "a second node of the wide row would cost both rows"

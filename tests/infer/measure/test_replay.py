@@ -147,7 +147,7 @@ class Parrot:
     def holds(self, ids):
         return any(d[i : i + len(ids)] == ids for d in self.documents for i in range(len(d)))
 
-    def take_in(self, ids):
+    def add_document(self, ids):
         self.documents.append(list(ids))
 
 

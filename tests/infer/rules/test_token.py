@@ -1,5 +1,5 @@
-"""The theorem is a test: for every kind of group, the law of the emitted tokens is the target's, by exact enumeration;
-and each of the faults that bias it is caught by the same means."""
+"""The theorem is a test: for every kind of group, the distribution of the emitted tokens is the target's, by exact
+enumeration; and each of the faults that bias it is caught by the same means."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ TARGET = {(): [0.4, 0.3, 0.2, 0.1], (0,): [0.1, 0.6, 0.2, 0.1], (1,): [0.25, 0.2
 DRAFT = {(): [0.1, 0.2, 0.3, 0.4], (0,): [0.3, 0.2, 0.4, 0.1], (1,): [0.0, 0.5, 0.5, 0.0]}
 
 
-def target_law(path: tuple[int, ...]) -> list[float]:
+def target_distribution(path: tuple[int, ...]) -> list[float]:
     return TARGET.get(path, [0.2, 0.5, 0.1, 0.2])
 
 
-def draft_law(path: tuple[int, ...]) -> list[float]:
+def draft_distribution(path: tuple[int, ...]) -> list[float]:
     return DRAFT.get(path, [0.4, 0.1, 0.25, 0.25])
 
 
-def law(path: tuple[int, ...]) -> torch.Tensor:
-    return torch.tensor(draft_law(path), dtype=torch.float64)
+def distribution(path: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(draft_distribution(path), dtype=torch.float64)
 
 
 def draw_children(draft: Draft, parent: int, count: int, replacement: bool, chooser: Any) -> list[int]:
     """`count` draws from one group below `parent`."""
-    probs_V = law(en.path_of(draft, parent))
+    probs_V = distribution(en.path_of(draft, parent))
     group, left_V, nodes = Group(probs_V, with_replacement=replacement), probs_V.clone(), []
     for _ in range(count):
         if not left_V.sum() > 0:
@@ -165,16 +165,18 @@ def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_emitted_tokens_have_the_targets_law_exactly(name: str) -> None:
-    emitted = en.emitted_law(SOUND[name], rejection, target_law, 3)
-    assert en.distance(emitted, en.plain_law(target_law, 3)) < EXACT
+def test_emitted_tokens_have_the_targets_distribution_exactly(name: str) -> None:
+    emitted = en.emitted_distribution(SOUND[name], rejection, target_distribution, 3)
+    assert en.distance(emitted, en.plain_distribution(target_distribution, 3)) < EXACT
 
 
 @pytest.mark.parametrize("name", [name for name in SOUND if name not in ("empty",)])
 def test_the_enumeration_accepts_and_rejects(name: str) -> None:
     def outcome(chooser: Any) -> tuple[int, int]:
         draft = SOUND[name](chooser)
-        verdict = rejection(draft, en.TableLaw(draft, target_law, chooser), en.BranchingStream(chooser))
+        verdict = rejection(
+            draft, en.TableDistribution(draft, target_distribution, chooser), en.BranchingStream(chooser)
+        )
         return len(verdict.path), sum(not tried.accepted for tried in verdict.tried)
 
     outcomes = en.enumerate_outcomes(outcome)
@@ -188,30 +190,30 @@ def test_the_enumeration_accepts_and_rejects(name: str) -> None:
 # Planted faults
 
 
-def any_row_matches(draft: Draft, law: Any, rng: Any) -> Verdict:
+def any_row_matches(draft: Draft, distribution: Any, rng: Any) -> Verdict:
     """REST's acceptance: every drafted row draws for itself, and the longest match wins."""
     path: list[int] = []
     node = ROOT
     while True:
         token = None
         for trial in draft.trials.get(node, ()):
-            token = law.draw(node, None)
+            token = distribution.draw(node, None)
             if draft.tokens[trial.node] == token:
                 node = trial.node
                 path.append(node)
                 break
         else:
-            return Verdict(path, [], law.draw(node, None) if token is None else token)
+            return Verdict(path, [], distribution.draw(node, None) if token is None else token)
 
 
-def residual_forgotten(draft: Draft, law: Any, rng: Any) -> Verdict:
-    """Rejected tokens leave no trace: the final draw is from the target's law itself."""
+def residual_forgotten(draft: Draft, distribution: Any, rng: Any) -> Verdict:
+    """Rejected tokens leave no trace: the final draw is from the target's distribution itself."""
     for trial in draft.trials.get(ROOT, ()):
         token = draft.tokens[trial.node]
         weight = float(trial.group.draft_probs[token])
-        if rng.uniform(0, "accept") * weight < float(law.probs(ROOT)[token]):
-            return Verdict([trial.node], [trial], law.draw(trial.node, None))
-    return Verdict([], [], law.draw(ROOT, None))
+        if rng.uniform(0, "accept") * weight < float(distribution.probs(ROOT)[token]):
+            return Verdict([trial.node], [trial], distribution.draw(trial.node, None))
+    return Verdict([], [], distribution.draw(ROOT, None))
 
 
 def duplicate_skipped(chooser: Any) -> Draft:
@@ -224,13 +226,13 @@ def duplicate_skipped(chooser: Any) -> Draft:
 
 def sorted_by_probability(chooser: Any) -> Draft:
     draft = siblings(True, 2)(chooser)
-    draft.trials[ROOT].sort(key=lambda trial: -draft_law(())[draft.tokens[trial.node]])
+    draft.trials[ROOT].sort(key=lambda trial: -draft_distribution(())[draft.tokens[trial.node]])
     return draft
 
 
 def pruned_by_probability(chooser: Any) -> Draft:
     draft = siblings(True, 2)(chooser)
-    best = max(draft.trials[ROOT], key=lambda trial: draft_law(())[draft.tokens[trial.node]])
+    best = max(draft.trials[ROOT], key=lambda trial: draft_distribution(())[draft.tokens[trial.node]])
     draft.trials[ROOT] = [best]
     return draft
 
@@ -261,13 +263,13 @@ def outright_unless_drawn_later(chooser: Any) -> Draft:
 
 
 def test_accepting_any_matching_row_is_caught() -> None:
-    emitted = en.emitted_law(outright_tree, any_row_matches, target_law, 1)
-    assert en.distance(emitted, en.plain_law(target_law, 1)) > 0.05
+    emitted = en.emitted_distribution(outright_tree, any_row_matches, target_distribution, 1)
+    assert en.distance(emitted, en.plain_distribution(target_distribution, 1)) > 0.05
 
 
 def test_a_forgotten_residual_is_caught() -> None:
-    emitted = en.emitted_law(siblings(True, 2), residual_forgotten, target_law, 1)
-    assert en.distance(emitted, en.plain_law(target_law, 1)) > 0.01
+    emitted = en.emitted_distribution(siblings(True, 2), residual_forgotten, target_distribution, 1)
+    assert en.distance(emitted, en.plain_distribution(target_distribution, 1)) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -280,9 +282,9 @@ def test_a_forgotten_residual_is_caught() -> None:
         outright_unless_drawn_later,
     ],
 )
-def test_a_draft_that_breaks_the_law_of_laws_is_caught(fault: Callable[[Any], Draft]) -> None:
-    emitted = en.emitted_law(fault, rejection, target_law, 1)
-    assert en.distance(emitted, en.plain_law(target_law, 1)) > 0.005
+def test_a_draft_that_breaks_the_distribution_of_distributions_is_caught(fault: Callable[[Any], Draft]) -> None:
+    emitted = en.emitted_distribution(fault, rejection, target_distribution, 1)
+    assert en.distance(emitted, en.plain_distribution(target_distribution, 1)) > 0.005
 
 
 def test_a_drawn_token_of_no_probability_is_an_error() -> None:
@@ -290,7 +292,7 @@ def test_a_drawn_token_of_no_probability_is_an_error() -> None:
     draft.sampled(ROOT, 0, Group(torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)), "liar", 1.0)
     chooser = en.Chooser()
     with pytest.raises(ValueError, match="probability 0"):
-        rejection(draft, en.TableLaw(draft, target_law, chooser), en.BranchingStream(chooser))
+        rejection(draft, en.TableDistribution(draft, target_distribution, chooser), en.BranchingStream(chooser))
 
 
 def test_inversion_gives_each_token_the_share_of_uniforms_that_is_its_probability() -> None:

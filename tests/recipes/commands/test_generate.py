@@ -137,7 +137,7 @@ def test_one_seed_is_one_text_with_and_without_an_outright_drafter(folders, gene
 
 
 def test_a_bare_generation_config_adds_no_top_k(generate):
-    """At a high temperature most of the law lies outside the 50 likeliest tokens, and so must the draws."""
+    """At a high temperature most of the distribution lies outside the 50 likeliest tokens, and so must the draws."""
     hot = ["--temperature", 5.0, "--seed", 3]
     bare = generate(*hot)["token_ids"]
     assert generate(*hot, "--top_k", 0)["token_ids"] == bare
@@ -158,7 +158,7 @@ def test_the_generation_config_says_how_to_sample_and_flags_override_it(folders,
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_counts_as_a_flag_and_in_the_generation_config(folders, generate, tmp_path, name):
-    """Each one alone, in a hot law where it changes the text: none is dropped on either way."""
+    """Each one alone, in a hot distribution where it changes the text: none is dropped on either way."""
     hot = generate("--temperature", 1.5, "--seed", 1)["token_ids"]
     by_flag = generate("--temperature", 1.5, "--seed", 1, f"--{name}", FIELDS[name])["token_ids"]
     target = with_generation_config(

@@ -14,7 +14,7 @@ import pytest
 
 from draftsmith.recipes.cli.main import COMMANDS, load
 from draftsmith.recipes.quickstart.scales import SCALES
-from draftsmith.recipes.quickstart.steps import Plan
+from draftsmith.recipes.quickstart.steps import QuickstartPlan
 
 COMMAND = [sys.executable, "-m", "draftsmith.recipes", "quickstart", "--scale", "smoke", "--out"]
 PEERS = {"transformers generate", "transformers prompt_lookup", "transformers assistant"}
@@ -119,7 +119,7 @@ def test_the_replay_that_it_ends_with_runs(ran, call):
 def test_every_step_is_a_command_with_options_that_exist(tmp_path, scale):
     from draftsmith.recipes.cli.argv import normalise, options
 
-    for step in Plan(tmp_path, SCALES[scale], 0).steps():
+    for step in QuickstartPlan(tmp_path, SCALES[scale], 0).steps():
         if step.make is not None:
             continue
         name = max((name for name in COMMANDS if " ".join(step.words).startswith(f"{name} ")), key=len)

@@ -7,7 +7,7 @@ import pytest
 from draftsmith.recipes.studies.distil_figures import markdown, summarise
 from draftsmith.recipes.studies.distil_study import Arm, Study, calibrated, run_study
 from draftsmith.recipes.studies.study_figures import read_found
-from draftsmith.train.run.config import Plan
+from draftsmith.train.run.config import TrainConfig
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 
@@ -34,7 +34,7 @@ def test_figures_are_ratios_of_sums_over_prompts_and_the_seeds_that_both_have():
 
 
 def test_a_study_does_what_is_missing_and_nothing_twice(target_folder, chats, tmp_path):
-    plan = Plan(
+    plan = TrainConfig(
         target=str(target_folder), data=[str(chats)], out=str(tmp_path / "study"), num_layers=1,
         text=Text(max_length=96, held_out=0.1, cache=str(tmp_path / "cache")),
         optim=Optim(lr=1e-3, batch_size=2, micro_batch_size=1), machine=Machine("cpu", workers=0),

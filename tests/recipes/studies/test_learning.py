@@ -102,8 +102,9 @@ def test_another_study_is_not_mixed_into_a_folder(study):
 def test_the_recipe_runs_as_a_command_of_its_own(target_folder, chats, tmp_path):
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"question_id": 0, "turns": ["go on from 1"]}) + "\n")
-    words = [sys.executable, "-m", "draftsmith.recipes.studies.bench_learning", "--config", RECIPE, "--target", target_folder,
-             "--data", f"[{chats}]", "--questions", f"[{questions}]", "--out", tmp_path / "out", "--only", "[soft]",
+    words = [sys.executable, "-m", "draftsmith.recipes.studies.bench_learning", "--config", RECIPE, "--target",
+             target_folder, "--data", f"[{chats}]", "--questions", f"[{questions}]", "--out", tmp_path / "out",
+             "--only", "[soft]",
              "--seeds", "[0]", "--max_steps", "1", "--max_new_tokens", "4", "--text.max_length", "128",
              "--text.cache", tmp_path / "cache"]  # fmt: skip
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)

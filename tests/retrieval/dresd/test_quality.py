@@ -14,7 +14,7 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval.dresd.build import build_store, calibrate
-from draftsmith.retrieval.dresd.calibration import Calibration, fit_curve
+from draftsmith.retrieval.dresd.calibration import SimilarityCalibration, fit_curve
 from draftsmith.retrieval.dresd.index import choose, make_index, read_index, stored_keys, write_index
 from draftsmith.retrieval.dresd.projection import Projection, fit
 from draftsmith.retrieval.dresd.quality import held_out_recall, hold_out, index_recall, self_recall
@@ -115,8 +115,8 @@ def test_a_curve_rises_and_gives_back_the_probability_that_made_it() -> None:
     assert np.abs(curve(grid) - grid**2).max() < 0.05
     assert list(curve.probability) == sorted(curve.probability)
     assert fit_curve([], [])(np.array([0.3])).tolist() == [0.5]
-    again = Calibration.from_json(Calibration(curve, curve, (3, 4)).to_json())
-    assert again == Calibration(curve, curve, (3, 4))
+    again = SimilarityCalibration.from_json(SimilarityCalibration(curve, curve, (3, 4)).to_json())
+    assert again == SimilarityCalibration(curve, curve, (3, 4))
 
 
 def test_calibration_leaves_the_own_document_out() -> None:

@@ -25,7 +25,7 @@ TOKEN = st.integers(0, 5)
 DOCUMENTS = st.lists(st.lists(TOKEN, max_size=30), min_size=1, max_size=8)
 
 
-def stands_in(document: list[int], context: list[int], path: list[int]) -> bool:
+def contains(document: list[int], context: list[int], path: list[int]) -> bool:
     """`path` follows the newest token of the context somewhere in `document`."""
     wanted = [context[-1], *path]
     return any(document[i : i + len(wanted)] == wanted for i in range(len(document)))
@@ -45,11 +45,11 @@ def test_every_path_follows_the_newest_token_within_one_document_or_in_the_row(
     draft.check(100)
     texts = documents + ([context] if weight else [])
     for path in retrieval.paths(draft):
-        assert any(stands_in(text, context, path) for text in texts), path
+        assert any(contains(text, context, path) for text in texts), path
     assert len(draft) <= nodes
     assert draft.depth <= depth
     assert len({tuple(path) for path in retrieval.paths(draft)}) == len(draft)
-    followed = any(stands_in(text, context, []) and stands_in(text[:-1], context, []) for text in texts)
+    followed = any(contains(text, context, []) and contains(text[:-1], context, []) for text in texts)
     assert bool(len(draft)) == followed
     siblings = list(draft.trials.values())
     assert all([t.confidence for t in trials] == sorted((t.confidence for t in trials), reverse=True)

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.retrieval.rest.in_memory_index import Overlay
+from draftsmith.retrieval.rest.in_memory_index import InMemoryIndex
 from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 
 U2 = np.dtype(np.uint16)
 
 
-def documents_of(overlay: Overlay) -> list[list[int]]:
+def documents_of(in_memory_index: InMemoryIndex) -> list[list[int]]:
     found: list[list[int]] = [[]]
-    for token in np.concatenate([run.tokens for run in overlay.runs]).tolist():
+    for token in np.concatenate([run.tokens for run in in_memory_index.runs]).tolist():
         if token == 65_535:
             found.append([])
         else:
@@ -32,32 +32,32 @@ def documents_of(overlay: Overlay) -> list[list[int]]:
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=20), min_size=1, max_size=40))
 def test_runs_hold_every_document_once_in_order_and_are_sorted_as_segments_are(documents: list[list[int]]) -> None:
-    overlay = Overlay(10, U2, 1_000_000)
+    in_memory_index = InMemoryIndex(10, U2, 1_000_000)
     for document in documents:
-        overlay.add(document)
+        in_memory_index.add(document)
     kept = [document for document in documents if document]
-    assert not overlay.runs if not kept else documents_of(overlay) == kept
-    for run in overlay.runs:
+    assert not in_memory_index.runs if not kept else documents_of(in_memory_index) == kept
+    for run in in_memory_index.runs:
         assert run.suffixes.tolist() == backward_suffixes(run.tokens, 65_535).tolist()
-    lengths = [len(run.tokens) for run in overlay.runs]
+    lengths = [len(run.tokens) for run in in_memory_index.runs]
     assert all(2 * after <= before for before, after in itertools.pairwise(lengths))
 
 
 def test_the_newest_documents_are_kept_within_the_bound_in_few_runs() -> None:
-    overlay, rng, most = Overlay(1000, U2, 4000), np.random.default_rng(0), 0
+    in_memory_index, rng, most = InMemoryIndex(1000, U2, 4000), np.random.default_rng(0), 0
     for number in range(2000):
-        overlay.add([number % 1000, *rng.integers(0, 1000, rng.integers(1, 30)).tolist()])
-        most = max(most, len(overlay))
-        assert len(overlay.runs) <= 16 + math.log2(4000)
-    assert 3000 < len(overlay) <= most <= 4000
-    assert [document[0] for document in documents_of(overlay)][-5:] == [995, 996, 997, 998, 999]
+        in_memory_index.add([number % 1000, *rng.integers(0, 1000, rng.integers(1, 30)).tolist()])
+        most = max(most, len(in_memory_index))
+        assert len(in_memory_index.runs) <= 16 + math.log2(4000)
+    assert 3000 < len(in_memory_index) <= most <= 4000
+    assert [document[0] for document in documents_of(in_memory_index)][-5:] == [995, 996, 997, 998, 999]
 
 
 def test_a_document_with_an_unknown_id_is_refused() -> None:
     with pytest.raises(ValueError, match="token id 10 is outside the vocabulary of 10"):
-        Overlay(10, U2, 100).add([1, 10])
+        InMemoryIndex(10, U2, 100).add([1, 10])
     with pytest.raises(ValueError, match="at least 8 tokens"):
-        Overlay(10, U2, 0)
+        InMemoryIndex(10, U2, 0)
 
 
 def test_what_arrived_is_drafted_from_as_if_it_had_been_stored(tmp_path: Path, retrieval: Any) -> None:
@@ -68,7 +68,7 @@ def test_what_arrived_is_drafted_from_as_if_it_had_been_stored(tmp_path: Path, r
     whole = retrieval.bound(retrieval.write_store(tmp_path / "whole", documents), **wide)
     grown = retrieval.bound(retrieval.write_store(tmp_path / "half", documents[:30]), threads=2, **wide)
     for document in documents[30:]:
-        grown.take_in(document)
+        grown.add_document(document)
     for ours, theirs in zip(*(retrieval.propose(one, contexts, Budget(4000, 3)) for one in (whole, grown))):
         confidences = []
         for draft in (ours, theirs):
@@ -85,7 +85,7 @@ def test_what_arrived_is_drafted_from_as_if_it_had_been_stored(tmp_path: Path, r
 def test_an_arrived_document_is_found_at_once_and_its_end_is_not_crossed(tmp_path: Path, retrieval: Any) -> None:
     drafter = retrieval.bound(retrieval.write_store(tmp_path / "s", [[1, 2, 3]]))
     assert len(retrieval.propose(drafter, [[50]])[0]) == 0
-    drafter.take_in([50, 51])
-    drafter.take_in([52, 53])
+    drafter.add_document([50, 51])
+    drafter.add_document([52, 53])
     (first, second, stored) = retrieval.propose(drafter, [[50], [51], [2]])
     assert (first.tokens, len(second), stored.tokens) == ([51], 0, [3])

@@ -47,10 +47,10 @@ def test_ranks_and_micro_batches_share_out_the_same_step_and_know_its_tokens(mak
 
 
 def test_workers_do_not_change_the_order(make_corpus):
-    from draftsmith.train.data.batches import Stream
+    from draftsmith.train.data.batches import BatchStream
 
     batches = micro(make_corpus([10 + i % 20 for i in range(100)]), 4, 2)
-    plain, spread = iter(Stream(batches, 5, 0)), iter(Stream(batches, 5, 2))
+    plain, spread = iter(BatchStream(batches, 5, 0)), iter(BatchStream(batches, 5, 2))
     for number in range(5, 12):
         one, two = next(plain), next(spread)
         assert int(one["number"]) == int(two["number"]) == number

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
-from draftsmith.train.objectives.objective import Surroundings
-from draftsmith.train.run.config import Plan
+from draftsmith.train.run.config import TrainConfig
 from draftsmith.train.run.run import train_draft
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
@@ -38,7 +38,7 @@ def make_plan(target_folder, chats, tmp_path_factory):
             "optim": Optim(lr=1e-3, batch_size=4),
             "machine": Machine(device="cpu", precision="32-true", workers=0),
         }  # fmt: skip
-        return Plan(**{**settings, **changes})
+        return TrainConfig(**{**settings, **changes})
 
     return make
 
@@ -52,7 +52,7 @@ def begun(objective, target_folder, corpus, num_layers=2):
     """The objective with a target and a draft in float64, and the draft's exits."""
     target, _ = load_model(str(target_folder), dtype="float64", device="cpu")
     draft = init_draft(target, num_layers=num_layers, dtype=torch.float64)
-    objective.begin(Surroundings(target, draft, corpus, 64, "cpu"))
+    objective.begin(TrainContext(target, draft, corpus, 64, "cpu"))
     return target, ExitStates(draft, objective.exits(num_layers))
 
 
@@ -72,18 +72,18 @@ def _best_covered(plan, name):
     from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.train.data.corpus import load_corpus
     from draftsmith.train.objectives.divergences import find_divergence
-    from draftsmith.train.teacher.distributions import Laws
+    from draftsmith.train.teacher.distributions import Distributions
     from draftsmith.train.teacher.live import LiveTeacher
 
     template = find_template("chat", load_tokenizer(plan.target))
     corpus = load_corpus(plan.data, template, max_length=64, cache=Path(plan.text.cache), limit=1)
     target, _ = load_model(plan.target, device="cpu")
     batch = assemble(corpus, [[i] for i in range(len(corpus))], 64)
-    laws = LiveTeacher(target)(batch).chunk(slice(None))
-    logits = laws.logits_CV.clone().requires_grad_()
+    distributions = LiveTeacher(target)(batch).chunk(slice(None))
+    logits = distributions.logits_CV.clone().requires_grad_()
     optimiser = torch.optim.Adam([logits], lr=0.1)
     for _ in range(300):
-        both = Laws(logits.detach(), laws, torch.zeros(len(logits), dtype=torch.long))
+        both = Distributions(logits.detach(), distributions, torch.zeros(len(logits), dtype=torch.long))
         loss, logits.grad = find_divergence(name)(both)
         optimiser.step()
     return loss.mean().item()
@@ -152,7 +152,7 @@ def test_a_draft_goes_on_from_one_that_was_trained_before(make_plan):
         ({"losses": {}}, "name at least one"),
         ({"losses": {"kl": 1.0}}, "unknown loss 'kl'"),
         ({"losses": {"jsd": -1.0}}, "not negative"),
-        ({"losses": {"jsd": 1.0}, "temperature": 0.0}, "temperature 0 leaves no law to compare for jsd"),
+        ({"losses": {"jsd": 1.0}, "temperature": 0.0}, "temperature 0 leaves no distribution to compare for jsd"),
         ({"losses": {"topk": 1.0}, "top_k": 0}, "top_k 0 < 1"),
         ({"losses": {"jsd": 1.0}, "on_policy": 1.5}, "on_policy is 1.5"),
         ({"losses": {"jsd": 1.0}, "on_policy": 0.5, "teacher": "cache"}, "on-policy answers need a live teacher"),
@@ -169,7 +169,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(target_folder, make_corpus
     corpus = make_corpus([12])
     target, _ = load_model(str(target_folder), device="cpu")
     with pytest.raises(ValueError, match="the teacher has 262 tokens and the draft 61"):
-        Distil({"jsd": 1.0}).begin(Surroundings(target, make_model("llama"), corpus, 64, "cpu"))
+        Distil({"jsd": 1.0}).begin(TrainContext(target, make_model("llama"), corpus, 64, "cpu"))
 
 
 def command(target, data, out, *more):

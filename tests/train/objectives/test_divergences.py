@@ -10,7 +10,7 @@ from torch import nn
 
 from draftsmith.train.objectives.chunked_loss import chunked_loss
 from draftsmith.train.objectives.divergences import find_divergence, greedy, topk, total_variation
-from draftsmith.train.teacher.distributions import Laws
+from draftsmith.train.teacher.distributions import Distributions
 from draftsmith.train.teacher.live import LiveChunk
 
 NAMES = ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled", "greedy", "topk", "cross_entropy"]
@@ -51,8 +51,8 @@ def random_problem(positions=5, vocab=9, seed=0, spread=2.0):
 
 
 def agrees(name, logits, target_logits, labels, temperature, top_k=3, sharpness=1.5):
-    laws = Laws(logits.clone(), LiveChunk(target_logits), labels, temperature, top_k, sharpness)
-    loss, slope = find_divergence(name)(laws)
+    distributions = Distributions(logits.clone(), LiveChunk(target_logits), labels, temperature, top_k, sharpness)
+    loss, slope = find_divergence(name)(distributions)
     leaf = logits.clone().requires_grad_()
     plain = torch.stack([
         naive(name, leaf[c], target_logits[c], labels[c], temperature, top_k, sharpness) for c in range(len(leaf))
@@ -69,7 +69,7 @@ def test_a_loss_and_its_slope_equal_a_plain_loop(name, temperature):
 
 
 @pytest.mark.parametrize("name", ["greedy", "topk", "cross_entropy"])
-def test_at_temperature_0_the_targets_law_is_its_choice(name):
+def test_at_temperature_0_the_targets_distribution_is_its_choice(name):
     agrees(name, *random_problem(), 0.0)
 
 
@@ -78,38 +78,39 @@ def test_at_temperature_0_the_targets_law_is_its_choice(name):
     name=st.sampled_from(NAMES), seed=st.integers(0, 10**6), vocab=st.integers(2, 12), spread=st.floats(0.1, 6),
     temperature=st.floats(0.5, 3), top_k=st.integers(1, 6), sharpness=st.floats(0.5, 3),
 )  # fmt: skip
-def test_losses_equal_a_plain_loop_for_any_laws(name, seed, vocab, spread, temperature, top_k, sharpness):
+def test_losses_equal_a_plain_loop_for_any_distributions(name, seed, vocab, spread, temperature, top_k, sharpness):
     agrees(name, *random_problem(2, vocab, seed, spread), temperature, top_k, sharpness)
 
 
 @pytest.mark.parametrize("name", NAMES[:5])
-def test_equal_laws_have_no_loss_and_no_slope(name):
+def test_equal_distributions_have_no_loss_and_no_slope(name):
     logits, _, labels = random_problem()
-    loss, slope = find_divergence(name)(Laws(logits, LiveChunk(logits.clone()), labels))
+    loss, slope = find_divergence(name)(Distributions(logits, LiveChunk(logits.clone()), labels))
     assert loss.abs().max() < 1e-12
     assert slope.abs().max() < 1e-12
 
 
-def test_float32_stays_finite_where_laws_lie_far_apart():
+def test_float32_stays_finite_where_distributions_lie_far_apart():
     logits = torch.tensor([[200.0, -200.0, 0.0], [0.0, 0.0, 80.0]])
-    laws = Laws(logits, LiveChunk(-logits), torch.tensor([1, 0]))
+    distributions = Distributions(logits, LiveChunk(-logits), torch.tensor([1, 0]))
     for name in NAMES:
-        loss, slope = find_divergence(name)(laws)
+        loss, slope = find_divergence(name)(distributions)
         assert loss.isfinite().all(), name
         assert slope.isfinite().all(), name
 
 
-def law_of(*probs):
+def distribution_of(*probs):
     return torch.tensor([probs], dtype=torch.float64).log()
 
 
 def test_covering_prefers_drafts_that_rank_as_the_rule_asks():
-    """Target .4 .3 .2 .1: a law flat over the best two covers as two draws should; a flat or a wrong one does not."""
-    target = LiveChunk(law_of(0.4, 0.3, 0.2, 0.1))
+    """Target .4 .3 .2 .1: a distribution flat over the best two covers as two draws should; a flat or a wrong one does
+    not."""
+    target = LiveChunk(distribution_of(0.4, 0.3, 0.2, 0.1))
     label = torch.tensor([0])
 
     def loss(rule, *probs):
-        return rule(Laws(law_of(*probs), target, label, top_k=2, sharpness=8.0))[0].item()
+        return rule(Distributions(distribution_of(*probs), target, label, top_k=2, sharpness=8.0))[0].item()
 
     # One argmax: only the first place counts. Two candidates: the first two.
     assert loss(greedy, 0.4, 0.3, 0.2, 0.1) == pytest.approx(-math.log(0.4), abs=0.08)
@@ -119,8 +120,10 @@ def test_covering_prefers_drafts_that_rank_as_the_rule_asks():
 
 
 def test_total_variation_is_the_chance_that_a_drawn_token_is_rejected():
-    laws = Laws(law_of(0.7, 0.2, 0.1), LiveChunk(law_of(0.5, 0.1, 0.4)), torch.tensor([0]))
-    assert total_variation(laws)[0].item() == pytest.approx(1 - (0.5 + 0.1 + 0.1))
+    distributions = Distributions(
+        distribution_of(0.7, 0.2, 0.1), LiveChunk(distribution_of(0.5, 0.1, 0.4)), torch.tensor([0])
+    )
+    assert total_variation(distributions)[0].item() == pytest.approx(1 - (0.5 + 0.1 + 0.1))
 
 
 def test_an_unknown_loss_is_one_line_and_a_dotted_path_is_taken():
@@ -141,8 +144,10 @@ def test_chunks_exits_scale_and_cap_change_nothing(chunk, scale, softcap):
     weights = [0.2, 0.5, 0.3]
 
     def loss(logits, chunk, slope):
-        laws = Laws(logits, LiveChunk(target_logits[chunk]), torch.zeros(len(logits), dtype=torch.long))
-        one, two = find_divergence("reverse_kl")(laws), find_divergence("topk")(laws)
+        distributions = Distributions(
+            logits, LiveChunk(target_logits[chunk]), torch.zeros(len(logits), dtype=torch.long)
+        )
+        one, two = find_divergence("reverse_kl")(distributions), find_divergence("topk")(distributions)
         return (one[0] + 0.5 * two[0]).sum(), one[1] + 0.5 * two[1] if slope else None
 
     total, sums = chunked_loss(states, head, weights, loss, scale=scale, softcap=softcap, chunk_entries=chunk)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.callbacks import AtSteps
-from draftsmith.train.run.config import Plan, resolved
+from draftsmith.train.run.config import TrainConfig, resolved
 from draftsmith.train.run.run import train_draft
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
@@ -34,7 +34,7 @@ def make_plan(target_folder, chats, tmp_path_factory):
             "optim": Optim(**{"lr": 1e-3, "batch_size": 4, **(optim or {})}),
             "machine": Machine(**{"device": "cpu", "precision": "32-true", "workers": 0, **(machine or {})}),
         }  # fmt: skip
-        return Plan(**{**settings, **changes})
+        return TrainConfig(**{**settings, **changes})
 
     return make
 

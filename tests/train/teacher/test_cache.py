@@ -14,12 +14,12 @@ import torch
 import draftsmith.train.teacher.cache as format_of
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
+from draftsmith.train.drafts.context import TrainContext
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
-from draftsmith.train.objectives.objective import Surroundings
 from draftsmith.train.teacher.cache_build import open_or_build
-from draftsmith.train.teacher.distributions import Laws
+from draftsmith.train.teacher.distributions import Distributions
 from draftsmith.train.teacher.live import LiveTeacher
 
 LENGTHS = [12, 20, 9, 33, 15, 8, 24, 40, 11]
@@ -31,14 +31,14 @@ def run(target_folder, make_corpus, monkeypatch):
     monkeypatch.setattr(format_of, "SHARD_POSITIONS", 16)
     target, _ = load_model(str(target_folder), dtype="float32", device="cpu")
     draft = init_draft(target, num_layers=2)
-    return Surroundings(target, draft, make_corpus(LENGTHS), 64, "cpu")
+    return TrainContext(target, draft, make_corpus(LENGTHS), 64, "cpu")
 
 
 def folder_bytes(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_it_holds_the_live_laws_likeliest_tokens_and_the_rest_of_their_mass(run, tmp_path):
+def test_it_holds_the_live_distributions_likeliest_tokens_and_the_rest_of_their_mass(run, tmp_path):
     cached = open_or_build(str(tmp_path / "cache"), run, top_k=8, temperature=1.0)
     batch = assemble(run.corpus, [[3, 0, 5], [7], [8, 1]], 64)
     live = LiveTeacher(run.target)(batch)
@@ -56,7 +56,7 @@ def test_it_holds_the_live_laws_likeliest_tokens_and_the_rest_of_their_mass(run,
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled"])
-def test_losses_and_slopes_are_those_of_laws_whose_other_tokens_are_one(name):
+def test_losses_and_slopes_are_those_of_distributions_whose_other_tokens_are_one(name):
     """Against float64 autograd on K + 1 outcomes, the rest being one of them."""
     from draftsmith.train.objectives.divergences import find_divergence
     from draftsmith.train.teacher.cache import CachedChunk
@@ -67,7 +67,7 @@ def test_losses_and_slopes_are_those_of_laws_whose_other_tokens_are_one(name):
     top = torch.topk(target, 5, dim=-1)
     tail = target.scatter(1, top.indices, 0.0).sum(-1, keepdim=True)
     chunk = CachedChunk(top.indices, top.values.log(), tail.log(), 1.0)
-    loss, slope = find_divergence(name)(Laws(logits, chunk, torch.zeros(6, dtype=torch.long)))
+    loss, slope = find_divergence(name)(Distributions(logits, chunk, torch.zeros(6, dtype=torch.long)))
 
     leaf = logits.clone().requires_grad_()
     draft = torch.softmax(leaf, -1)
@@ -101,7 +101,7 @@ def test_with_nearly_all_tokens_kept_the_objective_is_the_live_one(run, tmp_path
 
 def test_the_disk_it_takes_is_told_beforehand_within_a_tenth(target_folder, make_corpus, tmp_path, capsys):
     target, _ = load_model(str(target_folder), dtype="float32", device="cpu")
-    run = Surroundings(target, init_draft(target, num_layers=1), make_corpus([60] * 40), 64, "cpu")
+    run = TrainContext(target, init_draft(target, num_layers=1), make_corpus([60] * 40), 64, "cpu")
     open_or_build(str(tmp_path / "cache"), run, top_k=32, temperature=1.0)
     line = capsys.readouterr().err.splitlines()[0]
     told = float(line.split(" = ")[1].split(" MiB")[0]) * 2**20
@@ -120,8 +120,8 @@ def test_other_weights_other_text_and_other_settings_are_refused_in_one_line(run
     folder = str(tmp_path / "cache")
     open_or_build(folder, run, top_k=8, temperature=1.0)
     others = [
-        (Surroundings(shake(run.target, 0.01), run.draft, run.corpus, 64, "cpu"), 8, 1.0, "other weights"),
-        (Surroundings(run.target, run.draft, make_corpus(LENGTHS, seed=1), 64, "cpu"), 8, 1.0, "other data"),
+        (TrainContext(shake(run.target, 0.01), run.draft, run.corpus, 64, "cpu"), 8, 1.0, "other weights"),
+        (TrainContext(run.target, run.draft, make_corpus(LENGTHS, seed=1), 64, "cpu"), 8, 1.0, "other data"),
         (run, 9, 1.0, "top_k 8, now 9"),
         (run, 8, 0.7, "temperature 1.0, now 0.7"),
     ]
@@ -160,12 +160,12 @@ import draftsmith.train.teacher.cache_build as build
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.train.data.corpus import load_corpus
-from draftsmith.train.objectives.objective import Surroundings
+from draftsmith.train.drafts.context import TrainContext
 target, data, out = sys.argv[1:4]
 template = find_template("chat", load_tokenizer(target))
 corpus = load_corpus([data], template, max_length=128, cache=Path(out).parent / "tokens")
 model, _ = load_model(target, device="cpu")
-build.open_or_build(out, Surroundings(model, model, corpus, 128, "cpu"), top_k=16, temperature=1.0)
+build.open_or_build(out, TrainContext(model, model, corpus, 128, "cpu"), top_k=16, temperature=1.0)
 """
 
 

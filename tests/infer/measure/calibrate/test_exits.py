@@ -37,8 +37,8 @@ def test_every_exit_is_the_model_that_leaves_there(pair):
         model, at = first_layers(draft, exit), 0
         for one in answers:
             for i, token in enumerate(one.answer):
-                law = torch.softmax(model(torch.tensor([one.prompt + one.answer[:i]])).logits[0, -1], -1)
-                top = law.topk(8)
+                distribution = torch.softmax(model(torch.tensor([one.prompt + one.answer[:i]])).logits[0, -1], -1)
+                top = distribution.topk(8)
                 assert reading.probs_NK[at] == pytest.approx(top.values.tolist(), abs=1e-6)
                 ids = top.indices.tolist()
                 assert reading.rank_N[at] == (ids.index(token) if token in ids else 8)
@@ -94,5 +94,5 @@ def test_ids_that_the_target_does_not_have_take_no_probability(pair):
     _, draft, answers = pair
     some = [Answered(0, "0/0", one.prompt, [token % 30 for token in one.answer]) for one in answers]
     reading = read_exits(draft, [3], some, 30)[3]
-    law = torch.softmax(draft(torch.tensor([some[0].prompt])).logits[0, -1, :30], -1)
-    assert reading.probs_NK[0] == pytest.approx(law.topk(8).values.tolist(), abs=1e-6)
+    distribution = torch.softmax(draft(torch.tensor([some[0].prompt])).logits[0, -1, :30], -1)
+    assert reading.probs_NK[0] == pytest.approx(distribution.topk(8).values.tolist(), abs=1e-6)

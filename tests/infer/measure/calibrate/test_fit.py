@@ -11,12 +11,12 @@ from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import Calibration, calibration_path, find_calibration, find_costs
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate.costs import measure_costs
-from draftsmith.infer.measure.calibrate.exits import Reading
+from draftsmith.infer.measure.calibrate.exits import ExitProbabilities
 from draftsmith.infer.measure.calibrate.fit import (
     Calibrated,
     calibrate,
@@ -39,11 +39,11 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
 
 
-def source(law, positions=1500, prompts=30, seed=0):
-    """A source of two candidates a position, the likelier one accepted under `law` of its confidence."""
+def source(distribution, positions=1500, prompts=30, seed=0):
+    """A source of two candidates a position, the likelier one accepted under `distribution` of its confidence."""
     generator = np.random.default_rng(seed)
     raw = generator.uniform(0.3, 1.0, positions)
-    hit = generator.uniform(size=positions) < law(raw)
+    hit = generator.uniform(size=positions) < distribution(raw)
     second = ~hit & (generator.uniform(size=positions) < 0.3)
     return Observations(
         np.repeat(np.arange(positions) % prompts, 2),
@@ -65,9 +65,9 @@ def test_half_of_the_prompts_are_fitted_to_and_the_same_half_each_time():
         halves([*answers(1), *answers(1)], 0)
 
 
-@pytest.mark.parametrize("law", [lambda raw: raw**3, lambda raw: 0.9 + 0 * raw], ids=["over", "under"])
-def test_a_source_that_is_wrong_about_itself_is_put_right_on_prompts_that_were_not_fitted_to(law):
-    seen = source(law)
+@pytest.mark.parametrize("distribution", [lambda raw: raw**3, lambda raw: 0.9 + 0 * raw], ids=["over", "under"])
+def test_a_source_that_is_wrong_about_itself_is_put_right_on_prompts_that_were_not_fitted_to(distribution):
+    seen = source(distribution)
     mine = np.isin(seen.prompt_N, list(halves(answers(30), 0)))
     curves, method = fit_curves("s", seen.where(mine))
     found = score("s", curves, seen.where(~mine))
@@ -117,8 +117,8 @@ def test_cover_tells_what_a_deeper_exit_s_top_k_holds():
     probs = np.zeros((count, 8))
     probs[:, 0] = np.where(sure, 0.9, 0.2)
     readings = {
-        1: Reading(prompts, probs, np.where(sure, 0, 8)),
-        2: Reading(prompts, probs, np.where(sure, 0, 3)),
+        1: ExitProbabilities(prompts, probs, np.where(sure, 0, 8)),
+        2: ExitProbabilities(prompts, probs, np.where(sure, 0, 3)),
     }
     curves, errors = cover(readings, set(range(20)))
     assert set(curves) == {f"{e}>{d}@{k}" for e, d in ((1, 1), (1, 2), (2, 2)) for k in (1, 2, 4, 8)} == set(errors)
@@ -130,7 +130,7 @@ def test_cover_tells_what_a_deeper_exit_s_top_k_holds():
 
 
 def found_for(target, home, sources, passes=None):
-    curve = Curve((0.1, 0.9), (0.2, 0.6))
+    curve = Calibrator((0.1, 0.9), (0.2, 0.6))
     calibration = Calibration(target_fingerprint(target), dict.fromkeys(sources, curve))
     costs = None if passes is None else Costs({name: PassCost([1], [2.0]) for name in passes})
     return Calibrated(str(home), calibration, {}, {}, costs=costs)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.costs.calibrator import Curve
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.measure.calibrate.reliability import (
     Observations,
     bins,
@@ -46,7 +46,7 @@ def test_the_plot_is_a_whole_png(tmp_path):
     generator = np.random.default_rng(0)
     raw = generator.uniform(size=200)
     seen = Observations(np.zeros(200, int), np.arange(200) % 2, raw, generator.uniform(size=200) < raw**2)
-    curve = Curve.fit(seen.raw_N, seen.accepted_N)
+    curve = Calibrator.fit(seen.raw_N, seen.accepted_N)
     draw_reliability("small", seen, np.array(curve.many(raw.tolist())), (curve, curve), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]

@@ -6,8 +6,8 @@ import pytest
 
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.drafters import SmallLM
-from draftsmith.infer.drafters.simulated import Rehearsed
-from draftsmith.infer.measure.plan.loop_timing import Heard, Overhead, heard, overhead, rehearse
+from draftsmith.infer.drafters.simulated import SimulatedDrafter
+from draftsmith.infer.measure.plan.loop_timing import LoopTiming, Overhead, heard, overhead, time_loop
 from draftsmith.infer.models.hf_target import HFTarget
 
 
@@ -21,8 +21,8 @@ def chain(model, length):
 
 
 def test_accepted_lengths_are_those_of_told_drafts_and_plain_is_one(target, make_model):
-    drafters = {str(n): Rehearsed(chain(make_model("llama", seed=9), n)) for n in (2, 5)}
-    found = rehearse(target, drafters, rows=3, context=10, new_tokens=37, rounds=2)
+    drafters = {str(n): SimulatedDrafter(chain(make_model("llama", seed=9), n)) for n in (2, 5)}
+    found = time_loop(target, drafters, rows=3, context=10, new_tokens=37, rounds=2)
     assert found["plain"].accepted_length == 1.0
     assert found["plain"].speedup == 1.0
     assert found["2"].accepted_length == pytest.approx(37 / 13)
@@ -44,7 +44,7 @@ def test_only_steps_of_the_whole_batch_count():
     """Two rows: 3 tokens in 2 s a step, against 1 in 1 s. What the row that stays behind does is another batch size."""
     plain = steps(8, 2, 1.0) + steps(50, 1, 0.1)
     found = heard(steps(6, 2, 2.0, nodes=4, committed=3) + steps(50, 1, 9.0, nodes=4), plain, rows=2)
-    assert found == Heard(accepted_length=3.0, step_s=2.0, outside_s=0.5, speedup=1.5)
+    assert found == LoopTiming(accepted_length=3.0, step_s=2.0, outside_s=0.5, speedup=1.5)
 
 
 def test_cut_drafts_count_for_the_speed_and_not_for_the_step():

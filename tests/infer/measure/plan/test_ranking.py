@@ -24,8 +24,8 @@ from draftsmith.infer.measure.plan.ranking import (
     report,
     seconds,
 )
-from draftsmith.infer.measure.plan.shapes import Shape, Size
-from draftsmith.infer.measure.plan.survey import Asked, Survey, check_room, survey
+from draftsmith.infer.measure.plan.shapes import CandidateShape, Size
+from draftsmith.infer.measure.plan.survey import Survey, SurveyRequest, check_room, survey
 from draftsmith.infer.measure.plan.tables import draw, plan_tables
 from draftsmith.recipes.studies.plan_check import within
 
@@ -36,8 +36,8 @@ MACHINE = {"device": "cpu", "name": "x", "cores": 1, "threads": 1, "torch": "2",
 
 def made(batch_sizes=(1, 8), target=(10.0, 10.0, 90.0), shallow=1.0, deep=3.0):
     """The target takes 10 s up to 8 tokens, then 10 s for every 8 more; a pass of a draft 1 s or 3 s, a step 0.5 s."""
-    shapes = [Shape(1, 64), Shape(5, 64)]
-    asked = Asked(batch_sizes, (0, 100), (1, 2, 4, 8, 14), shapes)
+    shapes = [CandidateShape(1, 64), CandidateShape(5, 64)]
+    asked = SurveyRequest(batch_sizes, (0, 100), (1, 2, 4, 8, 14), shapes)
     passes = {
         "target": PassCost([1, 8, 72], list(target)),
         "1x64": PassCost([1, 64], [shallow, shallow * 2]),
@@ -182,18 +182,20 @@ def test_what_is_no_tree_is_refused(text):
 def test_too_much_for_the_memory_or_the_positions_is_refused_before_it_is_made(make_model):
     config = make_model("llama").config
     huge = Size(80, 70 * 10**9, 1, 1, 1, 140 * 10**9, 10**6, 1)
-    asked = Asked((1, 32), (100,), (4,), [Shape(1, 32)])
+    asked = SurveyRequest((1, 32), (100,), (4,), [CandidateShape(1, 32)])
     with pytest.raises(ValueError, match=r"GiB for weights and .* GiB for the cache of 32 rows"):
         check_room(config, {"target": huge, "1x32": SIZE}, asked, CPU)
     with pytest.raises(ValueError, match="512 positions"):
-        check_room(config, {"target": SIZE, "1x32": SIZE}, Asked((1,), (510,), (4,), [Shape(1, 32)]), CPU)
+        check_room(
+            config, {"target": SIZE, "1x32": SIZE}, SurveyRequest((1,), (510,), (4,), [CandidateShape(1, 32)]), CPU
+        )
 
 
 def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "ROUNDS", (1, 1))
     config = make_model("llama", num_hidden_layers=6).config
-    shapes = [Shape(1, 32), Shape(2, 32), Shape(4, 32)]
-    asked = Asked((1, 2), (8, 32), (1, 3), shapes, [Shape(3, 32)])
+    shapes = [CandidateShape(1, 32), CandidateShape(2, 32), CandidateShape(4, 32)]
+    asked = SurveyRequest((1, 2), (8, 32), (1, 3), shapes, [CandidateShape(3, 32)])
     found = survey(config, torch.float32, CPU, asked, seconds=120)
     (tmp_path / "costs.json").write_text(json.dumps(found.costs().to_json()))
     costs = Costs.load(tmp_path / "costs.json")
@@ -244,7 +246,12 @@ def test_an_8b_target_on_a_gpu(tmp_path):
         num_key_value_heads=8, max_position_embeddings=8192, dtype="bfloat16",
     )  # fmt: skip
     config.save_pretrained(tmp_path)
-    asked = Asked((1, 8, 32), (128, 1024), (1, 2, 4, 8, 16), [Shape(1, 4096), Shape(3, 4096), Shape(5, 4096)])
+    asked = SurveyRequest(
+        (1, 8, 32),
+        (128, 1024),
+        (1, 2, 4, 8, 16),
+        [CandidateShape(1, 4096), CandidateShape(3, 4096), CandidateShape(5, 4096)],
+    )
     found = survey(config, torch.bfloat16, torch.device("cuda"), asked, seconds=240)
     said = report(found, Wish(CHAINS, 512, chains=(0.7,)), 10**9)
     assert said["batches"][0]["ranking"][0]["best"]["speedup"] > 1.2

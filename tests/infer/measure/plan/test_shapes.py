@@ -7,9 +7,8 @@ import json
 import pytest
 import torch
 
-from draftsmith.infer.costs.timing import CachedLab
 from draftsmith.infer.measure.plan.shapes import (
-    Shape,
+    CandidateShape,
     choose_dtype,
     default_shapes,
     load_config,
@@ -20,6 +19,7 @@ from draftsmith.infer.measure.plan.shapes import (
 )
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM
+from draftsmith.infer.models.pass_timer import CachedPassTimer
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
@@ -34,14 +34,14 @@ def config(make_model):
 @pytest.mark.parametrize("text", ["1x32", "3x32", "5x16", "2x64", "1x24x2"])
 def test_a_shape_of_every_family_runs_and_weighs_what_was_counted(make_model, family, text):
     config = make_model(family).config
-    made = shaped_config(config, Shape.parse(text))
+    made = shaped_config(config, CandidateShape.parse(text))
     model = random_model(made, torch.float32, CPU)
     size = size_of(made, torch.float32)
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert size.layers == model.config.num_hidden_layers == int(text.split("x")[0])
     assert model.get_input_embeddings().weight.shape == (config.vocab_size, int(text.split("x")[1]))
     lm = CachedLM(model, prepare(model))
-    lab = CachedLab(lm)
+    lab = CachedPassTimer(lm)
     lab.place(2, 20)
     lab.run(3)
     held = sum(t[:1, :1].nbytes for buffers in (lm.cache.keys, lm.cache.values) for t in buffers)
@@ -50,16 +50,16 @@ def test_a_shape_of_every_family_runs_and_weighs_what_was_counted(make_model, fa
 
 
 def test_the_target_itself_is_a_shape(config):
-    assert size_of(shaped_config(config, Shape(8, 32)), torch.bfloat16) == size_of(config, torch.bfloat16)
+    assert size_of(shaped_config(config, CandidateShape(8, 32)), torch.bfloat16) == size_of(config, torch.bfloat16)
 
 
 def test_heads_keep_the_target_s_size_and_its_share_of_keys(config):
-    made = shaped_config(config, Shape(2, 16))
+    made = shaped_config(config, CandidateShape(2, 16))
     assert (made.num_attention_heads, made.num_key_value_heads, made.head_dim) == (2, 1, 8)
     assert made.intermediate_size == 24
-    made = shaped_config(config, Shape(2, 24))
+    made = shaped_config(config, CandidateShape(2, 24))
     assert (made.num_attention_heads, made.num_key_value_heads) == (3, 3)
-    made = shaped_config(config, Shape(2, 32, 2))
+    made = shaped_config(config, CandidateShape(2, 32, 2))
     assert (made.num_attention_heads, made.head_dim) == (2, 16)
     assert config.num_hidden_layers == 8
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series, Spot
-from draftsmith.infer.measure.report.svg import SHAPES, Scale, Svg, nice
+from draftsmith.infer.measure.report.svg import SHAPES, AxisScale, Svg, nice
 
 EVIL = '<script>alert(1)</script> & "co"'
 
@@ -20,7 +20,7 @@ def texts(markup):
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_are_few_round_and_within_the_scale(low, span):
-    scale = Scale(low, low + span, 0, 100)
+    scale = AxisScale(low, low + span, 0, 100)
     ticks = scale.ticks()
     assert 1 <= len(ticks) <= 7
     assert all(low - span * 1e-6 <= tick <= low + span * (1 + 1e-6) for tick in ticks)

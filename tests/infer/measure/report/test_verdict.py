@@ -2,11 +2,11 @@
 
 import pytest
 
-from draftsmith.infer.measure.report.verdict import Point, not_ties, verdict
+from draftsmith.infer.measure.report.verdict import SpeedPoint, not_ties, verdict
 
 
 def point(size, speedup, low=None, high=None):
-    return Point(size, speedup, None if low is None else (low, high))
+    return SpeedPoint(size, speedup, None if low is None else (low, high))
 
 
 def test_the_fastest_that_pays_is_recommended_with_its_interval_and_the_place_where_it_stops_paying():
