@@ -225,11 +225,11 @@ def printed_columns() -> set[str]:
     made.append(tables.tasktable_of(SPEC))
     heads = {str(column.header) for table in made for column in table.columns}
     heads |= set(replay_tables.COLUMNS) | {head.removesuffix(", ms") for head in report_markdown._HEAD}
-    page = (ROOT / "infer" / "measure" / "report.html.j2").read_text()
+    page = (ROOT / "infer" / "measure" / "report" / "report.html.j2").read_text()
     heads |= set(re.findall(r"'([^']+)'", re.search(r"for title in \((.*?)\)", page)[1]))  # type: ignore[index]
     source = page[page.index("Acceptance by source") :]
     heads |= set(re.findall(r"<th>([^<{]+)</th>", source[: source.index("</thead>")]))
-    plan = (ROOT / "infer" / "measure" / "plan_tables.py").read_text()
+    plan = (ROOT / "infer" / "measure" / "plan" / "tables.py").read_text()
     for function in ("shape_table", "ranking_table"):
         body = plan[plan.index(f"def {function}") :].partition("\n\n\n")[0]
         heads |= set(

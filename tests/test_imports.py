@@ -154,7 +154,7 @@ def test_the_arrow_scan_sees_every_form_of_import(tmp_path, monkeypatch):
         "import draftsmith.train\n"
         "from draftsmith import recipes\n"
         "def f():\n    from draftsmith.retrieval.pld import PromptLookup\n"
-        "from ...train import packing\n"
+        "from ...train.data import packing\n"
     )
     assert {part_of_ours(name) for name in imported(path)} == {"train", "recipes", "retrieval"}
     assert list(imported(path)).count("draftsmith.train.data.packing") == 1
@@ -198,7 +198,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_importing_sets_nothing_starts_nothing_and_loads_no_optional_package(folder):
-    names = [dotted(path) for path in modules(folder)]
+    names = [dotted(path) for path in modules(folder) if "studies" not in path.parts]
     done = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(names)], capture_output=True, text=True, timeout=300, cwd="/"
     )
