@@ -65,7 +65,13 @@ def rest_scale(
     found = []
     for size in tokens:
         print(f"{size:,} tokens", file=sys.stderr, flush=True)
-        found.append(_measure(store, out, size, steps, {"max_mapped_mb": max_mapped_mb}, seed, chunk_tokens))
+        figures: dict[str, float] = {"tokens": size}
+        try:
+            figures |= _apart(build_large, store, out, size, seed, chunk_tokens)
+            figures |= _apart(query_large, store, out, steps, max_mapped_mb, seed + 1)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        found.append(figures | {"reader_growth_share": figures["reader_peak_mb"] / figures["store_mb"]})
     for name in found[0]:
         print(f"{name.replace('_', ' '):<24}" + "".join(f"{figures[name]:>18,.3f}" for figures in found))
     results: dict[str, object] = {"sizes": found} if len(found) > 1 else dict(found[0])
@@ -75,19 +81,6 @@ def rest_scale(
         print(f"build time grows as (n log n) to the power of {results['build_growth']:.2f}")
     if json:
         print(json_module.dumps(results))
-
-
-def _measure(
-    store: str, out: str, tokens: int, steps: int, options: dict[str, Any], seed: int, chunk_tokens: int
-) -> dict[str, float]:
-    """Build a store of `tokens` tokens at `out`, draft from it for `steps` steps, and delete it."""
-    figures: dict[str, float] = {"tokens": tokens}
-    try:
-        figures |= _apart(build_large, store, out, tokens, seed, chunk_tokens)
-        figures |= _apart(query_large, store, out, steps, options, seed + 1)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
-    return figures | {"reader_growth_share": figures["reader_peak_mb"] / figures["store_mb"]}
 
 
 def growth(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -143,7 +136,7 @@ def build_large(store: str, out: str, tokens: int, seed: int, chunk_tokens: int)
     }
 
 
-def query_large(store: str, out: str, steps: int, options: dict[str, Any], seed: int) -> dict[str, float]:
+def query_large(store: str, out: str, steps: int, max_mapped_mb: float, seed: int) -> dict[str, float]:
     """Draft along documents that are not in the store, after a warm-up with the small store.
 
     `reader_peak_mb` is the process's peak memory above that after the warm-up, mapped pages included.
@@ -152,7 +145,7 @@ def query_large(store: str, out: str, steps: int, options: dict[str, Any], seed:
     _draft(Rest(store, max_mapped_mb=0), store, seed, WARM_UP)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     empty = _memory("VmRSS")
-    seconds, committed = _draft(Rest(out, **options), store, seed, steps)
+    seconds, committed = _draft(Rest(out, max_mapped_mb=max_mapped_mb), store, seed, steps)
     return {
         "accepted_length": committed / len(seconds),
         **latency("propose", seconds),

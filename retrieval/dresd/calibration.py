@@ -13,7 +13,7 @@ Legend: N keys, K key dimensions, C neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,9 +95,10 @@ def calibrate(
             truth = _after(tokens_N, ends, int(query))
             if truth:
                 for similarity, offset in _others(query, sims_C, offsets_C, tokens_N, ends):
-                    seen = list(_compare(truth, _after(tokens_N, ends, offset)))
-                    first.extend((similarity, right) for right in seen[:1])
-                    later.extend((similarity, right) for right in seen[1:])
+                    right = [a == b for a, b in zip(truth, _after(tokens_N, ends, offset))]
+                    judged = right[: right.index(False) + 1] if False in right else right
+                    first.extend((similarity, one) for one in judged[:1])
+                    later.extend((similarity, one) for one in judged[1:])
     curves = [fit_curve([seen[0] for seen in pairs], [seen[1] for seen in pairs]) for pairs in (first, later)]
     return SimilarityCalibration(curves[0], curves[1], (len(first), len(later)))
 
@@ -106,23 +107,13 @@ def _others(
     query: int, sims_C: np.ndarray, offsets_C: np.ndarray, tokens_N: np.ndarray, ends: np.ndarray
 ) -> list[tuple[float, int]]:
     """(similarity, offset) of the neighbours that a drafter would use if the query's document were not stored."""
-    own = np.searchsorted(ends, query, side="right")
-    near = [
-        (float(similarity), int(offset))
-        for similarity, offset in zip(sims_C, offsets_C)
-        if offset >= 0 and np.searchsorted(ends, offset, side="right") != own
-    ][:NEIGHBOURS]
-    return [(similarity, offset) for similarity, offset in near if tokens_N[offset] == tokens_N[query]][:NUM_DRAFTS]
+    documents_C = np.searchsorted(ends, offsets_C, side="right")
+    near_C = (offsets_C >= 0) & (documents_C != np.searchsorted(ends, query, side="right"))
+    sims_C, offsets_C = sims_C[near_C][:NEIGHBOURS], offsets_C[near_C][:NEIGHBOURS]
+    same_C = tokens_N[offsets_C] == tokens_N[query]
+    return list(zip(sims_C[same_C][:NUM_DRAFTS].tolist(), offsets_C[same_C][:NUM_DRAFTS].tolist()))
 
 
 def _after(tokens_N: np.ndarray, ends: np.ndarray, offset: int) -> list[int]:
     end = int(ends[np.searchsorted(ends, offset, side="right")])
     return [int(token) for token in tokens_N[offset + 1 : min(offset + 1 + LEN_DRAFTS, end)]]
-
-
-def _compare(truth: list[int], stored: list[int]) -> Iterator[bool]:
-    """Whether each stored token is right, up to the first wrong one."""
-    for wanted, token in zip(truth, stored):
-        yield wanted == token
-        if wanted != token:
-            return

@@ -164,12 +164,9 @@ class Dresd:
         sims_C, offsets_C = sims_C[near_C], offsets_C[near_C]
         same_C = self.store.tokens[offsets_C] == newest
         sims_C, offsets_C = sims_C[same_C][: self.num_drafts], offsets_C[same_C][: self.num_drafts]
-        calibration = self.store.calibration
-        return _Neighbours(
-            [self.store.continuation(int(offset), self.len_drafts) for offset in offsets_C],
-            _odds(calibration.first(sims_C)),
-            _odds(calibration.later(sims_C)),
-        )
+        continuations = [self.store.continuation(int(offset), self.len_drafts) for offset in offsets_C]
+        first_C, later_C = self.store.calibration.first(sims_C), self.store.calibration.later(sims_C)
+        return _Neighbours(continuations, (first_C / (1 - first_C)).tolist(), (later_C / (1 - later_C)).tolist())
 
     def _grow(self, growths: list[Growth], neighbours: list[_Neighbours]) -> None:
         def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
@@ -225,7 +222,3 @@ def check_fits(store: DresdStore, target: Target) -> None:
                 f"{store.path} was built with another chat template than this target's tokenizer has: "
                 "build the store again"
             )
-
-
-def _odds(probability: np.ndarray) -> list[float]:
-    return [float(odds) for odds in probability / (1.0 - probability)]

@@ -166,9 +166,8 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest, filed: Sequence[str] = ()) -> None:
         self.path = path
-        self._filed = filed
         self.manifest = manifest
-        self.segments = [self._map_segment(segment) for segment in manifest.segments]
+        self.segments = [self._map(segment, filed) for segment in manifest.segments]
 
     @classmethod
     def open(cls, path: str | Path, kind: str = "", check: Check = "sizes", filed: Sequence[str] = ()) -> Store:
@@ -180,34 +179,23 @@ class Store:
         while True:
             manifest = Manifest.read(path, kind)
             try:
-                store = cls(path, manifest, filed)
-                if check == "checksums":
-                    store.verify()
-                return store
+                check_parts(path, manifest.all_parts, check)
+                return cls(path, manifest, filed)
             except (FileNotFoundError, ValueError):
                 # A writer may have replaced the files since store.json was read; then store.json has changed too.
                 if Manifest.read(path, kind).to_json() == manifest.to_json():
                     raise
 
-    def _map_segment(self, segment: Segment) -> OpenSegment:
-        arrays = self._map(segment.parts)
+    def _map(self, segment: Segment, filed: Sequence[str]) -> OpenSegment:
+        arrays = {name: map_part(self.path, part) for name, part in segment.parts.items() if part.dtype}
         if not {"tokens", "starts"} <= set(arrays):
-            raise ValueError(
-                f"{self.path / MANIFEST} is damaged: segment {segment.name} has no token stream; build the store again"
-            )
-        files = {name: self._file(segment.parts[name]) for name in self._filed}
+            raise ValueError(f"{self.path / MANIFEST} is damaged: segment {segment.name} has no token stream")
+        files = {}
+        for name in filed:
+            part = segment.parts[name]
+            number = os.open(self.path / part.file, os.O_RDONLY)
+            files[name] = OpenFile(number, np.dtype(part.dtype), part.shape[0])
         return OpenSegment(segment, arrays.pop("tokens"), arrays.pop("starts"), arrays, files)
-
-    def _file(self, part: Part) -> OpenFile:
-        return OpenFile(os.open(self.path / part.file, os.O_RDONLY), np.dtype(part.dtype), part.shape[0])
-
-    def _map(self, parts: dict[str, Part]) -> dict[str, np.ndarray]:
-        check_parts(self.path, parts.values())
-        return {name: map_part(self.path, part) for name, part in parts.items() if part.dtype}
-
-    def verify(self) -> None:
-        """Compare all files with their checksums; ValueError names the first that differs."""
-        check_parts(self.path, self.manifest.all_parts, "checksums")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer_fingerprint(tokenizer) != self.manifest.tokenizer:
