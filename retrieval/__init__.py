@@ -1,4 +1,4 @@
-"""Drafting from text that is already there."""
+"""Drafters that retrieve their drafts from existing text: PLD, REST, DReSD."""
 
 from draftsmith.retrieval.dresd.drafter import Dresd
 from draftsmith.retrieval.pld import PromptLookup

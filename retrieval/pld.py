@@ -1,9 +1,7 @@
-"""PLD, prompt lookup: the draft is what followed the row's newest tokens when they stood in its own text before.
+"""PLD, prompt lookup: draft what followed earlier occurrences of the newest tokens in the row's own text.
 
-Every n-gram up to `max_ngram` of a row is indexed as its tokens arrive, in O(1) per token: a lookup never rescans the
-text. Several matches make one tree: those of the longest n-gram weigh most, and later ones more than earlier ones.
-
-This module does not know models; it reads token ids alone.
+All n-grams of up to `max_ngram` tokens are indexed as they arrive, in O(1) per token, so a lookup never rescans the
+text. Several matches make one tree: matches of the longest n-gram first, and later ones before earlier ones.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from draftsmith.infer.contract.row import Row
 
 
 class _Index:
-    """The n-grams of one row: where each one ended, latest last."""
+    """Where each n-gram of one row ended, latest last."""
 
     __slots__ = ("ends", "ids", "max_ngram", "upto")
 
@@ -27,7 +25,7 @@ class _Index:
         self.upto = 0
 
     def catch_up(self) -> None:
-        """Index the n-grams that end before the newest token; those that end at it are the next query."""
+        """Index n-grams that end before the newest token; those that end at it are the next query."""
         ids, ends = self.ids, self.ends
         for end in range(self.upto + 1, len(ids)):
             for n in range(1, min(self.max_ngram, end) + 1):
@@ -39,10 +37,10 @@ class PromptLookup:
     """Drafts from the row's own text.
 
     Args:
-        num_draft_tokens: how far to copy from each match.
-        max_ngram: the longest n-gram looked up; shorter ones are tried where it is not found.
-        min_ngram: the shortest one.
-        matches: how many earlier places, latest first, go into the tree.
+        num_draft_tokens: how many tokens to copy from each match.
+        max_ngram: the longest n-gram to look up; shorter ones are tried if it has too few matches.
+        min_ngram: the shortest n-gram to look up.
+        matches: how many earlier places go into the tree, latest first.
         nodes: the most nodes of the tree.
     """
 
@@ -86,7 +84,7 @@ class PromptLookup:
         return [self._draft(self._indexes[row], budget) for row, budget in zip(rows, budgets)]
 
     def _draft(self, index: _Index, budget: Budget) -> Draft:
-        """The latest match's continuation first, then the branches where earlier matches differ from it."""
+        """The latest match's continuation first, then branches where earlier matches differ from it."""
         draft = Draft()
         index.catch_up()
         ids = index.ids
@@ -99,12 +97,12 @@ class PromptLookup:
             for end in ends[: -self.matches - 1 : -1]:
                 parent = ROOT
                 for token in ids[end : end + depth]:
-                    known = draft.child(parent, token)
-                    if known is None:
+                    node = draft.child(parent, token)
+                    if node is None:
                         if len(draft) >= nodes:
                             return draft
-                        known = draft.outright(parent, token, self.name, n / (n + 1) / (1 + found))
-                    parent = known
+                        node = draft.outright(parent, token, self.name, n / (n + 1) / (1 + found))
+                    parent = node
                 found += 1
             if found >= self.matches:
                 break

@@ -86,14 +86,14 @@ COMMANDS: dict[str, Command] = {
         "draftsmith.recipes.commands.export:export", "a trained draft as a plain model, to a folder or the Hub", LEARN
     ),
     "store build rest": Command(
-        "draftsmith.recipes.commands.store.rest:build_rest", "a store of documents for the rest drafter", STORES
+        "draftsmith.recipes.commands.store.build:build_rest", "a store of documents for the rest drafter", STORES
     ),
     "store build dresd": Command(
-        "draftsmith.recipes.commands.store.dresd:build_dresd", "a dense store of what a target says", STORES
+        "draftsmith.recipes.commands.store.build:build_dresd", "a dense store of what a target says", STORES
     ),
-    "store info": Command("draftsmith.recipes.commands.store.rest:info", "what a store holds", STORES),
+    "store info": Command("draftsmith.recipes.commands.store.info:info", "what a store holds", STORES),
     "store verify": Command(
-        "draftsmith.recipes.commands.store.rest:verify", "read a store through and check every file", STORES
+        "draftsmith.recipes.commands.store.info:verify", "read a store through and check every file", STORES
     ),
     "store append": Command("draftsmith.recipes.commands.store.edit:append", "add documents to a store", STORES),
     "store merge": Command(

@@ -68,7 +68,7 @@ def replay(
     from draftsmith.infer.text.records import ReadReport, read_records
     from draftsmith.infer.text.templates import load_tokenizer
     from draftsmith.recipes.cli.drafters import leaves_open, parse_drafters
-    from draftsmith.retrieval.rest.answer_store import store_answers
+    from draftsmith.retrieval.rest.build import store_answers
 
     if not drafters:
         raise ValueError("give --drafters, such as pld or rest:STORE")

@@ -1,16 +1,20 @@
-"""A rest store of any size from little text, built and queried: time, memory, and how they grow.
+"""REST stores of any size: time and memory to build and to query them, and how these grow.
 
-The text is a small store's documents over and over in random order, one token in ten replaced by a draw from all of
-them, so that matches are as frequent as in real text and no long passage stands twice. Building and querying run in
-processes of their own, whose memory is theirs alone.
+    python -m draftsmith.recipes.studies.rest_scale --store STORE --out big --tokens 1000000 10000000
+
+The text is a small store's documents, repeated in random order, with one token in ten replaced by a random one from the
+store, so that matches are as frequent as in real text but no long passage repeats. Building and querying each run in
+their own process, so that memory is measured separately.
 """
 
 from __future__ import annotations
 
+import json as json_module
 import math
 import multiprocessing
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +27,7 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.recorded_target import RecordedTarget
-from draftsmith.recipes.studies.rest_bench import latency
+from draftsmith.recipes.studies import run_study
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.rest.drafter import Rest
 from draftsmith.retrieval.store.documents import Document
@@ -35,30 +39,61 @@ PROMPT = 8
 WARM_UP = 200
 
 
-def measure(
-    store: str, out: str, tokens: int, steps: int, options: dict[str, Any], seed: int, chunk_tokens: int = CHUNK_TOKENS
-) -> dict[str, float]:
-    """Build a store of `tokens` at `out`, draft from it for `steps` steps, delete it; returns what it took."""
-    figures: dict[str, float] = {"tokens": tokens}
-    try:
-        figures |= _apart(build_large, store, out, tokens, seed, chunk_tokens)
-        figures |= _apart(query_large, store, out, steps, options, seed + 1)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
-    return figures | {"reader_growth_share": figures["reader_peak_mb"] / figures["store_mb"]}
+def rest_scale(
+    *,
+    store: str,
+    out: str,
+    tokens: Sequence[int] = (100_000_000,),
+    steps: int = 4000,
+    chunk_tokens: int = CHUNK_TOKENS,
+    max_mapped_mb: float = 256,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Build and query large stores made of a small one's documents, and print time and memory.
+
+    Args:
+        store: a rest store, whose documents are varied.
+        out: folder of the large store, which is deleted afterwards.
+        tokens: sizes of the large stores; with two or more, the growth of build time is printed.
+        steps: how many drafts to time.
+        chunk_tokens: tokens per segment.
+        max_mapped_mb: the drafter's option of that name.
+        seed: of the variation.
+        json: print one JSON object on the last line.
+    """
+    found = []
+    for size in tokens:
+        print(f"{size:,} tokens", file=sys.stderr, flush=True)
+        figures: dict[str, float] = {"tokens": size}
+        try:
+            figures |= _apart(build_large, store, out, size, seed, chunk_tokens)
+            figures |= _apart(query_large, store, out, steps, max_mapped_mb, seed + 1)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        found.append(figures | {"reader_growth_share": figures["reader_peak_mb"] / figures["store_mb"]})
+    for name in found[0]:
+        print(f"{name.replace('_', ' '):<24}" + "".join(f"{figures[name]:>18,.3f}" for figures in found))
+    results: dict[str, object] = {"sizes": found} if len(found) > 1 else dict(found[0])
+    if len(set(tokens)) > 1:
+        results["build_growth"] = growth(tokens, [figures["build_cpu_s"] for figures in found])
+        results["query_growth"] = growth(tokens, [figures["propose_p50_ms"] for figures in found])
+        print(f"build time grows as (n log n) to the power of {results['build_growth']:.2f}")
+    if json:
+        print(json_module.dumps(results))
 
 
 def growth(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The power of n log n that the seconds grow with, by least squares on logarithms: at most 1 is no faster."""
+    """The power of n log n by which the seconds grow, by least squares on logarithms."""
     if len(set(sizes)) < 2:
-        raise ValueError("growth needs two sizes at least")
+        raise ValueError("growth needs at least two sizes")
     x = np.log([size * math.log(size) for size in sizes])
     y = np.log(np.asarray(seconds))
     return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 
 
 def varied(store: str, seed: int) -> Iterator[list[Document]]:
-    """The store's documents without end, varied."""
+    """The store's documents, varied, in an endless stream."""
     documents = [ids.astype(np.int64) for _, ids in Store.open(store).documents()]
     every = np.concatenate(documents)
     rng = np.random.default_rng(seed)
@@ -71,8 +106,8 @@ def varied(store: str, seed: int) -> Iterator[list[Document]]:
 
 
 def build_large(store: str, out: str, tokens: int, seed: int, chunk_tokens: int) -> dict[str, float]:
-    """Seconds and peak memory of a build, less the time that making the text takes; CPU seconds do not see who else
-    uses the machine."""
+    """Seconds and peak memory of a build, without the time for making its text. CPU seconds do not depend on what else
+    the machine does."""
     text_s = text_cpu_s = 0.0
 
     def batches(skip: int) -> Iterator[list[Document]]:
@@ -101,16 +136,16 @@ def build_large(store: str, out: str, tokens: int, seed: int, chunk_tokens: int)
     }
 
 
-def query_large(store: str, out: str, steps: int, options: dict[str, Any], seed: int) -> dict[str, float]:
-    """Draft along documents that are not in the store; the small store is used first, so that code is not counted.
+def query_large(store: str, out: str, steps: int, max_mapped_mb: float, seed: int) -> dict[str, float]:
+    """Draft along documents that are not in the store, after a warm-up with the small store.
 
-    `reader_peak_mb` is the most that the process held above what it held before, the pages that it had mapped included.
+    `reader_peak_mb` is the process's peak memory above that after the warm-up, mapped pages included.
     """
     _draft(Rest(store), store, seed, WARM_UP)
     _draft(Rest(store, max_mapped_mb=0), store, seed, WARM_UP)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     empty = _memory("VmRSS")
-    seconds, committed = _draft(Rest(out, **options), store, seed, steps)
+    seconds, committed = _draft(Rest(out, max_mapped_mb=max_mapped_mb), store, seed, steps)
     return {
         "accepted_length": committed / len(seconds),
         **latency("propose", seconds),
@@ -119,7 +154,7 @@ def query_large(store: str, out: str, steps: int, options: dict[str, Any], seed:
 
 
 def _draft(drafter: Rest, store: str, seed: int, steps: int) -> tuple[list[float], int]:
-    """Seconds to propose of `steps` steps or a few more, and the tokens that they committed."""
+    """The propose seconds of `steps` steps or slightly more, and how many tokens these committed."""
     vocab_size = Store.open(store).manifest.vocab_size
     drafter.bind(RecordedTarget({}, vocab_size))
     seconds: list[float] = []
@@ -144,6 +179,16 @@ def _apart(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, 
 
 
 def _memory(what: str) -> float:
-    """MB of this process: VmRSS now, or VmHWM at most."""
-    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(told[what].split()[0]) / 1024
+    """MB of this process: VmRSS is the current size, VmHWM the peak."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(status[what].split()[0]) / 1024
+
+
+def latency(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    """Median and 99th percentile, in milliseconds."""
+    ordered = sorted(seconds)
+    return {f"{name}_p{rank}_ms": ordered[int(len(ordered) * rank / 100)] * 1e3 for rank in (50, 99)}
+
+
+if __name__ == "__main__":
+    run_study(rest_scale)

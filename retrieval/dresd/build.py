@@ -1,13 +1,10 @@
-"""Building a DReSD store: samples -> target states -> z-score, PCA, length one -> a FAISS index (arXiv 2502.15572).
+"""Build a DReSD store (arXiv 2502.15572): samples -> target states -> z-score, PCA, unit length -> a FAISS index.
 
-Every emitted token has a key, made from the state that predicted it, and so has a prompt's last token, from which the
-first step asks; the rest of a prompt is context and is not stored. All that
-takes long is kept, shard by shard, in a folder beside the store (dresd_work.py), from which a build that was
-killed goes on; the store itself appears whole, by one rename.
+Every emitted token has a key, made from the state that predicted it. So has a prompt's last token, the first step's
+query; the rest of a prompt is context and is not stored. All slow results are kept, shard by shard, in a folder beside
+the store (work.py), from which a killed build resumes; the store itself appears complete, by one rename.
 
-Files, formats and templates are not known here: samples come rendered.
-
-Legend: N keys, D hidden, K key dimensions.
+Legend: N keys, T positions, D hidden, K key dimensions.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +21,17 @@ import torch
 
 from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
+from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
-from draftsmith.retrieval.dresd.calibration import SimilarityCalibration, fit_curve
-from draftsmith.retrieval.dresd.embed import embed
+from draftsmith.retrieval.dresd.calibration import calibrate
 from draftsmith.retrieval.dresd.index import IndexKind, choose, load_faiss, make_index, write_index
 from draftsmith.retrieval.dresd.projection import Projection, fit
-from draftsmith.retrieval.dresd.store import ENDS, INDEX, KIND, PROJECTION, TOKENS, search, token_dtype
-from draftsmith.retrieval.dresd.work import BuildFolder, Sequences, gather, held, shards, whole_file
-from draftsmith.retrieval.store.format import part_of, parts_to_json, unfinished, write_array, write_manifest
+from draftsmith.retrieval.dresd.store import ENDS, INDEX, KIND, PROJECTION, TOKENS, token_dtype
+from draftsmith.retrieval.dresd.work import BuildFolder, Sequences, gather, shards, whole_file
+from draftsmith.retrieval.store.format import locked, part_of, parts_to_json, unfinished, write_array, write_manifest
 
-# What a drafter does unless told otherwise (dresd.py), and so what is calibrated.
-NEIGHBOURS, NUM_DRAFTS, LEN_DRAFTS = 50, 10, 10
-CALIBRATED_ON = 2_000
-
-# (positions embedded, positions in all), after every shard.
+# (positions embedded, positions in total), after every shard.
 Progress = Callable[[int, int], None]
 
 
@@ -62,19 +55,19 @@ def build_store(
     """Build a store of what the target emits in `samples`; returns its manifest.
 
     Args:
-        samples: called once, unless an interrupted build has read them already.
-        out: the folder to come; it must not exist.
-        feature: `last`, or `layer:k`.
-        index: flat, hnsw or ivfpq; auto by the number of keys.
-        dims: of a key.
-        fit_positions: about so many keys, from random documents, fit the projection.
-        shard_positions: keys per shard, the unit in which an interrupted build goes on.
-        batch_positions: of one pass, padding included.
+        samples: called once, unless an interrupted build has already read them.
+        out: a new folder.
+        feature: `last` (after the final norm) or `layer:k` (before layer k).
+        index: flat, hnsw or ivfpq; auto chooses by the number of keys.
+        dims: dimensions of a key.
+        fit_positions: about how many keys, from random documents, to fit the projection on.
+        shard_positions: keys per shard, the unit in which a killed build resumes.
+        batch_positions: positions per forward pass, padding included.
         max_length: longer sequences are embedded in parts.
         seed: of the order of documents and of the index.
-        source: what the samples are made of; an interrupted build with another source is refused.
-        facts: what else the manifest is to say, asked for at the end.
-        progress: told after every shard.
+        source: identifies the samples' data; a killed build is resumed only with the same source.
+        facts: called at the end for further entries of the manifest.
+        progress: called after every shard.
     """
     load_faiss()
     for name, value in (("dims", dims), ("fit_positions", fit_positions), ("shard_positions", shard_positions)):
@@ -84,13 +77,14 @@ def build_store(
         raise ValueError(f"max_length must be at least 8, not {max_length}")
     choose(index, 0)
     if out.exists():
-        raise ValueError(f"{out} exists already: name a new folder, or delete it")
+        raise ValueError(f"{out} already exists: name a new folder, or delete it")
     max_length = min(max_length, target.max_positions - 1)
     identity = {"target": target_fingerprint(target), "feature": feature, "vocab_size": target.vocab_size}
     plan = identity | {"index": index, "dims": dims, "fit_positions": fit_positions, "seed": seed}
     plan |= {"shard_positions": shard_positions, "batch_positions": batch_positions, "max_length": max_length}
     began = time.perf_counter()
-    with held(unfinished(out)) as work:
+    with locked(unfinished(out)):
+        work = BuildFolder(unfinished(out))
         work.begin(plan | {"source": source})
         sequences = work.sequences(lambda: _gather(samples(), target.vocab_size, max_length))
         groups = shards(sequences, shard_positions, seed)
@@ -122,9 +116,9 @@ def _write_parts(
     index: IndexKind,
     seed: int,
 ) -> dict[str, Any]:
-    """All parts of the store but its manifest; returns what the manifest says of them."""
-    found = make_index(index, keys_NK, seed)
-    write_index(found, folder / "index.faiss")
+    """Write all parts of the store but its manifest; returns their entries of the manifest."""
+    made = make_index(index, keys_NK, seed)
+    write_index(made, folder / "index.faiss")
     projection.write(folder / "projection.bin")
     tokens_N = sequences.tokens().astype(token_dtype(target.vocab_size))
     parts = {
@@ -141,15 +135,15 @@ def _write_parts(
         "index": choose(index, len(keys_NK)),
         "keys": len(keys_NK),
         "documents": len(sequences.ends),
-        "calibration": calibrate(found, keys_NK, tokens_N, sequences.ends, seed).to_json(),
+        "calibration": calibrate(made, keys_NK, tokens_N, sequences.ends, seed).to_json(),
     }
 
 
 def _gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Sequences:
-    """All samples as sequences; an empty store would draft nothing, and is refused."""
+    """All samples as sequences. An empty store would draft nothing, so it is refused."""
     sequences = gather(samples, vocab_size, max_length)
     if len(sequences.tokens()) < 2:
-        raise ValueError("the data hold no two tokens that the target could have emitted: a store needs some text")
+        raise ValueError("the data has no two tokens that the target could have emitted: a store needs some answers")
     return sequences
 
 
@@ -161,8 +155,8 @@ def _embed_all(
     plan: dict[str, Any],
     progress: Progress | None,
 ) -> tuple[Projection, float, float]:
-    """Keys of every shard into the work folder: the first shards' states fit the projection, then all are projected.
-    Returns the projection, the variance that it holds, and positions embedded per second (0: all was done before)."""
+    """Save the keys of every shard: the first shards' states fit the projection, then all are projected. Returns the
+    projection, its share of the variance, and positions embedded per second (0 if all was done before)."""
     seconds, positions = 0.0, 0
     lengths, counts = np.diff(sequences.starts), sequences.counts()
     sizes = [int(counts[group].sum()) for group in groups]
@@ -207,7 +201,7 @@ def _states(target: Target, sequences: Sequences, group: np.ndarray, plan: dict[
 
 
 def _pack(states_ND: torch.Tensor) -> np.ndarray:
-    """bfloat16 stays as wide as it is; numpy knows it as 16 bits."""
+    """bfloat16 is kept as 16-bit integers, since numpy has no such type."""
     if states_ND.dtype == torch.bfloat16:
         return states_ND.contiguous().view(torch.uint16).numpy()
     return states_ND.float().numpy()
@@ -219,7 +213,7 @@ def _unpack(packed: np.ndarray) -> torch.Tensor:
 
 
 def _assemble(work: BuildFolder, sequences: Sequences, groups: list[np.ndarray]) -> np.ndarray:
-    """[N, K]: all keys, in the order of the stream, as a memory map."""
+    """[N, K]: all keys in the stream's order, as a memory map."""
     counts = sequences.counts()
     firsts = np.concatenate([[0], np.cumsum(counts)])
     width = work.load("keys", 0).shape[1]
@@ -233,50 +227,20 @@ def _assemble(work: BuildFolder, sequences: Sequences, groups: list[np.ndarray])
     return keys_NK
 
 
-def calibrate(
-    index: Any, keys_NK: np.ndarray, tokens_N: np.ndarray, ends: np.ndarray, seed: int, sample: int = CALIBRATED_ON
-) -> SimilarityCalibration:
-    """How often neighbours from other documents go on as a document does, by similarity (dresd_calibration.py)."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(keys_NK))[:sample])
-    first: list[tuple[float, bool]] = []
-    later: list[tuple[float, bool]] = []
-    # The own document takes places among the neighbours: so many more are asked for.
-    asked = min(2 * NEIGHBOURS, len(keys_NK))
-    for start in range(0, len(chosen), 256):
-        block = chosen[start : start + 256]
-        sims_NC, offsets_NC = search(index, keys_NK[block], asked)
-        for query, sims_C, offsets_C in zip(block, sims_NC, offsets_NC):
-            truth = _after(tokens_N, ends, int(query))
-            if truth:
-                for similarity, offset in _others(query, sims_C, offsets_C, tokens_N, ends):
-                    seen = list(_compare(truth, _after(tokens_N, ends, offset)))
-                    first.extend((similarity, right) for right in seen[:1])
-                    later.extend((similarity, right) for right in seen[1:])
-    curves = [fit_curve([seen[0] for seen in pairs], [seen[1] for seen in pairs]) for pairs in (first, later)]
-    return SimilarityCalibration(curves[0], curves[1], (len(first), len(later)))
+def embed(target: Target, sequences: Sequence[Sequence[int]], feature: str, batch_positions: int) -> list[torch.Tensor]:
+    """[T - 1, D] per sequence: state i predicted token i + 1. Sequences of similar length run together.
 
-
-def _others(
-    query: int, sims_C: np.ndarray, offsets_C: np.ndarray, tokens_N: np.ndarray, ends: np.ndarray
-) -> list[tuple[float, int]]:
-    """The neighbours that a drafter would use, had the query's own document not been stored."""
-    own = np.searchsorted(ends, query, side="right")
-    near = [
-        (float(similarity), int(offset))
-        for similarity, offset in zip(sims_C, offsets_C)
-        if offset >= 0 and np.searchsorted(ends, offset, side="right") != own
-    ][:NEIGHBOURS]
-    return [(similarity, offset) for similarity, offset in near if tokens_N[offset] == tokens_N[query]][:NUM_DRAFTS]
-
-
-def _after(tokens_N: np.ndarray, ends: np.ndarray, offset: int) -> list[int]:
-    end = int(ends[np.searchsorted(ends, offset, side="right")])
-    return [int(token) for token in tokens_N[offset + 1 : min(offset + 1 + LEN_DRAFTS, end)]]
-
-
-def _compare(truth: list[int], stored: list[int]) -> Iterator[bool]:
-    """Right or wrong, token by token, up to the first that is wrong."""
-    for wanted, given in zip(truth, stored):
-        yield wanted == given
-        if wanted != given:
-            return
+    States come through `target.admit`, as the drafter's do, so that stored keys and queries agree. A pass has at most
+    `batch_positions` positions, padding included; a longer sequence runs alone.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
+    found: dict[int, torch.Tensor] = {}
+    while order:
+        longest = len(sequences[order[-1]])
+        chosen = [order.pop() for _ in range(min(max(batch_positions // longest, 1), len(order)))]
+        rows = [Row(str(i), list(sequences[i]), stops=Stops(1)) for i in chosen]
+        feedback = target.admit(rows, (feature,))
+        target.release(rows)
+        for i, given in zip(chosen, feedback):
+            found[i] = given.features[feature]
+    return [found[i] for i in range(len(sequences))]

@@ -1,26 +1,34 @@
-"""From similarity to a probability: how often a stored continuation goes on as the text does.
+"""DReSD's calibration: how often a stored continuation is right, by similarity.
 
-Measured when a store is built: for positions of the store itself, with their own document left out, the neighbours that
-pass the filtering token are compared with what really followed. Two rising curves come of it: `first`, for the next
-token, and `later`, for each further token after one that was right. A curve is a handful of points, one per bin of
-equally many observations, made monotone (pool adjacent violators) and read by linear interpolation.
+Measured when a store is built: for sampled positions of the store, the neighbours that a drafter would use, without
+those from the same document, are compared with what really followed. Two rising curves result: `first`, for the next
+token, and `later`, for each further token after a correct one. A curve has one point per bin of equally many
+observations, made monotone and interpolated linearly.
 
-What a neighbour is, and how one is found, is not known here: the observations are handed in.
+Not infer/costs/calibrator.py's Calibrator: similarities may repeat in a stored curve, and the probabilities are capped
+because their odds are used as weights.
+
+Legend: N keys, K key dimensions, C neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from draftsmith.infer.costs.isotonic import pool_adjacent_violators
+from draftsmith.retrieval.dresd.index import search
+
+# A drafter's defaults (drafter.py), for which the curves are measured.
+NEIGHBOURS, NUM_DRAFTS, LEN_DRAFTS = 50, 10, 10
+CALIBRATED_ON = 2_000
 
 BINS = 20
 MIN_PER_BIN = 25
-# Odds are used as weights: no observation may weigh without bound.
+# Bounds the weight (the odds) of a neighbour.
 HIGHEST = 0.98
 
 
@@ -37,18 +45,14 @@ class SimilarityCurve:
 
 @dataclass(frozen=True, slots=True)
 class SimilarityCalibration:
-    """The curves of the first token and of later ones, and how many observations they stand on."""
+    """The curves of the first and of later tokens, and the number of observations behind each."""
 
     first: SimilarityCurve
     later: SimilarityCurve
     observations: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "first": {"similarity": self.first.similarity, "probability": self.first.probability},
-            "later": {"similarity": self.later.similarity, "probability": self.later.probability},
-            "observations": self.observations,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SimilarityCalibration:
@@ -61,8 +65,8 @@ class SimilarityCalibration:
 
 
 def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> SimilarityCurve:
-    """The rising curve of `right` over `similarity`. Every bin starts from one right and one wrong observation, so
-    without any the curve says 0.5."""
+    """The rising curve of `right` over `similarity`. Every bin starts with one right and one wrong observation, so an
+    empty curve is 0.5."""
     order = np.argsort(np.asarray(similarity, dtype=np.float64), kind="stable")
     sims, hits = np.asarray(similarity, dtype=np.float64)[order], np.asarray(right, dtype=np.float64)[order]
     bins = max(min(BINS, len(sims) // MIN_PER_BIN), 1)
@@ -73,3 +77,43 @@ def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | 
     return SimilarityCurve(
         tuple(round(point[0], 6) for point in points), tuple(round(min(float(mean), HIGHEST), 6) for mean in means)
     )
+
+
+def calibrate(
+    index: Any, keys_NK: np.ndarray, tokens_N: np.ndarray, ends: np.ndarray, seed: int
+) -> SimilarityCalibration:
+    """How often the continuations of neighbours from other documents are right, by similarity."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(keys_NK))[:CALIBRATED_ON])
+    first: list[tuple[float, bool]] = []
+    later: list[tuple[float, bool]] = []
+    # Twice as many, because neighbours from the query's own document are left out.
+    count = min(2 * NEIGHBOURS, len(keys_NK))
+    for start in range(0, len(chosen), 256):
+        block = chosen[start : start + 256]
+        sims_NC, offsets_NC = search(index, keys_NK[block], count)
+        for query, sims_C, offsets_C in zip(block, sims_NC, offsets_NC):
+            truth = _after(tokens_N, ends, int(query))
+            if truth:
+                for similarity, offset in _others(query, sims_C, offsets_C, tokens_N, ends):
+                    right = [a == b for a, b in zip(truth, _after(tokens_N, ends, offset))]
+                    judged = right[: right.index(False) + 1] if False in right else right
+                    first.extend((similarity, one) for one in judged[:1])
+                    later.extend((similarity, one) for one in judged[1:])
+    curves = [fit_curve([seen[0] for seen in pairs], [seen[1] for seen in pairs]) for pairs in (first, later)]
+    return SimilarityCalibration(curves[0], curves[1], (len(first), len(later)))
+
+
+def _others(
+    query: int, sims_C: np.ndarray, offsets_C: np.ndarray, tokens_N: np.ndarray, ends: np.ndarray
+) -> list[tuple[float, int]]:
+    """(similarity, offset) of the neighbours that a drafter would use if the query's document were not stored."""
+    documents_C = np.searchsorted(ends, offsets_C, side="right")
+    near_C = (offsets_C >= 0) & (documents_C != np.searchsorted(ends, query, side="right"))
+    sims_C, offsets_C = sims_C[near_C][:NEIGHBOURS], offsets_C[near_C][:NEIGHBOURS]
+    same_C = tokens_N[offsets_C] == tokens_N[query]
+    return list(zip(sims_C[same_C][:NUM_DRAFTS].tolist(), offsets_C[same_C][:NUM_DRAFTS].tolist()))
+
+
+def _after(tokens_N: np.ndarray, ends: np.ndarray, offset: int) -> list[int]:
+    end = int(ends[np.searchsorted(ends, offset, side="right")])
+    return [int(token) for token in tokens_N[offset + 1 : min(offset + 1 + LEN_DRAFTS, end)]]

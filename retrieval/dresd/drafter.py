@@ -1,13 +1,11 @@
-"""DReSD: dense retrieval for drafting (arXiv 2502.15572). What did the target go on with when its state was like this?
+"""DReSD (arXiv 2502.15572): draft what the target said next when its hidden state was similar.
 
 The state that predicted the newest token is looked up among the stored ones. Neighbours whose stored token is not the
-newest token are left out (the filtering token); the continuations of the others, best first, make one tree. A
-neighbour's similarity says how likely its next token is (the store's calibration); neighbours that agree add up, as
-weights w = p / (1 - p), a token being worth its weights over 1 + all weights: one neighbour alone is worth its p.
+newest token are left out (the filtering token); the continuations of the others, best first, make one tree. The store's
+calibration turns similarity into a probability p. Neighbours that agree add up: each weighs w = p / (1 - p), and a
+token's probability is its weights over 1 + all weights, so a single neighbour gives its p. All tokens are outright.
 
-All tokens are outright: nothing is drawn here. How a store is built is not known here (dresd_build.py).
-
-Legend: D hidden, C neighbours.
+Legend: T positions, N queries, D hidden, C neighbours.
 """
 
 from __future__ import annotations
@@ -33,17 +31,17 @@ from draftsmith.retrieval.dresd.store import DresdStore
 
 @dataclass(slots=True)
 class _State:
-    """A row's newest known state, and the position of the token that it predicted."""
+    """A row's newest state, and the position of the token that it predicted."""
 
     position: int = -1
     state_D: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
-class _Found:
+class _Neighbours:
     """A row's usable neighbours, best first: continuations, and the odds of their first and of later tokens.
 
-    `members` tells which neighbours pass through a leaf of the growing tree, `leaves` how many leaves there are."""
+    `members` maps a leaf of the growing tree to the neighbours that pass through it; `leaves` counts the leaves."""
 
     continuations: list[list[int]]
     first: list[float]
@@ -53,21 +51,21 @@ class _Found:
 
 
 class Dresd:
-    """Drafts what the target said elsewhere in like states.
+    """Drafts from a store of the target's states and the tokens that followed them.
 
     Args:
-        store: the folder of the store, built for this very target.
+        store: the store's folder; it must have been built for this target.
         num_drafts: how many continuations make the tree.
         len_drafts: how many tokens of each.
-        neighbours: how many neighbours are looked up, before the filtering token.
-        min_similarity: the cosine below which a neighbour is left out; -1: none is.
-        min_confidence: the probability of being reached and accepted below which a node is left out.
+        neighbours: how many neighbours to look up, before the filtering token.
+        min_similarity: leave out neighbours of a lower cosine; -1 keeps all.
+        min_confidence: leave out nodes whose path is less probable than this.
         nodes: the most nodes of the tree.
-        effort: how many candidates an approximate index looks at; 0: its own default.
+        effort: how many candidates an approximate index examines; 0 for its default.
         checksums: compare the whole store with its checksums when it is opened.
         threads: of a search with many queries.
-        costs: what passes of the target cost: a file, auto (what `draftsmith calibrate` left for this store and target,
-            if it did) or none. Known, they cut each tree to the nodes that are worth verifying.
+        costs: measured costs of the target's passes: a file, auto (those that `draftsmith calibrate` saved for this
+            store and target, if any) or none. With costs, each tree is cut to the nodes worth verifying.
     """
 
     name = "dresd"
@@ -95,9 +93,9 @@ class Dresd:
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
         if not -1 <= min_similarity <= 1:
-            raise ValueError(f"min_similarity is a cosine, between -1 and 1, and not {min_similarity}")
+            raise ValueError(f"min_similarity must be between -1 and 1, not {min_similarity}")
         if not 0 <= min_confidence < 1:
-            raise ValueError(f"min_confidence is a probability below 1, and not {min_confidence}")
+            raise ValueError(f"min_confidence must be at least 0 and below 1, not {min_confidence}")
         self.store = DresdStore(store, checksums, effort, threads)
         self.home = str(self.store.path)
         self.features: tuple[str, ...] = (self.store.manifest["feature"],)
@@ -108,14 +106,14 @@ class Dresd:
         self.min_confidence = min_confidence
         self.nodes = nodes
         self.costs = costs
-        self._economy: Policy | None = None
+        self._policy: Policy | None = None
         self._verified = 0
         self._states: dict[Row, _State] = {}
 
     def bind(self, target: Target) -> None:
         check_fits(self.store, target)
         costs = given_costs(self.costs, self.home, target)
-        self._economy = Policy(costs, None) if costs is not None else None
+        self._policy = Policy(costs, None) if costs is not None else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):
@@ -129,24 +127,23 @@ class Dresd:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):
             self._remember(row, given)
-        if self._economy is not None:
-            self._economy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
+        if self._policy is not None:
+            self._policy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         growths = [Growth(Budget(min(self.nodes, b.nodes), min(self.len_drafts, b.depth))) for b in budgets]
-        # A row whose newest token was not predicted by a known state (a prompt of one token, a new turn) has no query.
-        asking = [
+        # A row has no query if no state predicted its newest token (a prompt of one token, a new turn).
+        able = [
             b
             for b, row in enumerate(rows)
             if growths[b].budget.nodes and growths[b].budget.depth and self._states[row].position == len(row.ids) - 1
         ]
-        if asking:
-            found = self._look_up([rows[b] for b in asking])
-            self._grow([growths[b] for b in asking], found)
+        if able:
+            self._grow([growths[b] for b in able], self._look_up([rows[b] for b in able]))
         drafts = [growth.draft()[0] for growth in growths]
-        if self._economy is not None:
-            self._economy.begin([len(row.ids) for row in rows])
-            drafts = affordable(drafts, self._economy)
+        if self._policy is not None:
+            self._policy.begin([len(row.ids) for row in rows])
+            drafts = affordable(drafts, self._policy)
             self._verified = max(len(draft) for draft in drafts)
         return drafts
 
@@ -155,80 +152,73 @@ class Dresd:
         if states_TD is not None and len(states_TD):
             self._states[row] = _State(given.start + len(states_TD), states_TD[-1].clone())
 
-    def _look_up(self, rows: Sequence[Row]) -> list[_Found]:
+    def _look_up(self, rows: Sequence[Row]) -> list[_Neighbours]:
         """The neighbours of all rows in one search."""
         states = [self._states[row].state_D for row in rows]
         keys_NK = self.store.project(torch.stack([state_D for state_D in states if state_D is not None]))
         sims_NC, offsets_NC = self.store.search(keys_NK, self.neighbours)
         return [self._usable(row.ids[-1], *near) for row, *near in zip(rows, sims_NC, offsets_NC)]
 
-    def _usable(self, newest: int, sims_C: np.ndarray, offsets_C: np.ndarray) -> _Found:
-        known_C = (offsets_C >= 0) & (sims_C >= self.min_similarity)
-        sims_C, offsets_C = sims_C[known_C], offsets_C[known_C]
+    def _usable(self, newest: int, sims_C: np.ndarray, offsets_C: np.ndarray) -> _Neighbours:
+        near_C = (offsets_C >= 0) & (sims_C >= self.min_similarity)
+        sims_C, offsets_C = sims_C[near_C], offsets_C[near_C]
         same_C = self.store.tokens[offsets_C] == newest
         sims_C, offsets_C = sims_C[same_C][: self.num_drafts], offsets_C[same_C][: self.num_drafts]
-        calibration = self.store.calibration
-        return _Found(
-            [self.store.continuation(int(offset), self.len_drafts) for offset in offsets_C],
-            _odds(calibration.first(sims_C)),
-            _odds(calibration.later(sims_C)),
-        )
+        continuations = [self.store.continuation(int(offset), self.len_drafts) for offset in offsets_C]
+        first_C, later_C = self.store.calibration.first(sims_C), self.store.calibration.later(sims_C)
+        return _Neighbours(continuations, (first_C / (1 - first_C)).tolist(), (later_C / (1 - later_C)).tolist())
 
-    def _grow(self, growths: list[Growth], found: list[_Found]) -> None:
+    def _grow(self, growths: list[Growth], neighbours: list[_Neighbours]) -> None:
         def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
-            return [[self._children(growths[b], found[b], leaf) for leaf in leaves] for b, leaves in asked]
+            return [[self._children(growths[b], neighbours[b], leaf) for leaf in leaves] for b, leaves in asked]
 
-        for each in found:
+        for each in neighbours:
             each.members[ROOT] = list(range(len(each.continuations)))
         grow(growths, expand, width=self.nodes)
 
-    def _children(self, growth: Growth, found: _Found, leaf: int) -> list[Candidate]:
-        """The tokens that the neighbours below a leaf go on with, best first, and who goes on with each."""
+    def _children(self, growth: Growth, neighbours: _Neighbours, leaf: int) -> list[Candidate]:
+        """The tokens with which the neighbours below a leaf continue, best first; records who continues with each."""
         depth = 0 if leaf == ROOT else growth.leaves[leaf].depth
-        worth = 1.0 if leaf == ROOT else growth.leaves[leaf].worth
-        odds = found.later if depth else found.first
-        going: dict[int, list[int]] = {}
-        for member in found.members[leaf]:
-            if depth < len(found.continuations[member]):
-                going.setdefault(found.continuations[member][depth], []).append(member)
-        total = 1.0 + sum(odds[member] for members in going.values() for member in members)
-        worths = {token: sum(odds[member] for member in members) / total for token, members in going.items()}
-        kept = [token for token in going if worth * worths[token] >= self.min_confidence]
-        kept.sort(key=lambda token: -worths[token])
-        # `grow` appends the candidates of the leaves that it asked for in their order.
-        for number, token in enumerate(kept, start=found.leaves):
-            found.members[number] = going[token]
-        found.leaves += len(kept)
-        return [Candidate(token, worths[token], self.name) for token in kept]
+        path_prob = 1.0 if leaf == ROOT else growth.leaves[leaf].worth
+        odds = neighbours.later if depth else neighbours.first
+        groups: dict[int, list[int]] = {}
+        for member in neighbours.members[leaf]:
+            if depth < len(neighbours.continuations[member]):
+                groups.setdefault(neighbours.continuations[member][depth], []).append(member)
+        total = 1.0 + sum(odds[member] for members in groups.values() for member in members)
+        probs = {token: sum(odds[member] for member in members) / total for token, members in groups.items()}
+        kept = [token for token in groups if path_prob * probs[token] >= self.min_confidence]
+        kept.sort(key=lambda token: -probs[token])
+        # `grow` numbers leaves in the order in which their candidates are returned.
+        for number, token in enumerate(kept, start=neighbours.leaves):
+            neighbours.members[number] = groups[token]
+        neighbours.leaves += len(kept)
+        return [Candidate(token, probs[token], self.name) for token in kept]
 
 
 def check_fits(store: DresdStore, target: Target) -> None:
-    """Refuse a store that was built for another target, tokenizer or chat template, with one clear line."""
-    said = store.manifest
+    """Refuse a store that was built for another target, tokenizer or chat template."""
+    manifest = store.manifest
     tokenizer = target.tokenizer
-    if said.get("tokenizer") is not None and tokenizer is not None:
-        if tokenizer_fingerprint(tokenizer) != said["tokenizer"]:
-            raise ValueError(f"{store.path} has another tokenizer than the target: its token ids mean other text")
+    if manifest.get("tokenizer") is not None and tokenizer is not None:
+        if tokenizer_fingerprint(tokenizer) != manifest["tokenizer"]:
+            raise ValueError(f"{store.path} was built with another tokenizer: build a store for this target")
     else:
         check_same_tokenizer(None, store.vocab_size, tokenizer, target.vocab_size, f"the store {store.path}")
     if getattr(target, "model", None) is None:
-        raise ValueError("dresd reads the target's hidden states, and this target has none to lend")
-    if target_fingerprint(target) != said["target"]:
+        raise ValueError("dresd needs the target's hidden states, and recorded answers have none: give a target")
+    if target_fingerprint(target) != manifest["target"]:
         raise ValueError(
-            f"{store.path} was built from another target's states, which this one's cannot be looked up among: "
-            "build a store with `draftsmith store build dresd --target` for this one"
+            f"{store.path} was built from another target's states: build a store for this target with "
+            "`draftsmith store build dresd --target`"
         )
-    template = said.get("template")
+    template = manifest.get("template")
     if template and template["name"] == "chat" and tokenizer is not None:
         from draftsmith.infer.text.templates import find_template
 
-        served = find_template("chat", tokenizer, template.get("kwargs"), template.get("system"))
-        if served.fingerprint() != template["fingerprint"]:
+        current = find_template("chat", tokenizer, template.get("kwargs"), template.get("system"))
+        if current.fingerprint() != template["fingerprint"]:
             raise ValueError(
-                f"{store.path} was built with another chat template than this target's tokenizer has now: "
-                "its states follow prompts of another form; build it again"
+                f"{store.path} was built with another chat template than this target's tokenizer has: "
+                "build the store again"
             )
-
-
-def _odds(probability: np.ndarray) -> list[float]:
-    return [float(odds) for odds in probability / (1.0 - probability)]

@@ -1,8 +1,8 @@
-"""FAISS indexes (inner product): exact, a graph (HNSW), or cells (IVF-PQ). FAISS is imported where it is used.
+"""FAISS indexes (inner product): exact (flat), a graph (HNSW), or compressed cells (IVF-PQ).
 
-Which keys they hold is not known here. A graph is built by one thread, so that the same keys give the same file.
+FAISS is imported where it is used. A graph is built by one thread, so that the same keys give the same file.
 
-Legend: N keys, K key dimensions.
+Legend: N keys or queries, K key dimensions, C neighbours.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import numpy as np
 IndexKind = Literal["auto", "flat", "hnsw", "ivfpq"]
 FLAT_UP_TO = 20_000
 HNSW_UP_TO = 10_000_000
-# Links per key, and candidates looked at while building and asking.
+# Links per key, and candidates examined while building and searching.
 LINKS, BUILD_EFFORT, SEARCH_EFFORT = 32, 100, 128
-CELLS_ASKED = 32
+CELLS_SEARCHED = 32
 BLOCK = 65_536
 
 
 def load_faiss() -> Any:
-    """The library, or one line that says how to get it."""
+    """Import FAISS; ValueError says how to install it."""
     try:
         import faiss
     except ModuleNotFoundError as error:
         if error.name != "faiss":
             raise
         raise ValueError(
-            "faiss is not installed; pip install 'draftsmith[retrieval]' brings it (retrieval-gpu: its build for CUDA)"
+            "faiss is not installed: pip install 'draftsmith[retrieval]' (retrieval-gpu for its CUDA build)"
         ) from error
     return faiss
 
 
 def choose(kind: IndexKind, keys: int) -> IndexKind:
-    """What `auto` stands for: exact search while it costs about a millisecond, a graph while it fits into memory."""
+    """Resolve `auto`: exact while a search takes about a millisecond, a graph while it fits in memory, else cells."""
     if kind not in ("auto", "flat", "hnsw", "ivfpq"):
         raise ValueError(f"unknown index {kind!r}: auto, flat, hnsw or ivfpq")
     if kind != "auto":
@@ -72,14 +72,14 @@ def _train_cells(faiss: Any, keys_NK: np.ndarray, seed: int) -> Any:
     bits = 8
     if count < 39 << bits:
         raise ValueError(
-            f"an ivfpq index needs {39 << bits} keys to be trained, and there are {count}: use flat or hnsw"
+            f"an ivfpq index needs {39 << bits} keys for training, and there are {count}: use flat or hnsw"
         )
     if dims % 2:
         raise ValueError(f"an ivfpq index needs an even number of key dimensions, not {dims}")
     cells = min(max(int(4 * math.sqrt(count)), 1), count // 39)
     quantizer = faiss.IndexFlatIP(dims)
     index = faiss.IndexIVFPQ(quantizer, dims, cells, dims // 2, bits, faiss.METRIC_INNER_PRODUCT)
-    # The Python wrapper keeps the quantizer alive no longer than this function; the index takes it over.
+    # The Python object would free the quantizer at the end of this function: hand it over to the index.
     quantizer.this.disown()
     index.own_fields = True
     index.cp.seed = index.pq.cp.seed = seed + 1
@@ -89,11 +89,11 @@ def _train_cells(faiss: Any, keys_NK: np.ndarray, seed: int) -> Any:
 
 
 def set_effort(index: Any, effort: int) -> None:
-    """How many candidates (HNSW) or cells (IVF-PQ) a search looks at; an exact index has no such choice."""
+    """How many candidates (HNSW) or cells (IVF-PQ) a search examines; an exact index has no such setting."""
     if hasattr(index, "hnsw"):
         index.hnsw.efSearch = effort or SEARCH_EFFORT
     elif hasattr(index, "nprobe"):
-        index.nprobe = effort or CELLS_ASKED
+        index.nprobe = effort or CELLS_SEARCHED
 
 
 def write_index(index: Any, path: Path) -> None:
@@ -110,7 +110,14 @@ def read_index(path: Path, threads: int = 1) -> Any:
 
 
 def stored_keys(index: Any, offsets: np.ndarray) -> np.ndarray:
-    """[N, K]: the keys of these offsets as the index holds them (exact, unless it compresses them)."""
+    """[N, K]: the keys at these offsets, as stored in the index (IVF-PQ compresses them)."""
     if hasattr(index, "make_direct_map"):
         index.make_direct_map()
     return np.stack([index.reconstruct(int(offset)) for offset in offsets])
+
+
+def search(index: Any, keys_NK: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """[N, C] similarities and offsets, sorted by similarity, then by offset, whatever the index's own order."""
+    sims_NC, offsets_NC = index.search(np.ascontiguousarray(keys_NK, dtype=np.float32), count)
+    order_NC = np.lexsort((offsets_NC, -sims_NC), axis=-1)
+    return np.take_along_axis(sims_NC, order_NC, -1), np.take_along_axis(offsets_NC, order_NC, -1)

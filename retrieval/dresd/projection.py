@@ -1,7 +1,6 @@
-"""From a target's state to a key: z-score per dimension, PCA, length one (arXiv 2502.15572).
+"""From a target's state to a key: z-score per dimension, PCA, unit length (arXiv 2502.15572).
 
-Z-score and PCA are one affine map, kept as one matrix. It is fitted in one pass over blocks of states, in float64, and
-never needs them all at once. Where states come from is not known here.
+Z-score and PCA are one affine map, stored as one matrix. It is fitted in float64, in one pass over blocks of states.
 
 Legend: N states, D hidden, K key dimensions.
 """
@@ -15,20 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# A dimension that does not vary says nothing; it must not be blown up either.
+# Dimensions that hardly vary are dropped instead of scaled up.
 MIN_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """`matrix_KD` and `offset_K` take a state to its key before it is scaled to length one."""
+    """`matrix_KD` and `offset_K` map a state to its key, before normalisation."""
 
     matrix_KD: torch.Tensor
     offset_K: torch.Tensor
 
     @torch.inference_mode()
     def keys(self, states_ND: torch.Tensor) -> np.ndarray:
-        """[N, K] float32 of length one, by one code path for building and asking."""
+        """[N, K] float32, of unit length."""
         keys_NK = states_ND.detach().to("cpu", torch.float32) @ self.matrix_KD.T + self.offset_K
         return torch.nn.functional.normalize(keys_NK, dim=-1).numpy()
 
@@ -45,13 +44,13 @@ class Projection:
 
 
 def fit(blocks: Iterable[torch.Tensor], dims: int) -> tuple[Projection, float]:
-    """The projection to the `dims` directions of most variance, and the share of the variance that they hold."""
+    """The projection to the `dims` directions of most variance, and their share of the variance."""
     count, sum_D, square_DD = 0, torch.zeros(0), torch.zeros(0)
     centre_D = torch.zeros(0)
     for block in blocks:
         block_ND = block.to("cpu", torch.float64)
         if not count:
-            # Sums around a first guess of the mean: no digits are lost where the mean is far from zero.
+            # Centred on a first guess of the mean, so that no digits are lost if the mean is far from zero.
             centre_D = block_ND.mean(0)
             sum_D, square_DD = torch.zeros_like(centre_D), torch.zeros(2 * (len(centre_D),), dtype=torch.float64)
         block_ND = block_ND - centre_D
@@ -59,14 +58,14 @@ def fit(blocks: Iterable[torch.Tensor], dims: int) -> tuple[Projection, float]:
         sum_D += block_ND.sum(0)
         square_DD += block_ND.T @ block_ND
     if count < 2:
-        raise ValueError(f"a projection cannot be fitted on {count} positions: give more data")
+        raise ValueError(f"a projection cannot be fitted on {count} positions: add data")
     mean_D = sum_D / count
     covariance_DD = square_DD / count - mean_D[:, None] * mean_D
     spread_D = covariance_DD.diagonal().clamp_min(0).sqrt()
     scale_D = torch.where(spread_D > MIN_SPREAD, 1 / spread_D.clamp_min(MIN_SPREAD), 0.0)
     values_D, vectors_DD = torch.linalg.eigh(covariance_DD * scale_D[:, None] * scale_D)
     best_DK = vectors_DD.flip(1)[:, : min(dims, len(values_D))]
-    # An eigenvector's sign is the library's choice: the largest part is made positive.
+    # Eigenvectors have no sign of their own: make the largest component positive.
     largest_K = best_DK.gather(0, best_DK.abs().argmax(0, keepdim=True))[0]
     matrix_KD = (best_DK * torch.where(largest_K < 0, -1.0, 1.0)).T * scale_D
     held = float(values_D.flip(0)[: best_DK.shape[1]].sum() / values_D.sum().clamp_min(1e-30))

@@ -1,13 +1,13 @@
-"""An unfinished DReSD store: a folder beside its place, in which every file is whole or not there.
+"""The work folder of an unfinished DReSD store, beside the store's place; every file in it is whole or absent.
 
-    plan.json            what is being built; a build with another plan does not go on from here
+    plan.json            what is being built; a build with another plan does not resume it
     sequences.npz        all token ids with their context, which of them have keys, and where documents end
     states-00007.npy     a shard's target states, until the projection is fitted
     keys-00007.npy       a shard's keys
 
-Sequences are cut where the target's context ends, each part with some of the text before it; documents are not: a
-continuation may go on over the cut. Shards are drawn from all documents at random, so that the first ones are a fair
-sample to fit the projection on. Models and indexes are not known here.
+Sequences are cut at `max_length`, each part starting with some of the text before it; documents are not cut, so a
+continuation may cross a cut. Shards are drawn from all documents at random, so that the first ones are a fair sample
+for fitting the projection.
 
 Legend: T positions.
 """
@@ -27,16 +27,15 @@ import numpy as np
 
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.store.format import locked
 
 SEQUENCES = "sequences.npz"
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Parts of documents. Part i holds `ids_T[starts[i] : starts[i + 1]]`; tokens that are marked as `keyed` have keys,
-    in this order: what the target emitted, and the one token before, from which it began (the first step's query).
-    `ends` counts keys up to the end of each document, which is a run of emitted tokens."""
+    """Parts of documents. Part i is `ids_T[starts[i] : starts[i + 1]]`; `keyed_T` marks tokens that have keys: those
+    that the target emitted, and the one before them (the first step's query). `ends` counts keys up to the end of
+    each document, which is a run of emitted tokens."""
 
     ids_T: np.ndarray
     keyed_T: np.ndarray
@@ -64,7 +63,7 @@ class Sequences:
 
 
 def gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Sequences:
-    """Samples to parts of at most `max_length` tokens. A token that nothing stands before has no state, and no key."""
+    """Cut samples into parts of at most `max_length` tokens. A sample's first token has no state, and so no key."""
     ids, keyed, starts, ends = array("I"), array("B"), array("Q", [0]), array("Q")
     keys = 0
     for number, sample in enumerate(samples, start=1):
@@ -72,10 +71,10 @@ def gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Seq
         if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
             raise ValueError(f"sample {number} holds a token id outside the target's vocabulary of {vocab_size}")
         after = [*mask[1:], 0]
-        marked = [0, *(int(one or behind) for one, behind in zip(mask[1:], after[1:]))]
-        for one, emitted, behind in zip(marked, mask, after):
-            keys += one
-            if emitted and not behind and keys > (ends[-1] if ends else 0):
+        marked = [0, *(int(emitted or following) for emitted, following in zip(mask[1:], after[1:]))]
+        for is_key, emitted, following in zip(marked, mask, after):
+            keys += is_key
+            if emitted and not following and keys > (ends[-1] if ends else 0):
                 ends.append(keys)
         for first, context in _parts(len(tokens), max_length):
             last = min(first + max_length, len(tokens))
@@ -93,7 +92,7 @@ def gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Seq
 
 
 def _parts(length: int, max_length: int) -> Iterator[tuple[int, int]]:
-    """(first token, how many of the part's tokens are context only: an earlier part has their keys)."""
+    """(first token, number of leading tokens that are context only: an earlier part has their keys)."""
     context = max_length // 4
     first = 0
     yield 0, 0
@@ -103,7 +102,7 @@ def _parts(length: int, max_length: int) -> Iterator[tuple[int, int]]:
 
 
 def shards(sequences: Sequences, size: int, seed: int) -> list[np.ndarray]:
-    """Parts in random order, in groups of about `size` keys; within a group in their own order."""
+    """Random groups of parts, of about `size` keys each; within a group, parts keep their order."""
     order = np.random.default_rng(seed).permutation(len(sequences))
     filled = np.cumsum(sequences.counts()[order])
     group = (filled - 1) // size if len(order) else filled
@@ -111,7 +110,7 @@ def shards(sequences: Sequences, size: int, seed: int) -> list[np.ndarray]:
 
 
 class BuildFolder:
-    """The folder of an unfinished store, held by one process at a time."""
+    """The folder of an unfinished store, locked by its builder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -120,7 +119,7 @@ class BuildFolder:
         return self.folder / f"{kind}-{number:05d}.npy"
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Start, or go on with the same plan. Before the data were read nothing is there to go on with."""
+        """Start, or resume the same plan. Until the data is read, there is nothing to resume."""
         path = self.folder / "plan.json"
         plan = json.loads(json.dumps(plan))
         if path.exists() and (self.folder / SEQUENCES).exists():
@@ -128,8 +127,8 @@ class BuildFolder:
             other = next((key for key in plan if known.get(key) != plan[key]), None)
             if other is not None:
                 raise ValueError(
-                    f"{self.folder} is a build that was interrupted and had another {other}: "
-                    "delete that folder to begin anew, or ask for what was asked then"
+                    f"{self.folder} is an interrupted build with another {other}: delete that folder to start over, or "
+                    "repeat the command of that build to resume it"
                 )
         else:
             write_json(path, plan)
@@ -159,17 +158,10 @@ class BuildFolder:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its name only when it is complete."""
+    """A binary file that is renamed to `path` when it is complete."""
     beside = path.with_name(f".{path.name}.part")
     with beside.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[BuildFolder]:
-    """The work folder, made if need be, under its lock."""
-    with locked(folder):
-        yield BuildFolder(folder)

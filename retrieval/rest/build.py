@@ -1,44 +1,31 @@
-"""Building a REST store: documents -> segments with a backward suffix array each (arXiv 2311.08252).
+"""Build a REST store (arXiv 2311.08252): documents -> segments, each with a backward suffix array.
 
-How segments are written, and how a build that was killed goes on, is store_writer.py's.
+retrieval/store/writer.py writes the segments and resumes a build that was killed.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from draftsmith.infer.measure.recording import Recording
 from draftsmith.infer.text.rendering import Template
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.rest.suffix_array import backward_suffixes
-from draftsmith.retrieval.store.documents import Content, DocumentReader
-from draftsmith.retrieval.store.segments import Manifest
-from draftsmith.retrieval.store.token_stream import separator, stream_dtype
+from draftsmith.retrieval.store.documents import Content, Document, DocumentReader
+from draftsmith.retrieval.store.segments import Manifest, check_ids, separator, stream_dtype
 from draftsmith.retrieval.store.writer import CHUNK_TOKENS, OnSegment, build
 
 KIND = "rest"
 
 
 def make_parts(stream: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
-    """`stream` [N] -> {suffixes [M]}; documents need no look, for the separator stands between them."""
+    """`stream` [N] -> {suffixes [M]}. `starts` is not needed: a separator follows each document."""
     return {"suffixes": backward_suffixes(stream, separator(stream.dtype))}
-
-
-def empty_manifest(template: Template, template_name: str, content: Content, provenance: dict[str, Any]) -> Manifest:
-    """Of a store to come, for targets with this template's tokenizer."""
-    vocab_size = max(template.tokenizer.get_vocab().values()) + 1
-    return Manifest(
-        kind=KIND,
-        tokenizer=tokenizer_fingerprint(template.tokenizer),
-        vocab_size=vocab_size,
-        dtype=stream_dtype(vocab_size).name,
-        template=template.fingerprint(),
-        template_name=template_name,
-        content=content,
-        provenance=provenance,
-    )
 
 
 def build_store(
@@ -50,19 +37,52 @@ def build_store(
     chunk_tokens: int = CHUNK_TOKENS,
     on_segment: OnSegment = lambda segment: None,
 ) -> Manifest:
-    """Build a store at `out` of all that `reader` gives.
+    """Build a store at `out` from all documents of `reader`.
 
     Args:
-        template_name: by which the template can be found again.
+        template_name: the template's name, kept so that `append` finds it again.
         provenance: kept in store.json.
-        source: what tells whether the data are still those that a killed build was reading.
-        chunk_tokens: of a segment.
-        on_segment: told of each.
+        source: identifies the data; a killed build is resumed only if it is unchanged.
+        chunk_tokens: tokens per segment.
+        on_segment: called after each segment.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
-    manifest = empty_manifest(reader.template, template_name, reader.content, provenance)
+    manifest = _empty_manifest(reader.template, template_name, reader.content, provenance)
     job = {"kind": KIND, "data": source, "tokenizer": manifest.tokenizer, "template": manifest.template,
            "content": reader.content, "chunk_tokens": chunk_tokens, "limit": reader.limit,
            "on_bad": reader.on_bad}  # fmt: skip
     return build(out, manifest, reader, make_parts, job=job, chunk_tokens=chunk_tokens, on_segment=on_segment)
+
+
+def store_answers(
+    out: Path, answers: Sequence[Recording], template: Template, template_name: str, provenance: dict[str, Any]
+) -> Manifest:
+    """Build a store at `out` from recorded answers, one document each, in their order."""
+    manifest = _empty_manifest(template, template_name, "answers", provenance)
+
+    def batches(skip: int) -> Iterator[list[Document]]:
+        for one in answers[skip:]:
+            ids = check_ids(one.answer, manifest.vocab_size, one.key)
+            yield [Document(one.key, ids, one.time)]
+
+    digest = hashlib.sha256()
+    for one in answers:
+        digest.update(np.asarray([*one.answer, -1], np.int64).tobytes())
+    job = {"answers": digest.hexdigest(), "tokenizer": manifest.tokenizer, "chunk_tokens": CHUNK_TOKENS}
+    return build(out, manifest, batches, make_parts, job=job)
+
+
+def _empty_manifest(template: Template, template_name: str, content: Content, provenance: dict[str, Any]) -> Manifest:
+    """The manifest of a store without segments, for targets with this template's tokenizer."""
+    vocab_size = max(template.tokenizer.get_vocab().values()) + 1
+    return Manifest(
+        kind=KIND,
+        tokenizer=tokenizer_fingerprint(template.tokenizer),
+        vocab_size=vocab_size,
+        dtype=stream_dtype(vocab_size).name,
+        template=template.fingerprint(),
+        template_name=template_name,
+        content=content,
+        provenance=provenance,
+    )

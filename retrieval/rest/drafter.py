@@ -1,11 +1,10 @@
-"""REST: the draft is what followed the newest tokens wherever they stand in a store (arXiv 2311.08252), or in the row.
+"""REST (arXiv 2311.08252): draft what followed the newest tokens elsewhere, in a store or in the row's own text.
 
-Every length of match counts at once: the places of all back-off levels, and the row's own earlier text, are merged into
-one trie whose probabilities blend the levels, and the best nodes of it are the draft. Nothing found, nothing drafted.
-The work is done by compiled kernels over mapped files (rest_lookup.py, rest_tree.py); how a store is written is
-known to store_writer.py, and no model is known here.
+All match lengths count at once: their places, and those in the row's own text, are merged into one trie whose
+probabilities blend the lengths; its best nodes are the draft. Without a match, nothing is drafted. Compiled kernels
+over mapped files do the work (lookup.py, tree.py).
 
-Legend: G segments, H hits, D places ahead.
+Legend: G segments, S levels, H hits, D places ahead, N nodes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,17 +24,18 @@ from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.tree_builder import affordable
 from draftsmith.retrieval.rest.in_memory_index import InMemoryIndex
-from draftsmith.retrieval.rest.row import RowIndex
-from draftsmith.retrieval.rest.scratch import Scratch
-from draftsmith.retrieval.rest.verbatim import contains
 from draftsmith.retrieval.store.segments import Manifest, Store
 
+if TYPE_CHECKING:
+    from draftsmith.retrieval.rest.lookup import RowIndex
+
 KIND = "rest"
-# How much of its counts each level gives up, by the number of tokens that match (the last entry: that many and more).
-# Chosen, like every default below, on recorded chat answers to other questions than any reported figure.
+# Smoothing of each level's counts, by matching tokens (the last entry: that many or more): the discount taken off each
+# count, and the pseudo-counts of the level below. These and the defaults below were chosen on recorded chat answers to
+# questions that no reported figure uses.
 DISCOUNTS = np.array([0.5, 0.6, 0.7, 0.8])
-STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
-# The blended probability, and the share of such tokens that was accepted.
+STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0])
+# Calibration: the blended probability, and the share of such tokens that was accepted.
 BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
 ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
 
@@ -47,22 +46,22 @@ class Rest:
     Args:
         store: the store's folder (`draftsmith store build rest`).
         nodes: the most nodes of a draft.
-        num_draft_tokens: how far a place is read ahead.
-        max_match: the longest match looked for, in tokens.
-        hits: how many places of the store are read at most; longer matches come first.
-        hits_per_level: how many of one match length; more than these are sampled.
-        context_hits: how many places of the row's own text are read.
-        context_weight: what one of them counts for, in places of the store; 0 leaves the row's own text out.
-        context_lead: by how many tokens it is taken for a longer match than it is.
-        min_confidence: nodes that are less probable than this, their ancestors counted in, are not drafted.
-        threads: how many rows of a batch are looked up at the same time.
-        verify: read the store's checksums when it is bound, instead of the files' sizes alone.
-        max_mapped_mb: a larger store is not mapped into memory but read through a cache. A mapped one counts as this
-            process's memory as it is touched, in the end as a whole.
-        cache_mb: memory of that cache; all threads share it.
-        max_arrived: of the documents that are taken in while drafting, the newest so many tokens are kept, in memory.
-        costs: what passes of the target cost: a file, auto (what `draftsmith calibrate` left for this store and target,
-            if it did) or none. Known, they cut each tree to the nodes that are worth verifying.
+        num_draft_tokens: how many tokens to read after each place.
+        max_match: the longest match to look for, in tokens.
+        hits: the most places to read in the store, longest matches first.
+        hits_per_level: the most places per match length; if there are more, a sample is read.
+        context_hits: the most places to read in the row's own text.
+        context_weight: the weight of a place in the row's own text, in places of the store; 0 ignores the row's text.
+        context_lead: how many tokens to add to the match length of such a place.
+        min_confidence: leave out nodes whose path is less probable than this.
+        threads: how many rows of a batch to look up at the same time.
+        verify: compare the store with its checksums when it is opened, instead of checking file sizes only.
+        max_mapped_mb: read a larger store through a cache instead of mapping it into memory. A mapped store counts as
+            this process's memory as its pages are touched, in the end all of them.
+        cache_mb: size of that cache, shared by all threads.
+        max_arrived: how many tokens of documents added while drafting to keep in memory, newest first.
+        costs: measured costs of the target's passes: a file, auto (those that `draftsmith calibrate` saved for this
+            store and target, if any) or none. With costs, each tree is cut to the nodes worth verifying.
     """
 
     name = KIND
@@ -116,16 +115,20 @@ class Rest:
         self.cache_mb = cache_mb
         self.max_arrived = max_arrived
         self.costs = costs
-        self._economy: Policy | None = None
+        self._policy: Policy | None = None
         self._verified = 0
         self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def bind(self, target: Target) -> None:
-        """Open the store, see that it speaks the target's language, and compile (from the cache, if it is not new)."""
+        """Open the store, check that it fits the target, and compile the kernels (or load them from numba's cache)."""
         mapped = Manifest.read(self.path, KIND).bytes <= self.max_mapped_mb * 2**20 or not hasattr(os, "pread")
         filed = () if mapped else ("tokens", "suffixes")
-        self._lookup, self._tree = kernels()
+        try:
+            from draftsmith.retrieval.rest import lookup, tree
+        except ImportError as error:
+            raise ValueError("REST needs numba: pip install 'draftsmith[retrieval]'") from error
+        self._lookup, self._tree = lookup, tree
         store = Store.open(self.path, KIND, "checksums" if self.verify else "sizes", filed)
         if target.tokenizer is not None:
             store.check_tokenizer(target.tokenizer)
@@ -136,45 +139,43 @@ class Rest:
             )
         self._store = store
         costs = given_costs(self.costs, self.home, target)
-        self._economy = Policy(costs, None) if costs is not None else None
-        self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
+        self._policy = Policy(costs, None) if costs is not None else None
+        self._mapped = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
-        self._overlay = InMemoryIndex(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
-        sizes = (len(self._stored), self.max_match, self.hits + self.context_hits, self.num_draft_tokens)
-        self._scratches = [Scratch(*sizes, self.num_nodes, self._vocab) for _ in range(self.threads)]
-        for scratch in self._scratches:
-            scratch.stored = self._streams(store) if filed else self._stored
+        self._added = InMemoryIndex(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
+        sizes = (self.max_match, self.hits + self.context_hits, self.num_draft_tokens, self.num_nodes, self._vocab)
+        self._scratches = [Scratch(self._cached(store) if filed else self._mapped, *sizes) for _ in range(self.threads)]
         if self._pool is not None:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        first = [int(token) for token in self._stored[0][0][:2]]
-        self._draft(RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
+        first = [int(token) for token in self._mapped[0][0][:2]]
+        self._draft(lookup.RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
-            self._indexes[row] = RowIndex()
+            self._indexes[row] = self._lookup.RowIndex()
 
     def close(self, rows: Sequence[Row]) -> None:
         for row in rows:
             del self._indexes[row]
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        if self._economy is not None:
-            self._economy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
+        if self._policy is not None:
+            self._policy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
     def add_document(self, ids: Sequence[int]) -> None:
-        """Draft from one more document, which is kept in memory; the store itself does not change."""
-        self._overlay.add(ids)
+        """Also draft from this document. It is kept in memory; the store does not change."""
+        self._added.add_document(ids)
         for scratch in self._scratches:
-            scratch.cover(len(self._stored) + len(self._overlay.runs))
+            scratch.cover(len(self._mapped) + len(self._added.runs))
 
     def holds(self, ids: Sequence[int]) -> bool:
-        """Whether a document that is drafted from has all of `ids` in a row."""
+        """Whether `ids` occur consecutively in a document of the store or an added one."""
         ids_T = np.asarray(ids, np.int64)
-        segments = [*self._stored, *self._arrived()]
-        return any(contains(*segment, self._known, ids_T, self._lookup.narrow) for segment in segments)
+        segments = [*self._mapped, *self._runs()]
+        return any(self._lookup.contains(tokens, suffixes, self._known, ids_T) for tokens, suffixes in segments)
 
-    def _streams(self, store: Store) -> list[tuple[Any, Any]]:
+    def _cached(self, store: Store) -> list[tuple[Any, Any]]:
         """Each segment's tokens and suffixes, read from their files through one cache."""
         from draftsmith.retrieval.rest.stream_access import PageCache
 
@@ -182,15 +183,15 @@ class Rest:
         arrays = PageCache(self.cache_mb / self.threads).over(files)
         return list(zip(arrays[::2], arrays[1::2]))
 
-    def _arrived(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(run.tokens, run.suffixes) for run in self._overlay.runs]
+    def _runs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(run.tokens, run.suffixes) for run in self._added.runs]
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
         drafts = self._drafts(work)
-        if self._economy is not None:
-            self._economy.begin([len(row.ids) for row in rows])
-            drafts = affordable(drafts, self._economy)
+        if self._policy is not None:
+            self._policy.begin([len(row.ids) for row in rows])
+            drafts = affordable(drafts, self._policy)
             self._verified = max(len(draft) for draft in drafts)
         return drafts
 
@@ -207,7 +208,7 @@ class Rest:
         return drafts
 
     def _draft(self, index: RowIndex, ids: list[int], budget: Budget, scratch: Scratch) -> Draft:
-        index.catch_up(ids, self._lookup)
+        index.catch_up(ids)
         nodes, depth = min(budget.nodes, self.num_nodes), min(budget.depth, self.num_draft_tokens)
         if nodes < 1 or depth < 1:
             return Draft()
@@ -219,13 +220,13 @@ class Rest:
             DISCOUNTS, STRENGTHS, *scratch.sorting, scratch.seen_V, scratch.epoch, *scratch.counting,
             *scratch.leaves, scratch.heap, *scratch.nodes,
         )  # fmt: skip
-        return self._written(size, scratch)
+        return self._to_draft(size, scratch)
 
     def _find(self, index: RowIndex, scratch: Scratch) -> int:
-        """The number of hits, of the store first and then of the row itself, left in `scratch`."""
+        """Write the hits to `scratch`, the store's first and then the row's own; returns how many there are."""
         lookup, s = self._lookup, scratch
         context = index.ids[max(0, index.length - self.max_match) : index.length]
-        segments = [*s.stored, *self._arrived()]
+        segments = [*s.stored, *self._runs()]
         for g, ((tokens, suffixes), (lows, highs, _)) in enumerate(zip(segments, s.rows)):
             s.longest_G[g] = lookup.narrow(tokens, suffixes, self._known, context, lows, highs)
         count = int(lookup.plan(
@@ -245,29 +246,52 @@ class Rest:
             ))  # fmt: skip
         return count
 
-    def _written(self, size: int, scratch: Scratch) -> Draft:
-        """The nodes as a draft; they come most probable first, so siblings are tried in that order."""
+    def _to_draft(self, size: int, scratch: Scratch) -> Draft:
+        """The nodes as a draft. They come most probable first, so siblings are tried in that order."""
         tokens, parents, depths, probs = (array[:size] for array in scratch.nodes)
         confidences = np.interp(probs, BLENDED, ACCEPTED).tolist()
         draft = Draft(tokens=tokens.tolist(), parents=parents.tolist(), depths=depths.tolist())
-        trials, children, source = draft.trials, draft._children, self.name
+        children, source = draft._children, self.name
         for node, (token, parent, confidence) in enumerate(zip(draft.tokens, draft.parents, confidences)):
             children[parent, token] = node
-            trial = Trial(node, OUTRIGHT, source, confidence)
-            if parent in trials:
-                trials[parent].append(trial)
-            else:
-                trials[parent] = [trial]
+            draft.trials.setdefault(parent, []).append(Trial(node, OUTRIGHT, source, confidence))
         return draft
 
 
-def kernels() -> tuple[ModuleType, ModuleType]:
-    """The compiled modules (lookup, tree), which need numba."""
-    try:
-        from draftsmith.retrieval.rest import lookup as rest_lookup
-        from draftsmith.retrieval.rest import tree as rest_tree
-    except ImportError as error:
-        raise ValueError(
-            "REST needs numba, which the extra `retrieval` installs: pip install 'draftsmith[retrieval]'"
-        ) from error
-    return rest_lookup, rest_tree
+class Scratch:
+    """The arrays that the compiled kernels (lookup.py, tree.py) write to; one thread reuses them for every draft.
+
+    `stored` is what each segment's tokens and suffixes are read from; a cache belongs to one thread. The number of
+    segments may grow (cover); the other sizes follow from the drafter's settings.
+    """
+
+    def __init__(
+        self, stored: Sequence[tuple[Any, Any]], levels: int, hits: int, ahead: int, nodes: int, vocab: int
+    ) -> None:
+        self.stored = stored
+        self.levels = levels
+        self.cover(len(stored))
+        self.ranks_H, self.levels_H, self.weights_H = _ints(hits), _ints(hits), np.zeros(hits)
+        self.ahead_HD = _ints(hits, ahead)
+        # In the order of grow()'s arguments: per hit, per token, per level and child, per child.
+        self.sorting = [_ints(hits), _ints(hits), _ints(hits)]
+        self.seen_V = _ints(vocab)
+        self.counting = [
+            np.zeros((levels + 1, hits)), np.zeros(levels + 1), np.zeros(hits), _ints(hits), _ints(hits + 1)
+        ]  # fmt: skip
+        # At each depth, a hit is below at most one leaf.
+        most = hits * ahead
+        self.leaves = [*(_ints(most) for _ in range(5)), np.zeros(most), np.zeros(most)]
+        self.heap = _ints(most)
+        self.nodes = [_ints(nodes), _ints(nodes), _ints(nodes), np.zeros(nodes)]
+        self.epoch = 0
+
+    def cover(self, segments: int) -> None:
+        """Make room for the intervals of `segments` segments."""
+        self.lows_GS, self.highs_GS, self.before_GS = (_ints(segments, self.levels) for _ in range(3))
+        self.longest_G = _ints(segments)
+        self.rows = list(zip(self.lows_GS, self.highs_GS, self.before_GS))
+
+
+def _ints(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.int64)

@@ -1,11 +1,9 @@
-"""Documents that arrive while a store is drafted from: an index in memory, which grows document by document.
+"""An in-memory index for documents that are added while drafting, searched beside a store's segments.
 
-Each document starts as a run of its own; a run takes in the one before it as long as that is less than twice as long,
-so that runs at least halve in length and every token is sorted again O(log n) times (as log-structured merge trees do).
-A run that has an eighth of the bound is left alone from then on, which bounds the longest pause; beyond the bound the
-oldest run goes. Nothing is written to disk: `draftsmith store append` does that.
-
-What is drafted from the runs is not known here.
+Each document starts as a run of its own; a new run absorbs its predecessor as long as that is less than twice its
+length. So run lengths at least halve, and each token is sorted O(log n) times (a log-structured merge). A run that has
+reached an eighth of the bound is never sorted again, which bounds the longest pause; over the bound, the oldest run is
+dropped. Nothing is written to disk: `draftsmith store append` does that.
 """
 
 from __future__ import annotations
@@ -17,31 +15,31 @@ from typing import Any
 import numpy as np
 
 from draftsmith.retrieval.rest.suffix_array import backward_suffixes
-from draftsmith.retrieval.store.token_stream import check_ids, join, separator
+from draftsmith.retrieval.store.segments import check_ids, join, separator
 
 SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SortedRun:
-    """Documents end to end with their backward suffix array, as a store's segment has them."""
+    """Documents end to end and their backward suffix array, as in a store's segment."""
 
     tokens: np.ndarray
     suffixes: np.ndarray
 
 
 class InMemoryIndex:
-    """Runs, the oldest first.
+    """`runs` are ordered from oldest to newest.
 
     Args:
         vocab_size: ids from here on are refused.
         dtype: of the token stream.
-        max_tokens: about so many tokens are kept, separators among them.
+        max_tokens: how many tokens to keep, separators included.
     """
 
     def __init__(self, vocab_size: int, dtype: np.dtype[Any], max_tokens: int) -> None:
         if max_tokens < SHARE:
-            raise ValueError(f"an in_memory_index keeps at least {SHARE} tokens, not {max_tokens}")
+            raise ValueError(f"an in-memory index keeps at least {SHARE} tokens, not {max_tokens}")
         self.vocab_size = vocab_size
         self.dtype = dtype
         self.max_tokens = max_tokens
@@ -50,9 +48,9 @@ class InMemoryIndex:
     def __len__(self) -> int:
         return sum(len(run.tokens) for run in self.runs)
 
-    def add(self, ids: Sequence[int]) -> None:
-        """Take in one document; an empty one changes nothing."""
-        document = check_ids(ids, self.vocab_size, "a document that arrived")
+    def add_document(self, ids: Sequence[int]) -> None:
+        """Index one document; an empty one changes nothing."""
+        document = check_ids(ids, self.vocab_size, "an added document")
         if not len(document):
             return
         tokens, _ = join([document], self.dtype)

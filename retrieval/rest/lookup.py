@@ -1,12 +1,11 @@
-"""REST's lookup, compiled: where a context's newest tokens stand in a store's segments and in the context itself.
+"""REST's compiled lookup: where a context's newest tokens occur in a store's segments and in the context itself.
 
-A *hit* is a place, the number of tokens that match there (its level), the weight of the places that it speaks for, and
-what follows it. All levels are gathered, the longest first; of a level with more places than there is room for, a
-stratified sample keyed by the context itself is taken, so that the same context finds the same hits in any process.
+A *hit* is a place, the number of tokens that match there (its level), its weight (how many places it represents), and
+the tokens that follow. All levels are gathered, the longest first. A level with more places than there is room for is
+sampled: stratified, keyed by the context, so that the same context finds the same hits in any process.
 
-Streams are mapped arrays or filed ones, read alike (stream_access.py).
-Importing this module imports numba, so only a drafter that is being bound does. Which counts make which tree is not
-known here (rest_tree.py). Written by hand because no package offers all levels of a match over mapped arrays.
+Streams are mapped arrays or read through a cache (stream_access.py). Importing this module imports numba, so only a
+drafter's `bind` does. Written by hand because no package offers all levels of a match over mapped arrays.
 
 Legend: G segments, S levels (index k - 1 for k matching tokens), H hits, D places ahead, N tokens of a stream, M its
 suffixes.
@@ -22,13 +21,55 @@ from numba import njit
 from draftsmith.retrieval.rest.stream_access import item, length
 
 END = -1
+BUCKETS = 1 << 12
+
+
+class RowIndex:
+    """One row's ids, and chains through the places of equal tokens: O(1) per token."""
+
+    __slots__ = ("heads", "ids", "indexed", "length", "previous")
+
+    def __init__(self) -> None:
+        self.ids = np.zeros(256, np.int64)
+        self.previous = np.zeros(256, np.int64)
+        self.heads = np.full(BUCKETS, -1, np.int64)
+        self.length = self.indexed = 0
+
+    def catch_up(self, ids: list[int]) -> None:
+        """Copy new ids. The newest is left out of the chains: it is the query."""
+        if len(ids) > len(self.ids):
+            size = 2 * len(ids)
+            self.ids, self.previous = np.resize(self.ids, size), np.resize(self.previous, size)
+        if len(ids) > self.length:
+            self.ids[self.length : len(ids)] = ids[self.length :]
+            self.length = len(ids)
+        if self.length - 1 > self.indexed:
+            index_row(self.ids, self.indexed, self.length - 1, self.heads, self.previous)
+            self.indexed = self.length - 1
+
+
+def contains(tokens_N: np.ndarray, suffixes_M: np.ndarray, vocab: int, ids_T: np.ndarray) -> bool:
+    """Whether the tokens `ids_T` (int64) occur consecutively within one document of a segment.
+
+    The suffix array leaves out places that nothing follows, so all but the last token are looked up, and the last one
+    is compared with what follows them. It cannot match a separator, which is no id below `vocab`.
+    """
+    if not len(ids_T) or int(ids_T.max()) >= vocab:
+        return False
+    if len(ids_T) == 1:
+        return bool((tokens_N == ids_T[0]).any())
+    lows_S, highs_S = np.zeros(len(ids_T) - 1, np.int64), np.zeros(len(ids_T) - 1, np.int64)
+    if narrow(tokens_N, suffixes_M, vocab, ids_T[:-1], lows_S, highs_S) < len(lows_S):
+        return False
+    places = suffixes_M[lows_S[-1] : highs_S[-1]].astype(np.int64)
+    return bool((tokens_N[places + 1] == ids_T[-1]).any())
 
 
 @njit(cache=True, nogil=True)
 def narrow(tokens_N, suffixes_M, vocab, context, lows_S, highs_S):
     """The interval of `suffixes_M` that matches the newest k tokens of `context`, for every k. Returns the longest k.
 
-    Ids from `vocab` on are unknown to the store; its separator is one of them.
+    The store has no ids from `vocab` on, except its separator.
     """
     low, high = 0, length(suffixes_M)
     lows_S[:] = 0
@@ -48,7 +89,7 @@ def narrow(tokens_N, suffixes_M, vocab, context, lows_S, highs_S):
 
 @njit(cache=True, nogil=True)
 def _bound(tokens_N, suffixes_M, low, high, back, token):
-    """The first rank in [low, high) whose token `back` places before is not below `token`."""
+    """The first rank in [low, high) whose token `back` places earlier is at least `token`."""
     while low < high:
         middle = (low + high) >> 1
         place = item(suffixes_M, middle) - back
@@ -69,10 +110,10 @@ def _mixed(state):
 
 @njit(cache=True, nogil=True)
 def plan(context, lows_GS, highs_GS, longest_G, room, per_level, before_GS, ranks_H, levels_H, weights_H):
-    """Choose the hits to gather: for each, its rank among all places of exactly its level, the level, its weight.
+    """Choose the hits to gather: each one's rank among all places of exactly its level, its level and its weight.
 
-    `before_GS` is filled with how many places of a level the earlier segments hold. Ranks ascend within a level.
-    Returns the number of hits.
+    Writes to `before_GS` how many places of a level the earlier segments hold. Ranks ascend within a level. Returns the
+    number of hits.
     """
     segments, most = lows_GS.shape
     key = np.uint64(0x9E3779B97F4A7C15)
@@ -101,7 +142,7 @@ def plan(context, lows_GS, highs_GS, longest_G, room, per_level, before_GS, rank
 
 @njit(cache=True, nogil=True)
 def gather(tokens_N, suffixes_M, vocab, lows_S, highs_S, longest, before_S, ranks_H, levels_H, count, ahead_HD):
-    """Copy what follows those of the planned hits that lie in this segment. The separator is beyond `vocab`."""
+    """Copy what follows the planned hits that lie in this segment. The separator is not below `vocab`."""
     for h in range(count):
         level = levels_H[h]
         if level > longest:
@@ -126,7 +167,7 @@ def gather(tokens_N, suffixes_M, vocab, lows_S, highs_S, longest, before_S, rank
 
 @njit(cache=True, nogil=True)
 def index_row(ids, start, stop, heads, previous):
-    """Chain the places of `ids[start:stop]` to the latest earlier place of the same token (or of its bucket)."""
+    """Chain each place of `ids[start:stop]` to the latest earlier place in the same bucket (token modulo buckets)."""
     mask = len(heads) - 1
     for place in range(start, stop):
         bucket = ids[place] & mask
@@ -137,10 +178,10 @@ def index_row(ids, start, stop, heads, previous):
 @njit(cache=True, nogil=True)
 def gather_row(ids, length, vocab, heads, previous, most_back, most_level, lead, weight, first, room,
                ahead_HD, levels_H, weights_H):  # fmt: skip
-    """Append the context's own matches, latest first, up to `room` hits in all; the newest place is not yet indexed.
+    """Append the context's own matches, latest first, up to `room` hits in all; the newest place is not indexed.
 
-    They count as if `lead` more tokens matched: a text repeats itself rather than others. The latest weighs twice
-    `weight`, earlier ones ever less of the second. Returns the number of hits.
+    They count as if `lead` more tokens matched, because a text repeats itself more than it repeats others. The n-th
+    latest weighs weight * (1 + 1 / n). Returns the number of hits.
     """
     token, count = ids[length - 1], first
     place = heads[token & (len(heads) - 1)]

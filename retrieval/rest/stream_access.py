@@ -1,12 +1,12 @@
 """How the compiled lookup reads an array of a store: mapped, or from its file through a cache of fixed size.
 
-A mapped array is the quickest, but each page that is touched brings its neighbours and counts as this process's memory:
-a lookup in 100 million tokens reads a thousand places and maps 240 MB. A filed array holds what its cache holds: pages
-in slots, each page in the one slot that its number is hashed to. Knows nothing of what the numbers mean.
+A mapped array is fastest, but each touched page brings in its neighbours and counts as this process's memory: a lookup
+in 100 million tokens reads a thousand places and maps 240 MB. The cache is direct-mapped: each page has one slot, which
+its number is hashed to.
 
-A filed array is a plain tuple, because compiled code that takes a class of ours is not kept between processes: (file
-descriptor, length, the cache's pages seen as its type, the cache's tags, the tag of its first page). Importing this
-module imports numba.
+An array read through the cache is a plain tuple, because numba does not cache code that takes our own classes: (file
+descriptor, length, the cache's pages viewed as the array's dtype, the cache's tags, the tag of its first page).
+Importing this module imports numba.
 
 Legend: S slots, B bytes or numbers of a page.
 """
@@ -22,25 +22,25 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from draftsmith.retrieval.store.segments import Filed
+from draftsmith.retrieval.store.segments import OpenFile
 
 PAGE = 4096
-FiledArray = tuple[int, int, np.ndarray, np.ndarray, int]
+CachedArray = tuple[int, int, np.ndarray, np.ndarray, int]
 
 if hasattr(os, "pread"):
     pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64))
 
 
 class PageCache:
-    """Memory for pages of many files, for one thread."""
+    """Pages of several files, for one thread."""
 
     def __init__(self, megabytes: float) -> None:
         slots = 2 ** max(int(megabytes * 2**20 / PAGE).bit_length() - 1, 0)
         self._pages_SB = np.zeros((slots, PAGE), np.uint8)
         self._tags_S = np.full(slots, -1)
 
-    def over(self, files: Sequence[Filed]) -> list[FiledArray]:
-        """The files' arrays as the kernels take them."""
+    def over(self, files: Sequence[OpenFile]) -> list[CachedArray]:
+        """The files' arrays in the form that the kernels take."""
         arrays, tag = [], 0
         for file in files:
             arrays.append((file.number, file.length, self._pages_SB.view(file.dtype), self._tags_S, tag))
@@ -49,13 +49,13 @@ class PageCache:
 
 
 def length(stream):
-    """How many places a stream has."""
-    raise NotImplementedError("for compiled code")
+    """The number of places in a stream."""
+    raise NotImplementedError("only compiled code can call this")
 
 
 def item(stream, place):
     """One place of a stream."""
-    raise NotImplementedError("for compiled code")
+    raise NotImplementedError("only compiled code can call this")
 
 
 @overload(length)
@@ -87,4 +87,4 @@ def _item(stream, place):
 def _fill(file, page_B, page, numbers):
     wanted = numbers * page_B.itemsize
     if pread(file, page_B.ctypes, wanted, page * PAGE) != wanted:
-        raise ValueError("a file of the store has become shorter, or cannot be read any more")
+        raise ValueError("a file of the store has become shorter or can no longer be read: build the store again")

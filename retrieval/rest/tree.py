@@ -1,11 +1,9 @@
-"""From hits to a draft, compiled: one trie of what followed them, grown best first under a true node budget.
+"""From hits (lookup.py) to a draft, compiled: one trie of what followed them, grown best first up to a node budget.
 
-The probability of a token below a node blends all match lengths, the way n-gram models do (interpolated absolute
-discounting): the level of k matching tokens is trusted as far as its counts go, and what it leaves open is spread by
-level k - 1; what the shortest leaves open is spread on nothing. So probabilities are of acceptance, not shares of a
-vote. A node d places ahead was reached by hits that match k + d tokens, and its counts are discounted accordingly.
-
-Where the hits come from is not known here (rest_lookup.py).
+The probability of a token below a node blends all match lengths, as n-gram models do (interpolated absolute
+discounting): level k's discounted counts, with the remaining mass distributed by level k - 1. What the shortest level
+leaves over goes to no token, so probabilities estimate acceptance and need not sum to 1. A node d places ahead was
+reached by hits that match k + d tokens, and its counts are discounted as level k + d.
 
 Legend: H hits, D places ahead, C children found, N nodes kept, L levels.
 """
@@ -19,9 +17,9 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def _children(ahead_HD, order_H, begin, end, depth, seen_V, epoch, child_H, tokens_C):
-    """Number the tokens that stand `depth` ahead in the hits order_H[begin:end], in order of appearance.
+    """Number the tokens `depth` places ahead in the hits order_H[begin:end], in order of appearance.
 
-    A hit whose text has ended gets child -1. `seen_V` holds epoch << 32 | child of each token seen in this call.
+    A hit whose text has ended gets child -1. `seen_V` holds epoch << 32 | child for each token seen in this call.
     """
     count = 0
     for i in range(begin, end):
@@ -41,7 +39,7 @@ def _children(ahead_HD, order_H, begin, end, depth, seen_V, epoch, child_H, toke
 
 @njit(cache=True, nogil=True)
 def _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, totals_L):
-    """Weights by level and child, then cumulated: level k counts every hit that matches k tokens or more."""
+    """Sum weights by level and child, then cumulate: level k counts every hit that matches k or more tokens."""
     lowest, highest = 1 << 30, 0
     for i in range(begin, end):
         if child_H[i] >= 0:
@@ -64,12 +62,12 @@ def _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, 
 @njit(cache=True, nogil=True)
 def _blend(levels_H, weights_H, order_H, begin, end, depth, child_H, count, discounts, strengths,
            counts_LC, totals_L, probs_C):  # fmt: skip
-    """P(child | node) for `count` children: from the shortest match to the longest, each level over the one below."""
+    """P(child | node) for `count` children, from the shortest match up; each level backs off to the one below."""
     lowest, highest = _count(levels_H, weights_H, order_H, begin, end, child_H, count, counts_LC, totals_L)
     probs_C[:count] = 0.0
     for level in range(lowest, highest + 1):
         if totals_L[level] == 0.0:
-            continue  # the same hits as one level up, which says it more surely
+            continue  # no hits of exactly this level: the same counts as one level up
         place = min(level + depth, len(discounts)) - 1
         discount, strength = discounts[place], strengths[place]
         total, left = strength, strength
@@ -83,7 +81,7 @@ def _blend(levels_H, weights_H, order_H, begin, end, depth, child_H, count, disc
 
 @njit(cache=True, nogil=True)
 def _partition(order_H, begin, end, child_H, count, spare_H, ends_C):
-    """Sort order_H[begin:end] by child, stably; ends_C[c] is where child c's hits end. Hits without one come last."""
+    """Sort order_H[begin:end] by child, stably; ends_C[c] ends child c's hits; hits without a child come last."""
     ends_C[: count + 1] = 0
     for i in range(begin, end):
         child = child_H[i]
@@ -101,13 +99,13 @@ def _partition(order_H, begin, end, child_H, count, spare_H, ends_C):
 
 
 @njit(cache=True, nogil=True)
-def _sift_up(heap, size, worths, leaf):
-    """Insert a leaf into the heap of the most worthy; the earlier found leaf wins a tie."""
+def _sift_up(heap, size, path_probs, leaf):
+    """Insert a leaf into the heap (the most probable first); of equal leaves, the one found earlier wins."""
     i = size
     while i > 0:
         above = (i - 1) >> 1
         other = heap[above]
-        if worths[other] > worths[leaf] or (worths[other] == worths[leaf] and other < leaf):
+        if path_probs[other] > path_probs[leaf] or (path_probs[other] == path_probs[leaf] and other < leaf):
             break
         heap[i] = other
         i = above
@@ -115,8 +113,8 @@ def _sift_up(heap, size, worths, leaf):
 
 
 @njit(cache=True, nogil=True)
-def _pop(heap, size, worths):
-    """Take the best leaf off; the heap then holds size - 1."""
+def _pop(heap, size, path_probs):
+    """Remove the best leaf; the heap then holds size - 1."""
     best, moved = heap[0], heap[size - 1]
     size -= 1
     i = 0
@@ -125,10 +123,10 @@ def _pop(heap, size, worths):
         if below >= size:
             break
         left, right = heap[below], heap[min(below + 1, size - 1)]
-        if worths[right] > worths[left] or (worths[right] == worths[left] and right < left):
+        if path_probs[right] > path_probs[left] or (path_probs[right] == path_probs[left] and right < left):
             below += 1
             left = right
-        if worths[moved] > worths[left] or (worths[moved] == worths[left] and moved < left):
+        if path_probs[moved] > path_probs[left] or (path_probs[moved] == path_probs[left] and moved < left):
             break
         heap[i] = left
         i = below
@@ -137,15 +135,15 @@ def _pop(heap, size, worths):
 
 
 @njit(cache=True, nogil=True)
-def grow(ahead_HD, levels_H, weights_H, hits, nodes, depth, min_worth, discounts, strengths,
+def grow(ahead_HD, levels_H, weights_H, hits, nodes, depth, min_prob, discounts, strengths,
          order_H, child_H, spare_H, seen_V, epoch, counts_LC, totals_L, probs_C, tokens_C, ends_C,
-         leaf_node, leaf_token, leaf_depth, leaf_begin, leaf_end, leaf_prob, worths, heap,
+         leaf_node, leaf_token, leaf_depth, leaf_begin, leaf_end, leaf_prob, path_probs, heap,
          tokens_N, parents_N, depths_N, probs_N):  # fmt: skip
-    """Write the best tree of at most `nodes` nodes into the last four arrays; returns (its size, the next epoch)."""
+    """Write the best tree of at most `nodes` nodes to the last four arrays; returns (its size, the next epoch)."""
     for i in range(hits):
         order_H[i] = i
     size = leaves = kept = 0
-    parent, begin, end, ahead, worth = -1, 0, hits, 0, 1.0
+    parent, begin, end, ahead, path_prob = -1, 0, hits, 0, 1.0
     while True:
         if ahead < depth:
             epoch += 1
@@ -156,20 +154,26 @@ def grow(ahead_HD, levels_H, weights_H, hits, nodes, depth, min_worth, discounts
                 _partition(order_H, begin, end, child_H, count, spare_H, ends_C)
             start = begin
             for child in range(count):
-                value = worth * probs_C[child]
-                if value >= min_worth and leaves < len(heap):
+                value = path_prob * probs_C[child]
+                if value >= min_prob and leaves < len(heap):
                     leaf_node[leaves], leaf_token[leaves], leaf_depth[leaves] = parent, tokens_C[child], ahead + 1
                     leaf_begin[leaves], leaf_end[leaves] = start, ends_C[child]
-                    leaf_prob[leaves], worths[leaves] = probs_C[child], value
-                    _sift_up(heap, size, worths, leaves)
+                    leaf_prob[leaves], path_probs[leaves] = probs_C[child], value
+                    _sift_up(heap, size, path_probs, leaves)
                     leaves += 1
                     size += 1
                 start = ends_C[child]
         if size == 0 or kept == nodes:
             return kept, epoch
-        leaf = _pop(heap, size, worths)
+        leaf = _pop(heap, size, path_probs)
         size -= 1
         tokens_N[kept], parents_N[kept] = leaf_token[leaf], leaf_node[leaf]
         depths_N[kept], probs_N[kept] = leaf_depth[leaf], leaf_prob[leaf]
-        parent, begin, end, ahead, worth = kept, leaf_begin[leaf], leaf_end[leaf], leaf_depth[leaf], worths[leaf]
+        parent, begin, end, ahead, path_prob = (
+            kept,
+            leaf_begin[leaf],
+            leaf_end[leaf],
+            leaf_depth[leaf],
+            path_probs[leaf],
+        )
         kept += 1

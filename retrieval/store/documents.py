@@ -1,7 +1,7 @@
-"""Documents of a store: ids out of any record that the one reader knows, each with its name and its time.
+"""The documents of a store: token ids from any record that the reader knows, with an id and a time.
 
-`answers` keeps what a model emitted, one document per answer; `all` keeps whole conversations as they were served. Text
-that belongs to no conversation is one document either way. What a store does with them is not known here.
+`answers` keeps what a model emitted, one document per answer; `all` keeps whole conversations as rendered. Text outside
+a conversation is one document either way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
 from draftsmith.infer.text.templates import PlainTemplate, Rendered, Template, find_template, render_record
 from draftsmith.infer.text.tokenizer import Encoder
-from draftsmith.retrieval.store.token_stream import check_ids
+from draftsmith.retrieval.store.segments import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ Content = Literal["answers", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`ids` is [T] int64; `time` is seconds since 1970 where the record tells it."""
+    """`ids` is [T] int64; `time` is seconds since 1970, if the record has it."""
 
     id: str
     ids: np.ndarray
@@ -35,7 +35,7 @@ class Document:
 
 @dataclass(slots=True)
 class DocumentReader:
-    """Records to documents. Calling it with `skip` leaves out what the first so many records gave."""
+    """Turns records into documents. Calling it with `skip` leaves out the first `skip` records."""
 
     sources: Sequence[str]
     template: Template
@@ -46,7 +46,7 @@ class DocumentReader:
     limit: int | None = None
 
     def __call__(self, skip: int = 0) -> Iterator[list[Document]]:
-        """One list per record, possibly empty: a record without tokens gives no document."""
+        """One list per record; it is empty for a record without tokens."""
         records = read_records(self.sources, on_bad=self.on_bad, limit=self.limit, report=self.report)
         for number, record in enumerate(records):
             if number >= skip:
@@ -59,12 +59,11 @@ class DocumentReader:
         except ValueError as error:
             self.report.note(f"not rendered: {error}", where)
             return []
-        documents = []
-        for piece in pieces:
-            if piece:
-                documents.append(Document(record.id, check_ids(piece, self.vocab_size, where), record.time))
+        documents = [
+            Document(record.id, check_ids(piece, self.vocab_size, where), record.time) for piece in pieces if piece
+        ]
         if not documents:
-            self.report.note("no token in it", where)
+            self.report.note("it has no tokens", where)
         return documents
 
     def _samples(self, record: Record) -> Iterator[Rendered]:
@@ -93,7 +92,7 @@ class DocumentReader:
 
 
 def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template called `name`; `auto` is the tokenizer's own, or a plain format where it has none."""
+    """The template called `name`; `auto` is the tokenizer's own, or plain text if it has none."""
     if name != "auto":
         return find_template(name, tokenizer)
     return find_template("chat", tokenizer) if tokenizer.chat_template else PlainTemplate(tokenizer)
@@ -115,7 +114,7 @@ def open_reader(
 
 
 def stamp(sources: Sequence[str]) -> list[Any]:
-    """What tells whether sources are still those that a killed run was reading: names, sizes, times of change."""
+    """Names, sizes and modification times, by which a resumed build sees whether its sources changed."""
     found: list[Any] = []
     for name in sources:
         path = Path(name).expanduser()

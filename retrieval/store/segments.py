@@ -1,13 +1,13 @@
-"""A store of text: a token stream in segments, and what a drafter looks up in it (store_format.py: what a store is).
+"""A store of text: a token stream in segments, and what a drafter looks up in it.
 
-    000001.tokens     the documents of a segment end to end, a separator behind each (token_stream.py)
+    000001.tokens     the documents of a segment end to end, with a separator after each
     000001.starts     where each document starts
     000001.documents  JSON Lines: each document's id and time
-    000001.suffixes   what the kind needs (rest: the backward suffix array); a kind may also have parts of the whole
+    000001.suffixes   rest's backward suffix array; a kind may also have parts for the store as a whole
 
-A reader holds the store.json that it read and maps its files at once; they stay readable under it whatever a writer
-does afterwards, because files are replaced by new names and never written twice (store_writer.py). Nothing is read into
-memory before it is used. What a drafter makes of the parts is not known here.
+The separator is the type's largest number and never a token id, so neither a match nor a continuation crosses into
+another document. A reader keeps the store.json that it read and maps all files at once. They stay readable whatever a
+writer does later, because files are replaced under new names and never rewritten (writer.py).
 """
 
 from __future__ import annotations
@@ -37,6 +37,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def stream_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type for the ids and a separator: 16 bits up to 65,535 ids, else 32."""
+    return np.dtype(np.uint16) if vocab_size <= np.iinfo(np.uint16).max else np.dtype(np.uint32)
+
+
+def separator(dtype: np.dtype[Any]) -> int:
+    return int(np.iinfo(dtype).max)
+
+
+def join(documents: Sequence[np.ndarray], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Documents of ids -> (stream [N], starts [documents + 1]); document i is stream[starts[i] : starts[i + 1] - 1]."""
+    lengths = np.fromiter((len(document) for document in documents), np.int64, len(documents))
+    starts = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum(lengths + 1, out=starts[1:])
+    stream = np.full(starts[-1], separator(dtype), dtype)
+    for start, document in zip(starts, documents):
+        stream[start : start + len(document)] = document
+    return stream, starts
+
+
+def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int, where: str) -> np.ndarray:
+    """`ids` as int64; ValueError where one is outside the vocabulary."""
+    given = np.asarray(ids, dtype=np.int64)
+    if given.size and not (0 <= given.min() and given.max() < vocab_size):
+        bad = int(given[(given < 0) | (given >= vocab_size)][0])
+        raise ValueError(f"{where}: token id {bad} is outside the vocabulary of {vocab_size}")
+    return given
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     name: str
@@ -47,8 +76,8 @@ class Segment:
 
 @dataclass(slots=True)
 class Manifest:
-    """What store.json says. `tokens` do not count separators; `parts` belong to the store as a whole; `build` tells the
-    seconds that the first building took, all its runs together."""
+    """The content of store.json. `tokens` excludes separators; `parts` are those of the store as a whole; `build` has
+    the seconds that the first build took, over all its runs."""
 
     kind: str
     tokenizer: str
@@ -82,7 +111,7 @@ class Manifest:
         return sum(part.bytes for part in self.all_parts)
 
     def to_json(self) -> dict[str, Any]:
-        """What store.json says besides format and kind."""
+        """store.json without format and kind."""
         counts = {"documents": self.documents, "tokens": self.tokens, "segments": len(self.segments)}
         said = asdict(self)
         del said["kind"]
@@ -108,8 +137,8 @@ class Manifest:
         write_manifest(folder, self.kind, self.to_json())
 
 
-class Filed:
-    """An array in an open file, which is closed with the last reference."""
+class OpenFile:
+    """An array in an open file, which closes with the last reference."""
 
     def __init__(self, number: int, dtype: np.dtype[Any], length: int) -> None:
         self.number = number
@@ -122,14 +151,14 @@ class Filed:
 
 @dataclass(frozen=True, slots=True)
 class OpenSegment:
-    """A segment's arrays, mapped: `tokens` is [N] with separators, `starts` is [documents + 1]. `files`: those that
-    were asked for as open files too."""
+    """A segment's mapped arrays: `tokens` is [N] with separators, `starts` is [documents + 1]. `files`: the parts also
+    opened as files."""
 
     segment: Segment
     tokens: np.ndarray
     starts: np.ndarray
     arrays: dict[str, np.ndarray]
-    files: dict[str, Filed]
+    files: dict[str, OpenFile]
 
 
 class Store:
@@ -137,53 +166,42 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest, filed: Sequence[str] = ()) -> None:
         self.path = path
-        self._filed = filed
         self.manifest = manifest
-        self.segments = [self._map_segment(segment) for segment in manifest.segments]
-        self.arrays = self._map(manifest.parts)
+        self.segments = [self._map(segment, filed) for segment in manifest.segments]
 
     @classmethod
     def open(cls, path: str | Path, kind: str = "", check: Check = "sizes", filed: Sequence[str] = ()) -> Store:
-        """The store at `path`, of `kind` if one is named; ValueError, in one line, where it is not whole.
+        """The store at `path`, of `kind` if given; ValueError if it is incomplete.
 
-        The parts of segments that `filed` names are opened as files as well (stream_access.py).
+        The segment parts named in `filed` are also opened as files (rest/stream_access.py).
         """
         path = Path(path).expanduser()
         while True:
             manifest = Manifest.read(path, kind)
             try:
-                store = cls(path, manifest, filed)
-                if check == "checksums":
-                    store.verify()
-                return store
+                check_parts(path, manifest.all_parts, check)
+                return cls(path, manifest, filed)
             except (FileNotFoundError, ValueError):
-                # A writer may have replaced the files since store.json was read; then it has changed too.
+                # A writer may have replaced the files since store.json was read; then store.json has changed too.
                 if Manifest.read(path, kind).to_json() == manifest.to_json():
                     raise
 
-    def _map_segment(self, segment: Segment) -> OpenSegment:
-        arrays = self._map(segment.parts)
+    def _map(self, segment: Segment, filed: Sequence[str]) -> OpenSegment:
+        arrays = {name: map_part(self.path, part) for name, part in segment.parts.items() if part.dtype}
         if not {"tokens", "starts"} <= set(arrays):
             raise ValueError(f"{self.path / MANIFEST} is damaged: segment {segment.name} has no token stream")
-        files = {name: self._file(segment.parts[name]) for name in self._filed}
+        files = {}
+        for name in filed:
+            part = segment.parts[name]
+            number = os.open(self.path / part.file, os.O_RDONLY)
+            files[name] = OpenFile(number, np.dtype(part.dtype), part.shape[0])
         return OpenSegment(segment, arrays.pop("tokens"), arrays.pop("starts"), arrays, files)
-
-    def _file(self, part: Part) -> Filed:
-        return Filed(os.open(self.path / part.file, os.O_RDONLY), np.dtype(part.dtype), part.shape[0])
-
-    def _map(self, parts: dict[str, Part]) -> dict[str, np.ndarray]:
-        check_parts(self.path, parts.values())
-        return {name: map_part(self.path, part) for name, part in parts.items() if part.dtype}
-
-    def verify(self) -> None:
-        """Read every file through; ValueError names the first that differs from what was written."""
-        check_parts(self.path, self.manifest.all_parts, "checksums")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer_fingerprint(tokenizer) != self.manifest.tokenizer:
             raise ValueError(
                 f"the store {self.path} was built with another tokenizer than {tokenizer.name_or_path}: "
-                "its token ids mean other text; build one with this tokenizer"
+                "build a store with this one"
             )
 
     def documents(self) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -192,7 +210,7 @@ class Store:
             yield from self.segment_documents(opened)
 
     def segment_documents(self, opened: OpenSegment) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        # Mapped with the rest: the file itself may be gone by now.
+        # Read from the mapping: the file itself may be gone by now.
         lines = opened.arrays["documents"].tobytes().splitlines()
         for line, start, stop in zip(lines, opened.starts, opened.starts[1:]):
             yield json.loads(line), np.asarray(opened.tokens[start : stop - 1])

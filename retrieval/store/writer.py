@@ -1,11 +1,11 @@
-"""Writing stores: built in segments and resumable, appended to, merged, and cleared of documents.
+"""Write stores of text: build (resumable), append, merge, remove documents.
 
-Every file gets a name that no published store.json has used and is written beside and renamed; then one replaced
-store.json publishes all of them together. So a killed writer leaves either the old store or the new one, and readers
-of the old one go on reading it. Files that nothing names are deleted by the writer that superseded them or, after a
-crash, by the next. One writer at a time, by a lock that dies with its process.
+Every file gets a name that no published store.json has used, and is written beside it and renamed; then one replaced
+store.json publishes all files together. So a killed writer leaves either the old store or the new one, and readers of
+the old one continue reading it. Files that store.json no longer names are deleted by the writer that replaced them or,
+after a crash, by the next one. One writer at a time, by a lock that ends with its process.
 
-What a segment holds besides tokens is the kind's own business: `make_parts(stream, starts)` gives its arrays.
+`make_parts(stream, starts)` returns a segment's arrays besides its tokens; they depend on the kind of store.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import numpy as np
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.format import LOCK, MANIFEST, locked, unfinished, write_array
-from draftsmith.retrieval.store.segments import Manifest, Segment, Store
-from draftsmith.retrieval.store.token_stream import join
+from draftsmith.retrieval.store.segments import Manifest, Segment, Store, join
 
 PROGRESS = "progress.json"
 CHUNK_TOKENS = 16_000_000
@@ -46,27 +45,27 @@ def build(
     chunk_tokens: int = CHUNK_TOKENS,
     on_segment: OnSegment = lambda segment: None,
 ) -> Manifest:
-    """Build a store at `out`, in OUT.part until it is whole. `job` is what the result depends on: a run that was killed
-    is resumed where the same job is asked for again, and begun anew where another one is."""
+    """Build a store in OUT.part and rename it to `out`. `job` is all that the result depends on: a killed build is
+    resumed if its job is the same, and started over if not."""
     if out.exists():
-        raise ValueError(f"{out} exists already: name a new folder, or append to it")
+        raise ValueError(f"{out} already exists: name a new folder, or append to it")
     part = unfinished(out)
     with locked(part):
         if not ((part / MANIFEST).exists() and _progress(part).get("job") == _key(job)):
             (part / MANIFEST).unlink(missing_ok=True)
-            taken, manifest = _resume(part, manifest, job)
+            done, manifest = _resume(part, manifest, job)
             began = time.perf_counter() - manifest.build.get("seconds", 0.0)
             segments = _Segments(part, manifest, make_parts, chunk_tokens)
-            for records in segments.write(batches(taken)):
+            for records in segments.write(batches(done)):
                 on_segment(manifest.segments[-1])
-                taken += records
+                done += records
                 manifest.build["seconds"] = round(time.perf_counter() - began, 3)
                 write_json(
                     part / PROGRESS,
-                    {"job": _key(job), "taken": taken, "manifest": {"kind": manifest.kind, **manifest.to_json()}},
+                    {"job": _key(job), "taken": done, "manifest": {"kind": manifest.kind, **manifest.to_json()}},
                 )
             if not manifest.segments:
-                raise ValueError("no document with a token in it: there is nothing to build a store of")
+                raise ValueError("the data has no document with tokens: nothing to build a store from")
             _clear(part, manifest)
             manifest.build["seconds"] = round(time.perf_counter() - began, 3)
             manifest.publish(part)
@@ -77,7 +76,7 @@ def build(
 
 
 def _resume(part: Path, manifest: Manifest, job: dict[str, Any]) -> tuple[int, Manifest]:
-    """How many records were dealt with already, and the segments that hold them."""
+    """How many records are already in segments, and the manifest with those segments."""
     progress = _progress(part)
     if progress.get("job") != _key(job):
         return 0, manifest
@@ -88,10 +87,10 @@ def _resume(part: Path, manifest: Manifest, job: dict[str, Any]) -> tuple[int, M
 
 def _progress(part: Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
+        progress: dict[str, Any] = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return told
+    return progress
 
 
 def _key(job: dict[str, Any]) -> str:
@@ -120,25 +119,25 @@ def merge(path: Path, make_parts: MakeParts, *, chunk_tokens: int = CHUNK_TOKENS
 
 
 def remove(path: Path, make_parts: MakeParts, drop: Callable[[dict[str, Any]], bool]) -> tuple[Manifest, int]:
-    """Rewrite the segments that hold a document to `drop` (given {id, time}) without it; returns how many went."""
+    """Rewrite the segments with documents to `drop` (called with {id, time}); returns how many were removed."""
     with _editing(path) as manifest:
         store = Store.open(path)
         before, kept, manifest.segments = manifest.documents, manifest.segments, []
         for segment, opened in zip(kept, store.segments):
-            if not any(drop(told) for told, _ in store.segment_documents(opened)):
+            if not any(drop(meta) for meta, _ in store.segment_documents(opened)):
                 manifest.segments.append(segment)
                 continue
-            left = ((told, ids) for told, ids in store.segment_documents(opened) if not drop(told))
+            left = ((meta, ids) for meta, ids in store.segment_documents(opened) if not drop(meta))
             for _ in _Segments(path, manifest, make_parts, 1 << 62).write(_stored(left)):
                 pass
         if not manifest.segments:
-            raise ValueError(f"nothing would be left in {path}: delete the folder instead")
+            raise ValueError(f"no document would be left in {path}: delete the folder instead")
     return manifest, before - manifest.documents
 
 
 @contextmanager
 def _editing(path: Path) -> Iterator[Manifest]:
-    """The manifest of a store under its lock; what the block made of it is published, if the block ends well."""
+    """A store's manifest, under the store's lock; the changed manifest is published unless the block raises."""
     Manifest.read(path)
     with locked(path):
         manifest = Manifest.read(path)
@@ -149,7 +148,7 @@ def _editing(path: Path) -> Iterator[Manifest]:
 
 
 def _clear(path: Path, manifest: Manifest) -> None:
-    """Delete what `manifest` does not name; who has mapped a file keeps it."""
+    """Delete files that `manifest` does not name; readers that have mapped one keep it."""
     named = {part.file for part in manifest.all_parts} | {MANIFEST, PROGRESS, LOCK}
     for file in path.iterdir():
         if file.is_file() and file.name not in named:
@@ -157,12 +156,12 @@ def _clear(path: Path, manifest: Manifest) -> None:
 
 
 def _stored(documents: Iterator[tuple[dict[str, Any], np.ndarray]]) -> Iterator[list[Document]]:
-    return ([Document(told["id"], ids, told.get("time"))] for told, ids in documents)
+    return ([Document(meta["id"], ids, meta.get("time"))] for meta, ids in documents)
 
 
 @dataclass(slots=True)
 class _Segments:
-    """Writes documents as segments of about `chunk_tokens` into `manifest`, never more than one in memory."""
+    """Writes documents as segments of about `chunk_tokens` into `manifest`, with at most one segment in memory."""
 
     folder: Path
     manifest: Manifest
@@ -170,7 +169,7 @@ class _Segments:
     chunk_tokens: int
 
     def write(self, batches: Iterator[list[Document]]) -> Iterator[int]:
-        """After each segment: the number of batches that it took."""
+        """Yields, after each segment, the number of batches in it."""
         documents: list[Document] = []
         tokens = records = 0
         for batch in batches:
@@ -189,9 +188,9 @@ class _Segments:
     def _flush(self, documents: Sequence[Document]) -> None:
         name = f"{self.manifest.next_segment:06d}"
         stream, starts = join([document.ids for document in documents], np.dtype(self.manifest.dtype))
-        told = [{"id": document.id} | ({} if document.time is None else {"time": document.time})
-                for document in documents]  # fmt: skip
-        lines = "".join(json.dumps(row) + "\n" for row in told).encode()
+        metas = [{"id": document.id} | ({} if document.time is None else {"time": document.time})
+                 for document in documents]  # fmt: skip
+        lines = "".join(json.dumps(meta) + "\n" for meta in metas).encode()
         arrays = {"tokens": stream, "starts": starts, **self.make_parts(stream, starts)}
         parts = {kind: write_array(self.folder, f"{name}.{kind}", array) for kind, array in arrays.items()}
         parts["documents"] = write_array(self.folder, f"{name}.documents", np.frombuffer(lines, np.uint8))

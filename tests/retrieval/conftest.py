@@ -1,4 +1,4 @@
-"""Fixtures: a tokenizer of words, stores of a few documents, and a target that replays what it is told."""
+"""Fixtures: stores of a few documents, and drafters bound to them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval import Rest
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.store.documents import Document
-from draftsmith.retrieval.store.segments import Manifest
-from draftsmith.retrieval.store.token_stream import stream_dtype
+from draftsmith.retrieval.store.segments import Manifest, stream_dtype
 from draftsmith.retrieval.store.writer import build
 
 WIDE = Budget(64, 64)
@@ -61,25 +60,9 @@ def paths(draft: Draft) -> list[list[int]]:
 
 @pytest.fixture
 def retrieval() -> Any:
-    """What these tests share, as one name."""
+    """The functions above, by one name."""
     from types import SimpleNamespace
 
     return SimpleNamespace(
         Rest=Rest, batches_of=batches_of, write_store=write_store, propose=propose, bound=bound, paths=paths
     )
-
-
-@pytest.fixture(scope="session")
-def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tokenizer whose tokens are bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<end>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
-    return folder

@@ -1,7 +1,4 @@
-"""`draftsmith store append`, `merge` and `remove`: change a store of text while others read it.
-
-Options and lines to print; reading is retrieval's (documents.py), and so is writing (store_writer.py).
-"""
+"""`draftsmith store append`, `merge` and `remove`: change a store of text while others read it."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.records import OnBad
-from draftsmith.recipes.commands.store.rest import find_tokenizer, tell
+from draftsmith.recipes.commands.store.build import find_tokenizer
+from draftsmith.recipes.commands.store.info import show
 
 if TYPE_CHECKING:
     from draftsmith.retrieval.store.documents import Content
@@ -37,7 +35,7 @@ def append(
         data: the text: files, folders or data sets.
         tokenizer: folder or Hub name of the tokenizer that the store was built with.
         target: folder or Hub name of a target with that tokenizer.
-        on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip.
+        on_bad: what to do with a row that is not valid JSON or UTF-8: raise, or skip.
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest.build import make_parts
@@ -46,20 +44,20 @@ def append(
     from draftsmith.retrieval.store.writer import append as append_to
 
     opened = Store.open(_changeable(store))
-    known = find_tokenizer(tokenizer, target)
-    opened.check_tokenizer(known)
+    loaded = find_tokenizer(tokenizer, target)
+    opened.check_tokenizer(loaded)
     manifest = opened.manifest
     content: Content = "all" if manifest.content == "all" else "answers"
-    reader = open_reader(data, known, manifest.template_name, content, on_bad)
+    reader = open_reader(data, loaded, manifest.template_name, content, on_bad)
     if reader.template.fingerprint() != manifest.template:
-        raise ValueError(f"the store {store} was built with another template than this tokenizer's")
+        raise ValueError(f"the store {store} was built with another chat template than this tokenizer has")
     reader.vocab_size = manifest.vocab_size
     _, added = append_to(opened.path, reader, make_parts)
-    tell(store, reader.report, json, added=added)
+    show(store, reader.report, json, added=added)
 
 
 def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> None:
-    """Rewrite a store in as few segments as will do.
+    """Rewrite a store in as few segments as possible.
 
     Example: draftsmith store merge STORE
 
@@ -72,40 +70,40 @@ def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> Non
     from draftsmith.retrieval.store.writer import merge as merge_in
 
     merge_in(_changeable(store), make_parts, chunk_tokens=chunk_tokens)
-    tell(store, None, json)
+    show(store, None, json)
 
 
 def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, json: bool = False) -> None:
-    """Take documents out of a store. Documents without a time have no age, and stay under --keep_days.
+    """Remove documents from a store, by id or by age. --keep_days keeps documents without a time.
 
     Example: draftsmith store remove STORE --keep_days 90
 
     Args:
         store: the store's folder.
-        ids: ids of records whose documents go.
-        keep_days: documents older than so many days go.
+        ids: ids of the records whose documents to remove.
+        keep_days: remove documents older than this many days.
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest.build import make_parts
     from draftsmith.retrieval.store.writer import remove as remove_from
 
     if not ids and keep_days is None:
-        raise ValueError("name what goes: --ids ID ..., or --keep_days N")
-    gone, oldest = set(ids), None if keep_days is None else time.time() - keep_days * DAY
+        raise ValueError("name what to remove: --ids ID ..., or --keep_days N")
+    named, oldest = set(ids), None if keep_days is None else time.time() - keep_days * DAY
 
-    def drop(told: dict[str, Any]) -> bool:
-        return told["id"] in gone or (oldest is not None and told.get("time", oldest) < oldest)
+    def drop(meta: dict[str, Any]) -> bool:
+        return meta["id"] in named or (oldest is not None and meta.get("time", oldest) < oldest)
 
     _, removed = remove_from(_changeable(store), make_parts, drop)
-    tell(store, None, json, removed=removed)
+    show(store, None, json, removed=removed)
 
 
 def _changeable(store: str) -> Path:
-    """The store's folder, if it is of a kind that can be changed."""
+    """The store's folder; ValueError if its kind cannot be changed."""
     from draftsmith.retrieval.rest.build import KIND
     from draftsmith.retrieval.store.format import read_manifest
 
     kind = read_manifest(store)["kind"]
     if kind != KIND:
-        raise ValueError(f"a {kind} store cannot be changed, only built again")
+        raise ValueError(f"a {kind} store cannot be changed: build it again")
     return Path(store).expanduser()

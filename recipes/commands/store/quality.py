@@ -1,4 +1,4 @@
-"""`draftsmith store quality`: what a dense store is worth, told without decoding (retrieval's dresd_quality.py)."""
+"""`draftsmith store quality`: how good a dense store is, measured without decoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
-from draftsmith.recipes.commands.store.dresd import render_all
+from draftsmith.recipes.commands.store.build import render_all
 from draftsmith.retrieval.dresd.index import IndexKind
 
 
@@ -26,18 +26,18 @@ def quality(
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """What a dense store is worth: does a key find itself, does the index find the nearest, does the text go on so?
+    """Measure a dense store: do keys find themselves, does the index find the nearest, are continuations right?
 
     Example: draftsmith store quality STORE --target MODEL --data held_out.jsonl
 
     Args:
-        store: the folder of the store.
-        target: the model that it was built for.
-        data: text that is not in the store, best the target's own answers to other prompts.
+        store: the store's folder.
+        target: folder or Hub name of the model that it was built for.
+        data: text that is not in the store, ideally the target's own answers to other prompts.
         indexes: kinds of index to compare with exact search on the store's keys.
-        positions: how many are asked.
+        positions: how many positions to query.
         template: how the target is served.
-        limit: so many held-out records and no more.
+        limit: the most held-out records to read.
         dtype: of the target's weights.
         device: where the target runs.
         json: print one JSON object on the last line.
@@ -51,7 +51,7 @@ def quality(
     opened = DresdStore(store)
     loaded = load_target(target, dtype=dtype, device=device)
     if loaded.tokenizer is None:
-        raise ValueError(f"{target} has no tokenizer")
+        raise ValueError(f"{target} has no tokenizer: save one in its folder")
     check_fits(opened, loaded)
     form = find_template(template, loaded.tokenizer)
     text = measures.hold_out(opened, loaded, list(render_all(read_records(data, limit=limit), form, {})))
@@ -70,19 +70,19 @@ def quality(
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    """One fact a line, for a person."""
+    """One figure per line."""
     store, held_out = found["store"], found["held_out"]
-    build = store["build"]
+    build, query = store["build"], found["query_ms"]
     lines = [
-        f"{store['keys']} keys of {store['documents']} documents, index {store['index']}, {store['dims']} dimensions"
+        f"{store['keys']} keys of {store['documents']} documents, index {store['index']}, {store['dims']} dimensions",
+        f"embedding: {build['embedded_positions_per_s']} positions/s; whole build {build['seconds']} s",
+        f"a stored key finds itself: mean reciprocal rank {found['self_recall_mrr']:.4f}",
+        f"held-out positions with a draft: {held_out['with_a_draft']:.3f} of {held_out['positions']}",
     ]
-    lines.append(f"embedding: {build['embedded_positions_per_s']} positions/s; whole build {build['seconds']} s")
-    lines.append(f"a stored key finds itself: mean reciprocal rank {found['self_recall_mrr']:.4f}")
-    lines.append(f"held-out positions with a draft: {held_out['with_a_draft']:.3f} of {held_out['positions']}")
     for name, what in (("best", "the best draft"), ("any", "any draft")):
         shares = ", ".join(f"{n}: {share:.3f}" for n, share in held_out[name].items())
         lines.append(f"the next n tokens are right in {what}: {shares}")
-    lines.append(f"one query: {found['query_ms']['p50']} ms (median), {found['query_ms']['p99']} ms (99th percentile)")
+    lines.append(f"one query: {query['p50']} ms (median), {query['p99']} ms (99th percentile)")
     for index in found.get("indexes", ()):
         lines.append(
             f"{index['index']}: recall@10 {index['recall@10']:.4f}, query {index['query_ms']['p50']} ms, exact "

@@ -121,7 +121,7 @@ def test_the_store_of_a_split_can_be_kept_and_named(call, replay, rows_file, tmp
     named = replay(rows_file(LOGS[9:], "later.jsonl"), f"rest:{out}").json["drafters"]["rest"]
     assert named["accepted_length"] == split["accepted_length"]
     again = replay(data, "rest", "--split", "rows:0.9", "--store_out", out)
-    assert (again.code, "exists already" in again.err) == (2, True)
+    assert (again.code, "already exists" in again.err) == (2, True)
     whole = replay(data, f"rest:{out}")
     assert whole.json["drafters"]["rest"]["leakage"]["answers"] == 9
     assert "(90.0%" in whole.err

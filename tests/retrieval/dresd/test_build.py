@@ -17,8 +17,7 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.dresd.build import build_store
-from draftsmith.retrieval.dresd.embed import embed
+from draftsmith.retrieval.dresd.build import build_store, embed
 from draftsmith.retrieval.dresd.store import DresdStore, token_dtype
 from draftsmith.retrieval.dresd.work import gather, shards
 
@@ -122,7 +121,7 @@ def test_what_cannot_be_built_is_refused_with_one_line(make_model: Any, tmp_path
         assert "\n" not in str(refused.value)
         assert not (tmp_path / line.split()[0]).exists()
     (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         build_store(target, corpus, tmp_path / "there")
 
 
@@ -146,7 +145,7 @@ import torch
 torch.set_num_threads(1)
 sys.path[:0] = sys.argv[1].split(":")
 from tiny_models import tiny_model
-from test_dresd_build import corpus
+from test_build import corpus
 from pathlib import Path
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.retrieval.dresd.build import build_store
@@ -168,7 +167,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(make_mode
     # Once while the projection is being fitted, once after.
     for lines in (2, 4):
         process = subprocess.Popen(
-            [sys.executable, "-c", BUILD, f"{here}:{here.parent / 'infer'}", str(killed), "0.3"],
+            [sys.executable, "-c", BUILD, f"{here}:{here.parents[1] / 'infer'}", str(killed), "0.3"],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -179,7 +178,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(make_mode
         process.wait(30)
         process.stdout.close()
         assert not killed.exists()
-        with pytest.raises(ValueError, match="its building was not finished"):
+        with pytest.raises(ValueError, match="its build was not finished"):
             DresdStore(killed)
     resumed: list[int] = []
     build_store(target, corpus, killed, **options, progress=lambda done, _: resumed.append(done))

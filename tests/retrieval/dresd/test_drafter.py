@@ -220,7 +220,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from tiny_models import tiny_model
-from test_dresd import drafts_of
+from test_drafter import drafts_of
 from draftsmith.infer.models.hf_target import HFTarget
 print(json.dumps(drafts_of(HFTarget(tiny_model("llama")), sys.argv[2])))
 """
@@ -243,7 +243,7 @@ def test_two_processes_propose_identical_trees_from_one_store(make_store: Any) -
     here = Path(__file__).parent
     script = PROPOSE.replace("sys.path.insert(0, sys.argv[1])", "sys.path[:0] = sys.argv[1].split(':')")
     done = subprocess.run(
-        [sys.executable, "-c", script, f"{here}:{here.parent / 'infer'}", str(path)],
+        [sys.executable, "-c", script, f"{here}:{here.parents[1] / 'infer'}", str(path)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -300,14 +300,14 @@ def _damage(path: Path, what: str) -> None:
     ("what", "line"),
     [
         ("truncated", r"tokens.bin has \d+ bytes, not \d+"),
-        ("altered", "index.faiss is not what was written"),
+        ("altered", "index.faiss was altered"),
         ("missing", "ends.bin is missing"),
-        ("newer", "format 99, and this draftsmith reads 2: update it"),
-        ("older", "has format 1, and this draftsmith reads 2: build it again"),
+        ("newer", "format 99, and this draftsmith reads 2: update draftsmith"),
+        ("older", "has format 1, and this draftsmith reads 2: build the store again"),
         ("lacking", "lacks part ends"),
-        ("kind", "is a rest store, where one of kind dresd is needed"),
+        ("kind", "is a rest store; a dresd store is needed"),
         ("json", "not JSON"),
-        ("empty", "is no store"),
+        ("empty", "is not a store"),
     ],
 )
 def test_a_damaged_or_newer_store_is_refused_with_one_line(

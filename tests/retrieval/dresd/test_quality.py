@@ -13,12 +13,12 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.dresd.build import build_store, calibrate
-from draftsmith.retrieval.dresd.calibration import SimilarityCalibration, fit_curve
-from draftsmith.retrieval.dresd.index import choose, make_index, read_index, stored_keys, write_index
+from draftsmith.retrieval.dresd.build import build_store
+from draftsmith.retrieval.dresd.calibration import SimilarityCalibration, calibrate, fit_curve
+from draftsmith.retrieval.dresd.index import choose, make_index, read_index, search, stored_keys, write_index
 from draftsmith.retrieval.dresd.projection import Projection, fit
 from draftsmith.retrieval.dresd.quality import held_out_recall, hold_out, index_recall, self_recall
-from draftsmith.retrieval.dresd.store import DresdStore, search
+from draftsmith.retrieval.dresd.store import DresdStore
 
 
 def realistic_keys(count: int, seed: int = 0, dims: int = 64) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The sparse drafter: what it drafts stands in the store or in the row, and how it chooses among it."""
+"""REST: every draft occurs in the store or in the row, and the best of the candidates are drafted."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_segments_are_one_store(tmp_path: Path, retrieval: Any) -> None:
     wide = {"nodes": 4000, "num_draft_tokens": 3}
     whole = retrieval.bound(retrieval.write_store(tmp_path / "one", documents), **wide)
     parted = retrieval.bound(retrieval.write_store(tmp_path / "many", documents, chunk=100), **wide)
-    assert len(parted._stored) > 10
+    assert len(parted._mapped) > 10
     contexts = random_documents(2)
     for drafts in zip(*(retrieval.propose(drafter, contexts, Budget(4000, 3)) for drafter in (whole, parted))):
         ours, theirs = ({tuple(path): draft.trials[draft.parents[i]] for i, path in enumerate(retrieval.paths(draft))}
@@ -272,12 +272,11 @@ def test_without_numba_one_line_names_the_extra(
     tmp_path: Path, retrieval: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = retrieval.write_store(tmp_path / "s", [[1, 2]])
-    for name in [name for name in sys.modules if name.startswith("draftsmith.retrieval.rest_")]:
-        monkeypatch.delitem(sys.modules, name)
-    import draftsmith.retrieval
+    import draftsmith.retrieval.rest
 
-    for name in ("rest_lookup", "rest_tree"):
-        monkeypatch.delattr(draftsmith.retrieval, name, raising=False)
+    for name in ("lookup", "tree", "stream_access"):
+        monkeypatch.delitem(sys.modules, f"draftsmith.retrieval.rest.{name}", raising=False)
+        monkeypatch.delattr(draftsmith.retrieval.rest, name, raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ValueError, match=r"needs numba.*draftsmith\[retrieval\]"):
         retrieval.bound(store)

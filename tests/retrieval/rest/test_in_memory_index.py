@@ -1,4 +1,4 @@
-"""Documents that arrive: drafted from at once, bounded in memory, and as if they had been in the store."""
+"""Added documents: drafted from at once, bounded in memory, and as if they had been in the store."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 U2 = np.dtype(np.uint16)
 
 
-def documents_of(in_memory_index: InMemoryIndex) -> list[list[int]]:
+def documents_of(index: InMemoryIndex) -> list[list[int]]:
     found: list[list[int]] = [[]]
-    for token in np.concatenate([run.tokens for run in in_memory_index.runs]).tolist():
+    for token in np.concatenate([run.tokens for run in index.runs]).tolist():
         if token == 65_535:
             found.append([])
         else:
@@ -32,35 +32,35 @@ def documents_of(in_memory_index: InMemoryIndex) -> list[list[int]]:
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=20), min_size=1, max_size=40))
 def test_runs_hold_every_document_once_in_order_and_are_sorted_as_segments_are(documents: list[list[int]]) -> None:
-    in_memory_index = InMemoryIndex(10, U2, 1_000_000)
+    index = InMemoryIndex(10, U2, 1_000_000)
     for document in documents:
-        in_memory_index.add(document)
+        index.add_document(document)
     kept = [document for document in documents if document]
-    assert not in_memory_index.runs if not kept else documents_of(in_memory_index) == kept
-    for run in in_memory_index.runs:
+    assert not index.runs if not kept else documents_of(index) == kept
+    for run in index.runs:
         assert run.suffixes.tolist() == backward_suffixes(run.tokens, 65_535).tolist()
-    lengths = [len(run.tokens) for run in in_memory_index.runs]
+    lengths = [len(run.tokens) for run in index.runs]
     assert all(2 * after <= before for before, after in itertools.pairwise(lengths))
 
 
 def test_the_newest_documents_are_kept_within_the_bound_in_few_runs() -> None:
-    in_memory_index, rng, most = InMemoryIndex(1000, U2, 4000), np.random.default_rng(0), 0
+    index, rng, most = InMemoryIndex(1000, U2, 4000), np.random.default_rng(0), 0
     for number in range(2000):
-        in_memory_index.add([number % 1000, *rng.integers(0, 1000, rng.integers(1, 30)).tolist()])
-        most = max(most, len(in_memory_index))
-        assert len(in_memory_index.runs) <= 16 + math.log2(4000)
-    assert 3000 < len(in_memory_index) <= most <= 4000
-    assert [document[0] for document in documents_of(in_memory_index)][-5:] == [995, 996, 997, 998, 999]
+        index.add_document([number % 1000, *rng.integers(0, 1000, rng.integers(1, 30)).tolist()])
+        most = max(most, len(index))
+        assert len(index.runs) <= 16 + math.log2(4000)
+    assert 3000 < len(index) <= most <= 4000
+    assert [document[0] for document in documents_of(index)][-5:] == [995, 996, 997, 998, 999]
 
 
 def test_a_document_with_an_unknown_id_is_refused() -> None:
     with pytest.raises(ValueError, match="token id 10 is outside the vocabulary of 10"):
-        InMemoryIndex(10, U2, 100).add([1, 10])
+        InMemoryIndex(10, U2, 100).add_document([1, 10])
     with pytest.raises(ValueError, match="at least 8 tokens"):
         InMemoryIndex(10, U2, 0)
 
 
-def test_what_arrived_is_drafted_from_as_if_it_had_been_stored(tmp_path: Path, retrieval: Any) -> None:
+def test_added_documents_are_drafted_from_as_if_they_had_been_stored(tmp_path: Path, retrieval: Any) -> None:
     rng = np.random.default_rng(1)
     documents = [rng.integers(0, 12, rng.integers(1, 60)).tolist() for _ in range(60)]
     contexts = [rng.integers(0, 12, 20).tolist() for _ in range(20)]
@@ -82,7 +82,7 @@ def test_what_arrived_is_drafted_from_as_if_it_had_been_stored(tmp_path: Path, r
     assert not grown.holds([*documents[45], *documents[46]])
 
 
-def test_an_arrived_document_is_found_at_once_and_its_end_is_not_crossed(tmp_path: Path, retrieval: Any) -> None:
+def test_an_added_document_is_found_at_once_and_its_end_is_not_crossed(tmp_path: Path, retrieval: Any) -> None:
     drafter = retrieval.bound(retrieval.write_store(tmp_path / "s", [[1, 2, 3]]))
     assert len(retrieval.propose(drafter, [[50]])[0]) == 0
     drafter.add_document([50, 51])

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.store import writer as store_writer
 from draftsmith.retrieval.store.format import MANIFEST, locked
-from draftsmith.retrieval.store.segments import Manifest, Store
+from draftsmith.retrieval.store.segments import Manifest, Store, check_ids, join, stream_dtype
 from draftsmith.retrieval.store.writer import append, build, merge, remove
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8], [1, 2, 9], [2] * 7]
@@ -40,6 +41,22 @@ def files(path: Path) -> dict[str, bytes]:
     return found | {MANIFEST: json.dumps({**manifest, "provenance": {}, "build": {}}).encode()}
 
 
+def test_sixteen_bits_are_used_as_long_as_a_separator_fits_beside_the_ids() -> None:
+    assert stream_dtype(65_535) == np.uint16
+    assert stream_dtype(65_536) == np.uint32
+
+
+def test_documents_stand_end_to_end_with_a_separator_behind_each() -> None:
+    stream, starts = join([np.array([1, 2]), np.array([], int), np.array([3])], np.dtype(np.uint16))
+    assert stream.tolist() == [1, 2, 65_535, 65_535, 3, 65_535]
+    assert starts.tolist() == [0, 3, 4, 6]
+
+
+def test_an_id_outside_the_vocabulary_is_refused_with_its_place() -> None:
+    with pytest.raises(ValueError, match=r"logs\.jsonl row 7: token id 70000 is outside the vocabulary of 65536"):
+        check_ids([5, 70_000], 65_536, "logs.jsonl row 7")
+
+
 def test_what_was_built_is_what_is_read(store: Path) -> None:
     opened = Store.open(store, "rest", "checksums")
     assert held(store) == DOCUMENTS
@@ -59,7 +76,7 @@ def test_an_altered_file_is_refused_when_bound_and_verified(store: Path, retriev
     file = store / "000001.tokens"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     Store.open(store)
-    with pytest.raises(ValueError, match=r"000001\.tokens is not what was written"):
+    with pytest.raises(ValueError, match=r"000001\.tokens was altered"):
         retrieval.bound(store)
     assert run(["store", "verify", str(store)]) == 2
 
@@ -75,7 +92,7 @@ def test_an_altered_store_cannot_make_the_kernels_read_elsewhere(store: Path, re
     ("change", "told"),
     [
         ({"format": 99}, "format 99, and this draftsmith reads 1"),
-        ({"kind": "dresd"}, "is a dresd store, where one of kind rest is needed"),
+        ({"kind": "dresd"}, "is a dresd store; a rest store is needed"),
         ({"segments": [{"name": "x"}]}, "damaged"),
     ],
 )
@@ -87,7 +104,7 @@ def test_another_format_or_kind_is_refused(store: Path, change: dict[str, Any], 
 
 
 def test_a_folder_that_is_no_store_a_lost_file_and_broken_json_are_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no store"):
+    with pytest.raises(ValueError, match="is not a store"):
         Store.open(tmp_path)
     (store / "000001.starts").unlink()
     with pytest.raises(ValueError, match=r"000001\.starts is missing"):
@@ -113,7 +130,7 @@ def test_removed_documents_are_gone_from_the_disk_and_the_rest_is_untouched(stor
 
 
 def test_a_store_is_not_emptied(store: Path) -> None:
-    with pytest.raises(ValueError, match="nothing would be left"):
+    with pytest.raises(ValueError, match="no document would be left"):
         remove(store, make_parts, lambda told: True)
     assert held(store) == DOCUMENTS
 
@@ -252,7 +269,7 @@ def test_the_commands_build_append_remove_and_tell(
     assert run(["store", "info", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["documents"] == len(kept)
     assert run(["store", "build", "rest", "--data", str(data), *words, "--out", out]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_answers_are_kept_without_their_prompts_unless_all_is_asked_for(tmp_path: Path, word_tokenizer: Path) -> None:

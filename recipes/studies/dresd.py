@@ -1,7 +1,6 @@
-"""`draftsmith store bench dresd`: drafters against plain decoding through the real loop, and what retrieval costs.
+"""Retrieval drafters against plain decoding, as `draftsmith bench`, with the time to propose: what retrieval costs.
 
-Any drafters may be compared on one target: dresd:STORE,rest:STORE,pld. The loop is infer's (generate.py), the
-measuring is infer's (measure/); only the time of `propose` is added here, because a store's price is its query.
+python -m draftsmith.recipes.studies.dresd --target MODEL --data Q.jsonl --drafters dresd:STORE,rest:OTHER,pld
 """
 
 from __future__ import annotations
@@ -9,8 +8,24 @@ from __future__ import annotations
 from json import dumps
 from typing import Any
 
+from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.measure import tables
+from draftsmith.infer.measure.bench import bench
+from draftsmith.infer.measure.figures import summarise
+from draftsmith.infer.measure.loop_runner import LoopRunner
+from draftsmith.infer.measure.proposing import propose_figures
+from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.models.load import load_target
+from draftsmith.infer.text.record import Message
+from draftsmith.infer.text.records import read_records
+from draftsmith.infer.text.templates import find_template
+from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
+from draftsmith.recipes.cli.progress import progress
+from draftsmith.recipes.studies import run_study
 
-def bench_dresd(
+
+def dresd(
     *,
     target: str,
     data: list[str],
@@ -29,39 +44,22 @@ def bench_dresd(
 ) -> None:
     """Compare retrieval drafters with plain decoding and with one another, in one process, question by question.
 
-    Example: draftsmith store bench dresd --target MODEL --data questions.jsonl --drafters dresd:STORE,rest:OTHER,pld
-
     Args:
         target: folder or Hub name of the model.
         data: the questions.
         drafters: comma-separated, such as dresd:STORE,rest:STORE,pld.
         max_new_tokens: of each answer.
         temperature: 0 is greedy.
-        top_p: sampling within so much probability.
+        top_p: sample from the most probable tokens that reach this probability.
         batch_size: questions answered together.
-        limit: so many questions and no more.
-        min_distinct: leave questions out of the figures whose plain answer has a smaller share of distinct 4-grams.
+        limit: the most questions to ask.
+        min_distinct: leave out questions whose plain answer has a smaller share of distinct 4-grams.
         template: how the target is served.
         dtype: of the target's weights.
         device: where the target runs.
         seed: of sampling, of the order of runs and of the intervals.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.contract.row import Stops
-    from draftsmith.infer.contract.sampling import Settings
-    from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.bench import bench
-    from draftsmith.infer.measure.figures import summarise
-    from draftsmith.infer.measure.loop_runner import LoopRunner
-    from draftsmith.infer.measure.proposing import propose_figures
-    from draftsmith.infer.measure.runner import Question
-    from draftsmith.infer.models.load import load_target
-    from draftsmith.infer.text.record import Message
-    from draftsmith.infer.text.records import read_records
-    from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
-    from draftsmith.recipes.cli.progress import progress
-
     loaded = load_target(target, dtype=dtype, device=device)
     form, settings = find_template(template, loaded.tokenizer), Settings(temperature, top_p=top_p, seed=seed)
     stops = Stops(max_new_tokens, loaded.eos_ids)
@@ -80,13 +78,17 @@ def bench_dresd(
     )
     results = summarise(measured, min_distinct=min_distinct)
     for name in named:
-        found = measured.outcomes[name].values()
-        traces = [trace for outcomes in found for outcome in outcomes for trace in outcome.traces]
+        answers = measured.outcomes[name].values()
+        traces = [trace for outcomes in answers for outcome in outcomes for trace in outcome.traces]
         results["drafters"][name] |= propose_figures(traces)
     if json:
         print(dumps(results, ensure_ascii=False))
         return
     tables.show(tables.bench_tables(results))
     for name in named:
-        given = results["drafters"][name]
-        print(f"{name}: propose {given['propose_ms_p50']:.2f} ms (median), {given['propose_ms_p99']:.2f} ms (p99)")
+        figures = results["drafters"][name]
+        print(f"{name}: propose {figures['propose_ms_p50']:.2f} ms (median), {figures['propose_ms_p99']:.2f} ms (p99)")
+
+
+if __name__ == "__main__":
+    run_study(dresd)

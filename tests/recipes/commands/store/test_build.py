@@ -1,4 +1,4 @@
-"""`store build dresd`, `store quality`, `store bench dresd` from the command line, and the stores they refuse."""
+"""`store build`, `store quality` and the dresd study from the command line, and the stores they refuse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.recipes.cli.main import run
+from draftsmith.recipes.studies import run_study
+from draftsmith.recipes.studies.dresd import dresd
 from draftsmith.retrieval import Dresd
+from draftsmith.retrieval.store.segments import Manifest
 
 TEXT = "the quick brown fox jumps over a lazy dog and then it says hello to all who stand there"
 WORDS = TEXT.split()
@@ -94,7 +97,7 @@ def test_info_and_verify_know_a_dense_store_and_changing_it_is_refused(
     (store / "ends.bin").write_bytes(bytes([data[0] ^ 1]) + data[1:])
     assert run(["store", "info", str(store)]) == 0
     assert run(["store", "verify", str(store)]) == 2
-    assert "ends.bin is not what was written" in capsys.readouterr().err
+    assert "ends.bin was altered" in capsys.readouterr().err
 
 
 def test_rows_that_hold_nothing_said_are_counted_with_their_reason(folder: Path, capsys: Any, tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_quality_and_bench_tell_their_figures_as_json(folder: Path, capsys: Any)
     assert quality["indexes"][0]["recall@10"] == 1.0
     assert set(quality["held_out"]["best"]) == {"1", "2", "4"}
     drafters = ["--drafters", f"dresd:{folder / 'store'},pld", "--data", str(folder / "questions.jsonl")]
-    assert run(["store", "bench", "dresd", *common, *drafters, "--max_new_tokens", "12", "--min_distinct", "0"]) == 0
+    run_study(dresd, [*common, *drafters, "--max_new_tokens", "12", "--min_distinct", "0"])
     drafted = json.loads(capsys.readouterr().out.splitlines()[-1])["drafters"]
     assert set(drafted) == {"plain", "dresd", "pld"}
     assert drafted["dresd"]["accepted_length"] >= 1
@@ -144,7 +147,7 @@ def test_a_store_for_another_tokenizer_or_chat_template_is_refused(folder: Path,
 def test_wrong_input_is_one_line_and_exit_code_2(folder: Path, capsys: Any, tmp_path: Path) -> None:
     build = ["store", "build", "dresd", "--target", str(folder / "target"), "--device", "cpu"]
     for words, line in (
-        (["--data", str(folder / "data.jsonl"), "--out", str(folder / "store")], "exists already"),
+        (["--data", str(folder / "data.jsonl"), "--out", str(folder / "store")], "already exists"),
         (["--data", str(folder / "nowhere.jsonl"), "--out", str(tmp_path / "a")], "nowhere.jsonl"),
         (["--data", str(folder / "questions.jsonl"), "--out", str(tmp_path / "b")], "no two tokens"),
         (["--data", str(folder / "data.jsonl"), "--out", str(tmp_path / "c"), "--feature", "first"], "unknown feature"),
@@ -155,7 +158,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder: Path, capsys: Any, tmp_
         assert line in told
 
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[4] / "recipes"
 
 
 @pytest.mark.parametrize("name", ["build_dresd_ood.yaml", "build_dresd_id.yaml"])
@@ -176,7 +179,7 @@ def test_the_targets_own_answers_are_drafted_again(folder: Path, tmp_path: Path,
     # The answer's tokens, as they were emitted, and the prompt's last one before them.
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["keys"] == 3 * 25
     drafters = ["--drafters", f"dresd:{tmp_path / 'own'}[num_drafts=1,min_confidence=0]", "--data", questions]
-    assert run(["store", "bench", "dresd", *target, *drafters, "--max_new_tokens", "24", "--min_distinct", "0"]) == 0
+    run_study(dresd, [*target, *drafters, "--max_new_tokens", "24", "--min_distinct", "0"])
     drafted = json.loads(capsys.readouterr().out.splitlines()[-1])["drafters"]["dresd"]
     assert drafted["equal"] == drafted["total"] == 3
     assert drafted["accepted_length"] == pytest.approx(8.0)
@@ -202,3 +205,14 @@ def test_the_in_distribution_script_answers_builds_and_measures_and_can_be_run_a
         assert done.returncode == 0, done.stderr
         assert "mean reciprocal rank" in done.stdout
     Dresd(str(tmp_path / "out" / "store"))
+
+
+@pytest.mark.parametrize("recipe", ["build_rest_chat", "build_rest_code"])
+def test_the_recipes_build_rest_stores(recipe: str, tmp_path: Path, word_tokenizer: Path) -> None:
+    pytest.importorskip("fastchat.conversation", reason="the recipes' template is FastChat's (extra `train`)")
+    logs = tmp_path / "logs.jsonl"
+    rows = [{"prompt": f"{i} + {i}?", "output": f"The sum of {i} and {i} is {2 * i}."} for i in range(30)]
+    logs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data", str(logs), "--tokenizer", str(word_tokenizer), "--out", str(tmp_path / "s"), "--limit", "5"]
+    assert run(["store", "build", "rest", "--config", str(RECIPES / f"{recipe}.yaml"), *words]) == 0
+    assert Manifest.read(tmp_path / "s").documents == 5

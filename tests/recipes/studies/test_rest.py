@@ -1,18 +1,32 @@
-"""The commands that measure the sparse drafter, and the recipes that build its stores, each run on a little text."""
+"""The studies of the rest drafter, on a little text: beside REST's own rule, and at any size."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from draftsmith.recipes.cli.main import run
-from draftsmith.retrieval.store.segments import Manifest
+from draftsmith.recipes.studies import run_study
+from draftsmith.recipes.studies.rest_against_peer import rest_against_peer
+from draftsmith.recipes.studies.rest_scale import growth, rest_scale
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+SIZES = [1e6, 1e7, 1e8]
+
+
+def test_n_log_n_has_the_power_one_and_other_distributions_are_told_apart():
+    assert growth(SIZES, [3e-8 * n * math.log(n) for n in SIZES]) == pytest.approx(1.0)
+    assert growth(SIZES, [2e-7 * n for n in SIZES]) < 0.96
+    assert growth(SIZES, [1e-14 * n * n for n in SIZES]) > 1.8
+
+
+def test_one_size_tells_no_growth():
+    with pytest.raises(ValueError, match="two sizes"):
+        growth([5.0, 5.0], [1.0, 2.0])
 
 
 @pytest.fixture
@@ -38,7 +52,7 @@ def test_bench_shows_rest_beside_lookup_in_the_prompt_and_rests_own_rule(
     store: Path, logs: Path, word_tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--store", str(store), "--data", str(logs), "--tokenizer", str(word_tokenizer), "--limit", "10", "--json"]
-    assert run(["store", "bench", "rest", *words]) == 0
+    run_study(rest_against_peer, words)
     told = last_line(capsys)
     rest, pld = told["drafters"]["rest"], told["drafters"]["pld"]
     assert told["streams"] == 10
@@ -57,7 +71,7 @@ def test_scale_builds_and_queries_text_of_the_size_asked_for(
 ) -> None:
     large = tmp_path / "large"
     words = ["--store", str(store), "--out", str(large), "--tokens", "1000000", "--steps", "40", "--json"]
-    assert run(["store", "scale", *words]) == 0
+    run_study(rest_scale, words)
     told = last_line(capsys)
     assert told["store_mb"] * 2**20 > 1_000_000 * 6
     assert told["propose_p50_ms"] > 0
@@ -65,15 +79,7 @@ def test_scale_builds_and_queries_text_of_the_size_asked_for(
     assert told["reader_growth_share"] == pytest.approx(told["reader_peak_mb"] / told["store_mb"])
     assert told["reader_peak_mb"] > 0.3 * told["store_mb"]
     assert not large.exists()
-    assert run(["store", "scale", *words[:4], "--tokens", "5000", "40000", "--steps", "40", "--json"]) == 0
+    run_study(rest_scale, [*words[:4], "--tokens", "5000", "40000", "--steps", "40", "--json"])
     told = last_line(capsys)
     assert [size["tokens"] for size in told["sizes"]] == [5000, 40000]
     assert told["build_growth"] > 0
-
-
-@pytest.mark.parametrize("recipe", ["build_rest_chat", "build_rest_code"])
-def test_the_recipes_build(recipe: str, tmp_path: Path, logs: Path, word_tokenizer: Path) -> None:
-    pytest.importorskip("fastchat.conversation", reason="the recipes' template is FastChat's (extra `train`)")
-    words = ["--data", str(logs), "--tokenizer", str(word_tokenizer), "--out", str(tmp_path / "s"), "--limit", "5"]
-    assert run(["store", "build", "rest", "--config", str(RECIPES / f"{recipe}.yaml"), *words]) == 0
-    assert Manifest.read(tmp_path / "s").documents == 5

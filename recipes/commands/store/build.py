@@ -1,0 +1,184 @@
+"""`draftsmith store build rest` and `store build dresd`: a store from text."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftsmith.infer.text.records import OnBad, ReadReport, read_records
+from draftsmith.infer.text.rendering import Rendered, render_record
+from draftsmith.infer.text.templates import find_template, load_tokenizer
+from draftsmith.recipes.cli.progress import progress
+from draftsmith.recipes.commands.store.info import show
+from draftsmith.retrieval.dresd.index import IndexKind
+from draftsmith.retrieval.store.documents import Content, open_reader, stamp
+
+if TYPE_CHECKING:
+    from draftsmith.infer.text.rendering import Template
+    from draftsmith.retrieval.store.segments import Segment
+
+
+def build_rest(
+    *,
+    data: list[str],
+    out: str,
+    tokenizer: str | None = None,
+    target: str | None = None,
+    template: str = "auto",
+    content: Content = "answers",
+    chunk_tokens: int = 16_000_000,
+    limit: int | None = None,
+    on_bad: OnBad = "raise",
+    json: bool = False,
+) -> None:
+    """Build a store for the rest drafter. Run it again to resume a build that was killed.
+
+    Example: draftsmith store build rest --data answers.jsonl --tokenizer MODEL --out STORE
+
+    Args:
+        data: the text: files, folders or data sets on the Hub (owner/name[:split]).
+        out: a new folder.
+        tokenizer: folder or Hub name of the tokenizer of the targets to draft for.
+        target: folder or Hub name of a target, to use its tokenizer.
+        template: how conversations are rendered: auto (the tokenizer's own template, or plain), chat, plain, a format
+            such as 'USER: {prompt} ASSISTANT:', or the name of a FastChat template.
+        content: what to keep of a conversation: answers, or all. Plain text is always kept whole.
+        chunk_tokens: tokens per segment; building holds one segment in memory (about 12 bytes per token).
+        limit: the most records to read.
+        on_bad: what to do with a row that is not valid JSON or UTF-8: raise, or skip (and count it).
+        json: print one JSON object on the last line.
+    """
+    from draftsmith.retrieval.rest.build import build_store
+
+    reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)
+    began = time.perf_counter()
+    build_store(Path(out), reader, template, _provenance(data), stamp(data), chunk_tokens, _segment_progress(began))
+    show(out, reader.report, json, seconds=time.perf_counter() - began)
+
+
+def find_tokenizer(tokenizer: str | None, target: str | None) -> Any:
+    """Load the named tokenizer, or the target's."""
+    name = tokenizer or target
+    if name is None:
+        raise ValueError("name the tokenizer: --tokenizer DIR, or --target DIR")
+    return load_tokenizer(name)
+
+
+def _provenance(data: list[str]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    built = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"data": data, "draftsmith": version("draftsmith"), "built": built}
+
+
+def _segment_progress(began: float) -> Any:
+    written = 0
+
+    def on_segment(segment: Segment) -> None:
+        nonlocal written
+        written += segment.tokens
+        rate = written / (time.perf_counter() - began)
+        print(f"segment {segment.name}: {written:,} tokens, {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
+
+    return on_segment
+
+
+def build_dresd(
+    *,
+    target: str,
+    data: list[str],
+    out: str,
+    feature: str = "last",
+    index: IndexKind = "auto",
+    dims: int = 64,
+    fit_positions: int = 1_000_000,
+    batch_positions: int = 8_192,
+    max_length: int = 2_048,
+    template: str = "chat",
+    template_kwargs: dict[str, Any] | None = None,
+    limit: int | None = None,
+    on_bad: OnBad = "raise",
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Build a dense store: a target's answers, keyed by its hidden states. Run it again to resume a stopped build.
+
+    Example: draftsmith store build dresd --target MODEL --data answers.jsonl --out STORE
+
+    Args:
+        target: folder or Hub name of the model to draft for; no other model can use the store.
+        data: its answers to prompts (in-distribution), or any conversations and documents; files, folders, `datasets`.
+        out: a new folder.
+        feature: the states to look up: last (after the final norm), or layer:k (before layer k).
+        index: flat is exact, hnsw a graph, ivfpq compressed; auto chooses by the number of keys.
+        dims: dimensions of a key, after PCA.
+        fit_positions: about how many keys to fit the z-score and the PCA on.
+        batch_positions: positions per forward pass, padding included.
+        max_length: longer sequences are embedded in parts.
+        template: how the target is served: chat, plain, a format with {prompt}, or a FastChat name.
+        template_kwargs: for the tokenizer's own chat template.
+        limit: the most records to read.
+        on_bad: what to do with a row that is not valid JSON or UTF-8: raise, or skip.
+        dtype: of the target's weights.
+        device: where the target runs.
+        seed: of the order of documents and of the index.
+        json: print the manifest as one JSON object on the last line.
+    """
+    config = dict(locals())
+    from draftsmith.infer.models.load import load_target
+    from draftsmith.retrieval.dresd.build import build_store
+
+    loaded = load_target(target, dtype=dtype, device=device)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{target} has no tokenizer: save one in its folder")
+    report, skipped = ReadReport(), dict[str, int]()
+    form = find_template(template, loaded.tokenizer, template_kwargs)
+
+    def samples() -> Iterable[Rendered]:
+        records = read_records(data, limit=limit, on_bad=on_bad, report=report)
+        return render_all(records, form, skipped)
+
+    def facts() -> dict[str, Any]:
+        from draftsmith.infer.files.provenance import provenance
+
+        served = {"name": template, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
+        return {"template": served, "provenance": provenance(sys.argv, config, seed)}
+
+    manifest = build_store(
+        loaded,
+        samples,
+        Path(out),
+        feature=feature,
+        index=index,
+        dims=dims,
+        fit_positions=fit_positions,
+        batch_positions=batch_positions,
+        max_length=max_length,
+        seed=seed,
+        source={"data": stamp(data), "limit": limit, "template": form.fingerprint()},
+        facts=facts,
+        progress=lambda done, total: progress(f"{done}/{total} keys embedded", last=done == total),
+    )
+    lines = report.lines() if report.rows else ["rows: read by the build that this one resumed"]
+    print("\n".join(lines + [f"skipped: {count} x {reason}" for reason, count in skipped.items()]), file=sys.stderr)
+    if json:
+        print(dumps(manifest))
+    else:
+        print(f"{out}: {manifest['keys']} keys of {manifest['dims']} dimensions, index {manifest['index']}, from")
+        print(f"{manifest['documents']} answers or documents; {manifest['build']['seconds']} s")
+
+
+def render_all(records: Iterable[Any], template: Template, skipped: dict[str, int]) -> Iterator[Rendered]:
+    """Render all records; counts in `skipped`, by reason, those without anything that a target could have emitted."""
+    for record in records:
+        try:
+            yield from render_record(template, record)
+        except ValueError as problem:
+            reason = str(problem)
+            skipped[reason] = skipped.get(reason, 0) + 1
