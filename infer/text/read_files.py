@@ -81,7 +81,7 @@ def find_source(name: str, split: str | None = None) -> Source:
     if path.exists():
         if suffix_of(path) not in KNOWN:
             raise ValueError(
-                f"{name}: unknown kind of file; known are {', '.join(KNOWN)}, and these with {' or '.join(COMPRESSED)}"
+                f"{name}: unknown kind of file; known are {', '.join(KNOWN)} (also {', '.join(COMPRESSED)})"
             )
         return Source(name, [path])
     match = hub_name(name)
