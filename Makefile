@@ -11,6 +11,10 @@ VENV ?= .venv
 TORCH_INDEX ?=
 SCALE ?=
 ARGS ?=
+WORKERS ?= 2
+
+# A file's tests stay in one worker, which shares their fixtures; tests/conftest.py puts the longest files first.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -27,7 +31,7 @@ HAS_CUDA := $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=python3.12, TORCH_INDEX=URL, SCALE=smoke, ARGS='-k tree' (handed to pytest or quickstart)."
+	@echo "Variables: PYTHON=python3.12, TORCH_INDEX=URL, SCALE=smoke, WORKERS=4 (of pytest), ARGS='-k tree' (handed to pytest or quickstart)."
 
 venv: $(READY) ## set up .venv, or bring it up to date
 
@@ -47,11 +51,11 @@ $(READY): pyproject.toml constraints.txt
 
 test: $(READY) ## the tests: CPU, offline, without the slow ones (gpu ones where there is CUDA)
 	@marks="not slow"; $(HAS_CUDA) || marks="not slow and not gpu"; \
-	set -x; HF_HUB_OFFLINE=1 $(PY) -m pytest -m "$$marks" $(ARGS)
+	set -x; $(PYTEST) -m "$$marks" $(ARGS)
 
 test-all: $(READY) ## every test that this machine can run, the slow ones too
 	@marks=""; $(HAS_CUDA) || marks="not gpu"; \
-	set -x; HF_HUB_OFFLINE=1 $(PY) -m pytest -m "$$marks" $(ARGS)
+	set -x; $(PYTEST) -m "$$marks" $(ARGS)
 
 check: $(READY) ## lint, format and types
 	$(PY) -m ruff check

@@ -60,8 +60,13 @@ def _quiet_threads() -> Iterator[None]:
         yield
 
 
+# Begun first, so that pytest-xdist's workers finish at about the same time.
+LONGEST = ("test_command.py", "test_lossless.py", "test_resume.py", "test_recipes_run.py", "test_train_recipes.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a CUDA device are left out, with the reason, where there is none."""
+    """Put the longest files first; skip tests of a CUDA device, with the reason, where there is none."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -1,7 +1,7 @@
-"""Answers through an OpenAI-compatible server instead of a model of our own: several requests at a time, with retries.
+"""A target's own answers to prompts, from an OpenAI-compatible server: concurrent requests, with retries.
 
-Token ids are the server's own where it returns them (vLLM does when asked), else those of its text under the given
-tokenizer, and the row says which.
+Token ids are the server's own if it returns them (vLLM does on request), otherwise its text under the given tokenizer;
+the row's `token_ids_from` says which.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from draftsmith.infer.answers.by_engine import AnswerFile, AnswerSettings, answer_row, last_answer
+from draftsmith.infer.answers.answer_file import AnswerFile, Conversation, KeyedRecord
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.text.record import Message
-from draftsmith.infer.text.rendering import Template
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.rendering import Template, last_answer
 
 TRIES = 4
 WAIT_S = 0.5
@@ -27,7 +27,7 @@ WAIT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`url` is the server's root or its /v1; `model` the name that it serves under."""
+    """`url`: the server's root or its /v1. `model`: the name that it serves."""
 
     url: str
     model: str
@@ -36,10 +36,10 @@ class Server:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"the server's address {self.url!r} does not begin with http:// or https://")
+            raise ValueError(f"the server's address {self.url!r} must begin with http:// or https://")
 
     def chat(self, messages: Sequence[Message], settings: Settings, max_new_tokens: int) -> dict[str, Any]:
-        """One answer: the first choice of the response."""
+        """The first choice of the response to `messages`."""
         body = {
             "model": self.model,
             "messages": [message.to_chat() for message in messages],
@@ -56,14 +56,14 @@ class Server:
             choice: dict[str, Any] = answer["choices"][0]
             text = choice["message"]["content"] or ""
         except (KeyError, IndexError, TypeError) as problem:
-            raise ValueError(f"{self.url} answered, but not as an OpenAI-compatible server does") from problem
+            raise ValueError(f"{self.url} sent an answer that is not OpenAI-compatible") from problem
         ids = {"prompt_token_ids": answer.get("prompt_token_ids"), "token_ids": choice.get("token_ids")}
         if not isinstance(text, str) or not all(value is None or _are_ids(value) for value in ids.values()):
-            raise ValueError(f"{self.url} answered, but its content or token ids are not what they should be")
+            raise ValueError(f"{self.url} sent an answer with malformed content or token ids")
         return {"text": text, "stop": str(choice.get("finish_reason") or "")} | ids
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Busy and broken answers are tried again a few times; a refusal is not."""
+        """POST; busy servers, broken connections and malformed JSON are retried, other HTTP errors are not."""
         root = self.url.rstrip("/")
         url = (root if root.endswith("/v1") else root + "/v1") + path
         headers = {"Content-Type": "application/json"}
@@ -76,22 +76,22 @@ class Server:
                     found: dict[str, Any] = json.load(response)
                     return found
             except urllib.error.HTTPError as problem:
-                told = problem.read().decode(errors="replace")[:200]
+                detail = problem.read().decode(errors="replace")[:200]
                 if problem.code not in (408, 429, 500, 502, 503, 504) or attempt == TRIES:
-                    raise ValueError(f"{url} refused with {problem.code}: {told}") from problem
+                    raise ValueError(f"{url} refused with {problem.code}: {detail}") from problem
             except (OSError, HTTPException) as problem:
                 if attempt == TRIES:
                     raise ValueError(f"{url} does not answer: {problem}") from problem
             except ValueError as problem:
                 if attempt == TRIES:
-                    raise ValueError(f"{url} answers with something that is not JSON: {problem}") from problem
+                    raise ValueError(f"{url} sent an answer that is not JSON: {problem}") from problem
             time.sleep(WAIT_S * 2 ** (attempt - 1))
         raise AssertionError("every way out of the loop returns or raises")
 
 
 def answer_through(
     server: Server,
-    asked: Sequence[AnswerSettings],
+    records: Sequence[KeyedRecord],
     template: Template,
     settings: Settings,
     max_new_tokens: int,
@@ -100,8 +100,8 @@ def answer_through(
     concurrency: int = 8,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> None:
-    """Answer what `out` does not hold yet, `concurrency` records at a time."""
-    waiting = iter([one for one in asked if one.key not in out.done])
+    """Answer the records that `out` lacks, `concurrency` at a time; `progress(done, total, tokens)` after every row."""
+    waiting = iter(out.missing(records))
     tokens = 0
     with ThreadPoolExecutor(concurrency) as pool:
 
@@ -109,7 +109,7 @@ def answer_through(
             one = next(waiting, None)
             if one is None:
                 return {}
-            return {pool.submit(_answer, server, one, template, settings, max_new_tokens): one.key}
+            return {pool.submit(_answer, server, one.record, template, settings, max_new_tokens): one.key}
 
         running: dict[Future[dict[str, Any]], str] = {}
         for _ in range(concurrency):
@@ -121,7 +121,7 @@ def answer_through(
                     out.write(key, row)
                     tokens += sum(map(len, row.get("token_ids_by_turn", [row.get("token_ids", [])])))
                     if progress is not None:
-                        progress(len(out.done), len(asked), tokens)
+                        progress(len(out.done), len(records), tokens)
                     running |= begin()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -133,25 +133,23 @@ def _are_ids(value: Any) -> bool:
 
 
 def _answer(
-    server: Server, one: AnswerSettings, template: Template, settings: Settings, max_new_tokens: int
+    server: Server, record: Record, template: Template, settings: Settings, max_new_tokens: int
 ) -> dict[str, Any]:
-    record = one.record
-    messages = [Message("system", record.system)] if record.system else []
-    prompts, token_ids, stops, own = [], [], [], True
-    for turn in record.questions:
-        messages.append(Message("user", turn))
+    conversation, own = Conversation(record), True
+    while not conversation.finished:
+        messages = conversation.ask()
         answer = server.chat(messages, settings, max_new_tokens)
-        prompts.append(answer["prompt_token_ids"] or template.prompt_ids(messages))
-        messages.append(Message("assistant", answer["text"]))
-        token_ids.append(answer["token_ids"] or _ids_of_text(template, messages, answer["stop"]))
-        stops.append(answer["stop"])
-        own = own and bool(answer["token_ids"])
-    row = answer_row(record.category, messages, prompts, token_ids, stops)
-    return row | {"token_ids_from": "server" if own else "text"}
+        text, stop, token_ids = answer["text"], answer["stop"], answer["token_ids"]
+        prompt = answer["prompt_token_ids"] or template.prompt_ids(messages)
+        own = own and bool(token_ids)
+        conversation.take(
+            text, stop, prompt, token_ids or _ids_of_text(template, [*messages, Message("assistant", text)], stop)
+        )
+    return conversation.row() | {"token_ids_from": "server" if own else "text"}
 
 
 def _ids_of_text(template: Template, messages: Sequence[Message], stop: str) -> list[int]:
-    """The ids of the last answer; one that was cut at its limit has no end token."""
+    """The ids of the last answer, without an end token if it was cut at its length limit."""
     _, ids = last_answer(template, messages)
     ended = bool(ids) and not template.tokenizer.decode(ids[-1:], skip_special_tokens=True)
     return ids[:-1] if ended and stop == "length" else ids

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from draftsmith.infer.answers.by_engine import last_answer
 from draftsmith.infer.text.record import Record
-from draftsmith.infer.text.rendering import Template
+from draftsmith.infer.text.rendering import Template, last_answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from draftsmith.infer.measure.recording import Recording
-from draftsmith.infer.text.record_values import TIME_FIELDS
+from draftsmith.infer.text.record import TIME_FIELDS
 
 
 @dataclass(frozen=True, slots=True)

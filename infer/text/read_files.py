@@ -1,10 +1,7 @@
-"""From a source (a file, a folder, a data set on the Hub) to raw rows with their numbers, streamed.
+"""Streams the raw rows of files, folders and data sets on the Hub.
 
-Containers: JSON (an array, or an object with one list), JSONL, Parquet, plain text, each of the text ones also under
-.gz or .zst. A row that cannot be decoded is handed on as a problem with its number; what a row means is not known here
-(record_formats.py).
-
-zstandard's own reader ends a truncated frame without a word, so the frame's end is checked here.
+Containers: JSON (an array, or an object with one list), JSONL, plain text, each also as .gz or .zst, and Parquet. A
+row that cannot be decoded is passed on with its problem.
 """
 
 from __future__ import annotations
@@ -28,13 +25,13 @@ TEXT = (
 )  # fmt: skip
 COMPRESSED = (".gz", ".zst")
 KNOWN = (".json", *JSONL, ".parquet", *TEXT)
+BOM = b"\xef\xbb\xbf"
 HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<split>[\w.\[\]%:+-]+))?")
-CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it stood in its file; `problem` tells why there is no value. Rows (of JSONL: lines) count from 1."""
+    """A row of a file; `problem` says why it has no value. Rows (in JSONL: lines) are numbered from 1."""
 
     file: str
     number: int
@@ -44,7 +41,7 @@ class RawRow:
 
 @dataclass(slots=True)
 class Source:
-    """What a person named: files in reading order (with those passed over), or a data set on the Hub."""
+    """One entry of `--data`: files in reading order (and those ignored), or a data set on the Hub."""
 
     name: str
     files: list[Path] = field(default_factory=list)
@@ -54,20 +51,22 @@ class Source:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells the container, compression aside."""
-    path = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
-    return path.suffix.lower()
+    """The suffix of the container, without that of the compression."""
+    return _uncompressed(path).suffix.lower()
 
 
 def stem_of(file: str) -> str:
-    """The file's name without its container's suffixes."""
-    path = Path(file)
-    path = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+    """The file's name without the suffixes of container and compression."""
+    path = _uncompressed(Path(file))
     return path.stem if path.suffix.lower() in KNOWN else path.name
 
 
+def _uncompressed(path: Path) -> Path:
+    return Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+
+
 def hub_name(name: str) -> re.Match[str] | None:
-    """`owner/name[:split]`, where it cannot be meant as a path: no known suffix, no folder of the owner's name."""
+    """`owner/name[:split]`, unless it looks like a path: a known suffix, or a folder of the owner's name."""
     match = HUB_NAME.fullmatch(name)
     if match is None or name.startswith(".") or suffix_of(Path(name)) in KNOWN or Path(name).suffix in COMPRESSED:
         return None
@@ -75,13 +74,15 @@ def hub_name(name: str) -> re.Match[str] | None:
 
 
 def find_source(name: str, split: str | None = None) -> Source:
-    """Look `name` up, on this machine only; a path that does not exist is never looked for elsewhere."""
+    """The files or the data set that `name` means. Looks at this machine only; missing paths raise."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(name, path)
     if path.exists():
         if suffix_of(path) not in KNOWN:
-            raise ValueError(f"{name}: unknown kind of file; known are {', '.join(KNOWN)}, and {' '.join(COMPRESSED)}")
+            raise ValueError(
+                f"{name}: unknown kind of file; known are {', '.join(KNOWN)} (also {', '.join(COMPRESSED)})"
+            )
         return Source(name, [path])
     match = hub_name(name)
     if match is None:
@@ -96,12 +97,12 @@ def _folder(name: str, folder: Path) -> Source:
             continue
         (source.files if suffix_of(path) in KNOWN else source.ignored).append(path)
     if not source.files:
-        raise ValueError(f"{name}: no file in this folder can be read; known are {', '.join(KNOWN)}")
+        raise ValueError(f"{name}: no file in this folder is of a known kind: {', '.join(KNOWN)}")
     return source
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
-    """All rows of a source, one at a time."""
+    """All rows of a source."""
     if source.hub:
         yield from _read_hub(source)
     for path in source.files:
@@ -121,66 +122,26 @@ def read_file(path: Path) -> Iterator[RawRow]:
             for row in rows:
                 number = row.number
                 yield row
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read after row {number}: {error}") from error
-    except (EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: the compressed data is damaged after row {number}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: unreadable or damaged after row {number}: {error}") from error
 
 
 def _open(path: Path) -> BinaryIO:
+    """The uncompressed bytes. pyarrow reads .zst because zstandard's own reader ends a truncated file silently."""
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix.lower() == ".zst":
-        return io.BufferedReader(_Zstd(path), CHUNK)
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 16)
     return open(path, "rb")
 
 
-class _Zstd(io.RawIOBase):
-    """The frames of a .zst file, one after the other; a frame that does not end is an error."""
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self._error = zstandard.ZstdError
-        self._new = lambda: zstandard.ZstdDecompressor().decompressobj()
-        self._file = open(path, "rb")  # noqa: SIM115 - closed in close()
-        self._frame: Any = None
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            data = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            if data or self._frame is None or self._frame.eof:
-                data = data or self._file.read(CHUNK)
-                if not data:
-                    return 0
-                self._frame = self._new()
-            else:
-                data = self._file.read(CHUNK)
-                if not data:
-                    raise EOFError("a frame has no end")
-            try:
-                self._ready = self._frame.decompress(data)
-            except self._error as error:
-                raise EOFError(str(error)) from error
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-
 def _read_lines(path: Path, file: BinaryIO) -> Iterator[RawRow]:
-    """JSONL: a line is a row; empty lines are none."""
+    """JSONL: every line that is not empty is a row."""
     for number, line in enumerate(file, 1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BOM)
         if line.strip():
             yield _read_line(path, number, line)
 
@@ -197,8 +158,8 @@ def _read_line(path: Path, number: int, line: bytes) -> RawRow:
 
 
 def _read_whole(path: Path, data: bytes, suffix: str) -> Iterator[RawRow]:
-    """A JSON file or a plain text, which is one document."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    """The rows of a JSON file, or plain text as one document."""
+    data = data.removeprefix(BOM)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -211,7 +172,7 @@ def _read_whole(path: Path, data: bytes, suffix: str) -> Iterator[RawRow]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # JSONL under the wrong name
+        if error.msg == "Extra data":  # JSONL with the suffix .json
             yield from _read_lines(path, io.BytesIO(data))
         else:
             yield RawRow(str(path), error.lineno, problem=f"not valid JSON ({error.msg}, column {error.colno})")
@@ -224,7 +185,7 @@ def _read_whole(path: Path, data: bytes, suffix: str) -> Iterator[RawRow]:
 
 
 def _rows_of(value: Any) -> list[Any]:
-    """An array's items; the items of an object's one list, unless the object is itself a row."""
+    """The items of an array, or of an object's only list (unless the object is itself a row)."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and detect(value) == "unknown":
@@ -254,7 +215,7 @@ def _read_hub(source: Source) -> Iterator[RawRow]:
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"{source.name}: data sets on the Hub need the extra `train`: pip install 'draftsmith[train]'"
+            f"{source.name}: reading data sets of the Hub needs the extra `train`: pip install 'draftsmith[train]'"
         ) from error
     try:
         rows = datasets.load_dataset(source.hub, split=source.split, streaming=True)

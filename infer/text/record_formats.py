@@ -1,10 +1,7 @@
-"""From one row, as some tool wrote it, to one `Record`. The format is found in the row itself; no flag names it.
+"""Turns one row, as some tool wrote it, into a `Record`. The format is detected from the row's field names.
 
-Read are: OpenAI-style `messages`, request/response logs, prompt and output pairs, ShareGPT, Alpaca, Spec-Bench
-questions and answers, recorded multi-turn answers, plain text, token ids. A row that cannot be used raises `Unusable`,
-which says why in words that can be counted.
-
-Files, folders and compression are not known here (read_files.py), nor is any tokenizer (templates.py).
+Formats: OpenAI-style `messages`, request/response logs, prompt and output pairs, ShareGPT, Alpaca, Spec-Bench
+questions and answers, recorded multi-turn answers, plain text, token ids.
 """
 
 from __future__ import annotations
@@ -12,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from draftsmith.infer.text.record import Kind, Message, Record
-from draftsmith.infer.text.record_values import (
+from draftsmith.infer.text.record import (
+    Kind,
+    Message,
+    Record,
     Unusable,
     body_of,
     first_choice,
@@ -40,20 +39,20 @@ ROLES = {
 PROMPT_FIELDS = ("prompt", "question", "query", "input")
 OUTPUT_FIELDS = ("output", "response", "completion", "answer")
 ID_FIELDS = ("question_id", "id", "custom_id", "request_id", "conversation_id")
-
+MANY_CHOICES = "more than one choice: the first was read"
 
 Note = Callable[[str], None]
 
 
 def detect(row: Any) -> Kind:
-    """Which format `row` is in, by the names of its fields."""
+    """The format of `row`, by the names of its fields."""
     if isinstance(row, str):
         return "text"
     if not isinstance(row, Mapping):
         return "unknown"
     given = {name for name, value in row.items() if value is not None}
     tests: list[tuple[Kind, bool]] = [
-        ("log", isinstance(row.get("request"), Mapping) or (isinstance(row.get("body"), Mapping))),
+        ("log", isinstance(row.get("request"), Mapping) or isinstance(row.get("body"), Mapping)),
         ("sharegpt", isinstance(row.get("conversations"), list) or isinstance(row.get("conversation"), list)),
         ("messages", "messages" in given),
         ("answer", "turns" in (first_choice(row) or {})),
@@ -68,11 +67,11 @@ def detect(row: Any) -> Kind:
 
 
 def parse(row: Any, source: str, number: int, default_id: str, note: Note = lambda reason: None) -> Record:
-    """The record of one row; `Unusable` where there is none. `note` hears of what was left aside in a usable row."""
+    """The record of one row, or `Unusable`. `note` is called with what a usable row holds that was left out."""
     kind = detect(row)
     if kind == "unknown":
         fields = f"fields: {', '.join(map(str, list(row)[:8]))}" if isinstance(row, Mapping) else ""
-        raise Unusable("no field that is read" if fields else "not an object", fields or type(row).__name__)
+        raise Unusable("no known field" if fields else "not an object", fields or type(row).__name__)
     if isinstance(row, str):
         row = {"text": row}
     parts = _READERS[kind](row, note)
@@ -93,28 +92,28 @@ def parse(row: Any, source: str, number: int, default_id: str, note: Note = lamb
 
 
 def has_id(row: Any) -> bool:
-    """Whether the row names itself."""
+    """Whether the row has an id of its own."""
     return isinstance(row, Mapping) and any(isinstance(row.get(name), str | int) for name in ID_FIELDS)
 
 
 def _check_text(record: Record) -> None:
-    """Refuse what no tokenizer could take, and turns with nothing in them."""
+    """Refuse empty turns, and text that no tokenizer accepts."""
     for message in record.messages:
         if message.role in ("user", "assistant") and not (message.content.strip() or message.reasoning.strip()):
             raise Unusable(f"an empty {message.role} turn")
     if any(not text.strip() for text in (*record.turns, *record.outputs)):
         raise Unusable("an empty turn")
     if not (record.questions or record.answers or record.text.strip() or record.token_ids):
-        raise Unusable("no text in it")
+        raise Unusable("no text")
     texts = (*(message.content for message in record.messages), *record.turns, *record.outputs, record.text)
     for text in texts:
         try:
             text.isascii() or text.encode()
         except UnicodeEncodeError:
-            raise Unusable("text with half a surrogate pair") from None
+            raise Unusable("text with a lone surrogate") from None
 
 
-# --- one reader per format: row -> the fields of Record that it fills
+# One reader per format: row -> the fields of Record that it fills.
 
 
 def _read_messages(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def _read_sharegpt(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
 
 def _read_answer(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     if len(row["choices"]) > 1:
-        note("more than one choice: the first was read")
+        note(MANY_CHOICES)
     return {"outputs": texts_of(row["choices"][0]["turns"], "choices[0].turns")}
 
 
@@ -171,7 +170,7 @@ def _read_recorded(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     if len(outputs) > len(turns):
         raise Unusable("more outputs than turns")
     if len(outputs) < len(turns):
-        note("fewer outputs than turns: the unanswered turns were left aside")
+        note("fewer outputs than turns: the unanswered turns were left out")
     pairs = zip(turns, outputs)
     return {"messages": [m for turn, out in pairs for m in (Message("user", turn), Message("assistant", out))]}
 
@@ -192,10 +191,6 @@ def _read_text(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     return {"text": text_of(row[name], name)}
 
 
-def _read_token_ids(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    return {}
-
-
 _READERS: dict[Kind, Callable[[Mapping[str, Any], Note], dict[str, Any]]] = {
     "messages": _read_messages,
     "log": _read_log,
@@ -206,15 +201,12 @@ _READERS: dict[Kind, Callable[[Mapping[str, Any], Note], dict[str, Any]]] = {
     "alpaca": _read_alpaca,
     "pair": _read_pair,
     "text": _read_text,
-    "token_ids": _read_token_ids,
+    "token_ids": lambda row, note: {},
 }
 
 
-# --- values
-
-
 def _pair(messages: list[Message], answer: Message | None) -> dict[str, Any]:
-    """A prompt and its answer; without an answer, a lone user turn is a question."""
+    """A prompt and its answer. A lone user turn without an answer is a question."""
     if answer:
         return {"messages": [*messages, answer]}
     return {"turns": [messages[0].content]} if [m.role for m in messages] == ["user"] else {"messages": messages}
@@ -227,10 +219,10 @@ def _prompt(value: Any, name: str) -> list[Message]:
 
 
 def _output(row: Mapping[str, Any], note: Note) -> Message | None:
-    """The answer in a row or a response, or None where there is none."""
+    """The answer in a row or a response, if any."""
     if (choice := first_choice(row)) is not None:
         if len(row["choices"]) > 1:
-            note("more than one choice: the first was read")
+            note(MANY_CHOICES)
         if choice.get("finish_reason") == "length":
             note("an answer that was cut at its length limit")
         if choice.get("message") is not None:
@@ -258,7 +250,7 @@ def _message(value: Any) -> Message:
     if role is None:
         raise Unusable("a message of an unknown role", f"role: {given}")
     if value.get("tool_calls") or value.get("function_call"):
-        raise Unusable("tool calls, which are not read")
+        raise Unusable("tool calls, which are not supported")
     reasoning = value.get("reasoning_content") or value.get("reasoning") or ""
     content = value.get("content", value.get("value"))
     if isinstance(content, list):

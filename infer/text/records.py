@@ -1,23 +1,22 @@
-"""The one reader of text in: every conversation, prompt, answer and document that any command reads comes through here.
+"""The reader behind every `--data`: streams records from files, folders and data sets.
 
     report = ReadReport()
     for record in read_records(["questions.jsonl", "logs/"], report=report): ...
 
-A row is never dropped in silence: the report counts what was skipped, why, and where. How text becomes token ids is not
-known here (templates.py).
+No row is dropped silently: the report counts what was skipped, why and where.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
 
 from draftsmith.infer.text.read_files import RawRow, Source, find_source, read_rows, stem_of
-from draftsmith.infer.text.record import Message, Record
-from draftsmith.infer.text.record_formats import Unusable, has_id, parse
+from draftsmith.infer.text.record import Message, Record, Unusable
+from draftsmith.infer.text.record_formats import has_id, parse
 
 __all__ = ["Message", "ReadReport", "Record", "read_records"]
 
@@ -28,7 +27,7 @@ SHOWN = 3
 
 @dataclass(slots=True)
 class Tally:
-    """How often something was met, and the first places."""
+    """How often something occurred, and the first places."""
 
     count: int = 0
     places: list[str] = field(default_factory=list)
@@ -41,7 +40,7 @@ class Tally:
 
 @dataclass(slots=True)
 class ReadReport:
-    """What the reader made of its sources. `rows` were read; `used` became records; the rest is in `skipped`."""
+    """Counts of a read: `rows` were read, `used` became records, the others are in `skipped`."""
 
     rows: int = 0
     used: int = 0
@@ -65,16 +64,16 @@ class ReadReport:
         self.categories[record.category] += 1
 
     def lines(self) -> list[str]:
-        """One line per fact, for a person."""
+        """The report as text, one fact per line."""
         lines = [f"{self.rows} rows read, {self.used} used, {self.rows - self.used} skipped"]
         for title, tallies in (("skipped", self.skipped), ("note", self.notes)):
             for reason, tally in tallies.items():
                 more = ", ..." if tally.count > len(tally.places) else ""
                 lines.append(f"{title}: {tally.count} x {reason}: {', '.join(tally.places)}{more}")
         if self.duplicate_ids:
-            lines.append(f"note: {self.duplicate_ids} rows repeat an id of their file; both rows are kept")
+            lines.append(f"note: {self.duplicate_ids} rows repeat an id of their file; all are kept")
         if self.ignored:
-            lines.append(f"note: {len(self.ignored)} files of an unknown kind were passed over: {self.ignored[0]}, ...")
+            lines.append(f"note: {len(self.ignored)} files of an unknown kind were ignored: {self.ignored[0]}, ...")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -106,11 +105,11 @@ def read_records(
     """Stream the records of files, folders and data sets (`owner/name[:split]`), in the order given.
 
     Args:
-        sources: where to read; all are looked up before the first row is read.
-        split: the split of data sets that do not name one; `train` if not given.
-        limit: stop after so many records in all.
-        need: what a record must have to be of use (`exchanges`: an answer below its prompt); other rows are skipped.
-        on_bad: what a row that is not valid JSON or UTF-8 does: raise, or be counted.
+        sources: all are looked up before the first row is read.
+        split: for data sets that do not name one (default: `train`).
+        limit: maximum number of records in all.
+        need: what a record must have (`exchanges`: an answer with its prompt); rows without it are skipped.
+        on_bad: raise on a row that is not valid JSON or UTF-8, or skip and count it.
         report: filled while reading.
     """
     if isinstance(sources, str | PathLike):
@@ -130,66 +129,62 @@ def _stream(
 ) -> Iterator[Record]:
     given = 0
     for source in sources:
-        before = ReadReport()  # this source's own counts, for its own error
+        own = ReadReport()  # of this source alone, for its error
         report.ignored.extend(map(str, source.ignored))
-        for record in _read_source(source, need, on_bad, report, before):
+        for record in _read_source(source, need, on_bad, (report, own)):
             yield record
             given += 1
             if given == limit:
                 return
-        if not before.used:
-            why = "; ".join(before.lines()[1:]) or "it is empty"
-            raise ValueError(f"{source.name}: no usable row among {before.rows}: {why}")
+        if not own.used:
+            why = "; ".join(own.lines()[1:]) or "it is empty"
+            raise ValueError(f"{source.name}: no usable row among {own.rows}: {why}")
 
 
 def _read_source(
-    source: Source, need: Need | None, on_bad: OnBad, report: ReadReport, own: ReadReport
+    source: Source, need: Need | None, on_bad: OnBad, reports: tuple[ReadReport, ReadReport]
 ) -> Iterator[Record]:
     file, seen = "", set[int]()
     for row in read_rows(source):
         if row.file != file:
             file, seen = row.file, set()
-            report.files.append(file)
-        report.rows += 1
-        own.rows += 1
-        record = _usable(row, need, on_bad, (report, own))
-        if record is None:
+            reports[0].files.append(file)
+        for report in reports:
+            report.rows += 1
+        place = f"{row.file} row {row.number}"
+        notes: list[str] = []
+        try:
+            record = _parse(row, need, on_bad, notes)
+        except Unusable as unusable:
+            for report in reports:
+                report.skip(unusable.reason, f"{place} ({unusable.detail})" if unusable.detail else place)
             continue
         if has_id(row.value):
-            known = len(seen)
+            reports[0].duplicate_ids += hash(record.id) in seen
             seen.add(hash(record.id))
-            report.duplicate_ids += len(seen) == known
-        report.use(record)
-        own.use(record)
+        for report in reports:
+            report.use(record)
+            for note in notes:
+                report.note(note, place)
         yield record
 
 
+def _parse(row: RawRow, need: Need | None, on_bad: OnBad, notes: list[str]) -> Record:
+    if row.problem:
+        if on_bad == "raise":
+            raise ValueError(
+                f"{row.file}: row {row.number} is {row.problem}; correct it, or skip such rows "
+                "(--on_bad skip, where a command takes it)"
+            )
+        raise Unusable(row.problem.split(" (")[0].split(" at ")[0].split(" in ")[0], row.problem)
+    record = parse(row.value, row.file, row.number, f"{stem_of(row.file)}-{row.number}", notes.append)
+    if need and not _has(record, need):
+        raise Unusable(f"no {need}")
+    return record
+
+
 def _has(record: Record, need: Need) -> bool:
-    """Token ids of an answer are an answer, whether or not its text was logged as well."""
+    """Whether `record` has what is needed. Token ids of an answer count as an answer, with or without its text."""
     if need == "exchanges":
         return any(record.exchanges())
     return bool(getattr(record, need)) or (need == "answers" and bool(record.prompt_token_ids and record.token_ids))
-
-
-def _usable(row: RawRow, need: Need | None, on_bad: OnBad, reports: Iterable[ReadReport]) -> Record | None:
-    place = f"{row.file} row {row.number}"
-    try:
-        if row.problem:
-            if on_bad == "raise":
-                raise ValueError(
-                    f"{row.file}: row {row.number} is {row.problem}; mend it, or skip such rows "
-                    "(--on_bad skip, where a command takes it)"
-                )
-            raise Unusable(row.problem.split(" (")[0].split(" at ")[0].split(" in ")[0], row.problem)
-        notes: list[str] = []
-        record = parse(row.value, row.file, row.number, f"{stem_of(row.file)}-{row.number}", notes.append)
-        if need and not _has(record, need):
-            raise Unusable(f"no {need} in it")
-    except Unusable as unusable:
-        for report in reports:
-            report.skip(unusable.reason, f"{place} ({unusable.detail})" if unusable.detail else place)
-        return None
-    for report in reports:
-        for note in notes:
-            report.note(note, place)
-    return record

@@ -1,70 +1,142 @@
-"""One conversation as served: token ids and the mask of those that the model emitted.
+"""One conversation as served: token ids, and the mask of those that the model emitted.
 
-What a model meets when it serves turn k is the ids of the prompt up to that turn, then the ids that it emits itself. So
-each assistant turn is rendered as exactly that: `prompt_ids(messages before it)`, then the answer up to and including
-the end-of-turn token. A tokenizer may merge across the border if the whole text is given to it at once; where it
-does, the answer is tokenised by itself.
+To answer turn k a model gets the ids of the prompt up to that turn, and emits the ids that follow. Each assistant turn
+is rendered as exactly that: `prompt_ids(messages before it)`, then the answer with its end-of-turn token. Where the
+tokenizer would merge across the border, the answer is tokenised separately.
 
-Later turns usually repeat the earlier ones token for token, and the conversation is one sequence. Where they do not
-(templates that drop earlier reasoning, merges across a border), `render_served` splits it into several samples, each
-with the prompt as served and a mask on those answers only that no earlier sample has; `render` refuses.
-
-An answer whose record still holds its end token has it once. How a template writes a conversation is not known here
-(templates.py); neither is what is trained.
+A conversation is one sequence as long as each prompt begins with all earlier tokens. Where it does not (templates that
+drop earlier reasoning, merges across a border), `render_served` starts a new sample, whose mask covers only answers
+that no earlier sample has; `render` raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.record import Message, Record
-from draftsmith.infer.text.tokenizer import Encoder
+from draftsmith.infer.text.tokenizer import Encoder, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stands in for an answer to see what a template puts before and after one.
+# An answer that shows what a template puts before and after one.
 PROBE = "draftsmithanswerprobe"
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A sequence as served; `loss_mask` is 1 on the tokens that the model emitted, 0 on what it was given."""
+    """A sequence as served; `loss_mask` is 1 on tokens that the model emitted, 0 on its prompts."""
 
     token_ids: list[int]
     loss_mask: list[int]
 
 
-class Template(Protocol):
-    """How one target is served: conversations in, token ids out."""
+class Template:
+    """How a target is served: conversations in, token ids out.
 
-    tokenizer: PreTrainedTokenizerBase
+    `write(messages, generation)` gives the text of a conversation; `identity` is equal for templates that write alike.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        write: Callable[[Sequence[Message], bool], str],
+        identity: Sequence[Any],
+        *,
+        add_special_tokens: bool,
+        system: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._write = write
+        self._identity = identity
+        self._encoder = Encoder(tokenizer, add_special_tokens)
+        self._system = system
 
     def text(self, messages: Sequence[Message], generation: bool) -> str:
-        """The text of a conversation; `generation` adds what asks for the next answer."""
-        ...
+        """The text of a conversation; `generation` adds the opening of the next answer."""
+        messages = self._without_end_tokens(messages)
+        if self._system is not None and not (messages and messages[0].role == "system"):
+            messages = [Message("system", self._system), *messages]
+        return self._write(messages, generation)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """What the model is given to answer `messages`."""
-        ...
+        """The prompt for an answer to `messages`."""
+        return self._encoder.encode(self.text(messages, generation=True))
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """The conversation as one sequence; ValueError where it was never served as one."""
-        ...
+        """The conversation as one sequence; ValueError if it was served as several."""
+        samples = self.render_served(messages)
+        if len(samples) > 1:
+            raise ValueError(
+                f"this conversation was served as {len(samples)} sequences, not as one: a later turn's prompt does not "
+                "begin with the earlier turns' tokens (render_served gives one sample for each)"
+            )
+        return samples[0]
 
     def render_served(self, messages: Sequence[Message]) -> list[Rendered]:
-        """The conversation as one sequence, or as several where later turns were served with another beginning."""
-        ...
+        """The conversation as one sequence, or as several where a later prompt does not begin with all earlier tokens.
+
+        An end token that a record keeps in an answer is not doubled.
+        """
+        messages = self._without_end_tokens(messages)
+        answered = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if not answered:
+            raise ValueError("there is no answer in this conversation")
+        if answered[0] == 0:
+            raise ValueError("this conversation starts with an answer: its prompt is not known")
+        samples: list[Rendered] = []
+        for i in answered:
+            prompt = self.prompt_ids(messages[:i])
+            _join(samples, prompt, self._answer_ids(messages, i, prompt))
+        return samples
 
     def fingerprint(self) -> str:
         """Equal for templates that render all conversations alike."""
-        ...
+        parts = [*self._identity, tokenizer_fingerprint(self.tokenizer)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _without_end_tokens(self, messages: Sequence[Message]) -> list[Message]:
+        """Answers without the special token that ends them: the template adds it."""
+        return [
+            replace(message, content=self._encoder.without_end(message.content))
+            if message.role == "assistant"
+            else message
+            for message in messages
+        ]
+
+    def _answer_ids(self, messages: Sequence[Message], turn: int, prompt: list[int]) -> list[int]:
+        """The ids that the model emits for `messages[turn]`, up to and including the end-of-turn token."""
+        encoder = self._encoder
+        prompt_text = self.text(messages[:turn], generation=True)
+        full_text = self.text(messages[: turn + 1], generation=False)
+        before, behind = self._around(messages, turn, prompt_text)
+        after = encoder.through_special(behind)
+        message = messages[turn]
+        if full_text.startswith(prompt_text) and full_text.endswith(behind):
+            shown = full_text[len(prompt_text) : len(full_text) - len(behind)]
+            if message.content.strip() in shown and message.reasoning.strip() in shown:
+                ids = encoder.encode(prompt_text + shown + after)
+                if ids[: len(prompt)] == prompt:
+                    return ids[len(prompt) :]
+                return encoder.continuation(prompt, shown + after)
+        return encoder.continuation(prompt, before + _emitted(message, prompt_text, full_text) + after)
+
+    def _around(self, messages: Sequence[Message], turn: int, prompt_text: str) -> tuple[str, str]:
+        """What the template puts between the prompt and an answer, if only white space, and after the answer."""
+        probed = self.text([*messages[:turn], Message("assistant", PROBE)], generation=False)
+        before, found, after = probed.rpartition(PROBE)
+        if not found:
+            return "", ""
+        before = before[len(prompt_text) :] if before.startswith(prompt_text) else ""
+        return (before if before.isspace() else ""), after
 
 
 def render_record(template: Template, record: Record) -> list[Rendered]:
-    """A record's training samples: token ids as the row gave them, a conversation as served, or a document whole."""
+    """A record's training samples: the row's own token ids, its conversation as served, or its document."""
     if record.token_ids:
         prompt = record.prompt_token_ids
         if not prompt and record.messages:
@@ -79,101 +151,48 @@ def render_record(template: Template, record: Record) -> list[Rendered]:
         encoder = Encoder(template.tokenizer, add_special_tokens=True)
         return [_sample(encoder.prefix, encoder.encode(record.text)[len(encoder.prefix) :])]
     if record.outputs:
-        raise ValueError("the prompts of these answers are in another file: what the model was given is not known")
+        raise ValueError("these answers have no prompts: they are in another file")
     return template.render_served(record.messages)
 
 
-def render_served(template: Template, encoder: Encoder, messages: Sequence[Message]) -> list[Rendered]:
-    """The conversation as one sequence, or as several where later turns were served with another beginning."""
-    messages = without_end_tokens(messages, encoder)
-    answered = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    if not answered:
-        raise ValueError("there is no answer in this conversation")
-    if answered[0] == 0:
-        raise ValueError("this conversation starts with an answer: what the model was given is not known")
-    samples: list[Rendered] = []
-    for i in answered:
-        prompt = template.prompt_ids(messages[:i])
-        _join(samples, prompt, _answer_ids(template, encoder, messages, i, prompt))
-    return samples
+def last_answer(template: Template, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """The ids of the last answer's prompt as served, and of the answer."""
+    rendered = template.render_served(messages)[-1]
+    split = len(rendered.loss_mask)
+    while split and rendered.loss_mask[split - 1]:
+        split -= 1
+    return rendered.token_ids[:split], rendered.token_ids[split:]
 
 
 def _join(samples: list[Rendered], prompt: list[int], answer: list[int]) -> None:
-    """Take in a turn: it goes on where the last sample ended, or begins one of its own."""
+    """Add a turn: to the last sample if its prompt continues it, or as a new sample."""
     last = samples[-1] if samples else None
     if last is not None and prompt[: len(last.token_ids)] == last.token_ids:
-        given = prompt[len(last.token_ids) :]
-        samples[-1] = Rendered(last.token_ids + given + answer, last.loss_mask + [0] * len(given) + [1] * len(answer))
+        rest = prompt[len(last.token_ids) :]
+        samples[-1] = Rendered(last.token_ids + rest + answer, last.loss_mask + [0] * len(rest) + [1] * len(answer))
     else:
         samples.append(_sample(prompt, answer))
 
 
-def _answer_ids(
-    template: Template, encoder: Encoder, messages: Sequence[Message], turn: int, prompt: list[int]
-) -> list[int]:
-    """The ids that the model emits for `messages[turn]`, up to and including the end-of-turn token."""
-    prompt_text = template.text(messages[:turn], generation=True)
-    full_text = template.text(messages[: turn + 1], generation=False)
-    before, behind = _around(template, messages, turn, prompt_text)
-    after = encoder.through_special(behind)
-    message = messages[turn]
-    if full_text.startswith(prompt_text) and full_text.endswith(behind):
-        said = full_text[len(prompt_text) : len(full_text) - len(behind)]
-        if message.content.strip() in said and message.reasoning.strip() in said:
-            ids = encoder.encode(prompt_text + said + after)
-            if ids[: len(prompt)] == prompt:
-                return ids[len(prompt) :]
-            return encoder.continuation(prompt, said + after)
-    return encoder.continuation(prompt, before + _emitted(message, prompt_text, full_text) + after)
-
-
-def _around(template: Template, messages: Sequence[Message], turn: int, prompt_text: str) -> tuple[str, str]:
-    """What the template puts between the prompt and an answer, if it is only white space, and what after it."""
-    probed = template.text([*messages[:turn], Message("assistant", PROBE)], generation=False)
-    before, found, after = probed.rpartition(PROBE)
-    if not found:
-        return "", ""
-    before = before[len(prompt_text) :] if before.startswith(prompt_text) else ""
-    return (before if before.isspace() else ""), after
+def _sample(prompt: list[int], answer: list[int]) -> Rendered:
+    return Rendered([*prompt, *answer], [0] * len(prompt) + [1] * len(answer))
 
 
 def _emitted(message: Message, prompt_text: str, full_text: str) -> str:
-    """An answer that the template does not show as it was emitted, because it rewrites or drops reasoning."""
+    """The emitted text of an answer whose reasoning the template rewrites or drops."""
     same = next((i for i, (a, b) in enumerate(zip(prompt_text, full_text)) if a != b), len(full_text))
     opening = prompt_text[same:].strip()
     if not (opening.startswith("<") and opening.endswith(">")) or opening.count("<") != 1:
         if message.reasoning:
-            raise ValueError("the template does not show an answer's reasoning: what the model emitted is not known")
+            raise ValueError("the template does not show an answer's reasoning, so the emitted text is not known")
         return message.content
     closing = f"</{opening[1:]}"
     if message.reasoning:
         return f"{message.reasoning.strip()}\n{closing}\n\n{message.content}"
     if closing not in message.content:
         raise ValueError(
-            f"the prompt ends in {opening} and the answer has no {closing}: it is not what the model emitted "
+            f"the prompt ends in {opening} and the answer has no {closing}: the model emitted something else "
             "(keep the reasoning in the log, or turn it off with template_kwargs)"
         )
-    said = message.content.lstrip()
-    return said.removeprefix(opening).lstrip("\n") if said.startswith(opening) else message.content
-
-
-def _sample(given: list[int], emitted: list[int]) -> Rendered:
-    return Rendered([*given, *emitted], [0] * len(given) + [1] * len(emitted))
-
-
-def render_one(samples: list[Rendered]) -> Rendered:
-    """The only sample; ValueError where there are several."""
-    if len(samples) > 1:
-        raise ValueError(
-            f"this conversation was served as {len(samples)} sequences, not as one: a later turn's prompt does not "
-            "begin with the earlier turns' tokens (render_served gives one sample for each)"
-        )
-    return samples[0]
-
-
-def without_end_tokens(messages: Sequence[Message], encoder: Encoder) -> list[Message]:
-    """Answers without the special token that ends them: the template puts it there."""
-    return [
-        replace(message, content=encoder.without_end(message.content)) if message.role == "assistant" else message
-        for message in messages
-    ]
+    content = message.content.lstrip()
+    return content.removeprefix(opening).lstrip("\n") if content.startswith(opening) else message.content

@@ -1,7 +1,4 @@
-"""Tokenizers: loaded from a folder or the Hub, identified by what they do, and text to ids as an engine makes them.
-
-Conversations are not known here (templates.py).
-"""
+"""Tokenizers: loading them, fingerprints of what they do, and text to ids as an engine encodes it."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tekken.json",
 )
-# Words, digits, white space, code, accents, other scripts and an emoji: two tokenizers that agree here and in their
-# vocabulary split text by the same rules.
+# Two tokenizers with one vocabulary that agree on these texts split text by the same rules.
 PROBES = (
     "The quick brown fox's 12345.67  jumps\n\n\tover the lazy dog!?",
     "def f(x):\n    return {'a': x**2}  # déjà vu, Straße",
@@ -35,7 +31,7 @@ PROBES = (
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, or of a Hub name `owner/name`; a path that does not exist is looked for nowhere."""
+    """The tokenizer of a folder, or of a Hub name `owner/name`; missing paths are never tried as Hub names."""
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not any((path / name).is_file() for name in TOKENIZER_FILES):
@@ -63,8 +59,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class Encoder:
-    """Text to ids. With `add_special_tokens` what the tokenizer puts before a text (BOS) is put there, once; what it
-    puts behind is not: these are prompts, and a prompt does not end."""
+    """Text to ids. `add_special_tokens` adds what the tokenizer puts before a text (BOS), once, and never what it puts
+    after it: these are prompts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
         self.tokenizer = tokenizer
@@ -75,8 +71,8 @@ class Encoder:
         return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
     def continuation(self, prompt: list[int], text: str) -> list[int]:
-        """The ids of `text` where it follows `prompt`. Tokenizers that mark the beginning of a text with a space would
-        put one there; so `text` is also tried behind a line break, and the try that reads as `text` is taken."""
+        """The ids of `text` after `prompt`. Some tokenizers begin a text with a space, so `text` is also encoded
+        after a line break, and the version that decodes to `text` is taken."""
         tries = [_ids(self.tokenizer, text)]
         anchor, anchored = _ids(self.tokenizer, "\n"), _ids(self.tokenizer, "\n" + text)
         if anchored[: len(anchor)] == anchor:
@@ -85,7 +81,7 @@ class Encoder:
         return next((ids for ids in tries if self._decode(prompt + ids) == start + text), tries[0])
 
     def through_special(self, text: str) -> str:
-        """`text` up to and including its first special token: what a model emits of it. Without one, all of it."""
+        """`text` up to and including its first special token, where the model stops; all of it if there is none."""
         found = [(text.index(token), -len(token)) for token in self._special if token in text]
         if not found:
             return text
@@ -93,7 +89,7 @@ class Encoder:
         return text[: start - minus_length]
 
     def without_end(self, text: str) -> str:
-        """`text` without the special token that it ends in, if any."""
+        """`text` without a special token at its end."""
         end = next((token for token in self._special if text.endswith(token)), "")
         return text.removesuffix(end)
 

@@ -66,7 +66,7 @@ def answers(
     """
     aside = ("json", "out", "batch_size", "drafters", "limit", "on_bad")
     config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("aside", *aside)}
-    from draftsmith.infer.answers.by_engine import AnswerFile, with_keys
+    from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.models.load import load_target
     from draftsmith.recipes.cli.questions import read_questions

@@ -96,7 +96,7 @@ def generate(
 def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str, list[Any]]]:
     """Key and messages of everything to answer; of several turns the first. A record's own system message stands
     unless `system` is given."""
-    from draftsmith.infer.answers.by_engine import with_keys
+    from draftsmith.infer.answers.answer_file import with_keys
     from draftsmith.infer.text.record import Message
     from draftsmith.recipes.cli.questions import read_questions
 

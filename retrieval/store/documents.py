@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
-from draftsmith.infer.text.templates import PlainTemplate, Rendered, Template, find_template, render_record
+from draftsmith.infer.text.templates import Rendered, Template, find_template, plain_template, render_record
 from draftsmith.infer.text.tokenizer import Encoder
 from draftsmith.retrieval.store.segments import check_ids
 
@@ -95,7 +95,7 @@ def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     """The template called `name`; `auto` is the tokenizer's own, or plain text if it has none."""
     if name != "auto":
         return find_template(name, tokenizer)
-    return find_template("chat", tokenizer) if tokenizer.chat_template else PlainTemplate(tokenizer)
+    return find_template("chat", tokenizer) if tokenizer.chat_template else plain_template(tokenizer)
 
 
 def open_reader(

@@ -34,17 +34,26 @@ def on_a_terminal(program, **env):
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_colours_come_on_a_terminal_only_and_not_where_no_color_is_set(env, coloured, tmp_path, folders):
-    data = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def program(folders, tmp_path_factory):
+    """A program that prints a conversation with its loss mask."""
+    data = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     data.write_text(json.dumps({"prompt": "hello", "output": "over the lazy dog"}) + "\n")
     words = ["data", str(data), "--tokenizer", str(folders.target)]
-    program = f"from draftsmith.recipes.cli.main import run\nraise SystemExit(run({words!r}))"
+    return f"from draftsmith.recipes.cli.main import run\nraise SystemExit(run({words!r}))"
+
+
+@pytest.fixture(scope="module")
+def piped(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_come_on_a_terminal_only_and_not_where_no_color_is_set(env, coloured, program, piped):
     seen = on_a_terminal(program, **env)
     colours = {code for code in COLOUR.findall(seen) if re.search(r"[39][1-7]", code)}
     assert bool(colours) == coloured
     assert ("«over the lazy dog" in seen) != coloured
-    piped = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert piped.returncode == 0, piped.stderr
     assert "\x1b" not in piped.stdout + piped.stderr
     assert "«over the lazy dog" in piped.stdout

@@ -93,7 +93,7 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, ch
 def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(target_folder, chats, tmp_path):
     """The run beside it has the same max_steps from its beginning, and nobody kills it."""
     out, beside = tmp_path / "out", tmp_path / "beside"
-    words = [str(word) for word in command(target_folder, chats, out, "--minutes", "0.3")]
+    words = [str(word) for word in command(target_folder, chats, out, "--minutes", "0.15")]
     at = words.index("--max_steps")
     del words[at : at + 2]
     kill_at(words, out, random.randrange(MEASURED + 2, MEASURED + 6))

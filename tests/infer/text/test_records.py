@@ -189,7 +189,7 @@ def test_several_sources_limit_and_need(tmp_path):
     assert [record.row for record in read_records([one, two], limit=2)] == [1, 2]
     report = ReadReport()
     assert [r.questions for r in read_records([one, two], need="questions", report=report)] == [["b"], ["c"], ["e"]]
-    assert report.skipped["no questions in it"].places == [f"{one} row 1"]
+    assert report.skipped["no questions"].places == [f"{one} row 1"]
     assert [r.row for r in read_records([one], need="exchanges")] == [3]
 
 
@@ -213,21 +213,21 @@ def test_invalid_utf8_names_the_row(tmp_path):
 
 
 UNUSABLE = {
-    "no field that is read": {"label": 3},
+    "no known field": {"label": 3},
     "not an object": 17,
     "an empty user turn": {"prompt": " ", "output": "yes"},
     "an empty assistant turn": {"messages": [CHAT[0], {"role": "assistant", "content": None}]},
     "an empty turn": {"turns": [""]},
-    "no text in it": {"text": "\n"},
+    "no text": {"text": "\n"},
     "a conversation without messages": {"messages": []},
     "a message of an unknown role": {"messages": [{"role": "narrator", "content": "x"}]},
     "content that is not text": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-    "tool calls, which are not read": {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{}]}]},
+    "tool calls, which are not supported": {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{}]}]},
     "output is not text": {"prompt": "hi", "output": 3},
     "a response that is an error": {"request": {"prompt": "hi"}, "response": {"error": "overloaded"}},
     "a request without messages or prompt": {"request": {"model": "m"}},
     "more outputs than turns": {"turns": ["a"], "outputs": ["b", "c"]},
-    "text with half a surrogate pair": {"text": "\ud800"},
+    "text with a lone surrogate": {"text": "\ud800"},
 }
 
 
@@ -245,7 +245,7 @@ def test_report_keeps_the_first_places_and_counts_all(tmp_path):
     path = write(tmp_path / "file.jsonl", [{"text": "a"}] + [{"label": i} for i in range(9)])
     report = ReadReport()
     list(read_records([path], report=report))
-    tally = report.skipped["no field that is read"]
+    tally = report.skipped["no known field"]
     assert (tally.count, len(tally.places)) == (9, 3)
     assert report.lines()[0] == "10 rows read, 1 used, 9 skipped"
 

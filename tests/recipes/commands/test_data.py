@@ -57,7 +57,7 @@ def run(capsys, *args, **kwargs) -> tuple[str, dict]:
 def test_counts_reasons_and_places_are_shown_and_in_the_json(capsys, file):
     out, report = run(capsys, [file])
     assert "6 rows read, 4 used, 2 skipped" in out
-    assert f"1 x no field that is read: {file} row 3" in out
+    assert f"1 x no known field: {file} row 3" in out
     assert f"1 x not valid JSON: {file} row 6" in out
     assert (report["rows"], report["used"]) == (6, 4)
     assert report["kinds"] == {"pair": 2, "question": 1, "text": 1}

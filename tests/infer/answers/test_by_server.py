@@ -1,4 +1,4 @@
-"""Answers on disk: rows that are whole or not there, and answers that a server gave."""
+"""Answers from a server: token ids, retries, malformed answers, resuming."""
 
 from __future__ import annotations
 
@@ -9,97 +9,24 @@ from typing import Any
 import pytest
 from scripted_server import Scripted, said
 
-from draftsmith.infer.answers import by_server as answer_server
-from draftsmith.infer.answers.by_engine import AnswerFile, AnswerSettings, last_answer, with_keys
+from draftsmith.infer.answers import by_server
+from draftsmith.infer.answers.answer_file import AnswerFile, KeyedRecord
 from draftsmith.infer.answers.by_server import Server, answer_through
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.templates import find_template
 
 CONFIG = {"target": "t", "seed": 0}
-ROW = {"output": "x"}
 
 
-def asked(*turns: str, key: str = "1", system: str = "") -> AnswerSettings:
+def asked(*turns: str, key: str = "1", system: str = "") -> KeyedRecord:
     messages = [Message("system", system)] if system else []
-    return AnswerSettings(key, Record(key, "qa", messages=[*messages, *(Message("user", turn) for turn in turns)]))
-
-
-# the file
-
-
-@pytest.mark.parametrize("torn", [b'{"question_id": "c", "out', b'{"question_id": "c", "output": "x"}', b"{", b"\xc3"])
-def test_a_torn_last_line_is_cut_off_and_asked_again(tmp_path, torn):
-    path = tmp_path / "deep" / "answers.jsonl"
-    with AnswerFile(path, CONFIG) as file:
-        file.write("a", ROW)
-        file.write("b", ROW)
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn)
-    with AnswerFile(path, CONFIG) as file:
-        assert file.done == {"a", "b"}
-        file.write("c", ROW)
-    assert path.read_bytes() == whole + b'{"question_id": "c", "output": "x"}\n'
-
-
-def test_a_row_is_on_disk_before_the_next_is_begun(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    with AnswerFile(path, CONFIG) as file:
-        for number, key in enumerate("abc", start=1):
-            file.write(key, ROW)
-            assert len(path.read_text().splitlines()) == number
-
-
-def test_a_damaged_row_before_the_last_is_named_and_nothing_is_overwritten(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    with AnswerFile(path, CONFIG) as file:
-        file.write("a", ROW)
-    path.write_bytes(damaged := path.read_bytes() + b'{"question_id": \n' + b'{"question_id": "c"}\n')
-    with pytest.raises(ValueError, match="row 2 is not an answer"), AnswerFile(path, CONFIG):
-        pass
-    assert path.read_bytes() == damaged
-
-
-def test_other_settings_are_refused_once_there_is_an_answer(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    with AnswerFile(path, CONFIG | {"target": "mistyped"}):
-        pass
-    with AnswerFile(path, CONFIG) as file:
-        file.write("a", ROW)
-    with pytest.raises(ValueError, match=r"other settings \(seed\)"), AnswerFile(path, CONFIG | {"seed": 1}):
-        pass
-    with AnswerFile(path, CONFIG) as file:
-        assert file.done == {"a"}
-
-
-def test_a_file_of_somebody_else_is_refused(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"question_id": "a"}\n')
-    with pytest.raises(ValueError, match="no run of"), AnswerFile(path, CONFIG):
-        pass
-    assert path.read_text() == '{"question_id": "a"}\n'
-
-
-def test_records_that_share_an_id_get_keys_of_their_own():
-    records = [Record(name) for name in ("7", "8", "7", "7")]
-    assert [one.key for one in with_keys(records)] == ["7", "8", "7#2", "7#3"]
-
-
-@pytest.mark.parametrize("name", ["chat", "USER: {prompt} ASSISTANT:"])
-def test_the_last_answer_of_several_turns_begins_behind_the_last_question(folders, name):
-    template = find_template(name, folders.tokenizer)
-    messages = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
-    prompt, answer = last_answer(template, [*messages, Message("assistant", "four")])
-    assert prompt == template.prompt_ids(messages)
-    assert folders.tokenizer.decode(answer, skip_special_tokens=True).strip() == "four"
-
-
-# the server
+    return KeyedRecord(key, Record(key, "qa", messages=[*messages, *(Message("user", turn) for turn in turns)]))
 
 
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[..., Scripted]]:
-    monkeypatch.setattr(answer_server, "WAIT_S", 0.01)
+    monkeypatch.setattr(by_server, "WAIT_S", 0.01)
     running: list[Scripted] = []
 
     def serve(reply: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> Scripted:
@@ -117,7 +44,7 @@ def through(folders, tmp_path):
     template = find_template("chat", folders.tokenizer)
     path = tmp_path / "answers.jsonl"
 
-    def through(server: Scripted, *records: AnswerSettings, url: str = "", concurrency: int = 2) -> dict[str, Any]:
+    def through(server: Scripted, *records: KeyedRecord, url: str = "", concurrency: int = 2) -> dict[str, Any]:
         client = Server(url or server.url, "tiny", api_key="k")
         with AnswerFile(path, CONFIG) as out:
             answer_through(client, records, template, Settings(seed=4), 9, out, concurrency=concurrency)
@@ -194,7 +121,7 @@ GARBAGE: dict[str, Any] = {
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_is_a_clear_line_and_no_row(serve, through, kind, tmp_path):
     server = serve(lambda number, body: (200, GARBAGE[kind]))
-    with pytest.raises(ValueError, match=r"answers with something that is not JSON|answered, but"):
+    with pytest.raises(ValueError, match=r"sent an answer"):
         through(server, asked("one"))
     assert (tmp_path / "answers.jsonl").read_bytes() == b""
 
@@ -209,7 +136,7 @@ def test_no_server_is_told_in_one_line(through, serve):
     server._http.server_close()
     with pytest.raises(ValueError, match="does not answer"):
         through(server, asked("one"))
-    with pytest.raises(ValueError, match="does not begin with http"):
+    with pytest.raises(ValueError, match="must begin with http"):
         through(server, asked("one"), url="localhost:80")
 
 
