@@ -59,7 +59,7 @@ def bench_dresd(
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.records import read_records
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
+    from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
     from draftsmith.recipes.cli.progress import progress
 
     loaded = load_target(target, dtype=dtype, device=device)
