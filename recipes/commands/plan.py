@@ -36,9 +36,9 @@ def plan(
     Args:
         target: folder, Hub name or config.json; only the config is read.
         batch_sizes: rows decoded together.
-        contexts: context lengths at which passes are timed; other lengths are interpolated.
+        contexts: context lengths at which passes are timed; costs at other lengths come from a fit.
         shapes: draft shapes to time: LAYERSxWIDTH or LAYERSxWIDTHxHEADS; by default 1, 2, 3 and 5 layers of the
-            target's width, and of half of it.
+            target's width, and 2 and 4 of half of it.
         estimate: shapes whose costs are estimated from the timed ones.
         lengths: lengths of drafted chains.
         trees: sizes of drafted trees: NODESxDEPTH.
