@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from draftsmith.recipes.cli.main import Command, run
+from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval.store.segments import Manifest
 
-REST = {"study": Command("draftsmith.recipes.studies.bench_rest:bench_rest", "")}
-SCALE = {"study": Command("draftsmith.recipes.studies.scale_rest:scale_rest", "")}
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -40,7 +38,7 @@ def test_bench_shows_rest_beside_lookup_in_the_prompt_and_rests_own_rule(
     store: Path, logs: Path, word_tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--store", str(store), "--data", str(logs), "--tokenizer", str(word_tokenizer), "--limit", "10", "--json"]
-    assert run(["study", *words], REST) == 0
+    assert run(["store", "bench", "rest", *words]) == 0
     told = last_line(capsys)
     rest, pld = told["drafters"]["rest"], told["drafters"]["pld"]
     assert told["streams"] == 10
@@ -59,7 +57,7 @@ def test_scale_builds_and_queries_text_of_the_size_asked_for(
 ) -> None:
     large = tmp_path / "large"
     words = ["--store", str(store), "--out", str(large), "--tokens", "1000000", "--steps", "40", "--json"]
-    assert run(["study", *words], SCALE) == 0
+    assert run(["store", "scale", *words]) == 0
     told = last_line(capsys)
     assert told["store_mb"] * 2**20 > 1_000_000 * 6
     assert told["propose_p50_ms"] > 0
@@ -67,7 +65,7 @@ def test_scale_builds_and_queries_text_of_the_size_asked_for(
     assert told["reader_growth_share"] == pytest.approx(told["reader_peak_mb"] / told["store_mb"])
     assert told["reader_peak_mb"] > 0.3 * told["store_mb"]
     assert not large.exists()
-    assert run(["study", *words[:4], "--tokens", "5000", "40000", "--steps", "40", "--json"], SCALE) == 0
+    assert run(["store", "scale", *words[:4], "--tokens", "5000", "40000", "--steps", "40", "--json"]) == 0
     told = last_line(capsys)
     assert [size["tokens"] for size in told["sizes"]] == [5000, 40000]
     assert told["build_growth"] > 0

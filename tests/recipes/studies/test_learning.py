@@ -13,7 +13,7 @@ from draftsmith.recipes.studies.learning import all_kinds
 from draftsmith.train.run.settings import Machine, Optim, Text
 from draftsmith.train.run.validation import accepted_lengths
 
-RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "bench_learning.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "bench_learning.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`store build dresd`, `store quality`, the study bench_dresd from the command line, and the stores they refuse."""
+"""`store build dresd`, `store quality`, `store bench dresd` from the command line, and the stores they refuse."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import pytest
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.recipes.cli.main import Command, run
+from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval import Dresd
 
-BENCH = {"study": Command("draftsmith.recipes.studies.bench_dresd:bench_dresd", "")}
 TEXT = "the quick brown fox jumps over a lazy dog and then it says hello to all who stand there"
 WORDS = TEXT.split()
 CHAT = (
@@ -117,7 +116,7 @@ def test_quality_and_bench_tell_their_figures_as_json(folder: Path, capsys: Any)
     assert quality["indexes"][0]["recall@10"] == 1.0
     assert set(quality["held_out"]["best"]) == {"1", "2", "4"}
     drafters = ["--drafters", f"dresd:{folder / 'store'},pld", "--data", str(folder / "questions.jsonl")]
-    assert run(["study", *common, *drafters, "--max_new_tokens", "12", "--min_distinct", "0"], BENCH) == 0
+    assert run(["store", "bench", "dresd", *common, *drafters, "--max_new_tokens", "12", "--min_distinct", "0"]) == 0
     drafted = json.loads(capsys.readouterr().out.splitlines()[-1])["drafters"]
     assert set(drafted) == {"plain", "dresd", "pld"}
     assert drafted["dresd"]["accepted_length"] >= 1
@@ -156,7 +155,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder: Path, capsys: Any, tmp_
         assert line in told
 
 
-RECIPES = Path(__file__).resolve().parents[4] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.mark.parametrize("name", ["build_dresd_ood.yaml", "build_dresd_id.yaml"])
@@ -177,7 +176,7 @@ def test_the_targets_own_answers_are_drafted_again(folder: Path, tmp_path: Path,
     # The answer's tokens, as they were emitted, and the prompt's last one before them.
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["keys"] == 3 * 25
     drafters = ["--drafters", f"dresd:{tmp_path / 'own'}[num_drafts=1,min_confidence=0]", "--data", questions]
-    assert run(["study", *target, *drafters, "--max_new_tokens", "24", "--min_distinct", "0"], BENCH) == 0
+    assert run(["store", "bench", "dresd", *target, *drafters, "--max_new_tokens", "24", "--min_distinct", "0"]) == 0
     drafted = json.loads(capsys.readouterr().out.splitlines()[-1])["drafters"]["dresd"]
     assert drafted["equal"] == drafted["total"] == 3
     assert drafted["accepted_length"] == pytest.approx(8.0)
