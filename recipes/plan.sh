@@ -13,7 +13,7 @@
 # Measured (2 cores of an AMD EPYC, bfloat16, torch 2.13, 2026-11-21; three minutes): for a Llama of 8 x 512 and an
 # acceptance of 0.66, one layer of the target's width drafting 3 tokens is best at batch size 1 (1.61x; a 5 x 512 gets
 # 1.05x), two layers of half the width drafting 2 at batch sizes 8 and 32 (1.51x, 1.54x).
-# `python -m draftsmith.recipes.studies.bench_plan --target TARGET`: 20 of 20 predictions, for shapes and lengths that were
+# `python -m draftsmith.recipes.studies.plan --target TARGET`: 20 of 20 predictions, for shapes and lengths that were
 # not measured, are within 15 % of the real loop, for this target and one of 16 x 768, at batch sizes 1 and 8; the worst
 # is 12 % off.
 set -euo pipefail

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from draftsmith.recipes.cli.main import COMMANDS, Command, run
+from draftsmith.recipes.cli.main import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     """`call("generate", "--target", ...)` as a person would type it."""
     monkeypatch.delenv("DRAFTSMITH_TRACEBACK", raising=False)
 
-    def call(*words: object, commands: Mapping[str, Command] = COMMANDS) -> Told:
+    def call(*words: object) -> Told:
         capsys.readouterr()
-        code = run([str(word) for word in words], commands)
+        code = run([str(word) for word in words])
         told = capsys.readouterr()
         return Told(code, told.out, told.err)
 

@@ -13,7 +13,6 @@ import pytest
 from tiny_folders import tiny_llama
 
 from draftsmith.infer.costs import timing as latency
-from draftsmith.recipes.cli.main import Command
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 QUICK = ["--batch_sizes", "1,2", "--contexts", "8,16", "--lengths", "1,3", "--trees", "3x2", "--shapes", "1x32,2x32"]
@@ -122,13 +121,12 @@ def test_nothing_is_where_the_target_should_be(call, tmp_path):
 def test_bench_tells_each_pair_and_judges_by_four_of_five(call, config):
     words = ["--target", config, "--shapes", "1x32,2x32,1x16", "--pairs", "2x16@3,2x32@5", "--batch_sizes", "2"]
     words += ["--context", "16", "--max_new_tokens", "16", "--repeats", "1", "--json"]
-    study = {"study": Command("draftsmith.recipes.studies.bench_plan:bench_plan", "")}
-    told = call("study", *words, commands=study)
+    told = call("plan", "bench", *words)
     said = json.loads(told.out.splitlines()[-1])
     assert [(row["shape"], row["length"]) for row in said["pairs"]] == [("2x16", 3), ("2x32", 5)]
     assert [row["shape_measured"] for row in said["pairs"]] == [False, True]
     assert (told.code == 0) == (said["within"] >= 0.8 * said["total"])
-    assert call("study", "--target", config, "--pairs", "2x16", commands=study).code == 2
+    assert call("plan", "bench", "--target", config, "--pairs", "2x16").code == 2
 
 
 def test_the_script_leaves_costs_and_a_plot(config, tmp_path):

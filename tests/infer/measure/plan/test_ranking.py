@@ -208,9 +208,8 @@ def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, mo
 # The tests of pytest run with one thread beside others: this one is given a process and models that are worth timing.
 CHECK = """
 import json, sys, torch
-from draftsmith.recipes.cli.main import Command, run
-study = Command("draftsmith.recipes.studies.bench_plan:bench_plan", "")
-sys.exit(run(["study", "--target", sys.argv[1], "--batch_sizes", "1", "--repeats", "3", "--json"], {"study": study}))
+from draftsmith.recipes.cli.main import run
+sys.exit(run(["plan", "bench", "--target", sys.argv[1], "--batch_sizes", "1", "--repeats", "3", "--json"]))
 """
 
 
