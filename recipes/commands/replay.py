@@ -76,7 +76,7 @@ def replay(
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"--on_bad takes raise or skip, not {on_bad!r}")
     if store_out and not split:
-        raise ValueError("--store_out needs --split: it keeps the store of the split")
+        raise ValueError("--store_out needs a split: give --split as well")
     asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
     template, form = _template(template, loaded)
