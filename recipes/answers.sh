@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A target and prompts -> the target's own answers, token ids and all, as one JSONL file.
+# Write a target's own answers to prompts, with their token ids, as one JSONL file.
 # Size: full. Measured: in part, 2026-11-21.
 #
 #   recipes/answers.sh prompts.jsonl answers.jsonl [--target T] [--server URL --model NAME --target null] ...
 #
-# A run of 4,982 prompts on one of 2 cores of an AMD EPYC 9004 with a target of 30M parameters (bfloat16, 96 new tokens,
-# batch 32, 2026-11-21): 310 to 330 tokens/s while others used the machine. Larger targets: not measured yet.
-# Run it again after a break, and it goes on where it stopped.
+# 4,982 prompts on one of 2 cores of an AMD EPYC 9004, shared, with a target of 30M parameters (bfloat16, 96 new tokens,
+# batch 32, 2026-11-21): 310 to 330 tokens/s. Larger targets: not measured yet.
+# If it is stopped, run it again to resume.
 set -euo pipefail
 prompts="${1:?name the prompts: a file, a folder or a data set}"
 out="${2:?name the file to write}"

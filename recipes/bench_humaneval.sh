@@ -5,8 +5,8 @@
 #   TARGET=owner/model QUESTIONS=humaneval.jsonl recipes/bench_humaneval.sh [further options of `draftsmith bench`]
 #   TARGET=... QUESTIONS=... DRAFTERS=pld,rest:stores/rest_code_small,small:DRAFT recipes/bench_humaneval.sh
 #
-# QUESTIONS has the function heads as turns, in Spec-Bench's format, or as `prompt`, as HumanEval is published. A chat
-# model is asked through its template; --template '{prompt}' continues the code itself.
+# QUESTIONS holds the function heads as turns, in Spec-Bench's format, or as `prompt`, as HumanEval is published. They
+# are rendered with the chat template; --template '{prompt}' continues the code itself.
 # Not measured yet on a code model.
 set -euo pipefail
 TARGET=${TARGET:?name the target: a folder, or owner/model on the Hub}

@@ -5,8 +5,8 @@
 #   TARGET=owner/model QUESTIONS=mt_bench.jsonl recipes/bench_mtbench.sh [further options of `draftsmith bench`]
 #   TARGET=... QUESTIONS=... DRAFTERS=pld,rest:stores/rest_chat_small,small:DRAFT recipes/bench_mtbench.sh
 #
-# QUESTIONS is MT-Bench's question.jsonl or Spec-Bench's; of a file that holds more, all is asked.
-# Not measured yet on a model of MT-Bench's own size.
+# QUESTIONS is MT-Bench's question.jsonl or Spec-Bench's; every question in the file is asked.
+# Not measured yet on a model of the size that MT-Bench is meant for.
 set -euo pipefail
 TARGET=${TARGET:?name the target: a folder, or owner/model on the Hub}
 QUESTIONS=${QUESTIONS:?name the questions: a file in the format of MT-Bench or Spec-Bench}

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A sorted draft under every rule for its exits, in one interleaved run: the choice by cost beside each fixed exit, the
-# published thresholds (per node, and per level as published), and a chain. Calibrates first, on prompts of its own.
+# Compare the rules by which a sorted draft chooses its exits, in one interleaved run: by cost, each fixed exit, the
+# published thresholds (per node, and per level as published), and chains. It calibrates first, on other prompts.
 # Size: small or full. Measured: small, 2026-11-21.
 #
 #   TARGET=T DRAFT=D EXITS="1 2 4" HELD_OUT=calibration.jsonl QUESTIONS=questions.jsonl OUT=DIR recipes/bench_sd2.sh
 #
-# Store the draft in the dtype that it shall run in (`draftsmith export --dtype bfloat16`). For a slower target that says
-# the same: python -m draftsmith.recipes.studies.slow_target --target T --blocks 24 --out SLOW.
+# Store the draft in the dtype that it will run in (`draftsmith export --dtype bfloat16`). For a slower target with the
+# same output: python -m draftsmith.recipes.studies.slow_target --target T --blocks 24 --out SLOW.
 #
 # Measured (2 cores of an AMD EPYC 9004, shared; bfloat16, greedy, batch 1, torch 2.13, 2026-11-21). Draft: 4 x 512, exits
-# 1/2/4, SoFT for 150 steps on its target's answers. Speedup over plain decoding, accepted_length in parentheses; questions
-# whose plain text loops left out.
+# 1/2/4, SoFT for 150 steps on its target's answers. Speedup over plain decoding, accepted_length in parentheses,
+# without questions whose plain answer loops.
 #   target 8 x 512 (40 questions, 64 tokens)      cost 1.36 (2.51)  exits 1.34 1.25 1.01  threshold 1.05  level 1.12  chain 1.25
 #   the same + 24 idle layers (26, 48 tokens)     cost 1.96 (2.83)  exits 1.92 1.95 1.87  threshold 1.72  level 1.85  chain 1.80
 # cost over the best fixed exit, all questions: 1.00 [0.96, 1.03] and 1.00 [0.96, 1.04].

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# An in-distribution DReSD store: the target answers prompts, 128 tokens each, and its answers are keyed by its states.
+# Build an in-distribution DReSD store: the target answers prompts, 128 tokens each, and its states are the keys.
 # Size: full. Measured: not yet.
 #
 #   TARGET=owner/model recipes/build_dresd_id.sh                 # UltraChat's prompts
 #   TARGET=owner/model CORPUS=code recipes/build_dresd_id.sh     # EvolInstructCode's
 #   TARGET=owner/model PROMPTS=my_logs.jsonl HELD_OUT=later.jsonl recipes/build_dresd_id.sh
 #
-# PRESET=nucleus samples the answers (temperature 0.7, top_p 0.95) where they will be sampled when served.
-# Both steps, stopped at any moment, go on where they were when this is run again.
+# PRESET=nucleus samples the answers (temperature 0.7, top_p 0.95): use it if the target will be served that way.
+# If it is stopped, run it again to resume.
 set -euo pipefail
 TARGET=${TARGET:?name the target: a folder, or owner/model on the Hub}
 CORPUS=${CORPUS:-chat}

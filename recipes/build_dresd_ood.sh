@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# An out-of-distribution DReSD store: a public corpus, keyed by the target's own states.
+# Build an out-of-distribution DReSD store of a public corpus, keyed by the target's states.
 # Size: full. Measured: not yet.
 #
 #   TARGET=owner/model recipes/build_dresd_ood.sh                # UltraChat, 80,000 conversations
 #   TARGET=owner/model CORPUS=code recipes/build_dresd_ood.sh    # EvolInstructCode, 80,000 pairs
 #
-# Stopped at any moment, it goes on where it was when it is run again.
-# Disk while building: 256 bytes a key, and the states of a million keys (8 GB for a 4096-wide target in bfloat16).
+# If it is stopped, run it again to resume.
+# Disk space while building: 256 bytes per key, plus the states of a million keys (8 GB for a 4096-wide target in bfloat16).
 set -euo pipefail
 TARGET=${TARGET:?name the target: a folder, or owner/model on the Hub}
 CORPUS=${CORPUS:-chat}

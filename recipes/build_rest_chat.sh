@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Chat stores for the rest drafter, small and large. The target's own answers draft best: where there is a log of them,
-# or time for `draftsmith answers`, name that with --data.
+# Build chat stores for the rest drafter, small and large. The target's own answers draft best: if you have a log of
+# them, or time for `draftsmith answers`, give them with --data.
 # Size: small or full. Measured: in part, 2026-11-21.
 #
 # Measured (2 shared cores, Python 3.11, November 2026): 100M tokens of 32,000 ids in 21 s (reading and tokenising apart),
-# 403 MB of memory at most, 6.06 bytes a token, 0.27 ms (p50) and 0.53 ms (p99) a draft
+# 403 MB of memory at most, 6.06 bytes per token, 0.27 ms (p50) and 0.53 ms (p99) per draft
 # at min_confidence=1e-4: `python -m draftsmith.recipes.studies.rest_scale`.
 # A store of 0.9M tokens of four models' answers gave an accepted_length of 2.40 on a fifth model's answers to other
 # questions, where REST's own rule gave 1.71: `python -m draftsmith.recipes.studies.rest_against_peer`.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Code stores for the rest drafter: small (answers to code instructions) and large (Python source files; several billion
-# tokens, so set --limit to what the disk holds: 6 bytes a token up to 65,535 ids, 8 beyond).
+# Build code stores for the rest drafter: small (answers to code instructions) and large (Python source files; several
+# billion tokens, so set --limit by disk space: 6 bytes per token for vocabularies of up to 65,535 ids, 8 beyond).
 # Size: small or full. Measured: not yet.
 #
-# Time, memory and latency by size: the header of build_rest_chat.sh. A run that was killed goes on when run again.
+# Time, memory and latency by size: see build_rest_chat.sh. If it is stopped, run it again to resume.
 #
 #   ./build_rest_code.sh [small|large] [further options of `draftsmith store build rest`]
 set -euo pipefail

@@ -104,7 +104,7 @@ def test_a_command_that_is_wrong_would_be_found() -> None:
 def test_the_yaml_of_a_page_names_drafters_as_the_loader_reads_them(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from draftsmith.recipes.cli.drafters import parse_drafters
+    from draftsmith.recipes.cli.inputs import parse_drafters
 
     for number, text in enumerate(blocks(page, "yaml")):
         (name, entry), *_ = yaml.safe_load(text).items()

@@ -1,4 +1,4 @@
-"""The packages that a person installs or unpacks hold everything that the checkout does, and work without it."""
+"""The wheel and the source distribution: what they hold, and that they work without the checkout."""
 
 import hashlib
 import json
@@ -17,7 +17,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("infer", "retrieval", "train", "recipes")
-# What stands beside the modules and is no use in a wheel: to read, to build with, to test.
+# Scripts that check our own claims: in the repository and the source distribution, not in the wheel.
+STUDIES = "recipes/studies"
+# Files beside the modules, not for the wheel: to read, to build with, to test.
 BESIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "LOG.md", "MANIFEST.in", "Makefile",
           "README.md", "constraints.txt", "pyproject.toml", ".ci/run")  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -30,18 +32,18 @@ def files_of(*folders: str) -> set[str]:
 
 
 def source_files() -> set[str]:
-    """What the wheel has to hold, whatever its kind: modules, recipes, templates, styles, type markers."""
-    return files_of(*FOLDERS)
+    """What the wheel has to hold: modules, recipes, templates, styles, type markers, and no studies."""
+    return files_of(*FOLDERS) - files_of(STUDIES)
 
 
 def source_folders() -> set[str]:
-    """Every folder of ours that holds a Python module, as a path from the root."""
+    """Every folder of the wheel that holds a Python module, as a path from the root."""
     return {Path(name).parent.as_posix() for name in source_files() if name.endswith(".py")}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy, so that nothing left over from an earlier build gets in and nothing is left behind."""
+    """A copy of the checkout, so that earlier builds leave nothing in it and this one leaves nothing behind."""
     folder = tmp_path_factory.mktemp("packaging") / "source"
     for name in files_of(*FOLDERS, "tests", "docs") | set(BESIDE):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(source):
-    """Source distribution and the wheel that is built from it, and not from the checkout."""
+    """The source distribution, and the wheel built from it."""
     return build(source)
 
 
@@ -63,7 +65,7 @@ def build(source, out="dist", *kinds):
 
 
 def contents(dist):
-    """Name and hash of what the one wheel in `dist` holds, less its own list of them."""
+    """Name -> hash of each file in the wheel in `dist`, its RECORD excepted."""
     (wheel,) = dist.glob("draftsmith-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith(".dist-info/RECORD")]
@@ -124,11 +126,21 @@ def test_the_wheel_holds_every_file_of_the_four_folders_and_nothing_else(built):
     assert any(name.endswith("entry_points.txt") for name in contents(built))
 
 
+def test_the_wheel_holds_no_study_and_needs_none(built):
+    assert f"{STUDIES}/__init__.py" in files_of(*FOLDERS)
+    assert [name for name in contents(built) if "studies" in name] == []
+    modules = [name for name in source_files() if name.endswith(".py")]
+    assert [
+        name for name in modules if re.search(r"import.*\bstudies\b|\.studies\b.* import", (ROOT / name).read_text())
+    ] == []
+
+
 def test_the_source_distribution_holds_all_that_is_needed_to_read_build_and_test(built):
     (archive,) = built.glob("draftsmith-*.tar.gz")
     with tarfile.open(archive) as opened:
         held = {member.name.partition("/")[2]: member for member in opened.getmembers() if member.isfile()}
     assert files_of(*FOLDERS, "tests", "docs") | set(BESIDE) <= set(held)
+    assert files_of(STUDIES) <= set(held)
     assert held[".ci/run"].mode & 0o111
 
 

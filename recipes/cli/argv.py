@@ -1,9 +1,7 @@
-"""The normal form of a command line: every word becomes `--name=value`, so that one parser reads flags and YAML alike.
+"""Command lines for jsonargparse: `normalise` turns every word into `--name=value`, `explain` rewrites parser errors.
 
-jsonargparse is strict where people are not, and by hand is only what it lacks: positionals that may also stand in a
-configuration file, a bare `--json`, several values after one flag, hyphens for underscores, and a command line that
-overrides `--config` wherever that stands. Knows signatures; knows no command, and leaves all checks of types to
-jsonargparse.
+What jsonargparse lacks: positionals that may also come from a configuration file, a bare `--json`, several values after
+one flag, hyphens for underscores, and flags that override `--config` wherever it stands. It does all checks of types.
 """
 
 from __future__ import annotations
@@ -14,16 +12,17 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from draftsmith.recipes.cli.renamed import refuse_old
-
-# Options that every command has; the value says whether a word follows.
+# Options of every command; the value says whether a word follows.
 COMMON = {"config": True, "help": False, "print_config": False}
-NONE: Mapping[str, str] = types.MappingProxyType({})
 
 _OPTION = re.compile(r"--[A-Za-z]|-h$")
+_EXPECTED = re.compile(r": Expected an? (?P<kind>.+?)\. Got value: (?P<value>.*)")
+_KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false",
+          "<class 'str'>": "text"}  # fmt: skip
+_MISSING = "the following arguments are required: "
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ def _options_of(name: str, hint: Any, positional: bool) -> Iterator[Option]:
     yield Option(name, positional, bool in members, bool(lists), not elements <= {int, float, bool})
 
 
-def normalise(words: Sequence[str], known: dict[str, Option], renamed: Mapping[str, str] = NONE) -> list[str]:
-    """`words` as `--name=value` each: configuration files first, so that flags override them wherever they stand."""
+def normalise(words: Sequence[str], known: dict[str, Option]) -> list[str]:
+    """`words` as `--name=value` each, configuration files first, so that flags override them wherever they stand."""
     files: list[str] = []
     given: dict[str, list[str]] = {}
     loose: list[str] = []
@@ -75,7 +74,6 @@ def normalise(words: Sequence[str], known: dict[str, Option], renamed: Mapping[s
             continue
         name, equals, value = word.removeprefix("--").partition("=")
         name = "help" if word == "-h" else name.replace("-", "_")
-        refuse_old(name, renamed)
         _check(name, known)
         values = [value] if equals else _take_values(name, rest, known)
         if name == "config":
@@ -86,15 +84,15 @@ def normalise(words: Sequence[str], known: dict[str, Option], renamed: Mapping[s
             given[name] = values
     for name, values in _place(loose, given, known):
         given[name] = values
-    return files + [_written(name, values, known) for name, values in given.items()]
+    return files + [_format(name, values, known) for name, values in given.items()]
 
 
 def _check(name: str, known: dict[str, Option]) -> None:
-    """Refuse an unknown name. What comes after the dot is the parser's to judge, but for a group of known options."""
+    """Refuse an unknown name; what follows the dot of a known one (a dict's key) is left to the parser."""
     name = name.removesuffix("+")
     if name in COMMON or name in known or name.partition(".")[0] in known:
         return
-    # The same word within a group is meant more often than another that looks like it: --device, --machine.device.
+    # The same word inside a group is likelier than a similar word: --device means --machine.device.
     close = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]
     close = close or difflib.get_close_matches(name, [*known, *COMMON], n=1)
     raise ValueError(f"unknown option --{name}" + (f"; did you mean --{close[0]}?" if close else "; --help lists all"))
@@ -116,7 +114,7 @@ def _take_values(name: str, rest: list[str], known: dict[str, Option]) -> list[s
 
 
 def _place(loose: list[str], given: dict[str, list[str]], known: dict[str, Option]) -> Iterator[tuple[str, list[str]]]:
-    """Words without a flag fill the positional parameters in order; a list takes what the others leave."""
+    """Give words without a flag to the positional parameters in order; a list takes what the others leave."""
     waiting = [option for option in known.values() if option.positional and option.name not in given]
     for index, option in enumerate(waiting):
         after = len(waiting) - index - 1
@@ -125,10 +123,10 @@ def _place(loose: list[str], given: dict[str, list[str]], known: dict[str, Optio
         if taken:
             yield option.name, taken
     if loose:
-        raise ValueError(f"unexpected argument {loose[0]!r}; --help lists what may be given")
+        raise ValueError(f"unexpected argument {loose[0]!r}; --help lists the arguments")
 
 
-def _written(name: str, values: list[str], known: dict[str, Option]) -> str:
+def _format(name: str, values: list[str], known: dict[str, Option]) -> str:
     if not values:
         return f"--{name}"
     option = known.get(name, Option(name))
@@ -137,3 +135,22 @@ def _written(name: str, values: list[str], known: dict[str, Option]) -> str:
         return f"--{name}={values[-1]}"
     elements = [json.dumps(value, ensure_ascii=False) for value in values] if option.text else values
     return f"--{name}=[{', '.join(elements)}]"
+
+
+def explain(message: str, normal: Sequence[str], function: Callable[..., object], known: dict[str, Option]) -> str:
+    """jsonargparse's error `message` about the words `normal`, in terms of the options that the user typed."""
+    message = " ".join(re.sub(r'Parser key "([^"]+)":', r"--\1:", message).split())
+    if message.startswith(_MISSING):
+        names = message.removeprefix(_MISSING).split(", ")
+        missing = [name.upper() if name in known and known[name].positional else f"--{name}" for name in names]
+        example = re.search(r"^ *(Example: .*)$", function.__doc__ or "", re.MULTILINE)
+        return f"{' and '.join(missing)} must be given" + (f". {example[1]}" if example else "")
+    message = re.sub(r"^argument (--\w[\w.]*)\S*: expected one argument$", r"\1 needs a value", message)
+    message = _EXPECTED.sub(lambda found: f" takes {_kind(found['kind'])}, not {found['value']!r}", message)
+    files = " ".join(word for word in normal if word.startswith("--config="))
+    return message.replace("Problems parsing config", f"invalid YAML in {files}")
+
+
+def _kind(kind: str) -> str:
+    choices = re.findall(r"'([^']*)'", kind) if "Literal[" in kind else []
+    return " or ".join(choices) if choices else _KINDS.get(kind, kind)

@@ -1,8 +1,8 @@
-"""The `draftsmith` command: which function a command line names, its arguments, and how its failures are told.
+"""The `draftsmith` command: finds the function that a command line names, parses its arguments, reports its errors.
 
-`COMMANDS` is the one place that lists commands. Options, types and help come from a function's signature and docstring
-(a parameter without a default is a positional; a keyword-only one is a required option). A command's module is imported
-only when that command or its help runs, so `draftsmith --help` costs nothing. Knows nothing of what commands do.
+`COMMANDS` is the one list of commands. Options, types and help come from the function's signature and docstring: a
+parameter without a default is a positional, a keyword-only one a required option. A module is imported only when its
+command or that command's help runs, so `draftsmith --help` is quick.
 """
 
 from __future__ import annotations
@@ -35,101 +35,56 @@ class Command:
     part: str = ""
 
 
-# Headings of `draftsmith --help`, in the order of its parts.
-START, KNOW, LEARN, STORES, DECODE, MEASURE, CHECK = (
-    "Begin here",
-    "Know before you spend",
-    "Learned drafts",
-    "Retrieved drafts",
-    "Decode",
-    "Measure",
-    "Check our own claims",
-)
+# Headings of `draftsmith --help`, in order.
+START, BEFORE, LEARNED, STORES, DECODE, MEASURE = (
+    "Start here", "Before you train", "Learned drafts", "Retrieved drafts", "Decode", "Measure",
+)  # fmt: skip
+_IN = "draftsmith.recipes.commands"
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "draftsmith.recipes.quickstart.command:quickstart", "train, retrieve and compare on this machine", START
+        "draftsmith.recipes.quickstart.run:quickstart",
+        "train drafts, build stores and compare them on this machine",
+        START,
     ),
-    "recipes": Command(
-        "draftsmith.recipes.commands.recipes:recipes", "the packaged recipes: scripts and settings", START
-    ),
-    "recipes copy": Command("draftsmith.recipes.commands.recipes:copy", "copy recipes to a folder of yours", START),
-    "env": Command("draftsmith.recipes.commands.env:env", "what is installed and what this machine is", START),
-    "data": Command("draftsmith.recipes.commands.data:data", "what the reader makes of your files", KNOW),
-    "replay": Command(
-        "draftsmith.recipes.commands.replay:replay", "drafters against recorded answers, without a target", KNOW
-    ),
-    "plan": Command(
-        "draftsmith.recipes.commands.plan:plan", "which draft would pay here, before anything is trained", KNOW
-    ),
-    "answers": Command(
-        "draftsmith.recipes.commands.answers:answers",
-        "the target's own answers: what drafts learn and stores hold",
-        LEARN,
-    ),
-    "train sft": Command(
-        "draftsmith.recipes.commands.train:sft", "train a draft model by supervised fine-tuning", LEARN
-    ),
-    "train soft": Command(
-        "draftsmith.recipes.commands.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARN
-    ),
-    "train distil": Command(
-        "draftsmith.recipes.commands.distil:distil", "train a draft model on the target's own distribution", LEARN
-    ),
-    "train target": Command(
-        "draftsmith.recipes.commands.train:target", "train a small target from scratch on your text", LEARN
-    ),
+    "recipes": Command(f"{_IN}.recipes:recipes", "list the packaged recipes: scripts and their settings", START),
+    "recipes copy": Command(f"{_IN}.recipes:copy", "copy recipes into a folder of yours", START),
+    "env": Command(f"{_IN}.env:env", "show installed versions and this machine's hardware", START),
+    "data": Command(f"{_IN}.data:data", "show how your data files are read", BEFORE),
+    "replay": Command(f"{_IN}.replay:replay", "try drafters on recorded answers, without a target", BEFORE),
+    "plan": Command(f"{_IN}.plan:plan", "find out which draft would pay, before you train one", BEFORE),
+    "answers": Command(f"{_IN}.answers:answers", "write the target's own answers, to train on and to index", LEARNED),
+    "train sft": Command(f"{_IN}.train:sft", "train a draft model by supervised fine-tuning", LEARNED),
+    "train soft": Command(f"{_IN}.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARNED),
+    "train distil": Command(f"{_IN}.distil:distil", "train a draft model on the target's distributions", LEARNED),
+    "train target": Command(f"{_IN}.train:target", "train a small target from scratch on your text", LEARNED),
     "calibrate": Command(
-        "draftsmith.recipes.commands.calibrate:calibrate", "what confidence and passes are worth, per target", LEARN
+        f"{_IN}.calibrate:calibrate", "measure acceptance by confidence, and the cost of passes", LEARNED
     ),
-    "export": Command(
-        "draftsmith.recipes.commands.export:export", "a trained draft as a plain model, to a folder or the Hub", LEARN
-    ),
+    "export": Command(f"{_IN}.export:export", "write a draft as a plain model, to a folder or the Hub", LEARNED),
     "store build rest": Command(
-        "draftsmith.recipes.commands.store.build:build_rest", "a store of documents for the rest drafter", STORES
+        f"{_IN}.store.build:build_rest", "build a store of documents for the rest drafter", STORES
     ),
     "store build dresd": Command(
-        "draftsmith.recipes.commands.store.build:build_dresd", "a dense store of what a target says", STORES
+        f"{_IN}.store.build:build_dresd", "build a dense store, keyed by a target's states", STORES
     ),
-    "store info": Command("draftsmith.recipes.commands.store.info:info", "what a store holds", STORES),
-    "store verify": Command(
-        "draftsmith.recipes.commands.store.info:verify", "read a store through and check every file", STORES
-    ),
-    "store append": Command("draftsmith.recipes.commands.store.edit:append", "add documents to a store", STORES),
-    "store merge": Command(
-        "draftsmith.recipes.commands.store.edit:merge", "rewrite a store in as few segments as will do", STORES
-    ),
-    "store remove": Command(
-        "draftsmith.recipes.commands.store.edit:remove", "take documents out of a store, by id or by age", STORES
-    ),
+    "store info": Command(f"{_IN}.store.info:info", "show what a store holds", STORES),
+    "store verify": Command(f"{_IN}.store.info:verify", "read a whole store and check every file", STORES),
+    "store append": Command(f"{_IN}.store.edit:append", "add documents to a store", STORES),
+    "store merge": Command(f"{_IN}.store.edit:merge", "rewrite a store in as few segments as possible", STORES),
+    "store remove": Command(f"{_IN}.store.edit:remove", "remove documents from a store, by id or by age", STORES),
     "store quality": Command(
-        "draftsmith.recipes.commands.store.quality:quality", "what a dense store is worth, without decoding", STORES
+        f"{_IN}.store.quality:quality", "estimate how well a dense store drafts, without decoding", STORES
     ),
-    "generate": Command("draftsmith.recipes.commands.generate:generate", "text from a target and a drafter", DECODE),
-    "bench": Command(
-        "draftsmith.recipes.commands.bench:bench", "one target, many drafters, against plain decoding", MEASURE
-    ),
-    "compare": Command(
-        "draftsmith.recipes.commands.compare:compare", "speed and equality of two or more runs", MEASURE
-    ),
+    "generate": Command(f"{_IN}.generate:generate", "generate text with a target and a drafter", DECODE),
+    "bench": Command(f"{_IN}.bench:bench", "measure drafters against plain decoding", MEASURE),
+    "compare": Command(f"{_IN}.compare:compare", "compare the speed and the answers of two or more runs", MEASURE),
     "report": Command(
-        "draftsmith.recipes.commands.report:report", "one page from run folders: which drafter to use, and why", MEASURE
-    ),
-    "plan bench": Command(
-        "draftsmith.recipes.studies.bench_plan:bench_plan", "what plan predicts beside what the loop does", CHECK
-    ),
-    "store bench rest": Command(
-        "draftsmith.recipes.studies.bench_rest:bench_rest", "rest beside REST's own rule, replayed", CHECK
-    ),
-    "store bench dresd": Command(
-        "draftsmith.recipes.studies.bench_dresd:bench_dresd", "retrieval drafters against plain decoding", CHECK
-    ),
-    "store scale": Command(
-        "draftsmith.recipes.studies.scale_rest:scale_rest", "time and memory of a large rest store", CHECK
+        f"{_IN}.report:report", "write one page from run folders: which drafter to use, and why", MEASURE
     ),
 }
 
-# What the person gave and the machine refused, as against a bug of ours.
+# Errors that the user can mend; anything else is a bug and keeps its traceback.
 _WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -147,23 +102,23 @@ def run(words: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as error:
-        told = str(error) or "a command that keeps its progress goes on when it is run again"
-        return _tell(f"{prefix}: interrupted; {told}", 130)
+        advice = str(error) or "a command that keeps its progress resumes when it is run again"
+        return _fail(f"{prefix}: interrupted; {advice}", 130)
     except BrokenPipeError:
-        # The reader has left (`draftsmith data F | head`): nobody is there to be told, and no flush may fail.
+        # The reader has gone (`draftsmith data F | head`): say nothing, and let no later flush fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except _WRONG_INPUT as error:
-        return _tell(f"{prefix}: {_one_line(error)}", 2)
+        return _fail(f"{prefix}: {_one_line(error)}", 2)
     except ModuleNotFoundError as error:
         missing = _missing_extra(error)
         if missing is None:
             raise
-        return _tell(f"{prefix}: {missing}", 2)
+        return _fail(f"{prefix}: {missing}", 2)
 
 
 def _split(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, list[str]]:
-    """The longest command, or group of commands, that `words` begins with, and the words after it."""
+    """The longest command or group of commands that `words` begins with, and the words after it."""
     name, count = "", 0
     for taken in range(1, len(words) + 1):
         candidate = " ".join(words[:taken])
@@ -210,24 +165,21 @@ def load(command: Command) -> Callable[..., Any]:
 def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     from jsonargparse import ArgumentError
 
-    from draftsmith.recipes.cli.argv import normalise, options
-    from draftsmith.recipes.cli.parse_errors import in_words
-    from draftsmith.recipes.cli.renamed import RENAMED, refuse_old_keys
+    from draftsmith.recipes.cli.argv import explain, normalise, options
 
-    known, renamed = options(function), RENAMED.get(name, {})
+    known = options(function)
     parser = build_parser(name, function, known)
-    normal = normalise(words, known, renamed)
+    normal = normalise(words, known)
     try:
         parsed = parser.parse_args(normal)
     except ArgumentError as error:
-        refuse_old_keys(str(error), renamed)
-        raise ValueError(in_words(str(error), normal, function, known)) from error
+        raise ValueError(explain(str(error), normal, function, known)) from error
     except SystemExit as stop:  # --help and --print_config have printed what was asked for
         return int(stop.code or 0)
     arguments = dict(vars(parser.instantiate(parsed)))
     arguments.pop("config", None)
     code = function(**arguments)
-    # Any other result is for callers in Python.
+    # Other return values are for callers in Python.
     return int(code) if isinstance(code, int) else 0
 
 
@@ -241,7 +193,7 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
     usage = " ".join([f"draftsmith {name}", *positionals, "[--config FILE.yaml] [--option value ...]"])
     parser = ArgumentParser(
         prog=f"draftsmith {name}",
-        # argparse prints a usage as it stands, and would break an example in a description into lines.
+        # argparse wraps a description but not a usage, and an example must stay on one line.
         usage="\n\n".join([usage, *_about(function)]).replace("%", "%%"),
         exit_on_error=False,
         default_env=False,
@@ -252,25 +204,31 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
 
 
 def _about(function: Callable[..., Any]) -> list[str]:
-    """The paragraphs of a docstring; an example stays one line, to be copied."""
+    """The paragraphs of a docstring, wrapped; an example stays on one line, to be copied."""
     paragraphs = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip().split("\n\n")
     width = shutil.get_terminal_size().columns - 2
     return [text if text.startswith("Example: ") else textwrap.fill(text, width) for text in paragraphs]
 
 
 def _overview(group: str, commands: Mapping[str, Command]) -> str:
-    """The commands of a group, or all, under their headings."""
-    names = list(_members(group, commands))
-    width = max(map(len, names), default=0)
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        parts.setdefault("" if group else commands[name].part, []).append(
-            f"  {name:<{width}}  {commands[name].summary}"
-        )
-    blocks = ["\n".join([part, *lines] if part else lines) for part, lines in parts.items()]
-    usage = f"usage: draftsmith {group} COMMAND ...".replace("  ", " ")
-    closing = "`draftsmith COMMAND --help` tells its options, with an example; `draftsmith --version` the version."
-    return "\n\n".join([usage, *blocks, closing])
+    """The commands of a group; without one all commands, under their headings, with one line for each group."""
+    parts: dict[str, dict[str, str]] = {}
+    for name in _members(group, commands):
+        lines = parts.setdefault("" if group else commands[name].part, {})
+        first = name.split()[0]
+        if group or first in commands:
+            lines[name] = commands[name].summary
+        else:
+            lines[first] = ", ".join(dict.fromkeys(member.split()[1] for member in _members(first, commands)))
+    width = max((len(label) for lines in parts.values() for label in lines), default=0)
+    blocks = [
+        "\n".join([*([part] if part else []), *(f"  {label:<{width}}  {text}" for label, text in lines.items())])
+        for part, lines in parts.items()
+    ]
+    name = f"draftsmith {group}".strip()
+    closing = f"`{name} COMMAND --help` shows the options of a command and an example"
+    closing += "." if group else ",\nor the commands of a group. `draftsmith --version` shows the version."
+    return "\n\n".join([f"usage: {name} COMMAND ...", *blocks, closing])
 
 
 def _one_line(error: Exception) -> str:
@@ -280,18 +238,18 @@ def _one_line(error: Exception) -> str:
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str | None:
-    """The line for an optional dependency that is absent; None where it is not one of ours, and so a bug."""
+    """The message for a missing optional dependency; None if it is not one of ours, and so a bug."""
     from draftsmith.infer.files.provenance import extras
 
     module = (error.name or "").partition(".")[0]
     package = {"faiss": "faiss-cpu", "fastchat": "fschat"}.get(module, module)
     for extra, packages in extras().items():
         if package in packages:
-            return f"{module} is not installed; pip install 'draftsmith[{extra}]' brings it"
+            return f"{module} is not installed; pip install 'draftsmith[{extra}]' installs it"
     return None
 
 
-def _tell(line: str, code: int) -> int:
+def _fail(line: str, code: int) -> int:
     from draftsmith.recipes.cli.progress import progress
 
     progress.end()

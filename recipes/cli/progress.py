@@ -1,8 +1,4 @@
-"""Progress of long work on standard error: one line drawn over itself on a terminal, plain lines elsewhere.
-
-In a file, or through a pipe, a line comes every ten seconds and at the end, without control characters. What is worked
-on is not known here.
-"""
+"""Progress of long work on standard error: on a terminal one line, redrawn; elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -16,10 +12,10 @@ EVERY_S = 10.0
 
 @dataclass(slots=True)
 class Progress:
-    """`open`: a line is being drawn over, and whoever prints next has to end it."""
+    """`open`: the cursor is at the end of a progress line; call `end` before printing anything else."""
 
     open: bool = False
-    _told: float = field(default_factory=time.monotonic)
+    _printed: float = field(default_factory=time.monotonic)
 
     def __call__(self, line: str, last: bool = False) -> None:
         if sys.stderr.isatty():
@@ -27,16 +23,16 @@ class Progress:
             self.open = not last
             return
         now = time.monotonic()
-        if last or now - self._told >= EVERY_S:
-            self._told = now
+        if last or now - self._printed >= EVERY_S:
+            self._printed = now
             print(line, file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Leave the line that is being drawn over as it stands."""
+        """End the current line, so that other output starts on a new one."""
         if self.open:
             print(file=sys.stderr, flush=True)
             self.open = False
 
 
-# There is one standard error, so one line on it.
+# One for the process: there is one standard error.
 progress = Progress()

@@ -1,4 +1,4 @@
-"""`draftsmith answers`: the target's own answers to a set of prompts, by our loop or through a server."""
+"""`draftsmith answers`: the target's own answers to a set of prompts, by our engine or through a server."""
 
 from __future__ import annotations
 
@@ -38,38 +38,39 @@ def answers(
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Answer every prompt and keep the token ids; run again after an interruption to go on.
+    """Answer every prompt and keep the token ids; run it again after an interruption to resume.
 
     Example: draftsmith answers --target DIR --data prompts.jsonl --out answers.jsonl --preset nucleus
 
     Args:
-        data: files, folders or `datasets` names with questions.
-        out: the JSONL file to write; what it holds already is not answered again.
+        data: prompts: files, folders or `datasets` names.
+        out: JSONL file to write; prompts that it already answers are skipped.
         target: folder or Hub name of the model that answers.
-        drafters: one drafter to make it faster.
-        server: instead of a target, the URL of an OpenAI-compatible server.
-        model: the model's name on the server.
-        tokenizer: with a server, the folder or Hub name of its tokenizer.
+        drafters: one drafter to speed it up, such as pld.
+        server: URL of an OpenAI-compatible server, instead of a target.
+        model: name of the model on the server.
+        tokenizer: folder or Hub name of the server's tokenizer.
         preset: greedy, or nucleus (temperature 0.7, top_p 0.95).
         temperature: overrides the preset.
-        top_k: sampling among so many tokens.
+        top_k: sample from this many of the likeliest tokens.
         top_p: overrides the preset.
-        max_new_tokens: limit of each answer.
-        seed: of sampling.
-        batch_size: answers decoded, or requests under way, together.
-        limit: so many prompts and no more.
-        on_bad: what a row that is not valid JSON or UTF-8 does: raise, or skip (it is counted).
-        template: how messages become a prompt.
-        dtype: of the target's weights.
-        device: where the target runs.
+        max_new_tokens: token limit of each answer.
+        seed: random seed of sampling.
+        batch_size: answers decoded together, or concurrent requests.
+        limit: read at most this many prompts.
+        on_bad: rows that are not valid JSON or UTF-8: raise an error, or skip and count them.
+        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        dtype: type of the target's weights, such as bfloat16.
+        device: device of the target, such as cuda or cpu.
         json: print one JSON object on the last line.
     """
-    aside = ("json", "out", "batch_size", "drafters", "limit", "on_bad")
-    config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("aside", *aside)}
+    config: dict[str, Any] = dict(locals())
+    for name in ("json", "out", "batch_size", "drafters", "limit", "on_bad"):  # these do not change an answer
+        del config[name]
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.models.load import load_target
-    from draftsmith.recipes.cli.questions import read_questions
+    from draftsmith.recipes.cli.inputs import read_questions
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
@@ -87,35 +88,30 @@ def answers(
             assert server is not None
             _through_server(server, model, tokenizer, template, asked, settings, max_new_tokens, batch_size, file)
         else:
-            _by_loop(loaded, drafters, template, asked, settings, max_new_tokens, batch_size, file)
-        took = time.perf_counter() - began
-        summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": took}
+            _by_engine(loaded, drafters, template, asked, settings, max_new_tokens, batch_size, file)
+        seconds = time.perf_counter() - began
+        summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": seconds}
     if json:
         print(dumps(summary))
     else:
-        print(f"{summary['answered']} answers in {took:.1f} s, {before} were there already: {out}")
+        print(f"{summary['answered']} answers in {seconds:.1f} s, {before} were there already: {out}")
 
 
-def _by_loop(
+def _by_engine(
     loaded: HFTarget, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
     from draftsmith.infer.contract.row import Stops
-    from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.drafters import parse_drafters
+    from draftsmith.recipes.cli.inputs import one_drafter
 
-    chosen = parse_drafters(drafters)
-    if len(chosen) > 1:
-        raise ValueError(f"answers takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
+    drafter = one_drafter(drafters)
     assert loaded.tokenizer is not None
-    drafter = next(iter(chosen.values()), Empty())
     drafter.bind(loaded)
     rendered = find_template(template, loaded.tokenizer)
     stops = Stops(max_new_tokens, loaded.eos_ids)
-    progress = _Progress()
-    answer_all(loaded, drafter, asked, rendered, settings, stops, file, batch_size=batch_size, progress=progress)
+    answer_all(loaded, drafter, asked, rendered, settings, stops, file, batch_size=batch_size, progress=_Progress())
 
 
 def _through_server(
@@ -126,16 +122,14 @@ def _through_server(
     from draftsmith.infer.text.templates import find_template, load_tokenizer
 
     if tokenizer is None:
-        raise ValueError("answers keep token ids: with --server give its --tokenizer as well")
+        raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     rendered = find_template(template, load_tokenizer(tokenizer))
-    there = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
-    answer_through(
-        there, asked, rendered, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress()
-    )
+    to = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
+    answer_through(to, asked, rendered, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress())
 
 
 class _Progress:
-    """Rows, tokens/s and the time that is left, on one line."""
+    """Answers, tokens/s and the time left, on one line."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -143,6 +137,6 @@ class _Progress:
 
     def __call__(self, done: int, asked: int, tokens: int) -> None:
         self.first = done - 1 if self.first is None else self.first
-        took = time.perf_counter() - self.began
-        left = took / (done - self.first) * (asked - done)
-        progress(f"{done}/{asked} answers, {tokens / took:.0f} tokens/s, {left:.0f} s left", last=done == asked)
+        seconds = time.perf_counter() - self.began
+        left = seconds / (done - self.first) * (asked - done)
+        progress(f"{done}/{asked} answers, {tokens / seconds:.0f} tokens/s, {left:.0f} s left", last=done == asked)

@@ -1,4 +1,4 @@
-"""`draftsmith bench`: one target, many drafters, plain decoding among them, on the same questions in one process."""
+"""`draftsmith bench`: drafters against plain decoding, with one target, on the same questions in one process."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ def bench(
     warmup: int = 1,
     template: str = "chat",
 ) -> int:
-    """Measure drafters against plain decoding; returns the exit code.
+    """Measure drafters against plain decoding: speed, acceptance, and whether the answers are equal.
 
     Example: draftsmith bench --target MODEL --data questions.jsonl --drafters pld,small:DRAFT --out runs/first
 
     Args:
-        target: folder or Hub name of the model whose answers must not change.
-        data: the questions: files, folders or `datasets` names.
+        target: folder or Hub name of the target model.
+        data: questions: files, folders or `datasets` names.
         drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml.
-        max_new_tokens: limit of each turn's answer.
+        max_new_tokens: token limit of each answer (one per turn).
         temperature: 0 is greedy.
-        top_k: sampling among so many tokens.
-        top_p: sampling within so much probability.
-        min_p: sampling among tokens at least so likely, as a share of the likeliest.
-        repetition_penalty: above 1 makes tokens that stand in the text less likely.
+        top_k: sample from this many of the likeliest tokens.
+        top_p: sample from the likeliest tokens, up to this total probability.
+        min_p: sample from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: above 1 makes tokens that are already in the text less likely.
         batch_size: questions answered together.
-        dtype: of the target's weights.
-        device: where the target runs.
-        seed: of sampling, of the order of runs and of the intervals.
+        dtype: type of the target's weights, such as bfloat16.
+        device: device of the target, such as cuda or cpu.
+        seed: random seed of sampling, of the order of runs and of the intervals.
         out: a new folder for answers, traces, results and report.html.
         json: print one JSON object on the last line instead of tables.
-        limit: so many questions and no more.
-        peers: other decoders to measure as well, by name.
-        min_distinct: leave looping questions out of the figures: those with a smaller share of distinct 4-grams.
-        repeats: how often every question is measured.
-        warmup: groups of questions per runner that are answered first and not counted.
-        template: how messages become a prompt.
+        limit: read at most this many questions.
+        peers: other decoders to measure as well: generate, prompt_lookup, assistant:MODEL.
+        min_distinct: leave answers that loop out of the figures: those with a smaller share of distinct 4-grams.
+        repeats: how many times to measure each question.
+        warmup: batches that each runner answers first, without measuring them.
+        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
     """
     config = dict(locals())
     from draftsmith.infer.files.provenance import provenance
@@ -70,17 +70,18 @@ def bench(
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.measure.ties import name_ties
+    from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 
     folder = RunFolder.create(out) if out else None
     questions = _questions(data, limit)
     runners, encode, decode, judge = _runners(config)
     if folder:
-        # Only now: a run that was refused leaves no folder that stands in the way of the next.
+        # Only now, so that refused input leaves no folder that blocks the next run.
         folder.write_run(provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json()})
     measured = measure(
         runners, questions, encode, decode, batch_size=batch_size, seed=seed, warmup=warmup, repeats=repeats,
-        progress=_progress,
+        progress=lambda done, runs, name: progress(f"{done}/{runs} runs, last {name}", last=done == runs),
     )  # fmt: skip
     results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(judge.model.device))
     if temperature == 0:
@@ -95,16 +96,10 @@ def bench(
     return 0
 
 
-def _progress(done: int, runs: int, name: str) -> None:
-    from draftsmith.recipes.cli.progress import progress
-
-    progress(f"{done}/{runs} runs, last {name}", last=done == runs)
-
-
 def _questions(data: list[str], limit: int | None) -> list[Question]:
-    """The user's turns of each record; ids that are numbers stay numbers, as Spec-Bench's own scripts expect."""
+    """The user's turns of each record; numeric ids stay numbers, as Spec-Bench's own scripts expect."""
     from draftsmith.infer.measure.runner import Question
-    from draftsmith.recipes.cli.questions import read_questions
+    from draftsmith.recipes.cli.inputs import read_questions
 
     return [
         Question(int(one.id) if one.id.isdecimal() else one.id, one.category, tuple(one.questions), one.system)
@@ -113,7 +108,7 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
 
 
 def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge]:
-    """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of its ties."""
+    """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of numeric ties."""
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure.loop_runner import LoopRunner
@@ -122,7 +117,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
+    from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
 
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
     tokenizer = target.tokenizer

@@ -1,4 +1,4 @@
-"""`draftsmith calibrate`: what a draft's confidence is worth for this target, and what passes cost on this machine."""
+"""`draftsmith calibrate`: acceptance by confidence, for each draft with this target, and the cost of passes here."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ def calibrate(
     out: str | None = None,
     json: bool = False,
 ) -> None:
-    """Measure confidence against acceptance on held-out prompts, and the costs of passes; keep both for decoding.
+    """Measure how often drafts of each confidence are accepted, and how long passes take; decoding uses both.
 
-    Curves go to calibration/ in each draft's own folder, one file per target; costs to this machine's cache.
+    Curves go to calibration/ in each draft's own folder, one file per target; pass costs go to this machine's cache.
 
     Example: draftsmith calibrate --target DIR --drafters sd2:DRAFT,rest:STORE --data held_out.jsonl
 
     Args:
-        target: folder or Hub name of the model that drafts are judged by.
+        target: folder or Hub name of the target model.
         drafters: comma-separated, such as sd2:MODEL,small:MODEL,rest:STORE.
         data: prompts that no draft was trained on: files, folders or `datasets` names.
-        exits: only these exits of drafts that have several.
-        max_new_tokens: limit of each answer.
-        temperature: that will be decoded with; 0 is greedy.
-        top_k: sampling among so many tokens.
-        top_p: sampling within so much probability.
+        exits: calibrate only these exits of a sorted draft.
+        max_new_tokens: token limit of each answer.
+        temperature: the temperature to calibrate for; 0 is greedy.
+        top_k: sample from this many of the likeliest tokens.
+        top_p: sample from the likeliest tokens, up to this total probability.
         batch_size: answers decoded together.
-        limit: so many prompts and no more.
-        min_distinct: leave out answers with a smaller share of distinct 4-grams: those that loop.
-        seconds: that timing the passes may take; 0 leaves costs alone.
-        template: how messages become a prompt.
-        dtype: of the target's weights.
-        device: where the target runs.
-        seed: of sampling, and of which prompts are fitted to.
+        limit: read at most this many prompts.
+        min_distinct: leave out answers that loop: those with a smaller share of distinct 4-grams.
+        seconds: time limit for timing passes; 0 times none.
+        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        dtype: type of the target's weights, such as bfloat16.
+        device: device of the target, such as cuda or cpu.
+        seed: random seed of sampling, and of the split into fitting and held-out prompts.
         out: a new folder for the results and a reliability plot per source.
         json: print one JSON object on the last line instead of tables.
     """
@@ -71,7 +71,7 @@ def calibrate(
     from draftsmith.infer.measure.calibrate.tables import calibration_tables, results
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models.load import load_target
-    from draftsmith.recipes.cli.drafters import parse_drafters
+    from draftsmith.recipes.cli.inputs import parse_drafters
 
     chosen = parse_drafters(drafters)
     if not chosen:
@@ -90,44 +90,44 @@ def calibrate(
     fit_on = calibration.halves(answers, seed)
     found: dict[str, Calibrated] = {}
     for label, drafter in chosen.items():
-        tell = _progress(label, "answers read")
+        progress = _progress(label, "answers read")
         found[label] = calibration.calibrate(
-            drafter, loaded, answers, fit_on, settings, stops, exits=exits, progress=tell
+            drafter, loaded, answers, fit_on, settings, stops, exits=exits, progress=progress
         )
-    files = calibration.save(found, loaded)  # kept, whatever the timing comes to
+    files = calibration.save(found, loaded)  # before timing, which may fail
     if seconds > 0:
-        print(f"passes are timed for up to {seconds:g} s", file=sys.stderr)
+        print(f"timing passes for up to {seconds:g} s", file=sys.stderr)
         for label, (costs, error) in measure_costs(loaded, chosen, answers, seconds=seconds).items():
             found[label].costs, found[label].cost_error = costs, error
         files = calibration.save(found, loaded)
-    told = results(
+    summary = results(
         found, files, prompts=len({one.number for one in answers}), answers=len(answers), left_out=left_out,
         tokens=sum(len(one.answer) for one in answers), temperature=temperature,
     )  # fmt: skip
     if folder:
         folder.write_run(provenance(sys.argv, config, seed) | {"sampling": settings.to_json()})
-        _write(folder.path, found, told)
+        _write(folder.path, found, summary)
     if json:
-        print(dumps(told, ensure_ascii=False))
+        print(dumps(summary, ensure_ascii=False))
     else:
-        tables.show(calibration_tables(told))
+        tables.show(calibration_tables(summary))
 
 
 def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> tuple[list[Answered], int]:
-    """The target's answers, and how many were left out because they loop."""
+    """The target's answers without those that loop, and the number of those."""
     from draftsmith.infer.measure.calibrate.answers import answer_prompts, without_loops
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.questions import read_questions
+    from draftsmith.recipes.cli.inputs import read_questions
 
     records = read_questions(config["data"], config["limit"])
     template = find_template(config["template"], loaded.tokenizer)
-    tell = _progress("target", "answers written")
-    answers = answer_prompts(loaded, records, template, settings, stops, batch_size=config["batch_size"], progress=tell)
+    progress, size = _progress("target", "answers written"), config["batch_size"]
+    answers = answer_prompts(loaded, records, template, settings, stops, batch_size=size, progress=progress)
     kept = without_loops(answers, config["min_distinct"])
     return kept, len(answers) - len(kept)
 
 
-def _write(path: Any, found: dict[str, Calibrated], told: dict[str, Any]) -> None:
+def _write(path: Any, found: dict[str, Calibrated], summary: dict[str, Any]) -> None:
     from draftsmith.infer.files.atomic import write_json
     from draftsmith.infer.measure.calibrate.fit import calibrated, plot_names
     from draftsmith.infer.measure.calibrate.reliability import draw_reliability
@@ -136,14 +136,10 @@ def _write(path: Any, found: dict[str, Calibrated], told: dict[str, Any]) -> Non
         seen, curves = found[label].held_out[source], found[label].calibration
         shown = (curves.curves[source], curves.of(source, 0))
         draw_reliability(source, seen, calibrated(source, curves.curves, seen), shown, path / name)
-    write_json(path / "results.json", told)
+    write_json(path / "results.json", summary)
 
 
 def _progress(label: str, what: str) -> Callable[[int, int], None]:
     from draftsmith.recipes.cli.progress import progress
 
-    def tell(done: int, total: int) -> None:
-        if done == total or done % 10 == 0:
-            progress(f"{label}: {done}/{total} {what}", last=done == total)
-
-    return tell
+    return lambda done, total: progress(f"{label}: {done}/{total} {what}", last=done == total)

@@ -1,4 +1,4 @@
-"""`draftsmith compare BASE OTHER...`: are the answers equal, and how much faster did they come?"""
+"""`draftsmith compare BASE OTHERS...`: whether the answers are equal, and how much faster they came."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def compare(
     require: Literal["equal"] | None = None,
     seed: int = 0,
 ) -> int:
-    """Compare answer files, Spec-Bench's or ours, with a base; returns the exit code.
+    """Compare the answers and the speed of runs with those of a base run.
 
     Example: draftsmith compare runs/first runs/second --require equal
 
     Args:
-        base: the reference: an answer file, or a run folder (its plain answers).
-        others: answer files or run folders (all their answers but the base's own).
+        base: an answer file, ours or Spec-Bench's, or a run folder (its plain answers).
+        others: answer files, or run folders (all their answers except the base's).
         json: print one JSON object on the last line instead of tables.
-        require: "equal" gives exit code 1 unless every question of every other is equal to the base's.
-        seed: of the bootstrap that the intervals come from.
+        require: with "equal", the exit code is 1 unless all answers equal the base's.
+        seed: random seed of the bootstrap intervals.
     """
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.compare import compare as compare_paths

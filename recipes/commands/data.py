@@ -1,4 +1,4 @@
-"""`draftsmith data`: what the reader (infer's) made of files, before anything is trained on them or measured."""
+"""`draftsmith data`: how files are read and rendered, to check before training or measuring."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-# Token lengths of so many records are measured: enough for quantiles, and quick.
+# Records whose token lengths are measured: enough for quantiles, and quick.
 RENDERED = 1000
 
 
 @dataclass(slots=True)
 class Lengths:
-    """Sizes of what was read, one number per record (or per text)."""
+    """Sizes of records and texts, by name."""
 
     numbers: dict[str, list[int]] = field(default_factory=dict)
 
@@ -52,19 +52,19 @@ def data(
     on_bad: OnBad = "skip",
     json: bool = False,
 ) -> None:
-    """Show what the reader makes of files, folders or data sets.
+    """Show how files, folders or data sets are read: rows used and skipped, lengths, a rendered conversation.
 
     Example: draftsmith data logs.jsonl --tokenizer MODEL
 
     Args:
         data: files, folders, or data sets on the Hub (owner/name[:split]).
-        tokenizer: folder or Hub name of a tokenizer; with one, token lengths and rendered conversations are shown.
-        template: how conversations are served: chat (the tokenizer's own), plain, a format such as
-            'USER: {prompt} ASSISTANT:', or the name of a FastChat template (vicuna_v1.1).
-        template_kwargs: passed to the chat template (enable_thinking: false).
-        show: how many conversations to show as they would be served.
-        limit: read so many records at most.
-        on_bad: what a row that is not valid JSON or UTF-8 does: skip (it is counted), or raise.
+        tokenizer: folder or Hub name of a tokenizer, to show token lengths and rendered conversations.
+        template: how conversations are rendered: chat (the tokenizer's own), plain, a format such as
+            'USER: {prompt} ASSISTANT:', or a FastChat name (vicuna_v1.1).
+        template_kwargs: arguments of the chat template (enable_thinking: false).
+        show: number of rendered conversations to show.
+        limit: read at most this many records.
+        on_bad: rows that are not valid JSON or UTF-8: skip and count them, or raise an error.
         json: print one JSON object on the last line.
     """
     from rich.console import Console
@@ -88,7 +88,7 @@ def data(
 
 
 def _render(template: Template, record: Record, refused: Counter[str]) -> Iterator[Rendered]:
-    """The record's samples; a question alone gives its first prompt."""
+    """The record's samples; a question without an answer gives its first prompt."""
     try:
         if record.answers or record.documents or record.token_ids:
             yield from render_record(template, record)
@@ -106,7 +106,7 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, record: Record, 
 
 
 def _masked(tokenizer: PreTrainedTokenizerBase, sample: Rendered, coloured: bool) -> Text:
-    """The text of a sample; what is learned stands in green, or between «» where there are no colours."""
+    """The text of a sample; trained tokens are green, or between «» without colours."""
     from rich.text import Text
 
     text, mask, start, done = Text(), sample.loss_mask, 0, ""
@@ -138,7 +138,7 @@ def _print(console: Console, report: ReadReport, lengths: Lengths, refused: Coun
         table.add_row(name, *(f"{number:,.0f}" for number in numbers.values()))
     console.print(table)
     if "tokens given" in lengths.numbers and report.used > RENDERED:
-        console.print(f"tokens are those of the first {RENDERED} records")
+        console.print(f"token lengths are those of the first {RENDERED} records")
 
 
 def _quantiles(values: Sequence[int]) -> dict[str, float]:

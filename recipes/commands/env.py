@@ -1,4 +1,4 @@
-"""What is installed, and what this machine is: the first thing to paste into a report of a problem."""
+"""`draftsmith env`: installed versions and hardware, to paste into a bug report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from draftsmith.infer.files.provenance import extras, hardware, revision, versio
 
 
 def env(json: bool = False) -> None:
-    """Show what is installed and what this machine is.
+    """Show installed versions and this machine's hardware.
 
     Example: draftsmith env --json
 
@@ -21,7 +21,7 @@ def env(json: bool = False) -> None:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    """Name, then value, one fact per line."""
+    """One line per fact: its name, then its value."""
     rows = list(facts["versions"].items())
     if facts["git"]:
         rows.append(("revision", facts["git"]["sha"] + (" with local changes" if facts["git"]["dirty"] else "")))

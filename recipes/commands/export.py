@@ -29,16 +29,16 @@ def export(
 
     Args:
         checkpoint: folder of a finished training run, a published draft, or a peft adapter.
-        target: the model that it drafts for, where run.json does not tell.
-        exit: leave after so many layers; the whole draft if not given.
-        out: a new folder.
-        hub: owner/model on the Hugging Face Hub; without --out the folder is only passed through.
-        private: whether a new repository on the Hub is private.
-        dry_run: show what would be uploaded, and reach no network.
-        engine: vllm writes its speculative config too, and prints the line that serves it.
-        dtype: of the weights; as they were trained if not given.
-        bench: run folder of a benchmark whose figures go into the card.
-        exits: where a published draft can be left, if its config does not tell.
+        target: the model that it drafts for, if run.json does not name it.
+        exit: keep this many layers; all by default.
+        out: new folder for the model.
+        hub: owner/model to upload to on the Hugging Face Hub; without --out no local copy is kept.
+        private: make a new repository on the Hub private.
+        dry_run: show what would be uploaded, without using the network.
+        engine: vllm also writes its speculative config and prints the command that serves it.
+        dtype: type of the weights; by default as trained.
+        bench: run folder of `draftsmith bench`, whose figures go into the model card.
+        exits: the exits of a published draft, if its config does not list them.
         json: print one JSON object on the last line.
     """
     from draftsmith.train.export.export import export_draft
@@ -48,22 +48,22 @@ def export(
         raise ValueError("nowhere to export to: give --out DIR, --hub OWNER/MODEL, or both")
     if hub is not None:
         check_hub_name(hub)
-    with tempfile.TemporaryDirectory() as passing:
-        folder = Path(out) if out else Path(passing) / "model"
-        told = export_draft(
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(out) if out else Path(temporary) / "model"
+        facts = export_draft(
             checkpoint, folder, exit=exit, target=target, dtype=dtype, engine=engine, bench=bench, name=hub,
             exits=exits, reach=not dry_run,
         )  # fmt: skip
-        print(f"exit {told['exit']}: {', '.join(told['files'])}" + (f" in {folder}" if out else ""))
+        print(f"exit {facts['exit']}: {', '.join(facts['files'])}" + (f" in {folder}" if out else ""))
         if engine == "vllm":
-            print("vLLM drafts with one exit as a chain: no exits are chosen there, and no trees are grown.")
-            print(told["serve"])
+            print("vLLM drafts chains from this one exit: it does not choose exits or draft trees.")
+            print(facts["serve"])
         if hub and dry_run:
             kind = "private" if private else "public"
-            print(f"would upload {len(told['files'])} files to the {kind} repository {hub}; README.md:")
+            print(f"would upload {len(facts['files'])} files to the {kind} repository {hub}; README.md:")
             print((folder / "README.md").read_text(encoding="utf-8"))
         elif hub:
-            told["url"] = upload(folder, hub, private=private)
-            print(f"uploaded to {told['url']}")
+            facts["url"] = upload(folder, hub, private=private)
+            print(f"uploaded to {facts['url']}")
     if json:
-        print(dumps(told))
+        print(dumps(facts))

@@ -33,42 +33,39 @@ def generate(
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Generate text; with a drafter faster, and not one token otherwise.
+    """Generate text; a drafter makes it faster and does not change the output.
 
     Example: draftsmith generate --target DIR --drafters pld --prompt "Write a haiku."
 
     Args:
-        target: folder or Hub name of the model that speaks.
-        prompt: what to answer; `-` reads it from standard input.
-        data: instead of a prompt, files of questions: all are answered, `batch_size` at a time.
-        drafters: one drafter, such as pld or small:MODEL; none is plain decoding.
+        target: folder or Hub name of the target model.
+        prompt: the prompt; `-` reads it from standard input.
+        data: questions instead of a prompt: files, folders or `datasets` names; all are answered.
+        drafters: one drafter, such as pld or small:MODEL; plain decoding by default.
         system: a system message.
-        max_new_tokens: limit of the answer.
-        temperature: 0 is greedy; not given, what the model's generation config says.
-        top_k: sampling among so many tokens.
-        top_p: sampling within so much probability.
-        min_p: sampling among tokens at least so likely, as a share of the likeliest.
-        repetition_penalty: above 1 makes tokens that stand in the text less likely.
-        stop: texts that end the answer.
-        stop_ids: token ids that end the answer, besides the model's own.
-        seed: of sampling.
+        max_new_tokens: token limit of each answer.
+        temperature: 0 is greedy; by default the model's own.
+        top_k: sample from this many of the likeliest tokens.
+        top_p: sample from the likeliest tokens, up to this total probability.
+        min_p: sample from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: above 1 makes tokens that are already in the text less likely.
+        stop: strings that end an answer.
+        stop_ids: token ids that end an answer, in addition to the model's own.
+        seed: random seed of sampling.
         batch_size: answers decoded together.
-        template: how a message becomes a prompt: chat, plain, a format with {prompt}, or a FastChat name.
-        dtype: of the target's weights.
-        device: where the target runs.
+        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        dtype: type of the target's weights, such as bfloat16.
+        device: device of the target, such as cuda or cpu.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.contract.row import Row, Stops
     from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.drafters.controls import Empty
     from draftsmith.infer.engine.generate import generate as run
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.drafters import parse_drafters
+    from draftsmith.recipes.cli.inputs import one_drafter
 
-    chosen = parse_drafters(drafters)
-    if len(chosen) > 1:
-        raise ValueError(f"generate takes one drafter, and got {len(chosen)}: {', '.join(chosen)}")
+    drafter = one_drafter(drafters)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     prompts = _prompts(prompt, data, system)
@@ -79,7 +76,6 @@ def generate(
     stops = Stops(max_new_tokens, loaded.eos_ids | set(stop_ids or ()), tuple(stop or ()))
     rendered = find_template(template, loaded.tokenizer)
     rows = [Row(key, rendered.prompt_ids(messages), settings, stops, loaded.tokenizer) for key, messages in prompts]
-    drafter = next(iter(chosen.values()), Empty())
     drafter.bind(loaded)
     stream = len(rows) == 1 and not json
     done = run(loaded, drafter, rows, batch_size=batch_size, on_tokens=_Streamed(sys.stdout) if stream else None)
@@ -94,11 +90,10 @@ def generate(
 
 
 def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str, list[Any]]]:
-    """Key and messages of everything to answer; of several turns the first. A record's own system message stands
-    unless `system` is given."""
+    """Key and messages of each prompt: of records the first turn, and the system message unless `system` is given."""
     from draftsmith.infer.answers.answer_file import with_keys
     from draftsmith.infer.text.record import Message
-    from draftsmith.recipes.cli.questions import read_questions
+    from draftsmith.recipes.cli.inputs import read_questions
 
     if prompt and data is not None:
         raise ValueError("give either --prompt or --data, not both")
@@ -106,7 +101,7 @@ def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str
     if data is None:
         text = sys.stdin.read() if prompt == "-" else prompt
         if not text.strip():
-            raise ValueError("the prompt is empty: give a --prompt, or --data")
+            raise ValueError("the prompt is empty: give --prompt or --data")
         return [("0", [*head, Message("user", text)])]
     prompts = []
     for asked in with_keys(read_questions(data)):
@@ -128,7 +123,7 @@ def _result(generation: Generation) -> dict[str, Any]:
 
 
 class _Streamed:
-    """Prints what is new in the decoded text, holding back characters that are not whole yet."""
+    """Prints new text as it is decoded, without incomplete characters."""
 
     def __init__(self, out: Any) -> None:
         self.out = out

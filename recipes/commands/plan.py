@@ -1,4 +1,4 @@
-"""`draftsmith plan`: before anything is trained, which draft would pay, on this machine, for this target."""
+"""`draftsmith plan`: which draft would pay for this target on this machine, before training one."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def plan(
     plot: str | None = None,
     json: bool = False,
 ) -> None:
-    """Measure draft shapes and verification on this machine with random weights, and rank shapes x lengths.
+    """Time draft shapes and verification on this machine, with random weights, and rank shapes and draft lengths.
 
     Example: draftsmith plan --target TARGET --acceptance 0.7
 
     Args:
-        target: folder, Hub name, or a config.json: only the config is read.
+        target: folder, Hub name or config.json; only the config is read.
         batch_sizes: rows decoded together.
-        contexts: committed tokens of a row at which passes are timed; between and beyond them the fit tells.
-        shapes: that are measured: LAYERSxWIDTH or LAYERSxWIDTHxHEADS; by default the target's own width with 1, 2, 3
-            and 5 layers, and half of it.
-        estimate: shapes whose costs are estimated from those measured.
-        lengths: of drafted chains.
-        trees: NODESxDEPTH.
-        acceptance: of a chain's tokens: a share (0.7), shares by depth (0.8,0.7,0.6), or a result of bench or replay
-            as FILE or FILE:DRAFTER. Without it, shapes are ranked by the acceptance that they need.
-        tree_acceptance: likewise of trees: the share of steps that get from one depth to the next.
-        context: that the tables are for; by default the mean of contexts.
-        dtype: of the weights; auto is the config's.
-        device: auto is CUDA where there is one.
-        training_tokens: that training would see, for the hours.
-        seconds: that timing the passes may take.
-        out: write the costs here, for `replay --latency`.
-        plot: write a PNG of speedups over lengths here.
+        contexts: context lengths at which passes are timed; costs at other lengths come from a fit.
+        shapes: draft shapes to time: LAYERSxWIDTH or LAYERSxWIDTHxHEADS; by default 1, 2, 3 and 5 layers of the
+            target's width, and 2 and 4 of half of it.
+        estimate: shapes whose costs are estimated from the timed ones.
+        lengths: lengths of drafted chains.
+        trees: sizes of drafted trees: NODESxDEPTH.
+        acceptance: acceptance of a chain's tokens: a share (0.7), shares by depth (0.8,0.7,0.6), or a result of bench
+            or replay as FILE or FILE:DRAFTER. Without it, shapes are ranked by the acceptance that they need.
+        tree_acceptance: the same for trees: the share of steps that get from one depth to the next.
+        context: context length of the tables; by default the mean of contexts.
+        dtype: type of the weights; auto takes the config's.
+        device: auto takes CUDA if there is a device.
+        training_tokens: tokens of training data, to estimate the hours of training.
+        seconds: time limit for timing passes.
+        out: file to write the costs to, for `replay --latency`.
+        plot: PNG file to plot speedup over length to.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.files.atomic import written_beside
@@ -70,21 +70,23 @@ def plan(
     for name, value in (("training_tokens", training_tokens), ("context", wish.context)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    found = survey(config, kind, where, asked, seconds=seconds, progress=_progress)
-    said = report(found, wish, training_tokens)
+    found = survey(
+        config, kind, where, asked, seconds=seconds, progress=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    ranking = report(found, wish, training_tokens)
     if out:
         with written_beside(Path(out)) as file:
             file.write(dumps(found.costs().to_json(), indent=1) + "\n")
     if plot:
-        draw(said, Path(plot))
+        draw(ranking, Path(plot))
     if json:
-        print(dumps(said))
+        print(dumps(ranking))
     else:
-        tables.show(plan_tables(said))
+        tables.show(plan_tables(ranking))
 
 
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
-    """Config, type, device, what is measured and how is drafted, from the command line's words."""
+    """Config, dtype, device, what to time, and the chains and trees to rank."""
     from draftsmith.infer.measure.plan.ranking import Drafting
     from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
     from draftsmith.infer.measure.plan.survey import SurveyRequest
@@ -103,22 +105,18 @@ def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a list with commas."""
+    """The items of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def numbers(name: str, given: Sequence[int]) -> list[int]:
-    """Ascending, each once."""
+    """`given`, sorted and without duplicates."""
     if not given or min(given) < 1:
-        raise ValueError(f"--{name} takes numbers from 1 on, such as 1,8,32, not {list(given)}")
+        raise ValueError(f"--{name} takes numbers of at least 1, such as 1,8,32, not {list(given)}")
     return sorted(set(given))
 
 
 def _check_place(name: str | None) -> None:
-    """Minutes of measuring are not to end at a folder that is not there."""
+    """Refuse an output path that cannot be written, before minutes of timing."""
     if name and (Path(name).is_dir() or not Path(name).resolve().parent.is_dir()):
-        raise ValueError(f"{name} cannot be written: it is a folder, or lies in one that is not there")
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        raise ValueError(f"{name} cannot be written: it is a folder, or its folder does not exist")

@@ -1,7 +1,7 @@
 """`draftsmith recipes`: the packaged recipes, listed and copied.
 
-A recipe is a shell script with the YAML files that it reads. All that is known of one stands in the comment that its
-script begins with: what it is for, then `Size: small. Measured: not yet.` Which commands recipes run is not known here.
+A recipe is a shell script with the YAML files that it reads. Its description is the comment at the top of the script:
+a sentence about its purpose, then `Size: small. Measured: not yet.`
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FILE = re.compile(r"\w+\.(?:sh|yaml)\b")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One script: what it is for, how large, whether measured, and its files, the script first."""
+    """One recipe: purpose, size, whether it was measured, and its files, the script first."""
 
     name: str
     purpose: str
@@ -33,9 +33,9 @@ class Recipe:
 
 
 def recipes(json: bool = False) -> None:
-    """List the packaged recipes: what each is for, its size, and whether it was measured.
+    """List the packaged recipes: the purpose of each, its size, and whether it was measured.
 
-    A recipe is a short shell script with its YAML: read it, run it, or copy it and make it yours.
+    A recipe is a short shell script with its YAML. `draftsmith recipes copy` copies some to run or to change.
 
     Example: draftsmith recipes
 
@@ -50,17 +50,17 @@ def recipes(json: bool = False) -> None:
     for recipe in found:
         print(f"{recipe.name}  ({recipe.size}; measured: {recipe.measured})")
         print(textwrap.fill(recipe.purpose, width, initial_indent="    ", subsequent_indent="    "))
-    print("\n`draftsmith recipes copy NAME... --out DIR` copies scripts and what they read, ready to run.")
+    print("\n`draftsmith recipes copy NAME... --out DIR` copies scripts and the files they read, ready to run.")
 
 
 def copy(names: list[str], out: str = ".", json: bool = False) -> None:
-    """Copy recipes with the files that they read; nothing that is there is written over.
+    """Copy recipes with the files that they read; existing files are never overwritten.
 
     Example: draftsmith recipes copy train_soft --out my_recipes
 
     Args:
-        names: of recipes, as `draftsmith recipes` lists them.
-        out: the folder to copy them to; it is made where there is none.
+        names: recipes, as listed by `draftsmith recipes`.
+        out: folder to copy to; created if it does not exist.
         json: print one JSON object on the last line.
     """
     known = {recipe.name: recipe for recipe in packaged()}
@@ -81,7 +81,7 @@ def copy(names: list[str], out: str = ".", json: bool = False) -> None:
         return
     for name in new:
         print(folder / name)
-    print(f"The comment at the top tells how to run it: head -n 20 {folder / chosen[0].files[0]}")
+    print(f"The comment at the top shows how to run it: head -n 20 {folder / chosen[0].files[0]}")
 
 
 def packaged() -> list[Recipe]:
@@ -93,15 +93,15 @@ def packaged() -> list[Recipe]:
 def _read(script: str) -> Recipe:
     header = _text(script).partition("\n")[2]
     facts = _FACTS.search(header)
-    assert facts, f"{script} does not say `# Size: ... Measured: ...`"
-    said = " ".join(line.lstrip("# ") for line in header[: facts.start()].splitlines())
-    purpose = _SENTENCE.match(said)
-    assert purpose, f"{script} does not begin with what it is for"
+    assert facts, f"{script} has no line `# Size: ... Measured: ...`"
+    comment = " ".join(line.lstrip("# ") for line in header[: facts.start()].splitlines())
+    purpose = _SENTENCE.match(comment)
+    assert purpose, f"{script} does not begin with its purpose"
     return Recipe(script.removesuffix(".sh"), purpose[0], facts["size"], facts["measured"], tuple(_needs([script])))
 
 
 def _needs(scripts: Iterable[str]) -> list[str]:
-    """`scripts`, and the packaged files that they and those name outside of comments."""
+    """`scripts` and the packaged files that they name outside comments, directly or through other scripts."""
     found: dict[str, None] = {}
     waiting = list(scripts)
     while waiting:
@@ -116,7 +116,7 @@ def _needs(scripts: Iterable[str]) -> list[str]:
 
 
 def _new_files(chosen: Iterable[Recipe], folder: Path) -> list[str]:
-    """What has to be written. A file that recipes share may be there already, as it is packaged."""
+    """The files to write. A file that recipes share may exist already, if it is unchanged."""
     new: list[str] = []
     scripts = {recipe.files[0] for recipe in chosen}
     for name in dict.fromkeys(name for recipe in chosen for name in recipe.files):
@@ -124,7 +124,7 @@ def _new_files(chosen: Iterable[Recipe], folder: Path) -> list[str]:
         if not path.exists():
             new.append(name)
         elif name in scripts or path.read_bytes() != _text(name).encode():
-            raise ValueError(f"{path} is there already, and nothing is written over; name another folder with --out")
+            raise ValueError(f"{path} already exists and would be overwritten; name another folder with --out")
     return new
 
 

@@ -1,4 +1,4 @@
-"""`draftsmith replay`: drafters against recorded answers. Does it help *my* logs? No target is needed."""
+"""`draftsmith replay`: how well drafters predict your recorded answers; no target is needed."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def replay(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Replay recorded answers and print how much of them each drafter would have drafted.
+    """Replay recorded answers and show how much of them each drafter would have drafted.
 
     Example: draftsmith replay --data logs.jsonl --tokenizer DIR --drafters pld,rest --split time:0.9 --arrival
 
     Args:
-        data: files, folders or `datasets` names with answers; token ids are used as they are.
+        data: recorded answers: files, folders or `datasets` names; token ids are used if given.
         tokenizer: folder or Hub name of the target's tokenizer.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` has the store of the split.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's.
         split: index the earlier part and replay the later: time:0.9 or time:2026-05-01 by the rows' times, rows:0.9 by
             their order.
-        arrival: replay in the order of arrival, and let drafters take in every answer once it has been replayed.
-        store_out: a new folder in which the store of the split is kept.
-        latency: costs file (`draftsmith plan --out`); with it, speedup and break-even are predicted.
-        batch_sizes: for which they are predicted.
-        template: how a conversation was served: auto (the tokenizer's chat template where it has one), chat, plain, a
+        arrival: replay in order of arrival, and let drafters index each answer after it was replayed.
+        store_out: new folder to keep the store of the split in.
+        latency: file of pass costs (`draftsmith plan --out`), to predict speedup and break-even.
+        batch_sizes: batch sizes of those predictions.
+        template: how conversations were rendered: auto (the tokenizer's chat template if it has one), chat, plain, a
             format with {prompt}, or a FastChat name.
-        temperature: that the answers were sampled at; above 0 only outright drafts can be replayed.
-        nodes: the most nodes of a draft.
-        depth: the deepest that a draft may go.
-        limit: so many records and no more.
-        on_bad: rows that cannot be read: raise, or skip and count them.
-        seed: of the intervals.
+        temperature: the temperature of the answers; above 0 only drafters that do not sample can be replayed.
+        nodes: maximum nodes of a draft.
+        depth: maximum depth of a draft.
+        limit: read at most this many records.
+        on_bad: rows that cannot be read: raise an error, or skip and count them.
+        seed: random seed of the intervals.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.contract.protocols import Budget
@@ -67,15 +67,16 @@ def replay(
     from draftsmith.infer.measure.split import arrived, parse_split, split_recordings
     from draftsmith.infer.text.records import ReadReport, read_records
     from draftsmith.infer.text.templates import load_tokenizer
-    from draftsmith.recipes.cli.drafters import leaves_open, parse_drafters
+    from draftsmith.recipes.cli.inputs import leaves_open, parse_drafters
+    from draftsmith.recipes.cli.progress import progress
     from draftsmith.retrieval.rest.build import store_answers
 
     if not drafters:
         raise ValueError("give --drafters, such as pld or rest:STORE")
     if on_bad not in ("raise", "skip"):
-        raise ValueError(f"--on_bad is raise or skip, not {on_bad!r}")
+        raise ValueError(f"--on_bad takes raise or skip, not {on_bad!r}")
     if store_out and not split:
-        raise ValueError("--store_out keeps the store of a split: give --split as well")
+        raise ValueError("--store_out needs a split: give --split as well")
     asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
     template, form = _template(template, loaded)
@@ -99,7 +100,7 @@ def replay(
             arrival=arrival,
             costs=costs,
             batch_sizes=batch_sizes,
-            progress=_progress,
+            progress=lambda done, total, name: progress(f"{name}: {done}/{total}", last=done == total),
         )
     results["split"] = parts.to_json() if parts else None
     if json:
@@ -113,24 +114,17 @@ def replay(
 
 
 def _path(store_out: str, stack: ExitStack) -> Path:
-    """Where the store of the split goes: where it was asked for, or to a place that goes with `stack`."""
+    """Folder for the store of the split: the one asked for, or a temporary one that `stack` removes."""
     if store_out:
         return Path(store_out).expanduser()
     return Path(stack.enter_context(TemporaryDirectory())) / "store"
 
 
 def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Template]:
-    """The template, by the name that it goes by."""
+    """The resolved name of the template, and the template."""
     from draftsmith.infer.text.templates import find_template
 
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "USER: {prompt} ASSISTANT:"
-        print(f"conversations are rendered with {name!r}", file=sys.stderr)
+        print(f"rendering conversations with {name!r}", file=sys.stderr)
     return name, find_template(name, tokenizer)
-
-
-def _progress(done: int, total: int, name: str) -> None:
-    from draftsmith.recipes.cli.progress import progress
-
-    if done == total or done % 20 == 0:
-        progress(f"{name}: {done}/{total}", last=done == total)

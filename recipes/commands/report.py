@@ -1,4 +1,4 @@
-"""`draftsmith report RUN...`: one page that says which drafter to use, from what `draftsmith bench --out` wrote."""
+"""`draftsmith report RUNS...`: one page about run folders of `draftsmith bench`: which drafter to use, and why."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
-    """Write report.html, report.md and pictures from one run folder or several, and print the verdict.
+    """Write report.html, report.md and pictures from run folders, and print the verdict.
 
-    Several runs of one target are its batch sizes and temperatures, side by side.
+    Give several runs of one target to show its batch sizes and temperatures side by side.
 
     Example: draftsmith report runs/batch1 runs/batch8 --out report.html
 
     Args:
-        runs: run folders that `draftsmith bench --out` wrote.
-        out: the page; report.html in the first folder where none is given.
+        runs: run folders of `draftsmith bench --out`.
+        out: the HTML file; by default report.html in the first run folder.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.measure.report.report import write_report
-    from draftsmith.recipes.cli.drafters import short_names
+    from draftsmith.recipes.cli.inputs import short_names
 
     made = write_report(runs, out, short_names())
     if made.missing:
@@ -39,9 +39,9 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
 
 
 def report_beside(folder: Path) -> None:
-    """The report of a run that has just been written; one line on standard error says where it lies."""
+    """Write the report into a run folder; standard error shows its path."""
     from draftsmith.infer.measure.report.report import write_report
-    from draftsmith.recipes.cli.drafters import short_names
+    from draftsmith.recipes.cli.inputs import short_names
 
     made = write_report([folder], None, short_names())
     note = f" ({made.missing})" if made.missing else ""

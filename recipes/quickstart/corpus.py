@@ -1,9 +1,8 @@
-"""The quickstart's text: modules of Python's standard library as bare code, and what is asked of others.
+"""The quickstart's text: modules of Python's standard library as bare code, split into documents and questions.
 
-Every machine that runs this has it. Comments and docstrings are left out, and of all modules those that compress best
-are taken: in minutes a small model learns regular code, and English not at all. Three parts share no module: what is
-learned (and makes the stores of other text), what the target is asked beforehand, and what is measured. What becomes
-of the text is not known here.
+Every machine has it. Comments and docstrings are dropped, and the modules that compress best are taken: in minutes a
+small model learns regular code but no English. Three parts share no module: the training corpus (also the
+out-of-distribution stores), the prompts for the target's own answers, and the measured questions.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CORPUS, ASKED, HELD_OUT, QUESTIONS = "corpus.jsonl", "asked_before.jsonl", "held_out.jsonl", "questions.jsonl"
-# Bytes of a document of the corpus; lines of code that a question shows, and between two questions.
+# Bytes of a document; lines of code in a question, and between the ends of two questions.
 PIECE, SHOWN, APART = 2400, 8, 8
 SMALLEST = 3000
 LEFT_OUT = {
@@ -26,7 +25,7 @@ LEFT_OUT = {
 
 
 def write_corpus(folder: Path, megabytes: float, asked: int, held_out: int, questions: int, seed: int) -> str:
-    """The corpus and three files of questions, the one to be measured last; returns a line that says what there is."""
+    """Write the corpus and three files of questions, the measured ones last; returns a summary line."""
     from draftsmith.infer.files.atomic import write_rows
 
     modules = most_regular(megabytes * 1e6)
@@ -45,13 +44,13 @@ def write_corpus(folder: Path, megabytes: float, asked: int, held_out: int, ques
     write_rows(folder / QUESTIONS, numbered(later[:questions]))
     size = sum(len(row["text"]) for row in documents) / 1e6
     return (
-        f"{size:.1f} MB of code from {len(learned)} modules of the standard library; {len(before)} other modules to "
-        f"ask the target about beforehand, and {len(measured)} more for the {len(later[:questions])} measured questions"
+        f"{size:.1f} MB of code from {len(learned)} modules of the standard library; {len(before)} other modules for "
+        f"the target's own answers, and {len(measured)} more for the {len(later[:questions])} measured questions"
     )
 
 
 def most_regular(limit: float) -> dict[str, str]:
-    """Module -> its bare code: those that compress best, until there are `limit` bytes; best first."""
+    """Module -> bare code, for the modules that compress best, best first, up to `limit` bytes."""
     root = Path(sysconfig.get_paths()["stdlib"])
     sizes: dict[str, float] = {}
     for path in root.rglob("*.py"):
@@ -66,12 +65,12 @@ def most_regular(limit: float) -> dict[str, str]:
         try:
             chosen[name] = bare_code((root / name).read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
-            continue  # some are there to be wrong
+            continue  # some modules are invalid on purpose
     return chosen
 
 
 def bare_code(text: str) -> str:
-    """A module's code without comments and docstrings, written in one way."""
+    """A module's code without comments and docstrings, formatted by `ast.unparse`."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -84,7 +83,7 @@ def _only_text(statement: ast.stmt) -> bool:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Whole lines, about PIECE bytes at a time."""
+    """Split at line ends into pieces of about PIECE bytes."""
     piece = ""
     for line in text.splitlines(keepends=True):
         piece += line
@@ -96,7 +95,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def code_questions(name: str, text: str) -> list[dict[str, Any]]:
-    """A few lines each, to be continued. They end before the line break, which belongs to the token that follows."""
+    """Questions: a few lines of code to continue, without the last line break, which belongs to the next token."""
     lines = text.splitlines()
     starts = range(APART, len(lines) - APART, APART)
     return [{"category": "python", "turns": ["\n".join(lines[at - SHOWN : at]).rstrip()]} for at in starts]

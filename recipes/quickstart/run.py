@@ -1,8 +1,8 @@
-"""Running the quickstart's steps: what is there is passed over, what was killed goes on, what changed is made anew.
+"""`draftsmith quickstart`: trains a target and drafts, builds stores, and writes a page that compares them.
 
-Beside the outputs, in `steps/`, a file per step says how it was begun (the command's words, and which making of each
-earlier step it reads) and whether it was finished. So an output of other settings, or of inputs that have been made
-again since, is never taken for this one. What the steps do is not known here.
+Finished steps are skipped, a killed one resumes, and one whose settings or inputs changed starts over. To tell these
+apart, `steps/` in the output folder has one file per step: its command, the version of each input it read, and whether
+it finished.
 """
 
 from __future__ import annotations
@@ -14,18 +14,64 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from draftsmith.recipes.quickstart.steps import Step
+from draftsmith.recipes.quickstart.steps import SCALES, QuickstartPlan, Step
 
-# What `machine_seconds` took where the steps' seconds were measured.
+# `machine_seconds` on the machine where the steps' seconds were measured.
 REFERENCE_SECONDS = 0.31
 
 
+def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | None = None, seed: int = 0) -> None:
+    """Train a small target and drafts for it, build stores, and compare every drafter; no downloads, no GPU.
+
+    The text is Python's own standard library. Each step is a `draftsmith` command, printed as it runs. Interrupt it at
+    any time: the same command resumes, and skips the steps that are finished.
+
+    Example: draftsmith quickstart --scale smoke
+
+    Args:
+        scale: smoke (a minute), small (about ten minutes) or full (about an hour).
+        out: the output folder; quickstart/SCALE by default.
+        seed: random seed for the text's order, training and measuring.
+    """
+    size = SCALES[scale]
+    folder = Path(out or f"quickstart/{scale}")
+    print(f"quickstart, scale {scale}: {size.says}; output folder {folder}")
+    print("Interrupt it whenever you like: the same command resumes where it stopped.\n")
+    began = time.perf_counter()
+    steps = QuickstartPlan(folder, size, seed).steps()
+    made = run_steps(steps, folder, size.seconds)
+    summary = (
+        f"{made} of {len(steps)} steps in {time.perf_counter() - began:.0f} s"
+        if made
+        else "everything is there already"
+    )
+    print(f"{summary}\n")
+    print("\n".join(_ending(folder)))
+
+
+def _ending(folder: Path) -> list[str]:
+    """The verdicts, the path of the report, and what these results do and do not show."""
+    page = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    verdicts = [line.removeprefix("## ") for line in page if line.startswith("## ")]
+    target = folder / "target"
+    return [
+        *verdicts,
+        f"report: {folder / 'report.html'}",
+        "",
+        "This shows that training, stores and drafting work on this machine, and that output is unchanged. The timings",
+        "do not predict an 8B model on a GPU. For that, run these with your own model, and your logs as the data:",
+        f"  draftsmith plan --target {target} --acceptance 0.7",
+        f"  draftsmith replay --data {folder / 'answers.jsonl'} --tokenizer {target} --drafters "
+        f"pld,rest:{folder / 'store-rest-ood'}",
+        "The second reads recorded answers only: it needs no target and no GPU.",
+    ]
+
+
 def run_steps(steps: Sequence[Step], folder: Path, seconds: Mapping[str, float]) -> int:
-    """Run what is not there yet; returns how many steps that were. `seconds`: what each took elsewhere."""
+    """Run the steps that are not finished; returns their number. `seconds`: what each took on another machine."""
     waiting: list[str] = []
     for step in steps:
         if not {*step.needs}.isdisjoint(waiting) or not _finished(step, folder):
@@ -37,7 +83,7 @@ def run_steps(steps: Sequence[Step], folder: Path, seconds: Mapping[str, float])
             print(f"      there already: {step.out}\n")
             continue
         left = waiting[waiting.index(step.name) :]
-        print(f"      {pace.told([step.name])}; {pace.told(left)} for all that is left", flush=True)
+        print(f"      {pace.estimate([step.name])}; {pace.estimate(left)} for all remaining steps", flush=True)
         begun = _begin(step, folder)
         began = time.perf_counter()
         _run(step, f"step {number} of {len(steps)}")
@@ -49,7 +95,7 @@ def run_steps(steps: Sequence[Step], folder: Path, seconds: Mapping[str, float])
 
 
 def _record(name: str, folder: Path) -> dict[str, Any]:
-    """What is known of a step that was begun; nothing of one that was not."""
+    """The record of a step; empty if it was never begun."""
     path = folder / "steps" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -61,7 +107,7 @@ def _write(step: Step, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _decided_by(step: Step, folder: Path) -> dict[str, Any]:
-    """What decides a step's output: its words, the folder's own name apart, and which making of its inputs it reads."""
+    """What determines a step's output: its words, with the folder's name left out, and the version of its inputs."""
     words = [word.replace(str(folder), "OUT") for word in step.words]
     return {"words": words, "reads": {name: _record(name, folder).get("made") for name in step.needs}}
 
@@ -71,7 +117,7 @@ def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 def _finished(step: Step, folder: Path) -> bool:
-    """Finished as it would be now; also where a kill came between the output's last file and our own."""
+    """Whether the step is finished with today's settings, even if it was killed just before that was recorded."""
     before = _record(step.name, folder)
     if not _same(before, _decided_by(step, folder)) or not (step.proof or step.out).exists():
         return False
@@ -79,18 +125,18 @@ def _finished(step: Step, folder: Path) -> bool:
 
 
 def _begin(step: Step, folder: Path) -> dict[str, Any]:
-    """Take away what cannot be gone on from, and note what is begun now; returns the note."""
+    """Remove output that cannot be resumed and record the step as begun; returns the record."""
     before, now = _record(step.name, folder), _decided_by(step, folder)
     there = [path for path in _places(step) if path.exists()]
     if there and not before:
-        raise ValueError(f"{there[0]} is there and is not the quickstart's: give another --out, or take it away")
+        raise ValueError(f"{there[0]} exists and is not the quickstart's: give another --out, or remove it")
     same = _same(before, now)
-    kept = same and before["state"] == "begun" and _goes_on(step)
+    kept = same and before["state"] == "begun" and _can_resume(step)
     if there and kept:
-        print("      it goes on where it was")
+        print("      resuming")
     elif there:
-        why = "it is not whole" if same else "it was made with other settings, or of other inputs"
-        print(f"      {why}: begun anew")
+        why = "incomplete" if same else "made with other settings or inputs"
+        print(f"      {why}: starting over")
     for path in [] if kept else there:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     begun = {**now, "made": before["made"] if kept else f"{time.time_ns():x}", "state": "begun"}
@@ -98,13 +144,13 @@ def _begin(step: Step, folder: Path) -> dict[str, Any]:
     return begun
 
 
-def _goes_on(step: Step) -> bool:
-    """Whether the command finds something to go on from; a run folder without a run.json holds nothing yet."""
+def _can_resume(step: Step) -> bool:
+    """Whether the command can resume; a run folder without run.json holds nothing yet."""
     return step.resumes and (not step.out.is_dir() or (step.out / "run.json").is_file())
 
 
 def _places(step: Step) -> list[Path]:
-    """The output and its proof, and where commands keep what is not finished, or its settings."""
+    """The output, its proof, and the files beside it in which commands keep unfinished work and settings."""
     beside = [step.out.with_name(step.out.name + more) for more in (".part", ".run.json")]
     return list(dict.fromkeys([*([step.proof] if step.proof else []), step.out, *beside]))
 
@@ -122,14 +168,14 @@ def _run(step: Step, which: str) -> None:
     with _as_typed(step.words):
         code = run(step.words)
     if code == 130:
-        raise KeyboardInterrupt("run the same command again and it goes on here")
+        raise KeyboardInterrupt("run the same command again to resume here")
     if code:
-        raise ValueError(f"{which} failed; the line above says why")
+        raise ValueError(f"{which} failed; see the line above")
 
 
 @contextmanager
 def _as_typed(words: Sequence[str]) -> Iterator[None]:
-    """Run folders say which command made them: the step's, not ours."""
+    """Set sys.argv to the step's command, which its run folder records."""
     before, sys.argv = sys.argv, ["draftsmith", *words]
     try:
         yield
@@ -138,35 +184,33 @@ def _as_typed(words: Sequence[str]) -> Iterator[None]:
 
 
 class _Pace:
-    """How long steps take on this machine: what they took elsewhere, times what a moment's work takes here; from the
-    first long step on, times what the finished ones took."""
+    """Estimates of time: the reference seconds, scaled to this machine and corrected by the finished steps."""
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        self._elsewhere = seconds
+        self._reference = seconds
         self._guess = machine_seconds() / REFERENCE_SECONDS
         self._expected = self._took = 0.0
 
-    def told(self, names: Sequence[str]) -> str:
-        # Ten seconds of what was expected weigh as much as ten that were seen.
+    def estimate(self, names: Sequence[str]) -> str:
+        # The first guess weighs as much as ten expected seconds of finished steps.
         ratio = (self._took + 10 * self._guess) / (self._expected + 10)
-        seconds = ratio * sum(self._elsewhere.get(name, 0.0) for name in names)
+        seconds = ratio * sum(self._reference.get(name, 0.0) for name in names)
         if seconds < 5:
             return "a few seconds"
         return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"
 
     def add(self, name: str, took: float) -> None:
-        self._expected += self._elsewhere.get(name, 0.0)
+        self._expected += self._reference.get(name, 0.0)
         self._took += took
 
 
-@cache
 def machine_seconds() -> float:
-    """What some products of a small model's size take here."""
+    """Time for matrix products of a small model's size on this machine."""
     import torch
 
     states, weights = torch.randn(4096, 256), torch.randn(256, 704)
     times = []
-    for _ in range(4):  # the first one warms up
+    for _ in range(4):  # the first warms up
         began = time.perf_counter()
         for _ in range(20):
             states @ weights

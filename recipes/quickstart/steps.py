@@ -1,36 +1,88 @@
-"""The quickstart's plan: its steps in order, each the `draftsmith` command that does it.
+"""The quickstart's plan: its three scales, and its steps, each of them one `draftsmith` command.
 
-How large everything is stands in quickstart_scales.py; how steps are run, taken up again and timed is not known here.
+The target is deep and narrow, because depth makes a model slow to decode and parameters make it slow to train: a draft
+of one of its layers takes a tenth of its time, as it does for models a thousand times larger. It reads a small text
+five times: 7 of its 20 answers looped, against 11 of 20 (other questions) for a similar target that read 1.8 MB once.
+It stays in float32: in bfloat16 trees are cheaper to verify, but most answers of a model this unsure end in ties.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from draftsmith.recipes.quickstart.corpus import ASKED, CORPUS, HELD_OUT, QUESTIONS, write_corpus
-from draftsmith.recipes.quickstart.scales import QuickstartScale
 
-# Tokens of a row in training; no question with its answer is longer.
+# Tokens per training row; no question with its answer is longer.
 LENGTH = 256
 SERVED = ("--template", "plain")
 LEARNED = (
     "--text.template", "plain", "--text.max_length", LENGTH, "--optim.name", "muon", "--optim.batch_size", 16,
     "--watch.val_prompts", 0, "--watch.val_packs", 16, "--watch.save_every", 10, "--machine.workers", 0,
 )  # fmt: skip
-# Verifying a few more nodes costs little here, and trees are cut to what pays once the costs are known.
+# A few more nodes cost little to verify here, and the policy cuts trees to what pays once costs are measured.
 SMALL = "small:{}[num_draft_tokens=8,nodes=24,width=4]"
 DRAFTERS = {"sft": SMALL, "soft": "sd2:{}", "distil": SMALL}
 STORES = {f"{kind}-{text}": f"{kind}:{{}}[nodes=24]" for text in ("ood", "id") for kind in ("rest", "dresd")}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One command, or for the text one function: what it does, what it leaves, and the earlier steps that it reads.
+class QuickstartScale:
+    """Sizes of models, training and questions. `seconds`: what each step took on one core of an AMD EPYC 9004
+    (2026-11-21; for `full` only parts were timed); estimates are scaled to this machine."""
 
-    `proof` is what is written last; None where only the command itself knows whether it was through. `resumes`: a
-    killed one goes on from what it left.
+    says: str
+    megabytes: float
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    exits: str
+    target_steps: int
+    draft_steps: int
+    answers: int
+    held_out: int
+    questions: int
+    new_tokens: int
+    documents: int
+    cost_seconds: int
+    min_distinct: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+SCALES = {
+    "smoke": QuickstartScale(
+        says="about a minute; a test run, whose figures mean nothing", megabytes=0.3, vocab_size=512, hidden_size=64,
+        layers=3, exits="[1,2]", target_steps=30, draft_steps=6, answers=16, held_out=10, questions=2, new_tokens=20,
+        documents=6, cost_seconds=0, min_distinct=0.0,
+        seconds={"text": 2, "target": 9, "draft-sft": 1, "draft-soft": 2, "draft-distil": 2, "store-dresd-ood": 1,
+                 "calibration": 6, "bench-greedy": 4, "bench-drawn": 4, "report": 1},
+    ),
+    "small": QuickstartScale(
+        says="about ten minutes on two cores", megabytes=0.8, vocab_size=1024, hidden_size=128,
+        layers=12, exits="[1,2]", target_steps=250, draft_steps=120, answers=256, held_out=32, questions=20,
+        new_tokens=64, documents=48, cost_seconds=20, min_distinct=0.5,
+        seconds={"text": 2, "target": 277, "answers.jsonl": 20, "draft-sft": 17, "draft-soft": 30, "draft-distil": 61,
+                 "store-dresd-ood": 10, "store-dresd-id": 6, "calibration": 27, "bench-greedy": 159,
+                 "bench-drawn": 81, "report": 1},
+    ),
+    "full": QuickstartScale(
+        says="about an hour on two cores", megabytes=5.0, vocab_size=2048, hidden_size=256,
+        layers=16, exits="[1,2,4]", target_steps=700, draft_steps=300, answers=800, held_out=80, questions=40,
+        new_tokens=96, documents=400, cost_seconds=60, min_distinct=0.5,
+        seconds={"text": 5, "target": 2940, "answers.jsonl": 160, "draft-sft": 110, "draft-soft": 300,
+                 "draft-distil": 600, "store-dresd-ood": 120, "store-dresd-id": 60, "calibration": 130,
+                 "bench-greedy": 770, "bench-drawn": 400, "report": 5},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command (or, for the text, the function `make`), its output and the earlier steps that it reads.
+
+    `proof` is the file written last; None if only the command can tell whether it finished. `resumes`: after a kill the
+    command continues from what is there.
     """
 
     name: str
@@ -53,14 +105,14 @@ class QuickstartPlan:
         self.text, self.target, self.answers = folder / "text", folder / "target", folder / "answers.jsonl"
 
     def steps(self) -> list[Step]:
-        """In the order in which they are run."""
+        """All steps, in order."""
         return [self._corpus(), *self._target(), *self._drafts(), *self._stores(), *self._measured(), self._report()]
 
     def _corpus(self) -> Step:
         size = self.size
         sizes = (size.megabytes, size.answers, size.held_out, size.questions, self.seed)
         return Step(
-            "text", "Python's own standard library as bare code: what is learned, and what is asked of other modules",
+            "text", "Python's standard library as bare code: some modules to learn, others to ask about",
             self.text, self.text / QUESTIONS, list(map(str, sizes)), make=lambda: write_corpus(self.text, *sizes),
         )  # fmt: skip
 
@@ -80,7 +132,7 @@ class QuickstartPlan:
                  "--optim.lr", 6e-3, *self._learned()], "config.json", ["text"],
             ),
             self._command(
-                "answers.jsonl", "the target's own answers, drawn: in-distribution text for drafts and stores",
+                "answers.jsonl", "the target's own sampled answers: in-distribution text for drafts and stores",
                 ["answers", "--target", self.target, "--data", self.text / ASKED, "--out", self.answers,
                  "--preset", "nucleus", "--max_new_tokens", size.new_tokens, "--batch_size", 16, *SERVED,
                  "--seed", self.seed], "", ["text", "target"],
@@ -91,15 +143,15 @@ class QuickstartPlan:
         return [*LEARNED, "--text.cache", self.folder / "tokenised", "--seed", self.seed]
 
     def _drafts(self) -> list[Step]:
-        """Three ways to a draft, on the same text and answers."""
+        """Three kinds of draft, trained on the same text and answers."""
         exits = self.size.exits
         shapes: dict[str, tuple[str, list[object]]] = {
             "sft": ("a draft of one layer, fine-tuned", ["--num_layers", 1]),
             "soft": (
-                f"a sorted draft that can be left after each of {exits} layers",
+                f"a sorted draft with exits after {exits} layers",
                 ["--num_layers", exits.strip("[]").split(",")[-1], "--exits", exits],
             ),
-            "distil": ("a draft of one layer, distilled: it learns what the target would say", ["--num_layers", 1]),
+            "distil": ("a draft of one layer, distilled from the target's distributions", ["--num_layers", 1]),
         }
         return [
             self._command(
@@ -112,7 +164,7 @@ class QuickstartPlan:
         ]  # fmt: skip
 
     def _stores(self) -> list[Step]:
-        """Two kinds of stores, of two texts each: other modules (OOD), and the target's own answers (ID)."""
+        """REST and DReSD stores, each of two texts: other modules (OOD) and the target's own answers (ID)."""
         steps = []
         for text, data, of in (
             ("ood", self.text / CORPUS, "other modules' text"),
@@ -147,7 +199,7 @@ class QuickstartPlan:
         asked = ["bench", *common, "--data", self.text / QUESTIONS, "--drafters"]
         return [
             self._command(
-                "calibration", "what each drafter's confidence is worth, and what passes cost here",
+                "calibration", "calibrate: each drafter's confidence, and the cost of passes here",
                 ["calibrate", *common, "--data", self.text / HELD_OUT, "--drafters", drafters,
                  "--seconds", size.cost_seconds, "--out", folder / "calibration"], "results.json", needs, False,
             ),
@@ -167,5 +219,5 @@ class QuickstartPlan:
     def _report(self) -> Step:
         runs, page = ["bench-greedy", "bench-drawn"], self.folder / "report.html"
         words = ["report", *(str(self.folder / run) for run in runs), "--out", str(page)]
-        says = "one page of both: which drafter to use, and why"
+        says = "one page from both runs: which drafter to use, and why"
         return Step("report", says, page, page.with_suffix(".md"), words, runs)

@@ -20,7 +20,7 @@ from draftsmith.infer.models.load import load_target
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
-from draftsmith.recipes.cli.drafters import PLAIN, parse_drafters
+from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
 from draftsmith.recipes.cli.progress import progress
 from draftsmith.recipes.studies import run_study
 

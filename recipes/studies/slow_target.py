@@ -1,8 +1,7 @@
-"""A target that says the same and takes longer: `python -m draftsmith.recipes.studies.slow_target --target T --blocks
-24`.
+"""A slower target with the same output: `python -m draftsmith.recipes.studies.slow_target --target T --blocks 24`.
 
-Layers whose output projections are zero add nothing to the residual stream. They are run all the same, so the text is
-the target's and the time is that of a deeper model: to see whether a choice follows costs, nothing else may change.
+Layers whose output projections are zero add nothing to the residual stream, but take the time of a deeper model. This
+shows whether a choice depends on costs, because nothing else changes.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ OUTPUTS = ("o_proj", "down_proj")
 
 
 def slow_target(*, target: str, blocks: int, out: str) -> None:
-    """Write the target with so many idle layers behind its own.
+    """Write the target with idle layers added after its own.
 
     Args:
-        target: folder or Hub name of a model of the Llama kind.
-        blocks: how many layers to add.
-        out: folder to write.
+        target: folder or Hub name of a Llama-like model.
+        blocks: number of layers to add.
+        out: folder for the slower model.
     """
     import torch
 
@@ -43,11 +42,11 @@ def slow_target(*, target: str, blocks: int, out: str) -> None:
         assert torch.equal(model(ids_1T, use_cache=False).logits, before), "the added layers are not idle"
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    print(f"{out}: {own} layers that speak and {blocks} that only take time")
+    print(f"{out}: {own} layers and {blocks} idle ones")
 
 
 def _idle(layer: Any, number: int) -> Any:
-    """A copy of `layer` that adds nothing; ValueError where the output projections are not known."""
+    """A copy of `layer` that adds nothing to the residual stream."""
     import torch
 
     added = copy.deepcopy(layer)
@@ -61,7 +60,7 @@ def _idle(layer: Any, number: int) -> Any:
                 for parameter in module.parameters():
                     parameter.zero_()
     if zeroed != len(OUTPUTS):
-        raise ValueError(f"this model's layers have no {' and '.join(OUTPUTS)}: they cannot be made idle")
+        raise ValueError(f"this model's layers have no {' and '.join(OUTPUTS)}, so they cannot be made idle")
     return added
 
 

@@ -62,11 +62,11 @@ def test_colours_come_on_a_terminal_only_and_not_where_no_color_is_set(env, colo
 PROGRESS = """
 import sys
 from draftsmith.recipes.cli import progress as module
-from draftsmith.recipes.cli.main import _tell
+from draftsmith.recipes.cli.main import _fail
 module.EVERY_S = 0.0 if len(sys.argv) > 1 else 1e9
 for done in range(3):
     module.progress(f"{done}/3")
-_tell("draftsmith x: interrupted", 0)
+_fail("draftsmith x: interrupted", 0)
 module.progress("3/3", last=True)
 """
 

@@ -9,7 +9,9 @@ import pytest
 
 from draftsmith.recipes.cli.argv import normalise, options
 from draftsmith.recipes.cli.main import COMMANDS, build_parser, load, run
-from draftsmith.recipes.cli.renamed import RENAMED
+
+# Groups of commands, one line each in the overview.
+GROUPS = ("train", "store")
 
 
 def error_of(capsys):
@@ -32,16 +34,33 @@ def test_the_help_of_every_command_has_an_example_that_parses(name, capsys):
     parser.instantiate(parser.parse_args(normalise(words, known)))
 
 
-def test_every_command_stands_under_a_heading_of_the_overview(capsys):
+def test_the_overview_fits_a_screen_and_puts_every_command_under_a_heading(capsys):
     assert run(["--help"]) == 0
-    blocks = capsys.readouterr().out.split("\n\n")[1:-1]
-    assert len(blocks) == 7
-    shown = {line.strip().split("  ")[0] for block in blocks for line in block.splitlines()[1:]}
-    assert shown == set(COMMANDS)
+    overview = capsys.readouterr().out
+    assert len(overview.splitlines()) <= 40
+    assert max(map(len, overview.splitlines())) <= 80
+    blocks = overview.split("\n\n")[1:-1]
+    assert len(blocks) == 6
     assert all(not block.startswith(" ") for block in blocks)
+    lines = dict(re.split(r" {2,}", line.strip()) for block in blocks for line in block.splitlines()[1:])
+    shown = {f"{name} {member}" for name in GROUPS for member in lines.pop(name).split(", ")}
+    assert shown | set(lines) == {" ".join(name.split()[:2]) for name in COMMANDS}
 
 
-# What an option of a name takes, None and defaults apart. `acceptance` of `plan bench` is one share by its purpose.
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_overview_of_a_group_lists_its_commands(group, capsys):
+    assert run([group, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = {re.split(r" {2,}", line.strip())[0] for line in lines if line.startswith("  ")}
+    assert shown == {name for name in COMMANDS if name.startswith(f"{group} ")}
+
+
+def test_no_study_is_a_command():
+    assert [name for name, command in COMMANDS.items() if "studies" in command.function] == []
+
+
+# What an option of a name takes, None and defaults apart.
 def test_an_option_is_of_one_type_in_every_command():
     types_of = defaultdict(dict)
     for name, command in COMMANDS.items():
@@ -50,7 +69,7 @@ def test_an_option_is_of_one_type_in_every_command():
             kind = re.sub(r"^(Literal\[.*|OnBad|Content)$", "str", kind).replace("Sequence[", "list[")
             types_of[parameter.name].setdefault(kind, name)
     differing = {name: kinds for name, kinds in types_of.items() if len(kinds) > 1}
-    assert differing.keys() == {"acceptance"}, differing
+    assert differing == {}
 
 
 def test_a_thing_has_one_name_in_every_command():
@@ -65,20 +84,6 @@ def test_a_thing_has_one_name_in_every_command():
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if name != "quickstart"])
 def test_every_command_prints_json_where_it_is_asked(name):
     assert options(load(COMMANDS[name]))["json"].flag
-
-
-@pytest.mark.parametrize(("name", "old"), [(name, old) for name, olds in RENAMED.items() for old in olds])
-def test_an_old_name_is_refused_with_the_new_one(name, old, tmp_path, capsys):
-    new = re.match(r"--(\w+)", RENAMED[name][old])[1]
-    known = options(load(COMMANDS[name]))
-    assert old not in known
-    assert new in known
-    assert run([*name.split(), f"--{old}", "1"]) == 2
-    assert error_of(capsys) == f"draftsmith {name}: --{old} has another name now: {RENAMED[name][old]}"
-    config = tmp_path / "old.yaml"
-    config.write_text(f"{old}: 1\n")
-    assert run([*name.split(), "--config", str(config)]) == 2
-    assert f"--{old} has another name now: " in error_of(capsys)
 
 
 @pytest.mark.parametrize(

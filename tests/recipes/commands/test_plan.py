@@ -14,7 +14,7 @@ from tiny_folders import tiny_llama
 
 from draftsmith.infer.costs import timing as latency
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 QUICK = ["--batch_sizes", "1,2", "--contexts", "8,16", "--lengths", "1,3", "--trees", "3x2", "--shapes", "1x32,2x32"]
 LEAST = ["--batch_sizes", "1", "--contexts", "8", "--lengths", "2", "--trees", "", "--shapes", "1x16"]
 

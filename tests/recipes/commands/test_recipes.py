@@ -14,7 +14,7 @@ import pytest
 
 from draftsmith.recipes.commands.recipes import packaged
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPES = ROOT / "recipes"
 SCRIPTS = sorted(path.stem for path in RECIPES.glob("*.sh"))
 
@@ -64,7 +64,7 @@ def test_nothing_is_written_over(call, tmp_path):
     mine.write_text("num_layers: 3\n")
     told = call("recipes", "copy", "train_soft", "--out", tmp_path)
     assert (told.code, told.out) == (2, "")
-    assert "train_soft.yaml is there already" in told.err
+    assert "train_soft.yaml already exists" in told.err
     assert [path.name for path in tmp_path.iterdir()] == ["train_soft.yaml"]
     assert mine.read_text() == "num_layers: 3\n"
 
@@ -76,7 +76,7 @@ def test_a_recipe_that_was_copied_before_is_refused_and_one_that_shares_a_file_i
     (tmp_path / "answers.sh").write_text("mine\n")
     told = call("recipes", "copy", "train_distil_small", "--out", tmp_path)
     assert told.code == 2
-    assert "answers.sh is there already" in told.err
+    assert "answers.sh already exists" in told.err
     assert (tmp_path / "answers.sh").read_text() == "mine\n"
 
 
