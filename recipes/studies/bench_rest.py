@@ -37,7 +37,7 @@ def bench_rest(
         seed: of the intervals.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.measure.recording import recordings
+    from draftsmith.infer.measure.recordings import recordings
     from draftsmith.infer.text.records import read_records
     from draftsmith.infer.text.templates import load_tokenizer
     from draftsmith.recipes.studies.rest_bench import PEER, compare, has_peer

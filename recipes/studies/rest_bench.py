@@ -15,8 +15,8 @@ from typing import Any
 
 from draftsmith.infer.contract.protocols import Budget, Drafter
 from draftsmith.infer.measure.bootstrap import speedup_interval
-from draftsmith.infer.measure.recording import Recording
-from draftsmith.infer.measure.replay import replay_streams, stream_figures
+from draftsmith.infer.measure.recordings import Recording
+from draftsmith.infer.measure.replay import Replay
 from draftsmith.retrieval.pld import PromptLookup
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.rest.drafter import Rest
@@ -49,8 +49,9 @@ def compare(
         seconds[PEER], searches = time.perf_counter() - began, peer.seconds
         drafters[PEER] = peer
     vocab_size = max(opened.manifest.vocab_size, len(tokenizer))
-    replayed = replay_streams(drafters, streams, vocab_size, tokenizer, budget=Budget(nodes, nodes))
-    results = {name: _in_ms(stream_figures(found, streams, seed)) for name, found in replayed.items()}
+    replay = Replay(streams, vocab_size, tokenizer, budget=Budget(nodes, nodes), seed=seed)
+    replayed = replay.run(drafters)
+    results = {name: _in_ms(replay.figures(found)) for name, found in replayed.items()}
     for name, figures in results.items():
         figures["build_s_per_million"] = seconds[name] / opened.manifest.tokens * 1e6
     if PEER in drafters:

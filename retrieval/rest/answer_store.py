@@ -1,6 +1,6 @@
 """A rest store of answers that are in memory as token ids: what a replay's earlier part becomes.
 
-Which answers those are is not known here (infer/measure/split.py).
+infer/measure/recordings.py splits the answers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.measure.recording import Recording
+from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.text.rendering import Template
 from draftsmith.retrieval.rest.build import empty_manifest, make_parts
 from draftsmith.retrieval.store.documents import Document

@@ -14,7 +14,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.measure.repetition import distinct_share
+from draftsmith.infer.measure.metrics import distinct_share
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.rendering import Template
 

@@ -6,7 +6,7 @@ import pytest
 
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 
 KEYS = {
     "tokens_per_s",
