@@ -114,7 +114,7 @@ class Replay:
         found = {}
         for name, drafter in drafters.items():
             drafter.bind(target)
-            found[name] = self._run_one(drafter, target, progress and partial(progress, name=name))
+            found[name] = self._run_one(drafter, target, None if progress is None else partial(progress, name=name))
         return found
 
     def _run_one(

@@ -16,7 +16,6 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate.costs import measure_costs
-from draftsmith.infer.measure.calibrate.exits import ExitProbabilities
 from draftsmith.infer.measure.calibrate.fit import (
     Calibrated,
     calibrate,
@@ -27,7 +26,7 @@ from draftsmith.infer.measure.calibrate.fit import (
     save,
     score,
 )
-from draftsmith.infer.measure.calibrate.reliability import Observations
+from draftsmith.infer.measure.calibrate.observations import ExitProbabilities, Observations
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.record import Record
 from draftsmith.infer.text.templates import find_template
