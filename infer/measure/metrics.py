@@ -139,10 +139,9 @@ def by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
     rows = []
     for depth in sorted({depth for depth, _ in reached}):
         sources = sorted(source for at, source in reached if at == depth)
-        row: dict[str, Any] = {"depth": depth}
-        row |= _count(sum(reached[depth, s] for s in sources), sum(accepted[depth, s] for s in sources))
-        row["by_source"] = {s: _count(reached[depth, s], accepted[depth, s]) for s in sources}
-        rows.append(row)
+        total = _count(sum(reached[depth, s] for s in sources), sum(accepted[depth, s] for s in sources))
+        each = {s: _count(reached[depth, s], accepted[depth, s]) for s in sources}
+        rows.append({"depth": depth, **total, "by_source": each})
     return rows
 
 

@@ -108,10 +108,8 @@ def parse_split(text: str) -> Split:
     return Split("time" if by == "time" else "rows", share=share)
 
 
-def in_order(streams: Sequence[Recording], by_time: bool) -> list[Recording]:
-    """In order of time, equal times in reading order; in reading order without `by_time`."""
-    if not by_time:
-        return list(streams)
+def in_order(streams: Sequence[Recording]) -> list[Recording]:
+    """In order of time, equal times in reading order; ValueError if some have no time."""
     timeless = [one for one in streams if one.time is None]
     if timeless:
         raise ValueError(
@@ -123,12 +121,12 @@ def in_order(streams: Sequence[Recording], by_time: bool) -> list[Recording]:
 
 def arrived(streams: Sequence[Recording]) -> list[Recording]:
     """In order of time if all have one, else in reading order."""
-    return in_order(streams, by_time=all(one.time is not None for one in streams))
+    return in_order(streams) if all(one.time is not None for one in streams) else list(streams)
 
 
 def split_recordings(streams: Sequence[Recording], split: Split) -> SplitRecordings:
     """The earlier and the later part; ValueError if one of them would be empty."""
-    ordered = in_order(streams, split.by == "time")
+    ordered = in_order(streams) if split.by == "time" else list(streams)
     conversations = list(dict.fromkeys(one.conversation for one in ordered))
     if split.moment is not None:
         first = {one.conversation for one in ordered if (one.time or 0.0) < split.moment}

@@ -130,7 +130,7 @@ STREAMS = [
 ]
 
 
-def test_leaked_answers_are_counted_and_the_figures_are_told_without_them():
+def test_leaked_answers_are_counted_and_the_figures_are_given_without_them():
     """a and c are held: [2] [3 4], two steps each; of b nothing is known: four steps."""
     found = figures(Parrot([1, 2, 3, 4, 9]), *STREAMS)
     assert found["accepted_length"] == 10 / 8

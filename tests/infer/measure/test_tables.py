@@ -47,7 +47,7 @@ def test_the_bench_table_has_a_line_per_drafter_with_its_numbers(run):
     assert any(line.startswith("peer ") and "(end to end)" in line for line in lines)
 
 
-def test_what_was_left_out_failed_and_differed_is_told(run):
+def test_what_was_left_out_failed_and_differed_is_listed(run):
     _, results = run
     text = "\n".join(lines_of(bench_tables(results)))
     assert "1 of 6 questions (16.7%) are left out of the figures" in text
@@ -85,7 +85,7 @@ def notes_on(nodes_per_step: float, off_above: int | None) -> str:
     return "\n".join(predicted_notes({"drafters": {"rest": {"nodes_per_step": nodes_per_step, "predicted": found}}}))
 
 
-def test_a_large_draft_that_pays_nowhere_is_told_to_try_fewer_nodes():
+def test_a_large_draft_that_pays_nowhere_is_advised_to_try_fewer_nodes():
     assert "rest: 59 nodes a step do not pay here" in notes_on(58.8, 0)
     assert "[nodes=8]" in notes_on(58.8, 0)
 

@@ -53,12 +53,12 @@ def test_every_exit_is_the_model_that_leaves_there(pair):
     assert len({tuple(reading.rank_N) for reading in found.values()}) == 3
 
 
-def test_one_pass_tells_what_listening_to_the_drafter_tells(pair):
+def test_one_pass_finds_what_listening_to_the_drafter_finds(pair):
     """A drafter that goes one token deep is asked at every step: its candidates are the first ones of the reading."""
     target, draft, answers = pair
     drafter, judge = SmallLM(draft, num_draft_tokens=1, top_k=3, min_confidence=0.0), HFTarget(target)
     drafter.bind(judge)
-    heard = listen(drafter, judge, answers, Settings(), Stops(20))["small"]
+    listened = listen(drafter, judge, answers, Settings(), Stops(20))["small"]
     read = read_exits(draft, [3], answers, 61)[3].observations()
     known = {
         (prompt, rank, round(raw, 6), accepted)
@@ -66,15 +66,15 @@ def test_one_pass_tells_what_listening_to_the_drafter_tells(pair):
     }
     noted = {
         (prompt, rank, round(raw, 6), accepted)
-        for prompt, rank, raw, accepted in zip(heard.prompt_N, heard.rank_N, heard.raw_N, heard.accepted_N)
+        for prompt, rank, raw, accepted in zip(listened.prompt_N, listened.rank_N, listened.raw_N, listened.accepted_N)
     }
     assert len(noted) > 40
     assert noted <= known
-    assert heard.accepted_N.any()
-    assert not heard.accepted_N[heard.rank_N == 0].all()
+    assert listened.accepted_N.any()
+    assert not listened.accepted_N[listened.rank_N == 0].all()
 
 
-def test_candidates_of_a_position_are_told_by_rank_and_at_most_one_is_accepted(pair):
+def test_candidates_of_a_position_are_ordered_by_rank_and_at_most_one_is_accepted(pair):
     _, draft, answers = pair
     reading = read_exits(draft, [2], answers, 61)[2]
     seen = reading.observations()
@@ -152,8 +152,8 @@ def test_nothing_behind_a_stop_is_noted(make_model):
     """The target goes on behind its stop token; what is drafted there was never up for acceptance."""
     target = HFTarget(make_model("llama"))
     answers = [Answered(0, "x", [1, 2], [])]
-    told = listen(_Reads(), target, answers, Settings(), Stops(6, frozenset(range(61))))
-    assert sum(map(len, told.values())) == 2
+    found = listen(_Reads(), target, answers, Settings(), Stops(6, frozenset(range(61))))
+    assert sum(map(len, found.values())) == 2
 
 
 class _Reads(Scripted):
@@ -161,7 +161,7 @@ class _Reads(Scripted):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_drafter_that_reads_states_is_judged_by_the_target_and_hears_the_same(folders, temperature):
+def test_a_drafter_that_reads_states_is_judged_by_the_target_and_sees_the_same(folders, temperature):
     target = load_target(folders.target)
     settings, stops = Settings(temperature=temperature, seed=1), Stops(40)
     records = [Record(id=str(i), turns=[text]) for i, text in enumerate(["the dog, the dog, the dog", "what? what?"])]
