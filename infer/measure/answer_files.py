@@ -3,10 +3,7 @@
 A row is {question_id, category, answer_id, model_id, choices: [{index, turns[], decoding_steps[], new_tokens[],
 wall_time[], accept_lengths[]}], tstamp}. We add token_ids[] to a choice, and `error` to a row: a question that failed
 has no choices and so no figures. Repeats of a question are further choices. In a batch, wall_time is the row's share of
-the batch's time, so that sums of it are wall time again. The reader also takes FastChat's answers, which have
-turns only.
-
-How the figures are compared is not known here.
+the batch's time, so that it adds up to wall time. The reader also takes FastChat's answers, which have turns only.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.files.atomic import read_rows, write_rows
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-# What Spec-Bench writes as a turn that failed; the figures beside it are those of the turn before. An answer that has
-# token ids did not come from there, and may well say so.
+# Spec-Bench's text for a failed turn; the figures beside it are the previous turn's. An answer with token ids is not
+# from Spec-Bench and may contain this word itself.
 FAILED_TURN = "ERROR"
 
 
 def task_of(category: str) -> str:
-    """The heading that Spec-Bench reports a category under."""
+    """The task that Spec-Bench reports a category under."""
     return "mt_bench" if category in MT_BENCH else category
 
 
@@ -37,7 +34,7 @@ def task_of(category: str) -> str:
 class Choice:
     """One answer: lists with an entry per turn, and the accepted lengths of all its steps.
 
-    `new_tokens` and `wall_time` are empty where the file has no figures, `token_ids` where it has none.
+    Figures and token ids that the file lacks are empty lists.
     """
 
     turns: list[str]
@@ -50,7 +47,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Answer:
-    """A question's row. Where `error` is set there are no choices."""
+    """A question's row. If `error` is set, there are no choices."""
 
     question_id: int | str
     category: str
@@ -98,7 +95,7 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """All rows in file order, duplicates included. A malformed row is a ValueError that names file and row."""
+    """All rows in file order, duplicates included; ValueError with file and row for a malformed one."""
     if not path.is_file():
         raise ValueError(f"{path}: no such answer file")
     answers = []
@@ -114,7 +111,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 def _answer(row: Any) -> Answer:
     if not isinstance(row, dict):
-        raise ValueError("an answer is a JSON object")
+        raise ValueError("an answer must be a JSON object")
     question_id = row.get("question_id")
     if isinstance(question_id, bool) or not isinstance(question_id, int | str):
         raise ValueError("question_id is missing, or neither a number nor text")
@@ -128,7 +125,7 @@ def _answer(row: Any) -> Answer:
     for choice in choices:
         turns = choice.get("turns") if isinstance(choice, dict) else None
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
-            raise ValueError("every choice has turns, a list of texts")
+            raise ValueError("every choice needs turns, a list of texts")
         if FAILED_TURN in turns and not choice.get("token_ids"):
             answer.error = f"turn {turns.index(FAILED_TURN) + 1} failed"
     if not answer.error:
@@ -147,14 +144,14 @@ def _choice(row: dict[str, Any]) -> Choice:
         token_ids=_token_ids(row, turns),
     )
     if bool(choice.new_tokens) != bool(choice.wall_time):
-        raise ValueError("new_tokens and wall_time come together")
+        raise ValueError("new_tokens and wall_time must both be there, or neither")
     if choice.wall_time and sum(choice.wall_time) <= 0:
-        raise ValueError("wall_time adds up to nothing")
+        raise ValueError("wall_time adds up to 0")
     return choice
 
 
 def _numbers(row: dict[str, Any], name: str, count: int | None) -> list[Any]:
-    """A list of finite numbers, none below zero, `count` of them; empty where the key is missing."""
+    """A list of `count` finite numbers from zero up; empty if the key is missing."""
     values = row.get(name)
     if values is None or values == []:
         return []
@@ -177,13 +174,13 @@ def _token_ids(row: dict[str, Any], turns: int) -> list[list[int]]:
         isinstance(ids, list) and all(type(token) is int for token in ids) for ids in token_ids
     )
     if not whole or len(token_ids) != turns:
-        raise ValueError(f"token_ids is not a list of {turns} lists of ids, one a turn")
+        raise ValueError(f"token_ids is not a list of {turns} lists of ids, one per turn")
     return token_ids
 
 
 @dataclass(slots=True)
 class TraceRow:
-    """A step's trace and the answer that it belongs to."""
+    """A step's trace and the answer it belongs to."""
 
     question_id: int | str
     choice: int
@@ -196,7 +193,7 @@ class TraceRow:
 
 
 def write_traces(path: Path, rows: Iterable[TraceRow]) -> None:
-    """JSON Lines, compressed where the name ends in .gz."""
+    """JSON Lines, compressed if the name ends in .gz."""
     write_rows(path, (row.to_json() for row in rows))
 
 

@@ -1,9 +1,7 @@
-"""The measuring loop: every runner answers every question, next to one another in time and in random order.
+"""The benchmark loop: every runner answers every question, interleaved in random order.
 
-An error belongs to one question of one runner and to nothing else: no figure of another question takes its place. How
-a runner decodes, how messages become token ids, and what is computed from the outcomes are not known here.
-
-Wall time is taken here, around the runner's call and nothing else; a row of a batch carries an equal share of it.
+An error affects one question of one runner only, and a failed question has no figures. Wall time is taken around the
+runner's call alone; the rows of a batch share it equally.
 """
 
 from __future__ import annotations
@@ -13,12 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from draftsmith.infer.contract.trace import Generation, StepTrace
-from draftsmith.infer.measure.runner import Decode, Encode, Messages, Prompt, Question, Runner
+import torch
 
-# (runs done, runs in all, runner's name), after every group of questions that a runner has answered.
+from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.measure.runners import Decode, Encode, Messages, Prompt, Question, Runner
+
+# Called with (runs done, runs in all, runner's name) after every group of questions that a runner has answered.
 Progress = Callable[[int, int, str], None]
 Clock = Callable[[], float]
+
+BANDWIDTH_BYTES = 256 << 20
+BANDWIDTH_TRIES = 5
 
 
 @dataclass(slots=True)
@@ -30,7 +33,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one question with one runner, once. Where `error` is set the turns say nothing."""
+    """One runner's answer to one question, once. If `error` is set, there are no turns."""
 
     turns: list[Turn] = field(default_factory=list)
     error: str = ""
@@ -46,7 +49,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Measured:
-    """outcomes[runner's name][question's id]: one outcome a repeat."""
+    """outcomes[runner's name][question's id]: one outcome per repeat."""
 
     questions: list[Question]
     baseline: str
@@ -56,7 +59,7 @@ class Measured:
     outcomes: dict[str, dict[int | str, list[Outcome]]]
 
     def error(self, name: str, question_id: int | str) -> str:
-        """The first error of a question's repeats, or nothing."""
+        """The first error of a question's repeats, or ''."""
         return next((outcome.error for outcome in self.outcomes[name][question_id] if outcome.error), "")
 
 
@@ -74,9 +77,9 @@ def bench(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> Measured:
-    """Groups of `batch_size` questions; for each, all runners in an order drawn anew, before the next group begins.
+    """Measure all runners on each group of `batch_size` questions, in a newly drawn order, before the next group.
 
-    `warmup` groups per runner are answered beforehand and not counted.
+    Each runner first answers `warmup` groups that are not counted.
     """
     _check(runners, questions, batch_size, repeats, baseline)
     groups = [list(questions[at : at + batch_size]) for at in range(0, len(questions), batch_size)]
@@ -102,19 +105,19 @@ def _check(
         if names.count(name) > 1:
             raise ValueError(f"two runners are called {name!r}: give one of them another name")
     if baseline not in names:
-        raise ValueError(f"no runner is called {baseline!r}, the one to compare with; there are {', '.join(names)}")
+        raise ValueError(f"no runner is called {baseline!r}, the baseline; there are {', '.join(names)}")
     if not questions:
         raise ValueError("there are no questions to measure with")
     seen: set[int | str] = set()
     for question in questions:
         if question.id in seen:
-            raise ValueError(f"question {question.id!r} occurs twice: every question needs an id of its own")
+            raise ValueError(f"question {question.id!r} occurs twice: give every question its own id")
         if not question.turns:
             raise ValueError(f"question {question.id!r} has no turns")
         seen.add(question.id)
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
-            raise ValueError(f"{name} is {value}: it has to be 1 or more")
+            raise ValueError(f"{name} is {value}: it must be 1 or more")
 
 
 def _interleaved(
@@ -130,7 +133,7 @@ def _interleaved(
 def _warm(
     runner: Runner, groups: list[list[Question]], count: int, encode: Encode, decode: Decode, clock: Clock
 ) -> None:
-    """Answer `count` groups. One that fails warms nothing and is passed over: it will be measured, and fail, again."""
+    """Answer `count` groups. A group that fails does not count as warm-up; its error shows when it is measured."""
     for group in groups:
         if count <= 0:
             return
@@ -141,7 +144,7 @@ def _warm(
 def answer(
     runner: Runner, questions: Sequence[Question], encode: Encode, decode: Decode, clock: Clock
 ) -> list[Outcome]:
-    """The runner's answers to a batch of questions, turn by turn; those that failed are not asked further turns."""
+    """The runner's answers to a batch of questions, turn by turn; a failed question gets no further turns."""
     outcomes = [Outcome() for _ in questions]
     messages: list[Messages] = [question.head() for question in questions]
     for turn in range(max(len(question.turns) for question in questions)):
@@ -153,7 +156,7 @@ def answer(
             messages[index].append({"role": "user", "content": question.turns[turn]})
             try:
                 token_ids = encode(messages[index])
-            except Exception as error:  # whatever it is, it is this question's
+            except Exception as error:  # an error of any kind fails this question only
                 outcomes[index] = Outcome(error=_one_line(error))
                 continue
             asked.append(index)
@@ -179,7 +182,7 @@ def _turn(ran: tuple[Generation, float] | Exception, decode: Decode) -> Turn:
 def run_apart(runner: Runner, prompts: Sequence[Prompt], clock: Clock) -> list[tuple[Generation, float] | Exception]:
     """Each prompt's generation and its share of the wall time, or its own error.
 
-    Where a batch fails, its prompts are tried alone to find the guilty ones, and the others then run together: the
+    If a batch fails, its prompts are run one by one to find the failing ones; the others then run together, and the
     figures come from that run. A batch that fails only as a whole (too big, say) fails for all its prompts.
     """
     if not prompts:
@@ -215,3 +218,17 @@ def _fails_alone(runner: Runner, prompt: Prompt) -> Exception | None:
 def _one_line(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of memory reads: the best of a few sums over a buffer far larger than the caches.
+
+    This limits decoding one token at a time, which reads every weight once.
+    """
+    buffer = torch.ones(BANDWIDTH_BYTES // 4, dtype=torch.float32, device=device)
+    best = float("inf")
+    for _ in range(BANDWIDTH_TRIES + 1):
+        began = time.perf_counter()
+        float(buffer.sum())
+        best = min(best, time.perf_counter() - began)
+    return BANDWIDTH_BYTES / best

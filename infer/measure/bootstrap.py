@@ -1,9 +1,9 @@
-"""The paired bootstrap: how far a figure could have moved had the questions fallen otherwise.
+"""The paired bootstrap: how much a figure would vary with other questions.
 
-Questions are drawn with replacement, and one draw serves all the arrays of a call, so that two runners are always
-compared on the same questions. Percentile intervals (Efron and Tibshirani 1993, chapter 13), by hand because
-scipy.stats.bootstrap would be a dependency for thirty lines. What the arrays count is not known here. Rows of one batch
-share machine noise, which resampling single questions does not see: at large batches the intervals are a little narrow.
+Questions are drawn with replacement, and one draw serves all arrays of a call, so that two runners are always compared
+on the same questions. Percentile intervals (Efron and Tibshirani 1993, chapter 13), written by hand because
+scipy.stats.bootstrap would be a dependency for thirty lines. Rows of one batch share machine noise, which resampling
+single questions does not capture: at large batches the intervals are a little too narrow.
 
 Legend: R resamples, Q questions.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
-# Draws are made in blocks of at most this many, so that long question lists fit in memory.
+# Questions drawn at a time, at most: bounds the memory for long question lists.
 BLOCK = 500_000
 
 Interval = tuple[float, float] | None
@@ -24,7 +24,7 @@ Values = Sequence[float] | np.ndarray
 
 
 def resampled_sums(columns: Sequence[Values], *, seed: int, resamples: int = RESAMPLES) -> list[np.ndarray]:
-    """Per column [R]: its sum over each resample of the questions, the same resamples for every column."""
+    """[R] per column: its sum over each resample of the questions, the same resamples for every column."""
     values = np.asarray(columns, dtype=np.float64)
     assert values.ndim == 2, "the columns of a paired bootstrap have one value per question each"
     count = values.shape[1]
@@ -38,33 +38,29 @@ def resampled_sums(columns: Sequence[Values], *, seed: int, resamples: int = RES
     return list(np.concatenate(sums, axis=1))
 
 
-def percentiles(statistic_R: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
+def percentiles(statistic_R: np.ndarray) -> Interval:
     finite = statistic_R[np.isfinite(statistic_R)]
     if not finite.size:
         return None
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def ratio_interval(above: Values, below: Values, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Of sum(above) / sum(below), such as accepted_length or tokens/s. None for fewer than two questions."""
+    """Interval of sum(above) / sum(below), such as accepted_length or tokens/s; None for fewer than two questions."""
     if len(above) < 2:
         return None
     above_R, below_R = resampled_sums([above, below], seed=seed, resamples=resamples)
     return percentiles(_divide(above_R, below_R))
 
 
-def mean_interval(values: Values, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    return ratio_interval(values, np.ones(len(values)), seed=seed, resamples=resamples)
-
-
 def speedup_interval(
     tokens: Values, seconds: Values, base_tokens: Values, base_seconds: Values, *, seed: int, resamples: int = RESAMPLES
 ) -> Interval:
-    """Of (sum(tokens) / sum(seconds)) / (sum(base_tokens) / sum(base_seconds)): the ratio of two rates.
+    """Interval of (sum(tokens) / sum(seconds)) / (sum(base_tokens) / sum(base_seconds)), the ratio of two rates.
 
-    The ratio of two accepted_lengths is the same statistic with steps in the place of seconds.
+    With steps for seconds it is the interval of the ratio of two accepted_lengths.
     """
     if len(tokens) < 2:
         return None
@@ -75,7 +71,7 @@ def speedup_interval(
 def difference_interval(
     above: Values, below: Values, base_above: Values, base_below: Values, *, seed: int, resamples: int = RESAMPLES
 ) -> Interval:
-    """Of sum(above) / sum(below) - sum(base_above) / sum(base_below): how much longer one accepted_length is."""
+    """Interval of sum(above) / sum(below) - sum(base_above) / sum(base_below), the difference of two ratios."""
     if len(above) < 2:
         return None
     sums = resampled_sums([above, below, base_above, base_below], seed=seed, resamples=resamples)
@@ -83,5 +79,5 @@ def difference_interval(
 
 
 def _divide(above_R: np.ndarray, below_R: np.ndarray) -> np.ndarray:
-    """NaN where a resample has nothing to divide by; percentiles leaves it out."""
+    """NaN for a resample with nothing to divide by; `percentiles` leaves it out."""
     return np.divide(above_R, below_R, out=np.full_like(above_R, np.nan), where=below_R > 0)

@@ -1,9 +1,8 @@
-"""Answer files against a reference: how much faster, and do they say the same. Spec-Bench's two reports in one.
+"""Answer files against a base: speedup and equality, Spec-Bench's two reports in one.
 
-Questions are matched by id, so the order of rows means nothing. A question that is missing, extra or there twice is a
-difference, never passed over; a row that failed is an error. Two speedups are given: ours, the ratio of all tokens over
-all seconds, with a paired bootstrap interval; and Spec-Bench's, the ratio of the questions' mean rates. Both count the
-tokens that the files count, on both sides. Whose files these are, and how they were made, is not known here.
+Questions are matched by id, in any order. A missing, extra or duplicated question is a difference, a failed row an
+error. Two speedups are given: ours, the ratio of all tokens over all seconds, with a paired bootstrap interval; and
+Spec-Bench's, the ratio of the questions' mean rates. Both use the token counts in the files, on both sides.
 """
 
 from __future__ import annotations
@@ -17,20 +16,50 @@ from urllib.parse import unquote
 
 from draftsmith.infer.measure.answer_files import Answer, Choice, read_answers, task_of
 from draftsmith.infer.measure.bootstrap import difference_interval, ratio_interval, speedup_interval
-from draftsmith.infer.measure.equality import text_difference, token_difference
 from draftsmith.infer.measure.metrics import ratio
 from draftsmith.infer.measure.run_folder import answer_paths
 
 BASELINE = "plain"
+# Characters of text shown on either side of a difference.
+CONTEXT = 24
+
+
+def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int | None:
+    """The first index at which the two differ (one may have ended there), or None if they are equal."""
+    if one == other:
+        return None
+    for index, (mine, theirs) in enumerate(zip(one, other)):
+        if mine != theirs:
+            return index
+    return min(len(one), len(other))
+
+
+def token_difference(base: Sequence[int], other: Sequence[int]) -> dict[str, Any] | None:
+    """The index and the two tokens there; None is the token of an answer that had already ended."""
+    index = first_difference(list(base), list(other))
+    if index is None:
+        return None
+    tokens = (ids[index] if index < len(ids) else None for ids in (base, other))
+    return {"by": "token_ids", "index": index} | dict(zip(("base", "other"), tokens))
+
+
+def text_difference(base: str, other: str) -> dict[str, Any] | None:
+    """The index of the first differing character, with some of both texts around it."""
+    index = first_difference(base, other)
+    if index is None:
+        return None
+    around = slice(max(0, index - CONTEXT), index + CONTEXT)
+    return {"by": "text", "index": index, "base": base[around], "other": other[around]}
 
 
 def compare(base: str | Path, others: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
-    """The report as JSON. `equal` and `total` are over all others; `speedup` is that of the only one, else None."""
+    """The report as JSON. `equal` and `total` are sums over all others; `speedup` is None for several others."""
     base_path, other_paths = resolve(Path(base), [Path(other) for other in others])
     base_answers = read_answers(base_path)
-    reports = {name: compare_answers(base_answers, read_answers(path), seed=seed) for name, path in other_paths.items()}
-    for name, path in other_paths.items():
-        reports[name]["by_exit"] = _exits_of(path)
+    reports = {
+        name: compare_answers(base_answers, read_answers(path), seed=seed) | {"by_exit": _exits_of(path)}
+        for name, path in other_paths.items()
+    }
     only = next(iter(reports.values())) if len(reports) == 1 else None
     return {
         "base": str(base_path),
@@ -43,7 +72,7 @@ def compare(base: str | Path, others: Sequence[str | Path], *, seed: int = 0) ->
 
 
 def _exits_of(path: Path) -> dict[str, int]:
-    """The exits that a drafter used, where its answers lie in a run folder of ours; answers alone do not tell."""
+    """The exits that a drafter used, read from the results of the run folder that its answers are in."""
     results = path.parent.parent / "results.json"
     if path.parent.name != "answers" or not results.is_file():
         return {}
@@ -52,9 +81,9 @@ def _exits_of(path: Path) -> dict[str, int]:
 
 
 def resolve(base: Path, others: Sequence[Path]) -> tuple[Path, dict[str, Path]]:
-    """Files stand for themselves; a run folder for its plain answers as the base, for all its answers as another.
+    """The base file and the others by name. A run folder as the base means its plain answers, as another all of them.
 
-    A run folder alone is compared with itself: each of its drafters with its plain answers.
+    Without others, the drafters of a run folder are compared with its plain answers.
     """
     for path in (base, *others):
         if not path.exists():
@@ -75,7 +104,7 @@ def resolve(base: Path, others: Sequence[Path]) -> tuple[Path, dict[str, Path]]:
             if path.resolve() != base_path.resolve():
                 found[name if len(others) <= 1 else f"{other}/{name}"] = path
     if not found:
-        raise ValueError(f"{base}: holds {BASELINE} answers only; there is nothing to compare them with")
+        raise ValueError(f"{base} holds only {BASELINE} answers: there is nothing to compare them with")
     return base_path, found
 
 
@@ -107,7 +136,7 @@ def compare_answers(base: Sequence[Answer], other: Sequence[Answer], *, seed: in
 
 
 def _by_id(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """Ids are compared as text: 81 and "81" are one question."""
+    """Ids are compared as text: 81 and "81" are the same question."""
     found: dict[str, list[Answer]] = {}
     for answer in answers:
         found.setdefault(str(answer.question_id), []).append(answer)
@@ -139,7 +168,7 @@ def answer_difference(base: Answer, other: Answer) -> dict[str, Any] | None:
 
 
 def _turn_difference(base: Choice, other: Choice, turn: int) -> dict[str, Any] | None:
-    """By token ids where both have them, else by text."""
+    """By token ids if both have them, else by text."""
     in_text = text_difference(base.turns[turn], other.turns[turn])
     if not (base.token_ids and other.token_ids):
         return in_text
@@ -149,21 +178,21 @@ def _turn_difference(base: Choice, other: Choice, turn: int) -> dict[str, Any] |
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The same question in both files, answered in both."""
+    """A question answered in both files."""
 
     base: Answer
     other: Answer
 
 
 def speed(pairs: Sequence[Pair], *, seed: int) -> dict[str, Any]:
-    """Speed over the pairs that have figures in both files, and the accepted_length of each side."""
+    """Speed over the pairs timed in both files, and the accepted_length of each side."""
     timed = [pair for pair in pairs if pair.base.timed and pair.other.timed]
     tokens, seconds = [pair.other.tokens for pair in timed], [pair.other.seconds for pair in timed]
     base_tokens, base_seconds = [pair.base.tokens for pair in timed], [pair.base.seconds for pair in timed]
     rate, base_rate = ratio(sum(tokens), sum(seconds)), ratio(sum(base_tokens), sum(base_seconds))
     return {
         "pairs": len(timed),
-        "speedup": _divided(rate, base_rate),
+        "speedup": ratio(rate, base_rate),
         "speedup_interval": speedup_interval(tokens, seconds, base_tokens, base_seconds, seed=seed),
         "tokens_per_s": rate,
         "base_tokens_per_s": base_rate,
@@ -173,13 +202,13 @@ def speed(pairs: Sequence[Pair], *, seed: int) -> dict[str, Any]:
 
 
 def _spec_bench(timed: Sequence[Pair], seed: int) -> dict[str, Any]:
-    """Each question's tokens over its seconds; the mean of these rates; the ratio of the two means."""
+    """Spec-Bench's speedup: the mean over questions of tokens/s, over the base's mean."""
     rates = [pair.other.tokens / pair.other.seconds for pair in timed]
     base_rates = [pair.base.tokens / pair.base.seconds for pair in timed]
     mean, base_mean = ratio(sum(rates), len(rates)), ratio(sum(base_rates), len(base_rates))
     ones = [1.0] * len(timed)
     return {
-        "speedup": _divided(mean, base_mean),
+        "speedup": ratio(mean, base_mean),
         "speedup_interval": speedup_interval(rates, ones, base_rates, ones, seed=seed),
         "tokens_per_s": mean,
         "base_tokens_per_s": base_mean,
@@ -187,7 +216,7 @@ def _spec_bench(timed: Sequence[Pair], seed: int) -> dict[str, Any]:
 
 
 def _accepted_lengths(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
-    """The mean of all accept_lengths, as Spec-Bench pools them; the difference where both files have some."""
+    """The mean of all accept_lengths, pooled as in Spec-Bench; the difference if both files have some."""
     own = [pair.other.accept_lengths for pair in pairs]
     base = [pair.base.accept_lengths for pair in pairs]
     sums, counts = [sum(lengths) for lengths in own], [len(lengths) for lengths in own]
@@ -201,7 +230,3 @@ def _accepted_lengths(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
             difference_interval(sums, counts, base_sums, base_counts, seed=seed) if both else None
         ),
     }
-
-
-def _divided(above: float | None, below: float | None) -> float | None:
-    return None if above is None or below is None else ratio(above, below)

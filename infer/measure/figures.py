@@ -1,8 +1,7 @@
-"""Outcomes in, the results of a benchmark out: one dictionary per runner, the same keys for all.
+"""The results of a benchmark from its outcomes: one dictionary per runner, the same keys for all.
 
-A pair is a question that neither the runner nor plain decoding failed; all figures are over pairs. A question whose
-plain answer loops is left out of the figures where `min_distinct` asks for it, never out of the count of equal answers.
-How the outcomes came about is not known here.
+A pair is a question that neither the runner nor plain decoding failed; all figures are over pairs. With `min_distinct`,
+questions whose plain answer loops are left out of the figures, but not out of the count of equal answers.
 """
 
 from __future__ import annotations
@@ -16,18 +15,21 @@ from typing import Any
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.measure.answer_files import task_of
 from draftsmith.infer.measure.bench import Measured, Outcome
-from draftsmith.infer.measure.bootstrap import ratio_interval, speedup_interval
-from draftsmith.infer.measure.equality import token_difference
-from draftsmith.infer.measure.metrics import Totals, break_even, ratio, trace_figures
-from draftsmith.infer.measure.repetition import distinct_share
+from draftsmith.infer.measure.bootstrap import Interval, ratio_interval, speedup_interval
+from draftsmith.infer.measure.compare import token_difference
+from draftsmith.infer.measure.metrics import Totals, break_even, distinct_share, ratio, trace_figures
 
 Ids = Sequence[int | str]
+
+BY_CATEGORY = (
+    "tokens_per_s", "end_to_end_tokens_per_s", "speedup", "speedup_interval", "accepted_length", "hit_rate", "pairs",
+)  # fmt: skip
 
 
 def summarise(measured: Measured, *, min_distinct: float = 0.0, bandwidth: float | None = None) -> dict[str, Any]:
     """The results as JSON: drafters (plain decoding among them) and what was left out.
 
-    `bandwidth`: the memory's bytes per second, where it was measured; then `limit_share` is the part of it in use.
+    `bandwidth`: the memory's bytes per second, if measured; `limit_share` is the share of it in use.
     """
     distinct = _distinct(measured)
     everything = [question.id for question in measured.questions]
@@ -57,7 +59,7 @@ def summarise(measured: Measured, *, min_distinct: float = 0.0, bandwidth: float
 
 
 def _distinct(measured: Measured) -> dict[int | str, float]:
-    """The share of distinct 4-grams in plain's answer to each question that it answered."""
+    """The share of distinct 4-grams in each of plain's answers."""
     answers = measured.outcomes[measured.baseline]
     return {
         question_id: distinct_share(outcomes[0].token_ids)
@@ -68,7 +70,7 @@ def _distinct(measured: Measured) -> dict[int | str, float]:
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """One runner's sums over all repeats of one question."""
+    """One runner's sums over all repeats of one question. `decode` and `end_to_end` are (tokens, seconds)."""
 
     totals: Totals
     tokens: int
@@ -83,6 +85,14 @@ class RunTotals:
             sum(turn.wall_s for turn in turns),
         )
 
+    @property
+    def decode(self) -> tuple[float, float]:
+        return self.totals.committed, self.totals.decode_s
+
+    @property
+    def end_to_end(self) -> tuple[float, float]:
+        return self.tokens, self.wall_s
+
 
 def pairs(measured: Measured, name: str, ids: Ids) -> list[int | str]:
     baseline = measured.baseline
@@ -90,7 +100,7 @@ def pairs(measured: Measured, name: str, ids: Ids) -> list[int | str]:
 
 
 def figures(measured: Measured, name: str, ids: Ids) -> dict[str, Any]:
-    """All figures of one runner over the pairs among `ids`; what cannot be known is None."""
+    """All figures of one runner over the pairs among `ids`; None for those that cannot be computed."""
     paired = pairs(measured, name, ids)
     outcomes = [outcome for one in paired for outcome in measured.outcomes[name][one]]
     traces: list[StepTrace] = [trace for outcome in outcomes for trace in outcome.traces]
@@ -118,37 +128,30 @@ def _total(sums: Sequence[RunTotals]) -> Totals:
 
 
 def _speedups(own: Sequence[RunTotals], plain: Sequence[RunTotals], seed: int) -> dict[str, Any]:
-    """Ratios of sums with paired intervals. A runner without traces has an end-to-end speedup only, and says so."""
+    """Speedups with paired intervals. A runner without traces has an end-to-end speedup only; `speedup_of` tells."""
     traced = _total(own).steps > 0 and _total(plain).steps > 0
-    end_to_end: list[list[float]] = [
-        [one.tokens for one in own],
-        [one.wall_s for one in own],
-        [one.tokens for one in plain],
-        [one.wall_s for one in plain],
-    ]
-    decode: list[list[float]] = [
-        [one.totals.committed for one in own],
-        [one.totals.decode_s for one in own],
-        [one.totals.committed for one in plain],
-        [one.totals.decode_s for one in plain],
-    ]
-    columns = decode if traced else end_to_end
+    end_to_end = _speedup([one.end_to_end for one in own], [one.end_to_end for one in plain], seed)
+    decode = _speedup([one.decode for one in own], [one.decode for one in plain], seed) if traced else end_to_end
     return {
-        "speedup": _ratio_of_rates(columns),
-        "speedup_interval": speedup_interval(*columns, seed=seed),
+        "speedup": decode[0],
+        "speedup_interval": decode[1],
         "speedup_of": "decode" if traced else "end_to_end",
-        "end_to_end_speedup": _ratio_of_rates(end_to_end),
-        "end_to_end_speedup_interval": speedup_interval(*end_to_end, seed=seed),
+        "end_to_end_speedup": end_to_end[0],
+        "end_to_end_speedup_interval": end_to_end[1],
     }
 
 
-def _ratio_of_rates(columns: list[list[float]]) -> float | None:
-    rate, base_rate = ratio(sum(columns[0]), sum(columns[1])), ratio(sum(columns[2]), sum(columns[3]))
-    return None if rate is None or base_rate is None else ratio(rate, base_rate)
+def _speedup(
+    own: Sequence[tuple[float, float]], plain: Sequence[tuple[float, float]], seed: int
+) -> tuple[float | None, Interval]:
+    """The ratio of two rates, each sum(tokens) / sum(seconds) over the questions, and its interval."""
+    columns = [[each[i] for each in side] for side in (own, plain) for i in (0, 1)]
+    tokens, seconds, base_tokens, base_seconds = map(sum, columns)
+    return ratio(ratio(tokens, seconds), ratio(base_tokens, base_seconds)), speedup_interval(*columns, seed=seed)
 
 
 def _equality(measured: Measured, name: str, ids: Ids) -> dict[str, Any]:
-    """Equal answers among all questions, errors among them; and for each other one where it parts from plain's."""
+    """Equal answers and errors among all questions, and the first difference from plain's answer in each other one."""
     differences, errors, equal = [], [], 0
     for question_id in ids:
         error = measured.error(name, question_id)
@@ -169,7 +172,7 @@ def _equality(measured: Measured, name: str, ids: Ids) -> dict[str, Any]:
 
 
 def _difference(measured: Measured, name: str, question_id: int | str) -> dict[str, Any] | None:
-    """The first difference between any repeat and plain's first answer; for plain itself: is it deterministic?"""
+    """The first difference of any repeat from plain's first answer; for plain itself, a check of determinism."""
     plain = measured.outcomes[measured.baseline][question_id][0]
     for repeat, outcome in enumerate(measured.outcomes[name][question_id]):
         for turn, (base, other) in enumerate(zip(plain.token_ids, outcome.token_ids)):
@@ -180,24 +183,15 @@ def _difference(measured: Measured, name: str, question_id: int | str) -> dict[s
 
 
 def by_category(measured: Measured, name: str, ids: Ids) -> dict[str, dict[str, Any]]:
-    """The figures that people compare by task, the eight categories of MT-Bench as one."""
+    """The figures by task, the eight categories of MT-Bench as one."""
     tasks: dict[str, list[int | str]] = {}
     wanted = set(ids)
     for question in measured.questions:
         if question.id in wanted:
             tasks.setdefault(task_of(question.category), []).append(question.id)
-    names = (
-        "tokens_per_s",
-        "end_to_end_tokens_per_s",
-        "speedup",
-        "speedup_interval",
-        "accepted_length",
-        "hit_rate",
-        "pairs",
-    )
     rows = {}
     for task, its_ids in tasks.items():
         found = figures(measured, name, its_ids)
         equality = _equality(measured, name, its_ids)
-        rows[task] = {key: found[key] for key in names} | {key: equality[key] for key in ("equal", "total")}
+        rows[task] = {key: found[key] for key in BY_CATEGORY} | {key: equality[key] for key in ("equal", "total")}
     return rows

@@ -1,7 +1,7 @@
-"""Numbers from traces, each with one definition. Nothing here knows which drafter or target left them.
+"""Numbers from traces and answers, each with one definition.
 
-A step's seconds are shared by its `batch` rows, so a row carries seconds / batch of it: summed over the rows, every
-step counts once, and figures over some of the rows are still fair. `nodes` are a draft's candidate nodes.
+A step's seconds are shared by its `batch` rows: each row carries seconds / batch. Summed over the rows every step
+counts once, and figures over some of the rows stay fair. `nodes` are a draft's candidate nodes.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
+
 from draftsmith.infer.contract.trace import StepTrace
 
 
-def ratio(above: float, below: float) -> float | None:
-    """above / below; None where there is nothing to divide by, because no number would be true."""
-    return above / below if below > 0 else None
+def ratio(above: float | None, below: float | None) -> float | None:
+    """above / below; None if either is None or there is nothing to divide by."""
+    return None if above is None or below is None or below <= 0 else above / below
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over a set of traces; the totals of two sets add. Seconds are the rows' shares."""
+    """Sums over a set of traces; totals of two sets add up. Seconds are the rows' shares."""
 
     steps: int = 0
     committed: int = 0
@@ -55,7 +57,7 @@ class Totals:
 
     @property
     def accepted_length(self) -> float | None:
-        """committed / steps; prefill is no step."""
+        """committed / steps, prefill not counted."""
         return ratio(self.committed, self.steps)
 
     @property
@@ -74,7 +76,7 @@ class Totals:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decode tokens/s: the rows' tokens over the steps' wall time, prefill apart."""
+        """Decode tokens/s: committed tokens over the steps' wall time, prefill not counted."""
         return ratio(self.committed, self.decode_s)
 
     @property
@@ -90,12 +92,12 @@ class Totals:
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Bytes of weights read per second of decoding; over the memory's bandwidth, the share of the limit reached."""
+        """Bytes of weights read per second of decoding; `bench` divides it by the memory's bandwidth."""
         return ratio(self.bytes_moved, self.decode_s)
 
     @property
     def time_shares(self) -> dict[str, float | None]:
-        """Where a step's time goes; the three add up to one."""
+        """Shares of a step's time; they add up to one."""
         return {
             "target": ratio(self.target_s, self.decode_s),
             "draft": ratio(self.draft_s, self.decode_s),
@@ -104,16 +106,12 @@ class Totals:
 
 
 def break_even(drafter: Totals, plain: Totals) -> float | None:
-    """The accepted_length at which the drafter is as fast as plain decoding.
-
-    What a row's step costs with the drafter, in plain tokens; speedup = accepted_length / break_even.
-    """
-    per_step, per_token = ratio(drafter.decode_s, drafter.steps), ratio(plain.decode_s, plain.committed)
-    return None if per_step is None or per_token is None else ratio(per_step, per_token)
+    """The accepted_length at which speedup is 1: the drafter's seconds per step over plain's seconds per token."""
+    return ratio(ratio(drafter.decode_s, drafter.steps), ratio(plain.decode_s, plain.committed))
 
 
 def step_quantile(traces: Iterable[StepTrace], share: float) -> float | None:
-    """The step duration that `share` of all steps do not exceed (nearest rank; the rows of a step count as one)."""
+    """The step duration that `share` of all steps do not exceed (nearest rank; a step counts once for all its rows)."""
     timed = sorted((trace.seconds, 1 / trace.batch) for trace in traces)
     if not timed:
         return None
@@ -131,7 +129,7 @@ def _count(reached: int, accepted: int) -> dict[str, Any]:
 
 
 def by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
-    """Acceptance by depth: of the candidates that the verifier reached at each depth, the share that it accepted."""
+    """Acceptance by depth: the share of depth-d candidates reached that were accepted."""
     reached: Counter[tuple[int, str]] = Counter()
     accepted: Counter[tuple[int, str]] = Counter()
     for trace in traces:
@@ -141,15 +139,14 @@ def by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
     rows = []
     for depth in sorted({depth for depth, _ in reached}):
         sources = sorted(source for at, source in reached if at == depth)
-        row: dict[str, Any] = {"depth": depth}
-        row |= _count(sum(reached[depth, s] for s in sources), sum(accepted[depth, s] for s in sources))
-        row["by_source"] = {s: _count(reached[depth, s], accepted[depth, s]) for s in sources}
-        rows.append(row)
+        total = _count(sum(reached[depth, s] for s in sources), sum(accepted[depth, s] for s in sources))
+        each = {s: _count(reached[depth, s], accepted[depth, s]) for s in sources}
+        rows.append({"depth": depth, **total, "by_source": each})
     return rows
 
 
 def by_source(traces: Iterable[StepTrace]) -> dict[str, dict[str, Any]]:
-    """What each source proposed, what was reached of it, and what was accepted."""
+    """Nodes proposed by each source, candidates reached, and candidates accepted."""
     nodes: Counter[str] = Counter()
     tried: dict[str, list[bool]] = defaultdict(list)
     for trace in traces:
@@ -167,13 +164,13 @@ def by_source(traces: Iterable[StepTrace]) -> dict[str, dict[str, Any]]:
 
 
 def by_exit(traces: Iterable[StepTrace]) -> dict[str, int]:
-    """How many nodes were drafted from each exit; keys are layers, as text, because JSON has no other keys."""
+    """Nodes drafted from each exit; keys are numbers of layers as text, for JSON."""
     layers = Counter(layer for trace in traces for _, layer in trace.exits)
     return {str(layer): layers[layer] for layer in sorted(layers)}
 
 
 def exits_by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
-    """The same per depth of the nodes that were drafted: [{depth, exits: {layers: nodes}}]."""
+    """Nodes drafted from each exit, by depth: [{depth, exits: {layers: nodes}}]."""
     counted: dict[int, Counter[int]] = defaultdict(Counter)
     for trace in traces:
         for depth, layer in trace.exits:
@@ -185,7 +182,7 @@ def exits_by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
 
 
 def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
-    """All that traces alone tell about one runner."""
+    """All figures of one runner that follow from its traces alone."""
     totals = Totals.of(traces)
     return {
         "tokens_per_s": totals.tokens_per_s,
@@ -205,3 +202,34 @@ def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
         "by_exit": by_exit(traces),
         "exits_by_depth": exits_by_depth(traces),
     }
+
+
+def propose_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
+    """Median and 99th percentile of the milliseconds to propose, and the reliability of confidences.
+
+    Reliability is given by tenths of confidence: the mean confidence (`said`) and the share accepted (`came`).
+    """
+    took = [1e3 * trace.propose_s for trace in traces] or [0.0]
+    tried = [trial for trace in traces for trial in trace.tried]
+    confidence_N, accepted_N = np.array([one.confidence for one in tried]), np.array([one.accepted for one in tried])
+    tenth_N = np.minimum((confidence_N * 10).astype(int), 9)
+    reliability = [
+        {"said": float(confidence_N[here].mean()), "came": float(accepted_N[here].mean()), "tried": int(here.sum())}
+        for here in (tenth_N == i for i in range(10))
+        if here.any()
+    ]
+    return {
+        "propose_ms_p50": float(np.quantile(took, 0.5)),
+        "propose_ms_p99": float(np.quantile(took, 0.99)),
+        "reliability": reliability,
+    }
+
+
+def distinct_share(turns: Iterable[Sequence[int]], length: int = 4) -> float:
+    """Distinct n-grams over all n-grams in the token ids of a question's turns; low for a looping answer.
+
+    A model that repeats itself is easy to draft for and flatters every drafter. N-grams do not reach across turns; the
+    share is 1.0 if the answers are too short to repeat anything.
+    """
+    grams = [tuple(ids[start : start + length]) for ids in turns for start in range(len(ids) - length + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0

@@ -1,7 +1,6 @@
-"""transformers' own decoding as runners: `generate`, assisted generation, prompt lookup, on the very same model.
+"""transformers' own decoding as runners: `generate`, assisted generation and prompt lookup, with the same weights.
 
-They take one prompt at a time, as they are made to, with every sampling setting said outright. The time to the first
-token is read off the streamer; steps are the times that it was handed tokens. Nothing else of them is known here.
+They take one prompt at a time and get every sampling setting explicitly. TTFT is read from the streamer.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.measure.runner import Prompt
+from draftsmith.infer.measure.runners import Prompt
 
 KINDS = ("generate", "assistant", "prompt_lookup")
 
 
 class _Clock:
-    """A streamer that only looks at its watch: transformers hands it the prompt first, then what each step gave."""
+    """A streamer that notes the time of each call: transformers hands it the prompt first, then each step's tokens."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -37,7 +36,7 @@ class _Clock:
 
 @dataclass(slots=True)
 class TransformersRunner:
-    """`options` go to `generate` as they are; for an assistant they go to its generation config."""
+    """`options` are arguments of `generate`; for an assistant they update its generation config."""
 
     name: str
     model: Any
@@ -48,7 +47,7 @@ class TransformersRunner:
     options: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
-        """Nothing is to be known beforehand."""
+        """Nothing to prepare."""
 
     def run(self, prompts: Sequence[Prompt]) -> list[Generation]:
         return [self._one(prompt) for prompt in prompts]
@@ -86,7 +85,7 @@ def load_peers(
 ) -> list[TransformersRunner]:
     """`generate,prompt_lookup,assistant:MODEL`, options in brackets: `assistant:MODEL[num_assistant_tokens=5]`.
 
-    They decode with a copy of the target loaded as transformers loads it, which nothing of ours has touched.
+    They decode with their own copy of the target, loaded by transformers without our patches.
     """
     from draftsmith.infer.drafters.registry import parse_spec, split_outside_brackets
     from draftsmith.infer.models.load import load_model

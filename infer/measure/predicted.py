@@ -1,27 +1,33 @@
-"""From accepted_length to speedup, before anything is decoded: what drafts are worth where passes cost so much.
+"""Predicted speedup: an accepted_length (assumed or replayed) and the measured costs of passes, no decoding.
 
 A plain step commits one token; a step with drafts commits accepted_length of them. So
 
     speedup = accepted_length * t_target(1) / (t_draft + t_target(nodes + 1) + overhead)
 
-and break-even, the accepted_length at which speedup is 1, is the ratio of the two steps' seconds. Rows of one batch are
-padded to the largest of their trees: where trees differ in size, the step costs what the largest of as many drawn ones
-costs. Plain decoding is given no overhead, so the figures are on the cautious side.
-
-Where an accepted_length comes from (a replay, a curve of acceptance, a wish) is not known here, nor how costs are
-measured (infer/costs/pass_costs.py says what they are).
+and break-even, the accepted_length at which speedup is 1, is the ratio of the two steps' seconds. Rows of a batch are
+padded to their largest tree, so a step costs what the expected largest of its trees costs. Plain decoding is charged no
+overhead, which makes the figures conservative.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.measure.metrics import Totals
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 TARGET = "target"
+
+# Acceptance by depth; the last value holds for all greater depths. For a chain, the share of the tokens reached at a
+# depth that were accepted; for a tree, the share of the steps that reached a depth and got to the next, since several
+# candidates may be tried for one that is accepted. The two are not interchangeable.
+AcceptanceByDepth = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class Prediction:
 
     @property
     def break_even(self) -> float:
-        """The accepted_length at which drafting is as fast as plain decoding."""
+        """The accepted_length at which speedup is 1."""
         return self.step_s / self.plain_s
 
     @property
@@ -69,10 +75,10 @@ def predict(
     """One batch size.
 
     Args:
-        costs: of this machine, the target's passes among them.
+        costs: of this machine, including the target's passes.
         batch_size: rows per step.
         accepted_length: committed tokens per row and step.
-        nodes: of every draft; or those of many, each as likely.
+        nodes: of every draft, or a list of equally likely sizes.
         draft_s: seconds to draft for all rows of a step.
         context: committed tokens of a row.
     """
@@ -99,7 +105,7 @@ def largest(sizes: Sequence[int], draws: int) -> list[tuple[int, float]]:
 
 
 def largest_that_pays(at: Callable[[int], Prediction], upto: int) -> int:
-    """The batch size above which drafting is to be off: it pays at 1, 2, ... up to this one. 0: at none."""
+    """The largest batch size up to which drafting pays at 1, 2, ... rows; 0 if it pays at none."""
     for batch_size in range(1, upto + 1):
         if not at(batch_size).pays:
             return batch_size - 1
@@ -107,5 +113,94 @@ def largest_that_pays(at: Callable[[int], Prediction], upto: int) -> int:
 
 
 def measured_rows(costs: Costs, nodes: int) -> int:
-    """The largest batch whose passes over `nodes` + 1 tokens a row lie within what was measured; 0: none does."""
+    """The largest batch whose passes over `nodes` + 1 tokens a row lie in the measured range; 0 if none does."""
     return int(max(costs.of(TARGET).tokens)) // (nodes + 1)
+
+
+def predict_replayed(traces: Sequence[StepTrace], costs: Costs, batch_sizes: Sequence[int]) -> dict[str, Any]:
+    """Predictions for a replayed drafter at `batch_sizes`, and the batch size above which to turn it off.
+
+    accepted_length, draft sizes and propose times come from the replay, passes from `costs`. The replay proposed for
+    one row at a time: time in the draft model's passes is scaled like the target's one-token pass, the rest by the
+    number of rows. `off_above` is None if the drafter pays up to the largest batch size; `measured_up_to` is the
+    largest batch whose passes over the mean draft lie in the measured range.
+    """
+    totals = Totals.of(traces)
+    context = sum(trace.context for trace in traces) / len(traces)
+    propose_s = sum(trace.propose_s for trace in traces) / len(traces)
+    model_s = totals.draft_s / len(traces)
+    target, nodes = costs.of(TARGET), [trace.nodes for trace in traces]
+    accepted_length = totals.committed / totals.steps
+
+    def at(batch_size: int) -> Prediction:
+        scale = target(batch_size, 1, context) / target(1, 1, context)
+        draft_s = batch_size * (propose_s - model_s) + scale * model_s
+        return predict(
+            costs, batch_size, accepted_length=accepted_length, nodes=nodes, draft_s=draft_s, context=context
+        )
+
+    most = max(batch_sizes)
+    pays_up_to = largest_that_pays(at, most)
+    return {
+        "by_batch_size": [at(batch_size).to_json() for batch_size in batch_sizes],
+        "off_above": None if pays_up_to == most else pays_up_to,
+        "measured_up_to": measured_rows(costs, round(totals.nodes / totals.steps)),
+        "context": context,
+        "propose_s": propose_s,
+    }
+
+
+def expected_length(acceptance: Sequence[float], depth: int) -> float:
+    """accepted_length of drafts `depth` deep: the target's own token, and each depth times how often it is accepted."""
+    length, reach = 1.0, 1.0
+    for d in range(depth):
+        reach *= acceptance[min(d, len(acceptance) - 1)]
+        length += reach
+    return length
+
+
+def parse_acceptance(text: str, *, trees: bool = False) -> AcceptanceByDepth:
+    """'0.7', '0.8,0.7,0.6' (by depth), FILE, or FILE:DRAFTER, the file a result of bench or replay."""
+    try:
+        shares = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        return _from_file(text, trees)
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"acceptance is a share, from 0 to 1, not {text}")
+    return shares
+
+
+def _from_file(text: str, trees: bool) -> AcceptanceByDepth:
+    path, name = Path(text), ""
+    if not path.is_file():
+        before, _, name = text.rpartition(":")
+        path = Path(before)
+        if not before or not path.is_file():
+            raise ValueError(f"{text} is neither a share, shares by depth, nor a file of results")
+    row = _drafter(path, name)
+    depths = sorted(row["by_depth"], key=lambda one: one["depth"])
+    reached = [one["reached"] for one in depths]
+    accepted = [one["accepted"] for one in depths]
+    survived = [row["steps"], *accepted[:-1]]
+    if not trees and any(tried > came for tried, came in zip(reached, survived)):
+        raise ValueError(f"the drafts in {path} were trees: give them as --tree_acceptance")
+    shares = tuple(a / b for a, b in zip(accepted, survived if trees else reached) if b)
+    if not shares:
+        raise ValueError(f"{path}: no draft was ever tried")
+    return shares
+
+
+def _drafter(path: Path, name: str) -> dict[str, Any]:
+    """The results of the drafter `name`, or of the only one in the file that drafted anything."""
+    try:
+        lines = path.read_text(encoding="utf-8").strip()
+        results = json.loads(lines if lines.startswith("{") and "\n{" not in lines else lines.splitlines()[-1])
+        found = {key: row for key, row in results["drafters"].items() if row.get("by_depth")}
+    except (json.JSONDecodeError, IndexError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} holds no results of bench or replay: give a file with their --json line") from None
+    if name and name not in found:
+        raise ValueError(f"{path} has no figures by depth of {name!r}; it has them of {', '.join(found) or 'none'}")
+    if not name and len(found) != 1:
+        names = ", ".join(found) or "none"
+        raise ValueError(f"{path} has figures by depth of {names}: name one drafter, as {path}:NAME")
+    return dict(found[name] if name else next(iter(found.values())))

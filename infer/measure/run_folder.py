@@ -1,6 +1,6 @@
-"""A run folder: run.json, questions.jsonl, answers/NAME.jsonl, traces/NAME.jsonl.gz, results.json, each whole or not.
+"""A run folder: run.json, questions.jsonl, answers/NAME.jsonl, traces/NAME.jsonl.gz, results.json.
 
-What was run and where the provenance comes from are not known here.
+Each file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from draftsmith.infer.files.atomic import write_json, write_rows
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
 from draftsmith.infer.measure.bench import Measured, Outcome
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """A new folder. One that already holds something is refused: runs do not mix."""
+        """A new or empty folder; any other is refused, so that no two runs are mixed."""
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: give a folder for the run")
@@ -42,13 +42,13 @@ class RunFolder:
         return self.path / "traces" / f"{_file_name(name)}.jsonl.gz"
 
     def write_run(self, provenance: dict[str, Any]) -> None:
-        """run.json: all that is needed to trace a number back to how, with what and where it was measured."""
+        """run.json: how, with what and where every number of the run was measured."""
         missing = {"command", "config", "seed"} - set(provenance)
         assert not missing, f"run.json lacks {', '.join(sorted(missing))}"
         write_json(self.path / "run.json", provenance)
 
     def write_measured(self, measured: Measured, results: dict[str, Any]) -> None:
-        """Questions, answers and traces of every runner, and the results last: where these stand, all the rest does."""
+        """Questions, answers and traces of every runner. The results come last: if they exist, so does the rest."""
         write_rows(self.questions_path, (_question_json(question) for question in measured.questions))
         for name in measured.outcomes:
             write_answers(self.answers_path(name), answers_of(measured, name))
@@ -59,13 +59,13 @@ class RunFolder:
 
 
 def _question_json(question: Question) -> dict[str, Any]:
-    """What was asked, as Spec-Bench writes it: answers say nothing without it, and the files asked from may move."""
+    """The question in Spec-Bench's format, kept because the question files may move."""
     row = {"question_id": question.id, "category": question.category, "turns": list(question.turns)}
     return row | ({"system": question.system} if question.system else {})
 
 
 def _file_name(name: str) -> str:
-    """No two names share a file, and none leaves the folder."""
+    """A file name of its own for every runner, inside the folder."""
     return quote(name, safe="+,=@ ")
 
 
@@ -75,7 +75,7 @@ def answer_paths(folder: Path) -> dict[str, Path]:
 
 
 def answers_of(measured: Measured, name: str) -> list[Answer]:
-    """One runner's answers in Spec-Bench's shape; every repeat is a choice."""
+    """One runner's answers in Spec-Bench's format; every repeat is a choice."""
     answers = []
     for question in measured.questions:
         answer = Answer(question.id, question.category, name, error=measured.error(name, question.id))

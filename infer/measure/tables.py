@@ -1,8 +1,8 @@
-"""Results as tables for a terminal. Every number shown is one of the JSON values; nothing is computed here."""
+"""Results of bench, compare and replay as tables for a terminal. Every number shown is one of the JSON values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -10,10 +10,14 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-# So many differences and errors are shown; the JSON has all of them.
+# Differences and errors shown per drafter; the JSON has all of them.
 SHOWN = 5
-# A narrow terminal may break a table's lines, but no digit is cut off.
+# Least width of the console: a narrow terminal wraps a table's lines instead of cutting digits off.
 WIDTH = 240
+# Drafts with more nodes than this can be made smaller, which pays where passes are expensive.
+FEW_NODES = 8
+REPLAY_COLUMNS = ["drafter", "accepted_length", "acceptance_rate", "hit_rate", "nodes/step", "propose p50 ms", "p99 ms"]
+REPLAY_COLUMNS += ["steps"]
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -36,29 +40,30 @@ def of(part: int, whole: int) -> str:
     return f"{part}/{whole}"
 
 
-def table_of(columns: Sequence[str]) -> Table:
+def table_of(columns: Sequence[str], left: int = 1) -> Table:
+    """An empty table; the first `left` columns are text, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
     return table
 
 
 def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
     drafters = results["drafters"]
     titled = {
-        "Speed": speedtable_of(drafters),
-        "Where the time goes": timetable_of(drafters),
-        "Acceptance by depth": depthtable_of(drafters),
-        "Exits used, by depth": exittable_of(drafters),
-        "Speedup (accepted_length) by task": categorytable_of(drafters),
+        "Speed": speed_table(drafters),
+        "Where the time goes": time_table(drafters),
+        "Acceptance by depth": depth_table(drafters),
+        "Exits used, by depth": exit_table(drafters),
+        "Speedup (accepted_length) by task": category_table(drafters),
     }
     shown = [part for title, table in titled.items() if table.row_count for part in (Text(title), table, Text())]
     return [*shown, *(Text(line) for line in bench_notes(results))]
 
 
-def speedtable_of(drafters: dict[str, Any]) -> Table:
-    columns = ["drafter", "tokens/s", "end to end", "speedup", "accepted_length", "break-even"]
-    columns += ["acceptance", "hit rate", "nodes/step", "overhead", "equal", "errors"]
+def speed_table(drafters: dict[str, Any]) -> Table:
+    columns = ["drafter", "decode tokens/s", "end-to-end tokens/s", "speedup", "accepted_length", "break-even"]
+    columns += ["acceptance_rate", "hit_rate", "nodes/step", "overhead", "equal", "errors"]
     table = table_of(columns)
     for name, row in drafters.items():
         mark = "" if row["speedup_of"] == "decode" else " (end to end)"
@@ -79,8 +84,8 @@ def speedtable_of(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def timetable_of(drafters: dict[str, Any]) -> Table:
-    columns = ["drafter", "TTFT ms", "step p50 ms", "step p95 ms", "target", "draft", "overhead", "of the limit"]
+def time_table(drafters: dict[str, Any]) -> Table:
+    columns = ["drafter", "TTFT ms", "step p50 ms", "step p95 ms", "target", "draft", "overhead", "bandwidth used"]
     table = table_of(columns)
     for name, row in drafters.items():
         shares = row["time_shares"]
@@ -90,8 +95,8 @@ def timetable_of(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def depthtable_of(drafters: dict[str, Any]) -> Table:
-    """Acceptance by depth, one column a depth."""
+def depth_table(drafters: dict[str, Any]) -> Table:
+    """Acceptance by depth, one column per depth."""
     deepest = max((row["depth"] for drafter in drafters.values() for row in drafter["by_depth"]), default=0)
     table = table_of(["drafter", *(str(depth) for depth in range(1, deepest + 1))])
     for name, drafter in drafters.items():
@@ -101,8 +106,8 @@ def depthtable_of(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def exittable_of(drafters: dict[str, Any]) -> Table:
-    """Where drafts were left: nodes expanded from each exit, a row an exit, a column a depth."""
+def exit_table(drafters: dict[str, Any]) -> Table:
+    """Nodes drafted from each exit: one row per exit, one column per depth."""
     found = {name: drafter["exits_by_depth"] for name, drafter in drafters.items() if drafter.get("exits_by_depth")}
     depths = sorted({row["depth"] for rows in found.values() for row in rows})
     table = table_of(["drafter", "exit", *(str(depth) for depth in depths), "all"])
@@ -114,8 +119,8 @@ def exittable_of(drafters: dict[str, Any]) -> Table:
     return table
 
 
-def categorytable_of(drafters: dict[str, Any]) -> Table:
-    """Speedup and accepted_length by task, and over all."""
+def category_table(drafters: dict[str, Any]) -> Table:
+    """Speedup and accepted_length by task and overall."""
     tasks = list(dict.fromkeys(task for drafter in drafters.values() for task in drafter["by_category"]))
     table = table_of(["drafter", *tasks, "overall"])
     for name, drafter in drafters.items():
@@ -128,11 +133,11 @@ def categorytable_of(drafters: dict[str, Any]) -> Table:
 
 
 def bench_notes(results: dict[str, Any]) -> list[str]:
-    """What a reader of the tables has to know as well."""
+    """The bandwidth measured, questions left out, errors and differences."""
     notes = []
     if results.get("bandwidth"):
         notes.append(
-            f"of the limit: weight bytes read per second over the memory's read bandwidth, "
+            f"bandwidth used: weight bytes read per second over the memory's read bandwidth, "
             f"{results['bandwidth'] / 1e9:.1f} GB/s here"
         )
     left_out = results["left_out"]
@@ -158,10 +163,10 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
 
 
 def _judged(difference: dict[str, Any]) -> str:
-    """What the float32 copy says of a difference, where it was asked."""
+    """The verdict on a difference from the float32 copy, if there is one."""
     if "tie" not in difference:
         return ""
-    figures = f"float32 logits {difference['gap']:.2g} apart, rounding error there {difference['error']:.2g}"
+    figures = f"float32 logits {difference['gap']:.2g} apart, rounding error {difference['error']:.2g}"
     return f": numeric tie ({figures})" if difference["tie"] else f": NOT A TIE, A BUG ({figures})"
 
 
@@ -171,14 +176,14 @@ def _rest(name: str, errors: int, differences: int) -> list[str]:
 
 
 def compare_tables(report: dict[str, Any]) -> list[RenderableType]:
-    tables: list[RenderableType] = [Text(f"Compared with {report['base']}"), equalitytable_of(report)]
+    tables: list[RenderableType] = [Text(f"Compared with {report['base']}"), equality_table(report)]
     for name, other in report["others"].items():
-        tables += [Text(), Text(name), tasktable_of(other)]
+        tables += [Text(), Text(name), task_table(other)]
         tables += [Text(line) for line in compare_notes(name, other)]
     return tables
 
 
-def equalitytable_of(report: dict[str, Any]) -> Table:
+def equality_table(report: dict[str, Any]) -> Table:
     table = table_of(["answers", "equal", "differences", "errors", "pairs"])
     for name, other in report["others"].items():
         counts = (str(len(other["differences"])), str(other["errors"]), str(other["pairs"]))
@@ -186,9 +191,17 @@ def equalitytable_of(report: dict[str, Any]) -> Table:
     return table
 
 
-def tasktable_of(other: dict[str, Any]) -> Table:
-    """Speed by task: ours with its interval, and Spec-Bench's."""
-    columns = ["task", "pairs", "tokens/s", "base tokens/s", "speedup", "Spec-Bench's speedup", "accepted_length"]
+def task_table(other: dict[str, Any]) -> Table:
+    """Speedup by task, ours and Spec-Bench's, with intervals."""
+    columns = [
+        "task",
+        "pairs",
+        "end-to-end tokens/s",
+        "base tokens/s",
+        "speedup",
+        "Spec-Bench's speedup",
+        "accepted_length",
+    ]
     table = table_of(columns)
     for task, row in [*other["by_category"].items(), ("overall", other)]:
         table.add_row(
@@ -217,7 +230,7 @@ def compare_notes(name: str, other: dict[str, Any]) -> list[str]:
 
 
 def _where(difference: dict[str, Any]) -> str:
-    """One difference in words."""
+    """A difference in words."""
     base, other = difference.get("base"), difference.get("other")
     turn = f", turn {difference['turn'] + 1}" if "turn" in difference else ""
     match difference["by"]:
@@ -233,6 +246,90 @@ def _where(difference: dict[str, Any]) -> str:
             return f"{turn}: character {difference['index']}: {base!r} in the base, {other!r} here"
         case kind:
             return f": {base} {kind} in the base, {other} here"
+
+
+def replay_tables(results: dict[str, Any]) -> list[RenderableType]:
+    table = table_of(REPLAY_COLUMNS)
+    for name, row in results["drafters"].items():
+        table.add_row(
+            Text(name),
+            with_interval(row["accepted_length"], row["accepted_length_interval"]),
+            percent(row["acceptance_rate"]),
+            percent(row["hit_rate"]),
+            number(row["nodes_per_step"], 1),
+            number(row["propose_p50_s"] * 1e3, 3),
+            number(row["propose_p99_s"] * 1e3, 3),
+            str(row["steps"]),
+        )
+    shown: list[RenderableType] = [table, Text(), *map(Text, replay_notes(results))]
+    if any(row["predicted"] for row in results["drafters"].values()):
+        shown += [Text(), predicted_table(results), *map(Text, predicted_notes(results))]
+    return shown
+
+
+def replay_notes(results: dict[str, Any]) -> Iterator[str]:
+    """What was replayed, indexed and leaked."""
+    greedy = "taken as greedy: exact for every drafter"
+    how = "sampled: exact for outright drafts" if results["temperature"] > 0 else greedy
+    yield f"{results['streams']} recorded answers, {results['tokens']} tokens; {how}."
+    if split := results.get("split"):
+        since = f", from {split['replayed_from']}" if split["by"] == "time" else ""
+        yield (
+            f"{split['indexed_answers']} earlier answers ({split['indexed_tokens']} tokens) were indexed, "
+            f"{split['replayed_answers']} later ones replayed{since}."
+        )
+    if results["arrival"]:
+        yield "Each answer was added, once replayed, to the drafters that can take it in."
+    yield from leakage_warnings(results)
+
+
+def leakage_warnings(results: dict[str, Any]) -> Iterator[str]:
+    """One line for each drafter whose store holds some of the answers verbatim."""
+    for name, row in results["drafters"].items():
+        leaked = row["leakage"]
+        if not leaked or not leaked["answers"]:
+            continue
+        without = leaked["without"]
+        rest = "no other answers are left"
+        if without:
+            figure = with_interval(without["accepted_length"], without["accepted_length_interval"])
+            rest = f"accepted_length without them {figure}"
+        yield (
+            f"warning: {name} already holds {leaked['answers']} of {results['streams']} answers verbatim "
+            f"({percent(leaked['share'])}, {percent(leaked['token_share'])} of the tokens): {rest}"
+        )
+
+
+def predicted_table(results: dict[str, Any]) -> RenderableType:
+    """Speedup and break-even by batch size."""
+    sizes = [row["batch_size"] for row in next(iter(results["drafters"].values()))["predicted"]["by_batch_size"]]
+    table = table_of(["predicted speedup (break-even)", *(f"batch {size}" for size in sizes), ""])
+    for name, row in results["drafters"].items():
+        found = row["predicted"]
+        cells = [f"{number(one['speedup'])} ({number(one['break_even'])})" for one in found["by_batch_size"]]
+        table.add_row(Text(name), *cells, Text(pays(found["off_above"], max(sizes))))
+    return table
+
+
+def pays(off_above: int | None, most: int) -> str:
+    if off_above is None:
+        return f"pays up to {most}"
+    return f"off above {off_above}" if off_above else "off: pays at no batch size"
+
+
+def predicted_notes(results: dict[str, Any]) -> Iterator[str]:
+    """What break-even means, what to try if a drafter never pays, and which predictions are extrapolated."""
+    yield "Break-even is the accepted_length that a drafter needs to be as fast as plain decoding."
+    for name, row in results["drafters"].items():
+        found = row["predicted"]
+        if found["off_above"] == 0 and row["nodes_per_step"] > FEW_NODES:
+            yield (
+                f"{name}: {number(row['nodes_per_step'], 0)} nodes a step do not pay here; fewer cost less and may: "
+                f"append [nodes={FEW_NODES}] to its name."
+            )
+        beyond = [one["batch_size"] for one in found["by_batch_size"] if one["batch_size"] > found["measured_up_to"]]
+        if beyond:
+            yield f"{name}: from batch {min(beyond)} on, passes are larger than any measured."
 
 
 def show(renderables: Sequence[RenderableType], console: Console | None = None) -> None:

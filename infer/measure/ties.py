@@ -1,9 +1,9 @@
-"""Is a difference a numeric tie or a bug? Floating point rounds a pass of many tokens otherwise than a pass of one.
+"""Is a difference a numeric tie or a bug? A pass of many tokens rounds differently from a pass of one.
 
-A first difference between two greedy answers is a *numeric tie* where, in a float32 copy over their common prefix, the
-two tokens' logits lie within twice the error measured there between passes of one token and passes of several. Anything
-else is a bug. Nothing of ours takes part in the judgement: both the copy and the measured passes run through
-transformers' own forward and cache.
+A first difference between two greedy answers is a *numeric tie* if, in a float32 copy over their common prefix, the two
+tokens' logits lie within twice the error measured there between passes of one token and passes of several. Anything
+else is a bug. The judge uses none of our decoding code: the copy and the measured passes run through transformers' own
+forward and cache.
 
 Legend: V vocabulary.
 """
@@ -18,15 +18,15 @@ import torch
 
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.measure.bench import Measured
-from draftsmith.infer.measure.equality import first_difference
-from draftsmith.infer.measure.runner import Encode, Messages
+from draftsmith.infer.measure.compare import first_difference
+from draftsmith.infer.measure.runners import Encode, Messages
 
 CHUNKS = (2, 5, 16, 48)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Where the answers part, how far apart the two logits are in float32, and the error that rounding makes there."""
+    """Where the answers differ, the gap between the two logits in float32, and the rounding error there."""
 
     index: int
     tie: bool
@@ -36,9 +36,9 @@ class Judgement:
 
 @dataclass(slots=True)
 class TieJudge:
-    """Judges the differences between greedy answers of one model. The float32 copy is made when first needed.
+    """Judges differences between greedy answers of one model. The float32 copy is made when first needed.
 
-    `settings` and `eos_ids`: penalties and bans move the logits that are compared, as they did in decoding.
+    `settings` and `eos_ids` give the penalties and bans that are applied to the logits, as in decoding.
     """
 
     model: Any
@@ -48,7 +48,7 @@ class TieJudge:
     _known: dict[tuple[int, ...], tuple[torch.Tensor, float]] = field(default_factory=dict)
 
     def judge(self, prompt: Sequence[int], base: Sequence[int], other: Sequence[int]) -> Judgement | None:
-        """None where the answers are equal. Where one has ended and the other has not, it is no tie."""
+        """None if the answers are equal. If only one of them has ended, the difference is no tie."""
         index = first_difference(list(base), list(other))
         if index is None:
             return None
@@ -60,7 +60,7 @@ class TieJudge:
 
     @torch.inference_mode()
     def _measure(self, prompt: list[int], answer: list[int]) -> tuple[torch.Tensor, float]:
-        """The float32 logits after prompt + answer, and the largest difference between ways of cutting it up."""
+        """The float32 logits after prompt + answer, and the largest difference between ways to split it into passes."""
         key = (*prompt, -1, *answer)
         if key not in self._known:
             if self._copy is None:
@@ -80,10 +80,10 @@ class TieJudge:
     def _in_chunks(
         self, prompt: list[int], answer: list[int], size: int, more: int, at_once: bool = False
     ) -> torch.Tensor:
-        """[V] the logits after prompt + answer, when the answer is fed `size` tokens at a time behind the prompt.
+        """[V] the logits after prompt + answer, the answer fed `size` tokens at a time after the prompt.
 
-        `more` tokens follow in the last pass, as a draft's nodes do; they change nothing but its shape. `at_once`: the
-        prompt is read whole, as transformers reads it.
+        `more` tokens follow in the last pass, as a draft's nodes do; they change only its shape. `at_once` feeds
+        everything in one pass.
         """
         from transformers import DynamicCache
 
@@ -101,7 +101,7 @@ class TieJudge:
         return self._processed(prompt, answer, logits[0, last].float())
 
     def _processed(self, prompt: list[int], answer: list[int], logits_V: torch.Tensor) -> torch.Tensor:
-        """[V] the logits that a greedy choice behind prompt + answer is made from."""
+        """[V] the logits after the processors: those that greedy decoding chooses from."""
         scores_1V = logits_V[None]
         for processor in self.settings.processors(sorted(self.eos_ids), len(prompt)):
             scores_1V = processor(torch.tensor([prompt + answer], device=logits_V.device), scores_1V)
@@ -109,7 +109,7 @@ class TieJudge:
 
 
 def _float32_copy(model: Any) -> Any:
-    """The same weights in float32, in a model that no packing or patching has touched."""
+    """The same weights in float32, in a fresh model without our packing and patching."""
     with torch.random.fork_rng(devices=[]):
         copy = type(model)._from_config(model.config, dtype=torch.float32)
     copy.load_state_dict(model.state_dict())
@@ -117,7 +117,7 @@ def _float32_copy(model: Any) -> Any:
 
 
 def name_ties(results: dict[str, Any], measured: Measured, encode: Encode, judge: TieJudge) -> None:
-    """Write into every difference of `results` whether it is a numeric tie, and count the ties of each runner."""
+    """Mark every difference in `results` as a numeric tie or not, and count the ties of each runner."""
     for name, figures in results["drafters"].items():
         for difference in figures["differences"]:
             plain = measured.outcomes[measured.baseline][difference["question_id"]][0]

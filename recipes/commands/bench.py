@@ -7,7 +7,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from draftsmith.infer.measure.runner import Decode, Encode, Messages, Question, Runner
+    from draftsmith.infer.measure.runners import Decode, Encode, Messages, Question, Runner
     from draftsmith.infer.measure.ties import TieJudge
 
 
@@ -65,8 +65,8 @@ def bench(
     config = dict(locals())
     from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.bandwidth import read_bandwidth
     from draftsmith.infer.measure.bench import bench as measure
+    from draftsmith.infer.measure.bench import read_bandwidth
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.measure.ties import name_ties
@@ -98,7 +98,7 @@ def bench(
 
 def _questions(data: list[str], limit: int | None) -> list[Question]:
     """The user's turns of each record; numeric ids stay numbers, as Spec-Bench's own scripts expect."""
-    from draftsmith.infer.measure.runner import Question
+    from draftsmith.infer.measure.runners import Question
     from draftsmith.recipes.cli.inputs import read_questions
 
     return [
@@ -111,8 +111,8 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of numeric ties."""
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.measure.loop_runner import LoopRunner
     from draftsmith.infer.measure.peers import load_peers
+    from draftsmith.infer.measure.runners import LoopRunner
     from draftsmith.infer.measure.ties import TieJudge
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.record import Message

@@ -129,13 +129,13 @@ def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> 
 
 def _write(path: Any, found: dict[str, Calibrated], summary: dict[str, Any]) -> None:
     from draftsmith.infer.files.atomic import write_json
-    from draftsmith.infer.measure.calibrate.fit import calibrated, plot_names
+    from draftsmith.infer.measure.calibrate.fit import apply_curves, plot_names
     from draftsmith.infer.measure.calibrate.reliability import draw_reliability
 
     for (label, source), name in plot_names(found).items():
         seen, curves = found[label].held_out[source], found[label].calibration
         shown = (curves.curves[source], curves.of(source, 0))
-        draw_reliability(source, seen, calibrated(source, curves.curves, seen), shown, path / name)
+        draw_reliability(source, seen, apply_curves(source, curves.curves, seen), shown, path / name)
     write_json(path / "results.json", summary)
 
 

@@ -56,13 +56,13 @@ def plan(
     """
     from draftsmith.infer.files.atomic import written_beside
     from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.acceptance import parse
     from draftsmith.infer.measure.plan.ranking import Wish, report
     from draftsmith.infer.measure.plan.survey import survey
     from draftsmith.infer.measure.plan.tables import draw, plan_tables
+    from draftsmith.infer.measure.predicted import parse_acceptance
 
-    chains = parse(acceptance) if acceptance else None
-    grown = parse(tree_acceptance, trees=True) if tree_acceptance else None
+    chains = parse_acceptance(acceptance) if acceptance else None
+    grown = parse_acceptance(tree_acceptance, trees=True) if tree_acceptance else None
     for name in (out, plot):
         _check_place(name)
     config, kind, where, asked, drafting = _asked(locals())

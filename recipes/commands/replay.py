@@ -61,10 +61,9 @@ def replay(
     """
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
-    from draftsmith.infer.measure import replay_tables, tables
-    from draftsmith.infer.measure.recording import recordings
-    from draftsmith.infer.measure.replay import replay as run
-    from draftsmith.infer.measure.split import arrived, parse_split, split_recordings
+    from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings
+    from draftsmith.infer.measure.replay import Replay
     from draftsmith.infer.text.records import ReadReport, read_records
     from draftsmith.infer.text.templates import load_tokenizer
     from draftsmith.recipes.cli.inputs import leaves_open, parse_drafters
@@ -89,8 +88,7 @@ def replay(
         chosen = parse_drafters(drafters, {"rest": {"store": str(path)}} if path else {})
         if parts and path and (store_out or leaves_open(drafters, "rest")):
             store_answers(path, parts.earlier, form, template, {"data": data, "split": parts.to_json()})
-        results = run(
-            chosen,
+        run = Replay(
             parts.later if parts else arrived(streams) if arrival else streams,
             len(loaded),
             loaded,
@@ -100,17 +98,17 @@ def replay(
             arrival=arrival,
             costs=costs,
             batch_sizes=batch_sizes,
-            progress=lambda done, total, name: progress(f"{name}: {done}/{total}", last=done == total),
         )
+        results = run.results(chosen, lambda done, total, name: progress(f"{name}: {done}/{total}", last=done == total))
     results["split"] = parts.to_json() if parts else None
     if json:
-        for line in replay_tables.warnings(results):
+        for line in tables.leakage_warnings(results):
             print(line, file=sys.stderr)
         print(dumps(results, ensure_ascii=False))
         return
     for line in report.lines():
         print(line)
-    tables.show(replay_tables.replay_tables(results))
+    tables.show(tables.replay_tables(results))
 
 
 def _path(store_out: str, stack: ExitStack) -> Path:

@@ -13,9 +13,8 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.measure import tables
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
-from draftsmith.infer.measure.loop_runner import LoopRunner
-from draftsmith.infer.measure.proposing import propose_figures
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.metrics import propose_figures
+from draftsmith.infer.measure.runners import LoopRunner, Question
 from draftsmith.infer.models.load import load_target
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.records import read_records

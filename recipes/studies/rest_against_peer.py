@@ -23,8 +23,8 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.measure.bootstrap import speedup_interval
-from draftsmith.infer.measure.recording import Recording, recordings
-from draftsmith.infer.measure.replay import replay_streams, stream_figures
+from draftsmith.infer.measure.recordings import Recording, recordings
+from draftsmith.infer.measure.replay import Replay
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import load_tokenizer
 from draftsmith.recipes.studies import run_study
@@ -89,8 +89,9 @@ def compare(
         seconds[PEER], searches = time.perf_counter() - began, peer.seconds
         drafters[PEER] = peer
     vocab_size = max(opened.manifest.vocab_size, len(tokenizer))
-    replayed = replay_streams(drafters, streams, vocab_size, tokenizer, budget=Budget(nodes, nodes))
-    results = {name: _in_ms(stream_figures(found, streams, seed)) for name, found in replayed.items()}
+    replay = Replay(streams, vocab_size, tokenizer, budget=Budget(nodes, nodes), seed=seed)
+    replayed = replay.run(drafters)
+    results = {name: _in_ms(replay.figures(found)) for name, found in replayed.items()}
     for name, figures in results.items():
         figures["build_s_per_million"] = seconds[name] / opened.manifest.tokens * 1e6
     if PEER in drafters:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.measure.repetition import distinct_share
+from draftsmith.infer.measure.metrics import distinct_share
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import Template
 from draftsmith.train.run.validation import ROWS_AT_ONCE, decode_greedily

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.measure.recording import Recording
+from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.text.rendering import Template
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.rest.suffix_array import backward_suffixes

@@ -1,15 +1,13 @@
-"""What passes cost on this machine, for calibration: the target's, and those of every drafter that lends its
-pass_timers.
+"""Measured costs of the target's passes and of the drafters', and the time of a step outside them.
 
-A drafter that runs passes says so by `pass_timers()`: name -> lab (measure/latency.py). All are timed next to one
-another, so that their ratios hold on a busy machine. What drafters are is not known here.
+All passes are timed interleaved, so that their ratios hold on a busy machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
@@ -22,34 +20,45 @@ from draftsmith.infer.measure.calibrate.answers import Answered
 ROWS = (1, 4)
 TREE, BLOCK = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
 CONTEXTS = (64, 512)
-# Steps for the time outside passes.
+# Answers, and tokens of each, that the time outside passes is taken from.
 STEPS_OF, STEPS = 3, 24
+
+
+@runtime_checkable
+class RunsPasses(Protocol):
+    """A drafter with forward passes of its own."""
+
+    def pass_timers(self) -> Mapping[str, PassTimer]: ...
 
 
 def measure_costs(
     target: Any, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float
 ) -> dict[str, tuple[Costs, dict[str, Any]]]:
-    """Per drafter its costs, the target's passes among them, and how well the formula says passes that it was not
-    fitted to. `seconds`: the time that the passes may take together."""
-    pass_timers = {("", name): lab for name, lab in target.pass_timers().items()}
+    """Per drafter: its costs, the target's passes included, and the median error of the fit on passes left out of it.
+
+    `seconds`: the time that all passes may take together.
+    """
+    timers = {("", name): timer for name, timer in target.pass_timers().items()}
     for label, drafter in drafters.items():
-        pass_timers |= {(label, name): lab for name, lab in getattr(drafter, "pass_timers", dict)().items()}
-    asks = {place: _asks(BLOCK if place[0] else TREE, _room(target, drafters, place[0])) for place in pass_timers}
-    jobs: dict[str, tuple[PassTimer, Sequence[PassShape]]] = {
-        _key(*place): (lab, asks[place]) for place, lab in pass_timers.items()
+        if isinstance(drafter, RunsPasses):
+            timers |= {(label, name): timer for name, timer in drafter.pass_timers().items()}
+    jobs = {
+        "/".join(place): (timer, _shapes(BLOCK if place[0] else TREE, target.max_positions))
+        for place, timer in timers.items()
     }
     points = measure_together(jobs, seconds=seconds)
     passes, errors = {}, {}
-    for place, lab in pass_timers.items():
-        passes[place] = fit(points[_key(*place)], lab.buckets)
-        errors[place] = median(abs(error) for error in left_out(points[_key(*place)], lab.buckets))
+    for place, timer in timers.items():
+        timed = points["/".join(place)]
+        passes[place] = fit(timed, timer.buckets)
+        errors[place] = median(abs(error) for error in left_out(timed, timer.buckets))
     weight = next(target.model.parameters())
     here = machine(weight.device, weight.dtype)
     found = {}
     for label, drafter in drafters.items():
-        own = [place for place in pass_timers if place[0] in ("", label)]
-        costs = Costs({name: passes[_, name] for _, name in own}, overhead(target, drafter, answers), here)
-        found[label] = (costs, {name: errors[_, name] for _, name in own})
+        own = [place for place in timers if place[0] in ("", label)]
+        costs = Costs({place[1]: passes[place] for place in own}, overhead(target, drafter, answers), here)
+        found[label] = (costs, {place[1]: errors[place] for place in own})
     return found
 
 
@@ -63,16 +72,8 @@ def overhead(target: Target, drafter: Drafter, answers: Sequence[Answered]) -> f
     return max(median(seconds), 0.0)
 
 
-def _room(target: Any, drafters: Mapping[str, Any], label: str) -> int:
-    return int(target.max_positions if not label else getattr(drafters[label], "max_positions", target.max_positions))
-
-
-def _asks(tokens: Sequence[int], room: int) -> list[PassShape]:
-    """One row in detail; several only as far as to tell their share."""
-    contexts = [context for context in CONTEXTS if context + max(tokens) < room] or [1]
-    asks = {*grid(ROWS[:1], tokens, contexts), *grid(ROWS[1:], tokens[::2], contexts)}
-    return sorted(asks, key=lambda ask: (ask.rows * ask.tokens, ask.context, ask.rows))
-
-
-def _key(label: str, name: str) -> str:
-    return f"{label}/{name}"
+def _shapes(tokens: Sequence[int], max_positions: int) -> list[PassShape]:
+    """The passes to time: all lengths for one row, every other length for several."""
+    contexts = [context for context in CONTEXTS if context + max(tokens) < max_positions] or [1]
+    shapes = {*grid(ROWS[:1], tokens, contexts), *grid(ROWS[1:], tokens[::2], contexts)}
+    return sorted(shapes, key=lambda shape: (shape.rows * shape.tokens, shape.context, shape.rows))

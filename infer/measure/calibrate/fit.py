@@ -1,20 +1,18 @@
-"""Calibration: confidence against acceptance along the target's own answers, and what passes cost here.
+"""Calibration curves: fitted to half of the prompts, scored on the other half, and saved.
 
-Half of the prompts are fitted to and the other half tells what that was worth, so that no curve is judged by text that
-it has seen. A source with many observations gets an isotonic curve, one with few a logistic one. A drafter whose
-candidates come from exits of one model is read in one pass over each answer (calibrate_exits.py), any other is listened
-to (calibrate_replay.py); `covered` is known for exits alone. Reading files and printing are the command's.
+A source with many observations gets an isotonic curve, one with few a logistic one. `covered` curves exist only for
+drafters whose candidates come from exits of one model.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,22 +34,32 @@ from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.calibrate.answers import Answered
-from draftsmith.infer.measure.calibrate.exits import ExitProbabilities, read_exits
-from draftsmith.infer.measure.calibrate.reliability import Observations, expected_calibration_error
-from draftsmith.infer.measure.calibrate.replay import listen
+from draftsmith.infer.measure.calibrate.observations import (
+    ExitProbabilities,
+    Observations,
+    Progress,
+    listen,
+    read_exits,
+)
+from draftsmith.infer.measure.calibrate.reliability import expected_calibration_error
 
-# Fewer observations than these, or fewer accepted ones, give no isotonic curve worth the name.
+# The least observations, and accepted ones among them, for an isotonic curve.
 MANY, MANY_ACCEPTED = 400, 20
-# Fewer than these give a rank no curve of its own.
+# The least observations for a rank's own curve.
 SOME = 30
 
-Progress = Callable[[int, int], None]
+
+@runtime_checkable
+class MadeFrom(Protocol):
+    """A drafter that was made from a folder or a Hub name (empty if from a live object)."""
+
+    home: str
 
 
 @dataclass(slots=True)
 class Calibrated:
-    """What was measured for one drafter. `held_out` are the observations that no curve has seen, per source; `scores`
-    what the curves are worth on them."""
+    """What was measured for one drafter. By source, `held_out` are the observations that no curve was fitted to, and
+    `scores` the calibration errors on them."""
 
     home: str
     calibration: Calibration
@@ -63,23 +71,23 @@ class Calibrated:
 
 
 def halves(answers: Sequence[Answered], seed: int) -> set[int]:
-    """The prompts to fit to: half of them, by lot."""
+    """The prompts to fit to: a random half."""
     numbers = sorted({one.number for one in answers})
     if len(numbers) < 2:
         raise ValueError(
-            f"calibration needs prompts to fit to and others to check with, and has {len(numbers)} answered"
+            f"calibration needs prompts to fit to and others to check with, but has {len(numbers)} answered"
         )
     random.Random(seed).shuffle(numbers)
     return set(numbers[: (len(numbers) + 1) // 2])
 
 
-def home(drafter: Any) -> str:
-    """What a drafter was made from, by which its calibration is found again: a folder, a Hub name, or its own name."""
-    return str(getattr(drafter, "home", "") or drafter.name)
+def home(drafter: Drafter) -> str:
+    """What a drafter's calibration is found by: the folder or Hub name it was made from, or its own name."""
+    return (isinstance(drafter, MadeFrom) and drafter.home) or drafter.name
 
 
 def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
-    """Refuse, before anything is measured, what could not be written or joined afterwards."""
+    """Raise, before anything is measured, if results could not be saved or merged with earlier ones."""
     fingerprint = target_fingerprint(target)
     for drafter in drafters.values():
         path = calibration_path(home(drafter), fingerprint)
@@ -87,11 +95,11 @@ def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
             Calibration.load(path)
         there = next(parent for parent in path.parents if parent.exists())
         if not os.access(there, os.W_OK):
-            raise ValueError(f"{there} cannot be written to: the calibration of {home(drafter)} would have no place")
+            raise ValueError(f"cannot save the calibration of {home(drafter)}: {there} is not writable")
 
 
 def calibrate(
-    drafter: Any,
+    drafter: Drafter,
     target: Target,
     answers: Sequence[Answered],
     fit_on: set[int],
@@ -101,18 +109,17 @@ def calibrate(
     exits: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and judged by the others."""
+    """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and scored on the others."""
     readings: dict[int, ExitProbabilities] = {}
-    early: LeavesEarly | None = drafter if hasattr(drafter, "exit_sources") else None
-    if early is not None:
-        sources = _chosen(early.exit_sources, exits)
-        vocab = min(int(early.model.config.get_text_config().vocab_size), target.vocab_size)
-        readings = read_exits(early.model, list(sources), answers, vocab, progress)
+    if isinstance(drafter, LeavesEarly):
+        sources = _chosen(drafter.exit_sources, exits)
+        vocab = min(int(drafter.model.config.get_text_config().vocab_size), target.vocab_size)
+        readings = read_exits(drafter.model, list(sources), answers, vocab, progress)
         seen = {source: readings[exit].observations() for exit, source in sources.items()}
     else:
         seen = listen(drafter, target, answers, settings, stops, progress)
     if not seen:
-        raise ValueError(f"{drafter.name} proposed nothing along these answers: there is nothing to calibrate")
+        raise ValueError(f"{drafter.name} proposed nothing along these answers, so there is nothing to calibrate")
     curves: dict[str, Calibrator] = {}
     scores, held_out = {}, {}
     for source, observed in seen.items():
@@ -132,12 +139,12 @@ def calibrate(
 def _chosen(sources: Mapping[int, str], exits: Sequence[int] | None) -> dict[int, str]:
     unknown = sorted(set(exits or ()) - set(sources))
     if unknown:
-        raise ValueError(f"exit {unknown[0]} is none of the draft's exits {', '.join(map(str, sources))}")
+        raise ValueError(f"exit {unknown[0]} is not one of the draft's exits {', '.join(map(str, sources))}")
     return {exit: source for exit, source in sources.items() if exits is None or exit in exits}
 
 
 def fit_curves(source: str, seen: Observations) -> tuple[dict[str, Calibrator], str]:
-    """The curve of a source, those of its ranks that were seen often, and how the first was fitted."""
+    """The curves of a source and of its ranks with enough observations, and how the first was fitted."""
     if not len(seen):
         raise ValueError(f"{source} proposed nothing along the answers to fit to: give more --data")
     curves = {source: _fit(seen)}
@@ -157,8 +164,8 @@ def _often(seen: Observations) -> bool:
     return len(seen) >= MANY and int(seen.accepted_N.sum()) >= MANY_ACCEPTED
 
 
-def calibrated(source: str, curves: Mapping[str, Calibrator], seen: Observations) -> np.ndarray:
-    """[N] what the curves make of each confidence at its rank."""
+def apply_curves(source: str, curves: Mapping[str, Calibrator], seen: Observations) -> np.ndarray:
+    """[N] the calibrated confidences, each by the curve of its rank."""
     made_N = np.empty(len(seen))
     known = Calibration("", curves)
     for rank in np.unique(seen.rank_N).tolist():
@@ -168,27 +175,27 @@ def calibrated(source: str, curves: Mapping[str, Calibrator], seen: Observations
 
 
 def score(source: str, curves: Mapping[str, Calibrator], seen: Observations) -> dict[str, Any]:
-    """Calibration errors: raw, with one curve for all ranks, and with each rank's own. Of all candidates, and of each
-    node's likeliest (`first`)."""
+    """Calibration errors: raw, with one curve for all ranks, and with a curve per rank; of all candidates, and of each
+    node's likeliest (`first_`)."""
     found: dict[str, Any] = {"observations": len(seen)}
     for prefix, held in (("", seen), ("first_", seen.where(seen.rank_N == 0))):
         if len(held):
             ways = {
                 "ece_before": held.raw_N,
                 "ece_one_curve": np.array(curves[source].many(held.raw_N.tolist())),
-                "ece_after": calibrated(source, curves, held),
+                "ece_after": apply_curves(source, curves, held),
             }
             found[f"{prefix}accepted"] = float(held.accepted_N.mean())
-            for name, said_N in ways.items():
-                found[prefix + name] = expected_calibration_error(said_N, held.accepted_N)
+            for name, confidence_N in ways.items():
+                found[prefix + name] = expected_calibration_error(confidence_N, held.accepted_N)
     return found
 
 
 def cover(
     readings: Mapping[int, ExitProbabilities], fit_on: set[int]
 ) -> tuple[dict[str, Calibrator], dict[str, float]]:
-    """For exits e <= d and every k: the curve from e's likeliest token to the top k of d, and its error held out. What
-    is asked of them is their differences, so all curves of an exit share their bins."""
+    """For exits e <= d and every k: the curve from e's top probability to the probability that d's top k hold the
+    token, and its held-out error. All curves of an exit share their bins, because only their differences are used."""
     curves, errors = {}, {}
     for exit, reading in readings.items():
         mine_N = np.isin(reading.prompt_N, list(fit_on))
@@ -204,8 +211,8 @@ def cover(
 
 
 def save(found: Mapping[str, Calibrated], target: Target) -> dict[str, dict[str, str]]:
-    """Write what was measured to its places, beside what was known before; returns the files per label. Drafters that
-    were made from one folder share its files."""
+    """Save curves and costs, merged with earlier ones, and return the files by label. Drafters made from one folder
+    share its files."""
     files: dict[str, dict[str, str]] = {}
     costs: dict[str, Costs] = {}
     for label, one in found.items():
@@ -224,7 +231,7 @@ def save(found: Mapping[str, Calibrated], target: Target) -> dict[str, dict[str,
 
 
 def plot_names(found: Mapping[str, Calibrated]) -> dict[tuple[str, str], Path]:
-    """(label, source) -> the file name of its reliability plot."""
+    """The file name of each reliability plot, by (label, source)."""
     return {
         (label, source): Path(f"reliability-{label}-{source}.png".replace(":", "-").replace("/", "-"))
         for label, one in found.items()

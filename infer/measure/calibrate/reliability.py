@@ -1,7 +1,7 @@
-"""Reliability: does what is said with confidence c come true in a share c of the cases?
+"""Reliability: are candidates with confidence c accepted in a share c of the cases?
 
-The expected calibration error is the mean gap between confidence and share over bins of equal width, each bin weighing
-its observations (arXiv 1706.04599). Whose confidences they are is not known here.
+The expected calibration error is the mean gap between confidence and share accepted over bins of equal width, weighted
+by the observations in each bin (arXiv 1706.04599).
 
 Legend: N observations.
 """
@@ -17,30 +17,14 @@ from typing import Any
 import numpy as np
 
 from draftsmith.infer.costs.calibrator import Calibrator
+from draftsmith.infer.measure.calibrate.observations import Observations
 
 BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Observations:
-    """Candidates that were up for acceptance: of which prompt, at which rank among their siblings (0 is tried first),
-    with which raw confidence, and whether they were the target's own next token."""
-
-    prompt_N: np.ndarray
-    rank_N: np.ndarray
-    raw_N: np.ndarray
-    accepted_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.raw_N)
-
-    def where(self, held_N: np.ndarray) -> Observations:
-        return Observations(self.prompt_N[held_N], self.rank_N[held_N], self.raw_N[held_N], self.accepted_N[held_N])
-
-
-@dataclass(frozen=True, slots=True)
 class Bin:
-    """The mean confidence and the share that came true of `count` observations."""
+    """The mean confidence and the share accepted of `count` observations."""
 
     confidence: float
     share: float
@@ -48,7 +32,7 @@ class Bin:
 
 
 def bins(confidence_N: np.ndarray, accepted_N: np.ndarray, count: int = BINS) -> list[Bin]:
-    """The bins that hold anything; bin i is (i / count, (i + 1) / count], and 0 is in the first."""
+    """The non-empty bins; bin i is (i / count, (i + 1) / count], and 0 is in the first."""
     place_N = np.clip(np.ceil(np.asarray(confidence_N, np.float64) * count).astype(int) - 1, 0, count - 1)
     found = []
     for i in range(count):
@@ -67,15 +51,17 @@ def expected_calibration_error(confidence_N: np.ndarray, accepted_N: np.ndarray,
 
 
 def check_plots() -> None:
-    """Fail before anything is measured where the plots' library is absent."""
+    """Raise before anything is measured if matplotlib is not installed."""
     import matplotlib.figure  # noqa: F401
 
 
 def draw_reliability(
     name: str, seen: Observations, calibrated_N: np.ndarray, curves: Sequence[Calibrator], path: Path
 ) -> None:
-    """Shares against confidences, raw and calibrated, and how many candidates there were. `curves` are drawn with them:
-    that of all candidates, and that of the likeliest."""
+    """Plot the share accepted against confidence, raw and calibrated, and the number of candidates below.
+
+    `curves` are the curve of all candidates and that of the likeliest.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5.4), layout="constrained")

@@ -1,59 +1,58 @@
-"""What calibration found, as JSON and as tables. Every number shown is one of the JSON values."""
+"""The results of a calibration as JSON and as tables. Every number shown is one of the JSON values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from draftsmith.infer.measure.calibrate.fit import Calibrated
-from draftsmith.infer.measure.tables import milliseconds, number, percent
+from draftsmith.infer.measure.tables import milliseconds, number, percent, table_of
 
-# The passes whose cost is shown: one row behind this context.
+# The passes whose cost is shown: one row of TOKENS tokens after CONTEXT committed ones.
 CONTEXT, TOKENS = 256, (1, 4, 16)
 
 
 def results(found: Mapping[str, Calibrated], files: Mapping[str, Mapping[str, str]], **run: Any) -> dict[str, Any]:
-    """The JSON of a run; `run` are the facts that hold for all drafters."""
+    """The JSON of a run; `run` holds what is the same for all drafters."""
     return run | {"drafters": {label: _one(one) | dict(files[label]) for label, one in found.items()}}
 
 
 def _one(found: Calibrated) -> dict[str, Any]:
-    told: dict[str, Any] = {"home": found.home, "sources": found.scores, "covered_ece": found.covered_error}
+    row: dict[str, Any] = {"home": found.home, "sources": found.scores, "covered_ece": found.covered_error}
     if found.costs is not None:
-        told["overhead_s"] = found.costs.overhead
-        told["passes"] = {
+        row["overhead_s"] = found.costs.overhead
+        row["passes"] = {
             name: {
                 "seconds": {str(tokens): cost(1, tokens, CONTEXT) for tokens in TOKENS},
                 "relative_error": found.cost_error[name],
             }
             for name, cost in found.costs.passes.items()
         }
-    return told
+    return row
 
 
-def calibration_tables(told: Mapping[str, Any]) -> list[RenderableType]:
-    drafters = told["drafters"]
+def calibration_tables(report: Mapping[str, Any]) -> list[RenderableType]:
+    drafters = report["drafters"]
     files = [Text(f"{label}: {one[kind]}") for label, one in drafters.items() for kind in ("calibration", "costs")
              if kind in one]  # fmt: skip
     note = (
-        f"{told['answers']} answers to {told['prompts']} prompts, {told['tokens']} tokens, temperature "
-        f"{told['temperature']:g}; {told['left_out']} answers that loop were left out. Fitted to half of the prompts; "
-        "the errors are those of the other half."
+        f"{report['answers']} answers to {report['prompts']} prompts, {report['tokens']} tokens, temperature "
+        f"{report['temperature']:g}; {report['left_out']} looping answers left out. Fitted to half of the prompts; "
+        "errors are measured on the other half."
     )
     tables: list[RenderableType] = [Text("Confidence against acceptance"), _sources(drafters), Text()]
     if any("passes" in one for one in drafters.values()):
-        tables += [Text(f"Passes of one row behind {CONTEXT} tokens"), _passes(drafters), Text()]
+        tables += [Text(f"Passes of one row after {CONTEXT} tokens"), _passes(drafters), Text()]
     return [*tables, Text(note), *files]
 
 
 def _sources(drafters: Mapping[str, Any]) -> Table:
     columns = ["drafter", "source", "fit", "fitted to", "held out", "accepted", "ECE raw", "one curve", "by rank"]
-    table = _table([*columns, "likeliest accepted", "ECE raw", "one curve", "by rank"])
+    table = table_of([*columns, "likeliest accepted", "ECE raw", "one curve", "by rank"], left=2)
     for label, one in drafters.items():
         for source, row in one["sources"].items():
             table.add_row(
@@ -66,7 +65,8 @@ def _sources(drafters: Mapping[str, Any]) -> Table:
 
 
 def _passes(drafters: Mapping[str, Any]) -> Table:
-    table = _table(["drafter", "pass", *(f"{tokens} tokens, ms" for tokens in TOKENS), "error", "overhead, ms"])
+    columns = ["drafter", "pass", *(f"{tokens} tokens, ms" for tokens in TOKENS), "error", "overhead, ms"]
+    table = table_of(columns, left=2)
     for label, one in drafters.items():
         for name, row in one.get("passes", {}).items():
             times = [milliseconds(seconds) for seconds in row["seconds"].values()]
@@ -78,10 +78,3 @@ def _passes(drafters: Mapping[str, Any]) -> Table:
 
 def _thousandths(value: float | None) -> str:
     return number(value, 3)
-
-
-def _table(columns: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
-    return table

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from draftsmith.infer.measure.acceptance import Curve, expected_length
 from draftsmith.infer.measure.plan.survey import Survey
-from draftsmith.infer.measure.predicted import Prediction, largest_that_pays
+from draftsmith.infer.measure.predicted import AcceptanceByDepth, Prediction, expected_length, largest_that_pays
 
 GOALS = (1.0, 1.5, 2.0)
 FORMULA = "6 * multiplied weights * tokens / FLOP/s; distilled from a live target: + 2 * the target's * tokens / FLOP/s"
@@ -76,10 +75,10 @@ class Wish:
 
     drafting: Sequence[Drafting]
     context: int
-    chains: Curve | None = None
-    trees: Curve | None = None
+    chains: AcceptanceByDepth | None = None
+    trees: AcceptanceByDepth | None = None
 
-    def curve(self, drafting: Drafting) -> Curve | None:
+    def curve(self, drafting: Drafting) -> AcceptanceByDepth | None:
         return self.trees if drafting.tree else self.chains
 
 

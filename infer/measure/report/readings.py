@@ -16,8 +16,7 @@ import numpy as np
 
 from draftsmith.infer.files.atomic import read_rows
 from draftsmith.infer.measure.answer_files import Answer, read_answers
-from draftsmith.infer.measure.metrics import Totals, ratio
-from draftsmith.infer.measure.repetition import distinct_share
+from draftsmith.infer.measure.metrics import Totals, distinct_share, ratio
 from draftsmith.infer.measure.report.examples import Example, examples, find_tokenizer
 from draftsmith.infer.measure.report.runs import ReportedRun
 from draftsmith.infer.measure.report.traces import Steps, read_steps

@@ -12,7 +12,7 @@ from draftsmith.infer.contract.trace import Generation, StepTrace, Tried
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
 from draftsmith.infer.measure.run_folder import RunFolder
-from draftsmith.infer.measure.runner import Messages, Prompt, Question
+from draftsmith.infer.measure.runners import Messages, Prompt, Question
 
 
 class FakeClock:

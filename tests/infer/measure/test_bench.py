@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from draftsmith.infer.measure.bench import bench
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 
 
 def test_all_runners_answer_a_group_before_the_next_group_begins(fake, coders, questions, clock):

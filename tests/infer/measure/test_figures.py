@@ -6,7 +6,7 @@ import pytest
 
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 
 KEYS = {
     "tokens_per_s",
@@ -109,7 +109,7 @@ def test_all_failed_gives_nothing_rather_than_a_number(measure, fake):
         assert row[key] is None
 
 
-def test_the_first_difference_is_told_by_question_turn_and_token(measure, fake):
+def test_the_first_difference_is_given_by_question_turn_and_token(measure, fake):
     def other(prompt):
         return [1, 2, 3, 4] if prompt.key != "b/1" else [1, 2, 9, 4]
 

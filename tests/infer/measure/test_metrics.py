@@ -2,12 +2,15 @@
 
 import pytest
 
+from draftsmith.infer.contract.trace import StepTrace, Tried
 from draftsmith.infer.measure.metrics import (
     Totals,
     break_even,
     by_depth,
     by_exit,
     by_source,
+    distinct_share,
+    propose_figures,
     ratio,
     step_quantile,
     trace_figures,
@@ -119,3 +122,44 @@ def test_what_cannot_be_known_is_none(trace):
     assert Totals.of([trace(nodes=0)]).acceptance_rate is None
     assert break_even(Totals(), Totals.of([trace()])) is None
     assert ratio(1, 0) is None
+
+
+def proposed(propose_s, *tried):
+    return StepTrace("r", 0, 1, 10, 4, 4, 1, 0, 1, tried=[Tried(1, "x", said, came) for said, came in tried],
+                     propose_s=propose_s)  # fmt: skip
+
+
+def test_confidences_are_compared_with_what_came_by_tenths():
+    traces = [proposed(0.001, (0.25, True), (0.95, True)), proposed(0.003, (0.21, False), (1.0, False))]
+    found = propose_figures(traces)
+    assert found["propose_ms_p50"] == pytest.approx(2.0)
+    assert found["propose_ms_p99"] == pytest.approx(2.98)
+    low, high = found["reliability"]
+    assert (low["said"], low["came"], low["tried"]) == (pytest.approx(0.23), 0.5, 2)
+    assert (high["said"], high["came"], high["tried"]) == (pytest.approx(0.975), 0.5, 2)
+
+
+def test_nothing_drafted_is_nothing_said():
+    assert propose_figures([proposed(0.0)])["reliability"] == []
+    assert propose_figures([]) == {"propose_ms_p50": 0.0, "propose_ms_p99": 0.0, "reliability": []}
+
+
+def test_nothing_repeats():
+    assert distinct_share([list(range(20))]) == 1.0
+
+
+def test_a_loop_of_two_tokens_has_two_distinct_grams():
+    assert distinct_share([[1, 2] * 10]) == pytest.approx(2 / 17)
+
+
+def test_a_turn_that_repeats_the_turn_before_counts_as_repetition():
+    assert distinct_share([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]) == 0.5
+
+
+def test_grams_do_not_reach_across_turns():
+    assert distinct_share([[1, 2, 3], [4, 5, 6]]) == 1.0
+
+
+def test_short_answers_repeat_nothing():
+    assert distinct_share([[1, 1, 1]]) == 1.0
+    assert distinct_share([]) == 1.0

@@ -13,11 +13,9 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.measure.recording import Recording, recordings
-from draftsmith.infer.measure.replay import replay
+from draftsmith.infer.measure.recordings import Recording
+from draftsmith.infer.measure.replay import Replay
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.infer.text.record import Message, Record
-from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval import PromptLookup
 
 VOCAB = 40
@@ -29,7 +27,7 @@ SINGLE = PromptLookup(num_draft_tokens=4, max_ngram=2, matches=1)
 
 
 def figures(drafter, *streams, **options):
-    return replay({"it": drafter}, streams, VOCAB, **options)["drafters"]["it"]
+    return Replay(streams, VOCAB, **options).results({"it": drafter})["drafters"]["it"]
 
 
 def test_the_figures_of_a_small_recording_are_those_counted_by_hand():
@@ -75,7 +73,7 @@ def test_a_drafter_s_figures_are_those_of_decoding_where_the_recording_is_greedy
         done = generate(target, drafter, rows())
         assert [g.token_ids for g in done] == [g.token_ids for g in recorded]
         steps = sum(len(g.traces) for g in done)
-        found = replay({"it": drafter}, streams, target.vocab_size)["drafters"]["it"]
+        found = Replay(streams, target.vocab_size).results({"it": drafter})["drafters"]["it"]
         assert found["accepted_length"] == sum(len(g.token_ids) for g in done) / steps > 1.3
         assert found["nodes_per_step"] == sum(trace.nodes for g in done for trace in g.traces) / steps
 
@@ -91,32 +89,8 @@ def test_sampled_drafts_are_taken_at_temperature_0_only():
 
 
 def test_a_token_id_that_the_tokenizer_does_not_have_is_named():
-    with pytest.raises(ValueError, match=r"a holds token id 40, and the tokenizer ends at 40"):
+    with pytest.raises(ValueError, match=r"a holds token id 40, but the tokenizer ends at 40"):
         figures(SINGLE, Recording("a", "qa", PROMPT, [1, 40]))
-
-
-def test_token_ids_of_a_record_are_used_as_they_are(folders):
-    template = find_template("chat", folders.tokenizer)
-    messages = [Message("user", "one"), Message("assistant", "other text than the ids")]
-    record = Record("r", messages=messages, token_ids=[9, 9, 3], prompt_token_ids=[7, 8])
-    (found,) = recordings([record], template)
-    assert (found.prompt, found.answer) == ([7, 8], [9, 9, 3])
-    (found,) = recordings([Record("r", messages=messages, token_ids=[9, 9, 3])], template)
-    assert (found.prompt, found.answer) == (template.prompt_ids(messages[:1]), [9, 9, 3])
-
-
-def test_every_answered_turn_is_a_recording_of_its_own(folders):
-    template = find_template("chat", folders.tokenizer)
-    said = [Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four")]
-    found = recordings([Record("r", "qa", messages=said, source="f", row=3)], template)
-    assert [one.prompt for one in found] == [template.prompt_ids(said[:1]), template.prompt_ids(said[:3])]
-    assert [folders.tokenizer.decode(one.answer) for one in found] == ["two<|end|>", "four<|end|>"]
-    assert [one.key for one in found] == ["f:3/0", "f:3/1"]
-
-
-def test_nothing_to_replay_is_said(folders):
-    with pytest.raises(ValueError, match="no record holds an answer"):
-        recordings([], find_template("chat", folders.tokenizer))
 
 
 class Parrot:
@@ -156,7 +130,7 @@ STREAMS = [
 ]
 
 
-def test_leaked_answers_are_counted_and_the_figures_are_told_without_them():
+def test_leaked_answers_are_counted_and_the_figures_are_given_without_them():
     """a and c are held: [2] [3 4], two steps each; of b nothing is known: four steps."""
     found = figures(Parrot([1, 2, 3, 4, 9]), *STREAMS)
     assert found["accepted_length"] == 10 / 8
@@ -172,7 +146,7 @@ def test_the_token_that_ends_an_answer_is_left_out_of_the_comparison(folders):
     end = folders.tokenizer.all_special_ids[0]
     streams = [Recording("a", "", [30], [2, 3, 4, end])]
     size = len(folders.tokenizer)
-    found = replay({"it": Parrot([2, 3, 4])}, streams, size, folders.tokenizer)["drafters"]["it"]
+    found = Replay(streams, size, folders.tokenizer).results({"it": Parrot([2, 3, 4])})["drafters"]["it"]
     assert found["leakage"]["answers"] == 1
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from draftsmith.infer.measure.report.report import write_report
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page was not opened in one")

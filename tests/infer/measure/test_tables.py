@@ -10,7 +10,7 @@ from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.compare import compare
 from draftsmith.infer.measure.figures import summarise
 from draftsmith.infer.measure.run_folder import RunFolder
-from draftsmith.infer.measure.tables import bench_tables, compare_tables, show
+from draftsmith.infer.measure.tables import bench_tables, compare_tables, predicted_notes, show
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_bench_table_has_a_line_per_drafter_with_its_numbers(run):
     assert any(line.startswith("peer ") and "(end to end)" in line for line in lines)
 
 
-def test_what_was_left_out_failed_and_differed_is_told(run):
+def test_what_was_left_out_failed_and_differed_is_listed(run):
     _, results = run
     text = "\n".join(lines_of(bench_tables(results)))
     assert "1 of 6 questions (16.7%) are left out of the figures" in text
@@ -77,3 +77,19 @@ def test_compare_tables_show_both_speedups_and_every_kind_of_difference(run, tmp
     assert "small[1]:x, question 4 occurs 1 times in the base, 2 times here" in text
     assert "small[1]:x, question 3, turn 1: token 0 is 0 in the base, 9 here" in text
     assert "peer, question 2 failed in other: RuntimeError: cannot answer 2/0" in text
+
+
+def notes_on(nodes_per_step: float, off_above: int | None) -> str:
+    by_size = [{"batch_size": 1, "speedup": 1.0, "break_even": 2.0}]
+    found = {"off_above": off_above, "measured_up_to": 1, "by_batch_size": by_size}
+    return "\n".join(predicted_notes({"drafters": {"rest": {"nodes_per_step": nodes_per_step, "predicted": found}}}))
+
+
+def test_a_large_draft_that_pays_nowhere_is_advised_to_try_fewer_nodes():
+    assert "rest: 59 nodes a step do not pay here" in notes_on(58.8, 0)
+    assert "[nodes=8]" in notes_on(58.8, 0)
+
+
+@pytest.mark.parametrize(("nodes", "off_above"), [(7.2, 0), (58.8, 1), (58.8, None)])
+def test_small_drafts_and_drafts_that_pay_somewhere_are_not(nodes, off_above):
+    assert "nodes=" not in notes_on(nodes, off_above)

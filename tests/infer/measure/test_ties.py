@@ -14,7 +14,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 from draftsmith.infer.measure.ties import TieJudge, name_ties
 from draftsmith.infer.models.hf_target import HFTarget
 

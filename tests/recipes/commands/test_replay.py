@@ -108,7 +108,7 @@ def test_answers_are_taken_in_as_they_arrive(replay, rows_file):
     assert told.json["arrival"] is True
     assert still["leakage"]["answers"] == 0
     assert moving["leakage"]["answers"] == 5
-    assert "drafts from 5 of 10 answers word for word" in told.err
+    assert "already holds 5 of 10 answers verbatim" in told.err
     assert moving["accepted_length"] > moving["leakage"]["without"]["accepted_length"] > 2
     assert moving["accepted_length"] > still["accepted_length"]
     assert told.json["drafters"]["mine"]["nodes_per_step"] <= 4

@@ -18,7 +18,7 @@ def test_every_turn_is_asked_behind_the_target_s_own_answers(folders, temperatur
     template = find_template("chat", target.tokenizer)
     records = [Record(id="a", turns=["what?", "and then?"]), Record(id="b", turns=["why?"])]
     settings, stops = Settings(temperature=temperature, seed=3), Stops(12, target.eos_ids)
-    told = []
+    calls = []
     found = answer_prompts(
         target,
         records,
@@ -26,10 +26,10 @@ def test_every_turn_is_asked_behind_the_target_s_own_answers(folders, temperatur
         settings,
         stops,
         batch_size=2,
-        progress=lambda done, turns: told.append((done, turns)),
+        progress=lambda done, turns: calls.append((done, turns)),
     )
     assert [(one.number, one.key) for one in found] == [(0, "0/0"), (1, "1/0"), (0, "0/1")]
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     first = target.tokenizer.decode(found[0].answer, skip_special_tokens=True)
     spoken = [Message("user", "what?"), Message("assistant", first), Message("user", "and then?")]
     assert found[2].prompt == template.prompt_ids(spoken)

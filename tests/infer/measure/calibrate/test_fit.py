@@ -16,7 +16,6 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate.costs import measure_costs
-from draftsmith.infer.measure.calibrate.exits import ExitProbabilities
 from draftsmith.infer.measure.calibrate.fit import (
     Calibrated,
     calibrate,
@@ -27,7 +26,7 @@ from draftsmith.infer.measure.calibrate.fit import (
     save,
     score,
 )
-from draftsmith.infer.measure.calibrate.reliability import Observations
+from draftsmith.infer.measure.calibrate.observations import ExitProbabilities, Observations
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.record import Record
 from draftsmith.infer.text.templates import find_template
@@ -122,10 +121,10 @@ def test_cover_tells_what_a_deeper_exit_s_top_k_holds():
     }
     curves, errors = cover(readings, set(range(20)))
     assert set(curves) == {f"{e}>{d}@{k}" for e, d in ((1, 1), (1, 2), (2, 2)) for k in (1, 2, 4, 8)} == set(errors)
-    told = {key: [round(p) for p in curves[key].many([0.2, 0.9])] for key in curves}
-    assert told["1>1@8"] == [0, 1]
-    assert told["1>2@1"] == told["1>2@2"] == [0, 1]
-    assert told["1>2@4"] == told["1>2@8"] == [1, 1]
+    rounded = {key: [round(p) for p in curves[key].many([0.2, 0.9])] for key in curves}
+    assert rounded["1>1@8"] == [0, 1]
+    assert rounded["1>2@1"] == rounded["1>2@2"] == [0, 1]
+    assert rounded["1>2@4"] == rounded["1>2@8"] == [1, 1]
     assert max(errors.values()) < 0.01
 
 
@@ -227,7 +226,7 @@ def test_calibration_errors_fall_on_a_trained_pair(make_model, folders):
     records = [Record(id=str(i), turns=[line]) for i, line in enumerate(lines)]
     asked = answer_prompts(target, records, find_template("plain", tokenizer), settings, stops)
     found = calibrate(drafter, target, asked, halves(asked, 0), settings, stops)
-    told = found.scores["small"]
-    assert told["ece_after"] < told["ece_before"]
-    assert told["first_ece_after"] < told["first_ece_before"]
+    scores = found.scores["small"]
+    assert scores["ece_after"] < scores["ece_before"]
+    assert scores["first_ece_after"] < scores["first_ece_before"]
     assert set(found.covered_error) == {f"1>1@{k}" for k in (1, 2, 4, 8)}

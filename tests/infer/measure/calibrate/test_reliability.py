@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.costs.calibrator import Calibrator
+from draftsmith.infer.measure.calibrate.observations import Observations
 from draftsmith.infer.measure.calibrate.reliability import (
-    Observations,
     bins,
     draw_reliability,
     expected_calibration_error,

@@ -11,7 +11,6 @@ import torch
 
 from draftsmith.infer.costs import timing as latency
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.measure.acceptance import expected_length
 from draftsmith.infer.measure.plan.loop_timing import Overhead
 from draftsmith.infer.measure.plan.ranking import (
     Drafting,
@@ -27,6 +26,7 @@ from draftsmith.infer.measure.plan.ranking import (
 from draftsmith.infer.measure.plan.shapes import CandidateShape, Size
 from draftsmith.infer.measure.plan.survey import Survey, SurveyRequest, check_room, survey
 from draftsmith.infer.measure.plan.tables import draw, plan_tables
+from draftsmith.infer.measure.predicted import expected_length
 from draftsmith.recipes.studies.plan_check import within
 
 CPU = torch.device("cpu")

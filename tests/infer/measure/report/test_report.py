@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from draftsmith.infer.measure.report.report import write_report
-from draftsmith.infer.measure.runner import Question
+from draftsmith.infer.measure.runners import Question
 
 EVIL = "<script>alert('x')</script><img src=http://evil/x.png onerror=alert(1)>"
 REGISTRY = {"pld": {"class_path": "x", "elsewhere": {"vLLM": "vllm serve {target}"}}, "oracle": {"control": True}}

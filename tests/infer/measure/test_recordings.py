@@ -1,10 +1,19 @@
-"""Recorded answers in two parts, and answers that stand in both."""
+"""Recordings read from records, split in two, and checked for leakage."""
 
 import pytest
 
-from draftsmith.infer.measure.leakage import leakage, said
-from draftsmith.infer.measure.recording import Recording
-from draftsmith.infer.measure.split import Split, arrived, parse_split, split_recordings
+from draftsmith.infer.measure.recordings import (
+    Recording,
+    Split,
+    arrived,
+    leakage,
+    parse_split,
+    recordings,
+    split_recordings,
+    without_ends,
+)
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.templates import find_template
 
 DAY = 86_400.0
 MAY = 1_777_593_600.0  # 2026-05-01, in UTC
@@ -72,9 +81,33 @@ def test_an_empty_part_is_refused(text, what):
 
 
 def test_the_tokens_that_end_an_answer_are_not_what_was_said():
-    assert said([5, 0, 6, 0, 9], {0, 9}) == [5, 0, 6]
-    assert said([0], {0}) == []
+    assert without_ends([5, 0, 6, 0, 9], {0, 9}) == [5, 0, 6]
+    assert without_ends([0], {0}) == []
 
 
 def test_leakage_counts_answers_and_their_tokens():
     assert leakage([[1], [1, 2, 3]], [False, True]) == {"answers": 1, "share": 0.5, "token_share": 0.75}
+
+
+def test_token_ids_of_a_record_are_used_as_they_are(folders):
+    template = find_template("chat", folders.tokenizer)
+    messages = [Message("user", "one"), Message("assistant", "other text than the ids")]
+    record = Record("r", messages=messages, token_ids=[9, 9, 3], prompt_token_ids=[7, 8])
+    (found,) = recordings([record], template)
+    assert (found.prompt, found.answer) == ([7, 8], [9, 9, 3])
+    (found,) = recordings([Record("r", messages=messages, token_ids=[9, 9, 3])], template)
+    assert (found.prompt, found.answer) == (template.prompt_ids(messages[:1]), [9, 9, 3])
+
+
+def test_every_answered_turn_is_a_recording_of_its_own(folders):
+    template = find_template("chat", folders.tokenizer)
+    said = [Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four")]
+    found = recordings([Record("r", "qa", messages=said, source="f", row=3)], template)
+    assert [one.prompt for one in found] == [template.prompt_ids(said[:1]), template.prompt_ids(said[:3])]
+    assert [folders.tokenizer.decode(one.answer) for one in found] == ["two<|end|>", "four<|end|>"]
+    assert [one.key for one in found] == ["f:3/0", "f:3/1"]
+
+
+def test_nothing_to_replay_is_said(folders):
+    with pytest.raises(ValueError, match="no record holds an answer"):
+        recordings([], find_template("chat", folders.tokenizer))
