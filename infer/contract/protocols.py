@@ -12,9 +12,9 @@ Legend: B rows, N nodes, V vocabulary, D hidden, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -105,15 +105,41 @@ class Feedback:
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class PassTimer(Protocol):
+    """A model whose passes can be timed. `buckets`: as of a Target."""
+
+    @property
+    def buckets(self) -> Sequence[int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def place(self, rows: int, context: int) -> None:
+        """Set up `rows` rows with `context` committed tokens each, without computing them."""
+        ...
+
+    def run(self, tokens: int) -> None:
+        """One pass of `tokens` tokens per row, as decoding makes it; none of them is committed."""
+        ...
+
+    def close(self) -> None:
+        """Drop the rows."""
+        ...
+
+
 @runtime_checkable
 class Target(Protocol):
-    """The model whose distribution is preserved."""
+    """The model whose distribution is preserved.
+
+    `buckets` are the padded numbers of tokens per pass that it prefers; `model` is None for recorded answers.
+    """
 
     draft_shape: DraftShape
     buckets: tuple[int, ...]
     vocab_size: int
     max_positions: int
     tokenizer: PreTrainedTokenizerBase | None
+    model: Any | None
 
     @property
     def forward_seconds(self) -> float:
@@ -139,13 +165,26 @@ class Target(Protocol):
         """Keep the accepted nodes in the cache, drop the rest. `row.ids` does not yet hold the committed tokens."""
         ...
 
+    def fingerprint(self) -> str:
+        """Identifies the weights and the architecture; ValueError without a model."""
+        ...
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        """Its passes, by the name that their measured costs go by; empty without a model."""
+        ...
+
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes a token tree per row. `features` names the target states that it reads."""
+    """Proposes a token tree per row.
+
+    `features` names the target states that it reads. `origin` is the folder or Hub name that it was made from, beside
+    which its calibration is kept; "" if there is none.
+    """
 
     name: str
     features: tuple[str, ...]
+    origin: str
 
     @property
     def forward_seconds(self) -> float:
@@ -154,7 +193,7 @@ class Drafter(Protocol):
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes of weights that those passes have read; 0 likewise."""
+        """Bytes of weights that those passes have read."""
         ...
 
     def bind(self, target: Target) -> None:
@@ -170,3 +209,35 @@ class Drafter(Protocol):
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         """After the commit: `row.ids` already holds the committed tokens."""
         ...
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        """The passes of its draft model, by the name that their measured costs go by; empty without one."""
+        ...
+
+
+@runtime_checkable
+class LeavesEarly(Protocol):
+    """A drafter whose candidates come from exits of one model, so that one pass over a text gives all of them.
+
+    `exit_sources` maps each exit (a number of layers, ascending; the last is the whole model) to the source that its
+    candidates are credited to.
+    """
+
+    model: Any
+    exit_sources: Mapping[int, str]
+
+
+@runtime_checkable
+class DocumentLearner(Protocol):
+    """A drafter that can take in documents while it is in use."""
+
+    def add_document(self, ids: Sequence[int]) -> None: ...
+
+
+@runtime_checkable
+class AnswerLearner(Protocol):
+    """A control that needs the plain answers, token ids by row key. `exact`: it drafts the answers themselves."""
+
+    exact: bool
+
+    def learn(self, answers: Mapping[str, Sequence[int]]) -> None: ...

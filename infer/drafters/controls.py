@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 
 
@@ -20,6 +20,10 @@ class Empty:
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         pass
@@ -43,12 +47,14 @@ class ScriptedDrafter:
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(self, name: str, shift: int, num_draft_tokens: int) -> None:
         if num_draft_tokens < 1:
             raise ValueError(f"num_draft_tokens must be at least 1, not {num_draft_tokens}")
         self.name = name
         self.shift = shift
+        self.exact = shift == 0
         self.num_draft_tokens = num_draft_tokens
         self._answers: dict[str, Sequence[int]] = {}
         self._vocab_size = 0
@@ -56,6 +62,9 @@ class ScriptedDrafter:
     def learn(self, answers: Mapping[str, Sequence[int]]) -> None:
         """Take the plain answers, token ids by row key."""
         self._answers.update(answers)
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         self._vocab_size = target.vocab_size

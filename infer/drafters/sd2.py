@@ -22,13 +22,14 @@ from draftsmith.infer.drafters.draft_forward import ExitForward
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
 from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.cached_lm import weight_bytes
 from draftsmith.infer.models.exit_lm import ExitLM
 from draftsmith.infer.models.load import check_same_tokenizer, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.costs.timing import PassTimer
+    from draftsmith.infer.contract.protocols import PassTimer
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class SD2:
     ) -> None:
         limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.home = model if isinstance(model, str) else ""
+        self.origin = model if isinstance(model, str) else ""
         if isinstance(model, str):
             model, self.tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
         self.calibration = calibration
@@ -119,14 +120,14 @@ class SD2:
         check_same_tokenizer(
             self.tokenizer, self.drafter.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
         )
-        known = given_calibration(self.calibration, self.home, target)
-        costs = given_costs(self.costs, self.home, target)
+        known = given_calibration(self.calibration, self.origin, target)
+        costs = given_costs(self.costs, self.origin, target)
         names = list(self.exit_sources.values())
         if isinstance(self.choice, Cost):
             if known is None or costs is None:
                 log.warning(
                     "%s has no %s for this target: `draftsmith calibrate` measures them; until then they are assumed",
-                    self.home or "the sorted draft",
+                    self.origin or "the sorted draft",
                     " and no ".join(
                         word for word, there in (("calibration", known), ("costs", costs)) if there is None
                     ),
@@ -153,9 +154,8 @@ class SD2:
 
 def assumed_costs(lm: ExitLM, names: Sequence[str], target: Target) -> Costs:
     """Costs in proportion to the weights that a pass reads. Only their ratios matter."""
-    target_lm = getattr(target, "lm", None)
     whole = float(sum(lm.block_bytes) + lm.head_bytes)
-    read = {"target": float(target_lm.weight_bytes) if target_lm is not None else ASSUMED_TARGET * whole}
+    read = {"target": ASSUMED_TARGET * whole if target.model is None else float(weight_bytes(target.model))}
     read |= {name: float(moved + lm.head_bytes) for name, moved in zip(names, lm.block_bytes)}
     grown = 1 + ASSUMED_GROWTH
     return Costs({name: PassCost((1, ASSUMED_TOKENS), (moved, grown * moved)) for name, moved in read.items()})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 
@@ -24,6 +24,7 @@ class SimulatedDrafter:
         self.inner = inner
         self.name = inner.name
         self.features = inner.features
+        self.origin = ""
         self.acceptance = acceptance
         self._answers: dict[str, Sequence[int]] = {}
         self._vocab_size = 0
@@ -39,6 +40,9 @@ class SimulatedDrafter:
     def learn(self, answers: Mapping[str, Sequence[int]]) -> None:
         """Take the plain answers, token ids by row key."""
         self._answers.update(answers)
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return self.inner.pass_timers()
 
     def bind(self, target: Target) -> None:
         self._vocab_size = target.vocab_size

@@ -22,7 +22,7 @@ from draftsmith.infer.models.load import check_same_tokenizer, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.costs.timing import PassTimer
+    from draftsmith.infer.contract.protocols import PassTimer
 
 
 class SmallLM:
@@ -65,7 +65,7 @@ class SmallLM:
     ) -> None:
         limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.home = model if isinstance(model, str) else ""
+        self.origin = model if isinstance(model, str) else ""
         if isinstance(model, str):
             model, self.tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
         self.calibration = calibration
@@ -94,8 +94,8 @@ class SmallLM:
         check_same_tokenizer(
             self.tokenizer, self.drafter.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
         )
-        known = given_calibration(self.calibration, self.home, target)
-        costs = given_costs(self.costs, self.home, target)
+        known = given_calibration(self.calibration, self.origin, target)
+        costs = given_costs(self.costs, self.origin, target)
         policy = Policy(costs, self.name) if costs is not None else None
         self.drafter.know(target.vocab_size, known, policy)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from draftsmith.infer.contract.protocols import Budget, Drafter, Target
+from draftsmith.infer.contract.protocols import AnswerLearner, Budget, Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters.controls import Empty, ScriptedDrafter
+from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import BUDGET, generate
 from draftsmith.infer.measure.runner import Prompt
 
@@ -37,11 +37,11 @@ class LoopRunner:
         In half precision an answer may turn at a numeric tie that a longer draft rounds the other way. The oracle's
         ceiling is that of drafts that are right, so it is told what comes out when it drafts, until that stands.
         """
-        if not isinstance(self.drafter, ScriptedDrafter):
+        if not isinstance(self.drafter, AnswerLearner):
             return
         told = self._answers(Empty(), prompts)
         self.drafter.learn(told)
-        for _ in range(PASSES if self.drafter.shift == 0 else 0):
+        for _ in range(PASSES if self.drafter.exact else 0):
             before, told = told, self._answers(self.drafter, prompts)
             if told == before:
                 return

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-from draftsmith.infer.contract.protocols import Budget, Drafter
+from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
@@ -29,18 +29,11 @@ from draftsmith.infer.measure.recording import Recording, recordings
 from draftsmith.infer.measure.worth import worth
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
-__all__ = ["Learner", "Recording", "Replayed", "recordings", "replay", "replay_streams", "stream_figures"]
+__all__ = ["Recording", "Replayed", "recordings", "replay", "replay_streams", "stream_figures"]
 
 
 class ReplayProgress(Protocol):
     def __call__(self, done: int, total: int, name: str) -> None: ...
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """A drafter that can draft from documents that arrive while it is at work."""
-
-    def add_document(self, ids: Sequence[int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -127,7 +120,7 @@ def replay_streams(
         foreign = next((token for token in (*stream.prompt, *stream.answer) if not 0 <= token < vocab_size), None)
         if foreign is not None:
             raise ValueError(f"{stream.key} holds token id {foreign}, and the tokenizer ends at {vocab_size}")
-    if arrival and not any(isinstance(drafter, Learner) for drafter in drafters.values()):
+    if arrival and not any(isinstance(drafter, DocumentLearner) for drafter in drafters.values()):
         raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest:STORE can")
     answers = {one.key: one.answer for one in streams}
     target = RecordedTarget(answers, vocab_size, tokenizer, sampled=temperature > 0)
@@ -157,7 +150,7 @@ def _replay(
             found.held.append(drafter.holds(said(stream.answer, ends)))
         row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
         found.done += generate(target, drafter, [row], budget=budget)
-        if arrival and isinstance(drafter, Learner):
+        if arrival and isinstance(drafter, DocumentLearner):
             drafter.add_document(stream.answer)
         if progress is not None:
             progress(number, len(streams))

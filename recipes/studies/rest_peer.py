@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 
 
@@ -23,6 +23,7 @@ class DraftRetriever:
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(self, index: Path, nodes: int = 64, longest: int = 16, shortest: int = 2) -> None:
         import draftretriever
@@ -43,6 +44,9 @@ class DraftRetriever:
             writer.add_entry(document)
         writer.finalize()
         return cls(index, nodes)
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         pass

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.fingerprint import target_fingerprint
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
@@ -99,7 +98,7 @@ class Dresd:
         if not 0 <= min_confidence < 1:
             raise ValueError(f"min_confidence is a probability below 1, and not {min_confidence}")
         self.store = DresdStore(store, checksums, effort, threads)
-        self.home = str(self.store.path)
+        self.origin = str(self.store.path)
         self.features: tuple[str, ...] = (self.store.manifest["feature"],)
         self.num_drafts = num_drafts
         self.len_drafts = len_drafts
@@ -112,9 +111,12 @@ class Dresd:
         self._verified = 0
         self._states: dict[Row, _State] = {}
 
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
+
     def bind(self, target: Target) -> None:
         check_fits(self.store, target)
-        costs = given_costs(self.costs, self.home, target)
+        costs = given_costs(self.costs, self.origin, target)
         self._economy = Policy(costs, None) if costs is not None else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
@@ -211,9 +213,9 @@ def check_fits(store: DresdStore, target: Target) -> None:
             raise ValueError(f"{store.path} has another tokenizer than the target: its token ids mean other text")
     else:
         check_same_tokenizer(None, store.vocab_size, tokenizer, target.vocab_size, f"the store {store.path}")
-    if getattr(target, "model", None) is None:
+    if target.model is None:
         raise ValueError("dresd reads the target's hidden states, and this target has none to lend")
-    if target_fingerprint(target) != said["target"]:
+    if target.fingerprint() != said["target"]:
         raise ValueError(
             f"{store.path} was built from another target's states, which this one's cannot be looked up among: "
             "build a store with `draftsmith store build dresd --target` for this one"

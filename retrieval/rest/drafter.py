@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from draftsmith.infer.contract.draft import OUTRIGHT, Draft, Trial
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
@@ -100,7 +100,7 @@ class Rest:
                 "context_weight, context_lead, context_hits, min_confidence and max_mapped_mb must not be negative"
             )
         self.path = Path(store).expanduser()
-        self.home = str(self.path)
+        self.origin = str(self.path)
         self.num_nodes = nodes
         self.num_draft_tokens = num_draft_tokens
         self.max_match = max_match
@@ -121,6 +121,9 @@ class Rest:
         self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
+
     def bind(self, target: Target) -> None:
         """Open the store, see that it speaks the target's language, and compile (from the cache, if it is not new)."""
         mapped = Manifest.read(self.path, KIND).bytes <= self.max_mapped_mb * 2**20 or not hasattr(os, "pread")
@@ -135,7 +138,7 @@ class Rest:
                 f"{target.vocab_size}"
             )
         self._store = store
-        costs = given_costs(self.costs, self.home, target)
+        costs = given_costs(self.costs, self.origin, target)
         self._economy = Policy(costs, None) if costs is not None else None
         self._stored = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size

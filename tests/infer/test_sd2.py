@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
@@ -184,9 +183,9 @@ def test_one_draft_serves_several_targets_each_by_its_own_calibration(
     first = load_target(folders.target, dtype="float32", device="cpu")
     second = load_target(folders.target, dtype="float32", device="cpu")
     second.model = shake(second.model, 0.01)
-    assert target_fingerprint(first) != target_fingerprint(second)
+    assert first.fingerprint() != second.fingerprint()
     for target, value in ((first, 0.9), (second, 0.1)):
-        fingerprint = target_fingerprint(target)
+        fingerprint = target.fingerprint()
         known = calibration(value, value)
         Calibration(fingerprint, {"sd2:1": known.curves["sd2:1"], "sd2:2": known.curves["sd2:4"]}).save(
             calibration_path(str(draft), fingerprint)

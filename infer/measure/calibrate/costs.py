@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, PassTimer, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.costs.timing import PassShape, PassTimer, fit, grid, left_out, machine, measure_together
+from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered
 
@@ -27,14 +27,14 @@ STEPS_OF, STEPS = 3, 24
 
 
 def measure_costs(
-    target: Any, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float
+    target: Target, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float
 ) -> dict[str, tuple[Costs, dict[str, Any]]]:
     """Per drafter its costs, the target's passes among them, and how well the formula says passes that it was not
     fitted to. `seconds`: the time that the passes may take together."""
     pass_timers = {("", name): lab for name, lab in target.pass_timers().items()}
     for label, drafter in drafters.items():
-        pass_timers |= {(label, name): lab for name, lab in getattr(drafter, "pass_timers", dict)().items()}
-    asks = {place: _asks(BLOCK if place[0] else TREE, _room(target, drafters, place[0])) for place in pass_timers}
+        pass_timers |= {(label, name): lab for name, lab in drafter.pass_timers().items()}
+    asks = {place: _asks(BLOCK if place[0] else TREE, target.max_positions) for place in pass_timers}
     jobs: dict[str, tuple[PassTimer, Sequence[PassShape]]] = {
         _key(*place): (lab, asks[place]) for place, lab in pass_timers.items()
     }
@@ -43,6 +43,7 @@ def measure_costs(
     for place, lab in pass_timers.items():
         passes[place] = fit(points[_key(*place)], lab.buckets)
         errors[place] = median(abs(error) for error in left_out(points[_key(*place)], lab.buckets))
+    assert target.model is not None
     weight = next(target.model.parameters())
     here = machine(weight.device, weight.dtype)
     found = {}
@@ -61,10 +62,6 @@ def overhead(target: Target, drafter: Drafter, answers: Sequence[Answered]) -> f
         for trace in generate(target, drafter, [row])[0].traces:
             seconds.append(trace.seconds - trace.target_forward_s - trace.draft_forward_s)
     return max(median(seconds), 0.0)
-
-
-def _room(target: Any, drafters: Mapping[str, Any], label: str) -> int:
-    return int(target.max_positions if not label else getattr(drafters[label], "max_positions", target.max_positions))
 
 
 def _asks(tokens: Sequence[int], room: int) -> list[PassShape]:

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, Target
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import (
     RANKS,
     TOP,
     Calibration,
-    LeavesEarly,
     calibration_path,
     costs_path,
     covered_key,
@@ -73,14 +71,14 @@ def halves(answers: Sequence[Answered], seed: int) -> set[int]:
     return set(numbers[: (len(numbers) + 1) // 2])
 
 
-def home(drafter: Any) -> str:
+def home(drafter: Drafter) -> str:
     """What a drafter was made from, by which its calibration is found again: a folder, a Hub name, or its own name."""
-    return str(getattr(drafter, "home", "") or drafter.name)
+    return drafter.origin or drafter.name
 
 
 def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
     """Refuse, before anything is measured, what could not be written or joined afterwards."""
-    fingerprint = target_fingerprint(target)
+    fingerprint = target.fingerprint()
     for drafter in drafters.values():
         path = calibration_path(home(drafter), fingerprint)
         if path.is_file():
@@ -91,7 +89,7 @@ def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
 
 
 def calibrate(
-    drafter: Any,
+    drafter: Drafter,
     target: Target,
     answers: Sequence[Answered],
     fit_on: set[int],
@@ -103,11 +101,10 @@ def calibrate(
 ) -> Calibrated:
     """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and judged by the others."""
     readings: dict[int, ExitProbabilities] = {}
-    early: LeavesEarly | None = drafter if hasattr(drafter, "exit_sources") else None
-    if early is not None:
-        sources = _chosen(early.exit_sources, exits)
-        vocab = min(int(early.model.config.get_text_config().vocab_size), target.vocab_size)
-        readings = read_exits(early.model, list(sources), answers, vocab, progress)
+    if isinstance(drafter, LeavesEarly):
+        sources = _chosen(drafter.exit_sources, exits)
+        vocab = min(int(drafter.model.config.get_text_config().vocab_size), target.vocab_size)
+        readings = read_exits(drafter.model, list(sources), answers, vocab, progress)
         seen = {source: readings[exit].observations() for exit, source in sources.items()}
     else:
         seen = listen(drafter, target, answers, settings, stops, progress)
@@ -125,7 +122,7 @@ def calibrate(
     facts = {"prompts": len({one.number for one in answers}), "temperature": settings.temperature,
              "date": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
     measured = {source: found | facts for source, found in scores.items()}
-    calibration = Calibration(target_fingerprint(target), curves, covered, measured)
+    calibration = Calibration(target.fingerprint(), curves, covered, measured)
     return Calibrated(home(drafter), calibration, scores, held_out, errors)
 
 

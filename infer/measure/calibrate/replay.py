@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.engine.generate import generate
@@ -36,6 +36,7 @@ class Listener:
         self.noted: dict[str, list[Noted]] = {}
         self.name = drafter.name
         self.features = drafter.features
+        self.origin = drafter.origin
         self._drafts: dict[Row, Draft] = {}
 
     @property
@@ -45,6 +46,9 @@ class Listener:
     @property
     def bytes_moved(self) -> int:
         return self.drafter.bytes_moved
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return self.drafter.pass_timers()
 
     def bind(self, target: Target) -> None:
         self.drafter.bind(target)

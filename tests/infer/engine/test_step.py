@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
@@ -27,12 +27,16 @@ class Scripted:
     name = "scripted"
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(self, drafts: Sequence[Draft] = (), features: tuple[str, ...] = ()) -> None:
         self.drafts = list(drafts)
         self.features = features
         self.budgets: list[Budget] = []
         self.feedback: dict[str, list[Feedback]] = {}
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         pass
