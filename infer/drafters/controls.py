@@ -1,7 +1,7 @@
-"""Three drafters that every measurement and every promise is tried with: nothing, always right, always wrong.
+"""Three drafters that every measurement is compared with: an empty one, always right, always wrong.
 
-Empty shows the cost of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every
-token rejected). Oracle and adversary have to be told the plain answers first, by `learn`.
+Empty shows the overhead of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every
+token rejected). Oracle and adversary need the plain answers first: call `learn`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Empty:
 
 
 class ScriptedDrafter:
-    """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every place."""
+    """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every position."""
 
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
@@ -60,7 +60,7 @@ class ScriptedDrafter:
         self._vocab_size = 0
 
     def learn(self, answers: Mapping[str, Sequence[int]]) -> None:
-        """Take the plain answers, token ids by row key."""
+        """Add plain answers: token ids by row key."""
         self._answers.update(answers)
 
     def pass_timers(self) -> dict[str, PassTimer]:
@@ -72,7 +72,7 @@ class ScriptedDrafter:
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
             if row.key not in self._answers:
-                raise ValueError(f"{self.name} was not told the plain answer to {row.key}")
+                raise ValueError(f"{self.name} has no plain answer to {row.key}: pass it to learn() first")
 
     def close(self, rows: Sequence[Row]) -> None:
         pass
@@ -95,5 +95,5 @@ def oracle(num_draft_tokens: int = 8) -> ScriptedDrafter:
 
 
 def adversary(num_draft_tokens: int = 8) -> ScriptedDrafter:
-    """The floor: drafts as many tokens, and every one is wrong."""
+    """The floor: drafts wrong tokens only."""
     return ScriptedDrafter("adversary", 1, num_draft_tokens)

@@ -187,7 +187,7 @@ class Dresd:
     def _children(self, growth: Growth, found: _Found, leaf: int) -> list[Candidate]:
         """The tokens that the neighbours below a leaf go on with, best first, and who goes on with each."""
         depth = 0 if leaf == ROOT else growth.leaves[leaf].depth
-        worth = 1.0 if leaf == ROOT else growth.leaves[leaf].worth
+        worth = 1.0 if leaf == ROOT else growth.leaves[leaf].reach
         odds = found.later if depth else found.first
         going: dict[int, list[int]] = {}
         for member in found.members[leaf]:

@@ -193,7 +193,7 @@ def test_one_draft_serves_several_targets_each_by_its_own_calibration(
     drafter = SD2(str(draft), exits=[1, 2], dtype="float32", device="cpu")
     for target, value in ((first, 0.9), (second, 0.1)):
         drafter.bind(target)
-        known = drafter.drafter.calibration
+        known = drafter.calibration
         assert known is not None
         assert known.of("sd2:1", 0)(0.5) == value
 

@@ -18,7 +18,7 @@ def rows(count=2, tokens=60):
 
 @pytest.fixture
 def decoded(make_model):
-    """Plain answers, and the same decoded with a rehearsed chain of a stranger's."""
+    """Plain answers, and the same decoded with simulated drafts of an unrelated model."""
     target = HFTarget(make_model("llama"))
 
     def decode(acceptance, length=4, tokens=60, **shape):
