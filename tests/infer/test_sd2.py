@@ -132,9 +132,11 @@ def _keep(draft: Any, number: int) -> Any:
 
 
 def calibration(here: float, there: float) -> Calibration:
-    worth = {"1>1": here, "1>4": there, "4>4": there}
+    shares = {"1>1": here, "1>4": there, "4>4": there}
     flat = {
-        f"{pair}@{top}": Calibrator((0.0, 1.0), (value, value)) for pair, value in worth.items() for top in (1, 2, 4, 8)
+        f"{pair}@{top}": Calibrator((0.0, 1.0), (value, value))
+        for pair, value in shares.items()
+        for top in (1, 2, 4, 8)
     }
     sources = {name: Calibrator((0.0, 1.0), (value, value)) for name, value in (("sd2:1", here), ("sd2:4", there))}
     return Calibration("any", sources, flat)
@@ -211,7 +213,7 @@ def test_uncalibrated_use_works_and_says_so_once(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({}, "names no sorted_exits"),
         ({"exits": [2, 1, 4]}, "must rise"),
@@ -225,6 +227,6 @@ def test_uncalibrated_use_works_and_says_so_once(
         ({"exits": [1, 4], "top_k": 0}, "top_k must be at least 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(draft_model: Any, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_do_not_fit_are_refused(draft_model: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SD2(draft_model, **changes)

@@ -87,14 +87,14 @@ def test_what_is_cut_is_worth_less_than_what_it_costs_and_what_stays_is_a_tree(
         draft.outright(min(parent, token - 1), token, "s", confidence)
     (kept,) = affordable([draft], policy_with(per_node))
     kept.check(1000)
-    worth = {-1: 1.0}
+    reach = {-1: 1.0}
     for parent in range(-1, len(draft)):
         for trial in draft.trials.get(parent, ()):
-            worth[trial.node] = worth[parent] * trial.confidence
+            reach[trial.node] = reach[parent] * trial.confidence
     for node, token in enumerate(draft.tokens):
-        sure = worth[node] > per_node * 1.001
+        sure = reach[node] > per_node * 1.001
         assert not sure or token in kept.tokens, "a node worth its seconds was cut"
-    assert sum(worth[draft.tokens.index(token)] for token in kept.tokens) >= len(kept) * per_node * 0.999
+    assert sum(reach[draft.tokens.index(token)] for token in kept.tokens) >= len(kept) * per_node * 0.999
 
 
 def test_all_rows_of_a_step_share_one_width() -> None:

@@ -22,7 +22,7 @@ from draftsmith.retrieval import PromptLookup
 
 
 class Scripted:
-    """A drafter that proposes what it was given, and writes down what it is told."""
+    """A drafter that proposes what it was given, and records what it is given."""
 
     name = "scripted"
     forward_seconds = 0.0
@@ -149,13 +149,13 @@ def test_stops_cut_path_bonus_and_cache_alike(model: Any) -> None:
     answer = plain(model, [3, 4, 5], 12)
     stop_id = answer[5]
     wanted = answer[: answer.index(stop_id) + 1]
-    told = oracle(num_draft_tokens=8)
-    told.learn({"0": answer})
+    drafter = oracle(num_draft_tokens=8)
+    drafter.learn({"0": answer})
     target = HFTarget(model)
-    told.bind(target)
+    drafter.bind(target)
     row = Row("0", [3, 4, 5], Settings(), Stops(12, frozenset([stop_id, 60])))
-    admit(target, told, [row])
-    (trace,) = step(target, told, [row], Budget(16, 16))
+    admit(target, drafter, [row])
+    (trace,) = step(target, drafter, [row], Budget(16, 16))
     assert row.stop == "eos"
     assert row.new_ids == wanted
     assert trace.committed == trace.accepted == len(wanted)
