@@ -120,7 +120,7 @@ def test_a_file_of_several_adds_them_all_by_name(write):
     assert load_drafters(f"fixed,{path}", REGISTRY) == {"fixed": Fixed(3), "short": Fixed(1), "long": Fixed(9)}
     with pytest.raises(ValueError, match="names 2 drafters where one is wanted"):
         load_drafter(path, REGISTRY)
-    with pytest.raises(ValueError, match="neither a label"):
+    with pytest.raises(ValueError, match="without a label"):
         load_drafters(f"mine={path}", REGISTRY)
 
 

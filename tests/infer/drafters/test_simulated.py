@@ -57,5 +57,5 @@ def test_a_tree_is_refused(decoded):
 
 
 def test_a_share_above_one_is_refused():
-    with pytest.raises(ValueError, match="from 0 to 1"):
+    with pytest.raises(ValueError, match="between 0 and 1"):
         SimulatedDrafter(Empty(), 1.5)
