@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 
 
@@ -48,6 +48,7 @@ class PromptLookup:
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(
         self, num_draft_tokens: int = 10, max_ngram: int = 4, min_ngram: int = 1, matches: int = 4, nodes: int = 16
@@ -65,6 +66,9 @@ class PromptLookup:
         self.matches = matches
         self.nodes = nodes
         self._indexes: dict[Row, _Index] = {}
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         pass

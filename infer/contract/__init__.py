@@ -1,1 +1,1 @@
-"""The protocols (Target, Drafter, Rule) and what they pass to one another."""
+"""The protocols (Target, Drafter, Rule) and the data that they exchange."""

@@ -1,7 +1,7 @@
-"""The target's distribution at the nodes of a draft, made from logits only where a walk asks for it.
+"""The target's distribution at the nodes of a draft, computed from logits only at the nodes that a rule visits.
 
-Processors are given prefix + path of that row as input, so a node's distribution is what sampling one token at a time
-would use. This module does not know how the logits were computed or which rule will walk.
+Processors get the row's prefix and the node's path as input, so the distribution at a node is the one that sampling one
+token at a time would use.
 
 Legend: N nodes (index 0 is the prefix itself, 1 + n is node n), V vocabulary, T positions.
 """
@@ -15,7 +15,7 @@ from draftsmith.infer.contract.row import Row
 
 
 def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
-    """The token at which the cumulated distribution passes `uniform`; a token of no weight is never drawn."""
+    """The token at which the cumulative distribution passes `uniform`; a token of probability 0 is never drawn."""
     cumulated_V = torch.cumsum(probs_V, 0, dtype=torch.float64)
     level = uniform * float(cumulated_V[-1])
     token = int(torch.searchsorted(cumulated_V, level, right=True))
@@ -25,7 +25,7 @@ def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
 
 
 class NodeDistribution:
-    """One row's distributions over logits_NV. `choices_N`: the argmax per node where it was already made in one go."""
+    """One row's distributions from logits_NV. `choices_N`: every node's argmax, if computed for the batch."""
 
     def __init__(self, logits_NV: torch.Tensor, row: Row, draft: Draft, choices_N: list[int] | None) -> None:
         self.greedy = row.settings.greedy
@@ -46,7 +46,7 @@ class NodeDistribution:
         return int(self._processed(node).argmax())
 
     def probs(self, node: int) -> torch.Tensor:
-        """[V] target_probs at `node`, float64."""
+        """[V] the target's probabilities at `node`, float64."""
         known = self._probs.get(node)
         if known is None:
             if self.greedy:

@@ -1,14 +1,11 @@
 """A draft: the token tree that is scored, and the ordered trials that the verifier makes in it.
 
-Nodes say *what is scored*; trials say *what is tried, in which order, and which distribution each token came from*. The
-two are kept apart because several trials may name one node, and because the order of the trials is part of the
-distribution.
+Nodes are *what is scored*; trials are *what is tried, in which order, and which distribution each token came from*.
+They are separate because several trials may name one node, and because the order of trials affects the distribution.
 
-A trial's distribution must be the distribution of its token given all that decided that the trial exists and where it
-stands. So trials are append-only: nothing here sorts, merges or removes one. Trees of outright trials only may be cut
-by any rule before they are written here.
-
-This module does not know how a draft is made or judged.
+A trial's distribution must be the distribution of its token given everything that decided that the trial exists and its
+place in the order. So trials are append-only: nothing here sorts, merges or removes one. Trees that hold outright
+trials only may be cut by any rule before they become a draft.
 """
 
 from __future__ import annotations
@@ -23,10 +20,10 @@ ROOT = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Where a trial's token came from.
+    """The distribution that a trial's token came from.
 
     `draft_probs` None: a point mass (a retrieved token, a top-k token). Otherwise the distribution of one draw, after
-    the draft's own temperature and truncation: dense over the vocabulary, or over `ids` where the draft knows a subset.
+    the draft's own temperature and truncation: dense over the vocabulary, or over `ids` if the draft has a subset.
     `with_replacement` False: each draw excludes the earlier draws of the same group.
     """
 
@@ -50,7 +47,7 @@ class Group:
             return dense_V
         if probs.numel() > vocab_size:
             if bool(probs[vocab_size:].any()):
-                raise ValueError(f"draft_probs give weight to ids beyond the target's vocabulary of {vocab_size}")
+                raise ValueError(f"draft_probs are not 0 for ids beyond the target's vocabulary of {vocab_size}")
             return probs[:vocab_size]
         dense_V[: probs.numel()] = probs
         return dense_V
@@ -60,8 +57,7 @@ OUTRIGHT = Group()
 
 
 class Trial(NamedTuple):
-    """One attempt at a parent: the node it names, the distribution it was drawn from, who proposed it, how sure it
-    was."""
+    """One attempt below a parent: the node, the distribution its token came from, the source, and its confidence."""
 
     node: int
     group: Group
@@ -71,9 +67,9 @@ class Trial(NamedTuple):
 
 @dataclass(slots=True)
 class Draft:
-    """One row's token tree. Parents stand before their children; ROOT is the row's newest token.
+    """One row's token tree. Parents come before their children; ROOT is the row's newest token.
 
-    `exits` is free for a drafter that leaves its model early: the exit used for each node that it expanded.
+    `exits`: for drafters with early exits, (depth, exit) of each expanded node.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -96,7 +92,7 @@ class Draft:
         return sum(len(trials) for trials in self.trials.values())
 
     def node(self, parent: int, token: int) -> int:
-        """The node of `token` under `parent`, made where it is new."""
+        """The node of `token` under `parent`, added if it is new."""
         key = (parent, token)
         node = self._children.get(key)
         if node is None:
@@ -112,7 +108,7 @@ class Draft:
         return self._children.get((parent, token))
 
     def outright(self, parent: int, token: int, source: str, confidence: float = 1.0) -> int:
-        """Append an outright trial; a second one for the same token could never be accepted and is left out."""
+        """Append an outright trial; a second one for the same token could never be accepted and is skipped."""
         node = self.node(parent, token)
         self.probes.discard(node)
         trials = self.trials.setdefault(parent, [])
@@ -121,7 +117,7 @@ class Draft:
         return node
 
     def sampled(self, parent: int, token: int, group: Group, source: str, confidence: float) -> int:
-        """Append a trial whose token was drawn from `group`; duplicates are trials of their own."""
+        """Append a trial whose token was drawn from `group`; a duplicate is a separate trial."""
         node = self.node(parent, token)
         self.probes.discard(node)
         self.trials.setdefault(parent, []).append(Trial(node, group, source, confidence))
@@ -146,10 +142,10 @@ class Draft:
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
     def check(self, vocab_size: int) -> None:
-        """Refuse a draft that no rule could verify, with one clear line."""
+        """ValueError if no rule could verify this draft."""
         if self.tokens and not (0 <= min(self.tokens) and max(self.tokens) < vocab_size):
             bad = next(token for token in self.tokens if not 0 <= token < vocab_size)
             raise ValueError(f"the drafter proposed token id {bad}, outside the target's vocabulary of {vocab_size}")
         for node, parent in enumerate(self.parents):
             if not ROOT <= parent < node:
-                raise ValueError(f"draft node {node} has parent {parent}: parents must stand before their children")
+                raise ValueError(f"draft node {node} has parent {parent}: parents must come before their children")

@@ -1,20 +1,18 @@
-"""The contract: what a target, a drafter and a verification rule are to one another.
+"""The protocols of a target, a drafter and a verification rule. A step of decoding calls them in four verbs:
 
-    drafts   = drafter.propose(rows, budgets)
-    scores   = target.score(rows, drafts)
-    verdicts = rule(draft, scores.distribution, rng)
-    target.commit(rows, verdicts); drafter.observe(rows, verdicts, feedback)
-
-Protocols only. Which models, stores or rules stand behind them is not known here.
+    drafts   = drafter.propose(rows, budgets)                      a token tree per row
+    scores   = target.score(rows, drafts)                          one forward pass
+    verdicts = [rule(draft, scores.distribution(i), rng) for i, draft in enumerate(drafts)]
+    feedback = target.commit(rows, verdicts); drafter.observe(rows, verdicts, feedback)
 
 Legend: B rows, N nodes, V vocabulary, D hidden, T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -32,17 +30,16 @@ DraftShape = Literal["tree", "chain", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The limits of one row's draft in one step: nodes in all, and depth."""
+    """The limits of one row's draft in one step."""
 
     nodes: int
     depth: int
 
 
 class TargetDistribution(Protocol):
-    """The target's distribution at the nodes of one row's draft, made only where asked for. ROOT (-1) is the prefix
-    itself.
+    """The target's distribution at the nodes of one row's draft, computed on request. ROOT (-1) is the prefix itself.
 
-    `greedy`: temperature 0; the distribution is a point mass and `choice` tells where.
+    `greedy`: temperature 0, so the distribution is a point mass on `choice(node)`.
     """
 
     greedy: bool
@@ -60,7 +57,7 @@ class TargetDistribution(Protocol):
 
 
 class Scores(Protocol):
-    """What one target pass leaves: a distribution per row."""
+    """The result of one target pass: a distribution per row."""
 
     def distribution(self, index: int) -> TargetDistribution: ...
 
@@ -69,9 +66,9 @@ class Scores(Protocol):
 class Verdict:
     """What a rule decided for one row.
 
-    `path` are the accepted nodes, `accepted` the trials that accepted them, `next_token` the target's own token after
-    them; `tried` every trial that was reached. `committed` is what the row keeps after stops and limits were applied
-    (path tokens, then next_token), and `stop` says which of them cut it.
+    `path` holds the accepted nodes, `accepted` the trials that accepted them, `next_token` the target's own token after
+    them, `tried` every trial that was reached. `committed` is what the row keeps (path tokens, then next_token) after
+    stops and limits, and `stop` names the one that cut it.
     """
 
     path: list[int]
@@ -83,7 +80,7 @@ class Verdict:
 
     @property
     def kept_path(self) -> list[int]:
-        """The accepted nodes whose tokens enter the cache: all committed tokens but the last, which stays pending."""
+        """The accepted nodes that enter the cache: those of all committed tokens but the last, which stays pending."""
         return self.path[: max(len(self.committed) - 1, 0)]
 
 
@@ -95,25 +92,51 @@ class Rule(Protocol):
 
 @dataclass(slots=True)
 class Feedback:
-    """What the target lends a drafter about one row.
+    """Hidden states of the target for one row, as the drafter's `features` names them.
 
-    `features[name]` is [T, D], one state for each position that entered the target's cache just now; state i is the one
-    that predicted token i + 1. `start` is the position of the first.
+    `features[name]` is [T, D], one state per position that has just entered the target's cache, from position `start`;
+    state i predicted token i + 1.
     """
 
     start: int
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class PassTimer(Protocol):
+    """A model whose passes can be timed. `buckets`: as of a Target."""
+
+    @property
+    def buckets(self) -> Sequence[int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def place(self, rows: int, context: int) -> None:
+        """Set up `rows` rows with `context` committed tokens each, without computing them."""
+        ...
+
+    def run(self, tokens: int) -> None:
+        """One pass of `tokens` tokens per row, as decoding makes it; none of them is committed."""
+        ...
+
+    def close(self) -> None:
+        """Drop the rows."""
+        ...
+
+
 @runtime_checkable
 class Target(Protocol):
-    """The model whose distribution is preserved."""
+    """The model whose distribution is preserved.
+
+    `buckets` are the padded numbers of tokens per pass that it prefers; `model` is None for recorded answers.
+    """
 
     draft_shape: DraftShape
     buckets: tuple[int, ...]
     vocab_size: int
     max_positions: int
     tokenizer: PreTrainedTokenizerBase | None
+    model: Any | None
 
     @property
     def forward_seconds(self) -> float:
@@ -126,7 +149,7 @@ class Target(Protocol):
         ...
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
-        """Make room for `rows` and bring all their tokens but the newest into the cache."""
+        """Make room for `rows` and read all their tokens but the newest into the cache."""
         ...
 
     def release(self, rows: Sequence[Row]) -> None: ...
@@ -136,29 +159,42 @@ class Target(Protocol):
         ...
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
-        """Keep the accepted nodes in the cache, drop the rest. `row.ids` does not yet hold the committed tokens."""
+        """Keep the accepted nodes in the cache and drop the rest; called before `row.ids` gets the committed tokens."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identifies the weights and the architecture; ValueError without a model."""
+        ...
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        """Its passes, by the name that their measured costs go by; empty without a model."""
         ...
 
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes a token tree per row. `features` names the target states that it reads."""
+    """Proposes a token tree per row.
+
+    `features` names the target states that it reads. `origin` is the folder or Hub name that it was made from, beside
+    which its calibration is kept; "" if there is none.
+    """
 
     name: str
     features: tuple[str, ...]
+    origin: str
 
     @property
     def forward_seconds(self) -> float:
-        """Seconds spent inside a draft model's forward passes so far; 0 where there is none."""
+        """Seconds spent inside a draft model's forward passes so far; 0 without one."""
         ...
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes of weights that those passes have read; 0 likewise."""
+        """Bytes of weights that those passes have read."""
         ...
 
     def bind(self, target: Target) -> None:
-        """Once, before the first row: check that this drafter fits this target."""
+        """Once, before the first row; ValueError if this drafter does not fit this target."""
         ...
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None: ...
@@ -168,5 +204,37 @@ class Drafter(Protocol):
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]: ...
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        """After the commit: `row.ids` already holds the committed tokens."""
+        """Called after the commit: `row.ids` already holds the committed tokens."""
         ...
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        """The passes of its draft model, by the name that their measured costs go by; empty without one."""
+        ...
+
+
+@runtime_checkable
+class LeavesEarly(Protocol):
+    """A drafter whose candidates come from exits of one model, so that one pass over a text gives all of them.
+
+    `exit_sources` maps each exit (a number of layers, ascending; the last is the whole model) to the source that its
+    candidates are credited to.
+    """
+
+    model: Any
+    exit_sources: Mapping[int, str]
+
+
+@runtime_checkable
+class DocumentLearner(Protocol):
+    """A drafter that can take in documents while it is in use."""
+
+    def add_document(self, ids: Sequence[int]) -> None: ...
+
+
+@runtime_checkable
+class AnswerLearner(Protocol):
+    """A control that needs the plain answers, token ids by row key. `exact`: it drafts the answers themselves."""
+
+    exact: bool
+
+    def learn(self, answers: Mapping[str, Sequence[int]]) -> None: ...

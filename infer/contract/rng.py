@@ -1,7 +1,7 @@
 """Keyed randomness: every uniform is a function of (seed, row, position, purpose, index) and of nothing else.
 
-So a row's output does not depend on the batch it was in, on how many drafts were tried before, or on which process
-asked. Draft and verification purposes never share a number.
+So a row's output does not depend on its batch, on earlier drafts, or on the process. Drafting and verification use
+different purposes and never share a number.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ class StepRng:
     position: int
 
     def uniform(self, depth: int, purpose: str, index: int = 0) -> float:
-        """The uniform for the token `depth` places below the prefix."""
+        """The uniform for the token `depth` positions after the prefix."""
         return uniform(self.seed, self.row, self.position + depth, purpose, index)

@@ -1,7 +1,6 @@
 """A row: one sequence being decoded, with its own settings, random stream and stop conditions.
 
-Tokens that were committed but that a model has not read yet are *pending* for that model; how many is the model's own
-bookkeeping. This module does not know models.
+Tokens that are committed but not yet in a model's cache are *pending* for that model, which keeps count of them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """When a row ends: stop token ids, stop strings (looked for in the new text), a number of new tokens."""
+    """When a row ends: at stop token ids, at stop strings in the new text, or after a number of new tokens."""
 
     max_new_tokens: int = 128
     ids: frozenset[int] = frozenset()
@@ -34,7 +33,7 @@ class Stops:
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """`ids` holds a copy of the prompt and what was committed; `stop` tells why the row ended, empty while it lives."""
+    """`ids` holds the prompt and the committed tokens; `stop` is why the row ended, empty while it is live."""
 
     key: str
     ids: list[int]
@@ -46,10 +45,10 @@ class Row:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise ValueError(f"prompt {self.key} is empty: there is no token to begin from")
+            raise ValueError(f"prompt {self.key} is empty: decoding needs at least one token")
         if self.stops.strings and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
-        self.ids = list(self.ids)  # the caller's prompt stays as it is: it may be asked again
+        self.ids = list(self.ids)  # a copy: the caller may use the prompt again
         self.prompt_tokens = self.prompt_tokens or len(self.ids)
 
     @property
@@ -58,20 +57,20 @@ class Row:
 
     @property
     def left(self) -> int:
-        """How many tokens may still be committed."""
+        """The number of tokens that may still be committed."""
         return self.stops.max_new_tokens - (len(self.ids) - self.prompt_tokens)
 
     def stream(self) -> StepRng:
         return StepRng(self.settings.seed, self.key, len(self.ids))
 
     def turn(self, tokens: Sequence[int]) -> None:
-        """Go on after a stop with a new chat turn: its tokens are pending like any others."""
+        """Continue after a stop with a new chat turn; its tokens are pending like any others."""
         self.ids.extend(tokens)
         self.prompt_tokens = len(self.ids)
         self.stop = ""
 
     def cut(self, tokens: Sequence[int]) -> tuple[list[int], str]:
-        """The leading `tokens` that may be committed, and why they end where they end ('' while the row goes on)."""
+        """The leading `tokens` that may be committed, and why the row stops after them ('' if it does not)."""
         kept: list[int] = []
         left = self.left
         for token in tokens:
@@ -87,7 +86,7 @@ class Row:
         return kept, ""
 
     def _stop_string(self, kept: list[int]) -> str | None:
-        """The stop string that the newest token completes. Earlier text holds none, so a short tail is enough."""
+        """The stop string that the newest token completes. Earlier text has none, so a short tail is decoded."""
         assert self.tokenizer is not None
         longest = max(len(text.encode()) for text in self.stops.strings)
         new = len(self.ids) - self.prompt_tokens

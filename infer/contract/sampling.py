@@ -1,9 +1,7 @@
-"""Sampling settings of a row, resolved once and shared by every way of decoding that is compared.
+"""Sampling settings of a row, resolved once and shared by all decoders that are compared.
 
-They come from the target's generation_config.json and from what the person asked for. Processors are transformers' own.
-What a lossless walk over a tree cannot honour (beams, guidance, a second model, state between calls) is refused here.
-
-This module does not know models, trees or drafters.
+They come from the target's generation_config.json and the user's options. Processors are transformers' own. Settings
+that verification of a tree cannot honour (beams, guidance, a second model, state between calls) raise ValueError.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-# Fields of GenerationConfig that change the distribution in ways a tree walk cannot follow, with the value that is
-# harmless.
+# Fields of GenerationConfig that change the distribution in ways that a tree cannot follow, with their harmless values.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),
@@ -77,7 +74,7 @@ class Settings:
         return asdict(self)
 
     def generation_kwargs(self) -> dict[str, Any]:
-        """The same settings for `model.generate`, each one said outright: its own defaults are not ours."""
+        """The same settings for `model.generate`, each passed explicitly because its defaults differ from ours."""
         kwargs: dict[str, Any] = {"do_sample": not self.greedy, "num_beams": 1}
         if not self.greedy:
             kwargs |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
@@ -136,9 +133,9 @@ class Settings:
 
 
 def resolve_settings(generation_config: GenerationConfig | None = None, **asked: Any) -> Settings:
-    """What the model's generation config says, overridden by what is `asked` (None: not asked).
+    """The model's generation config, overridden by the `asked` settings that are not None.
 
-    A field that neither names is off: `generate` would fill in top_k = 50, we do not, and our baselines are told so.
+    A field that neither sets is off. (`generate` would use top_k = 50; generation_kwargs() turns that off.)
     """
     known = {field.name for field in fields(Settings)}
     unknown = sorted(set(asked) - known)

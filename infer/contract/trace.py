@@ -1,7 +1,7 @@
-"""What a step leaves behind. Every metric, table and plot is derived from these rows and from nothing else.
+"""The trace of a step: every metric, table and plot is derived from these rows and from nothing else.
 
-Seconds are those of the whole step, shared by its `batch` rows; `step` numbers the target's forward passes, so that
-rows of one step can be told from one another.
+Seconds are those of the whole step, shared by its `batch` rows; `step` numbers the target's forward passes, so that the
+rows of one step can be found together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tried(NamedTuple):
 class StepTrace:
     """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
 
-    `bytes_moved` are the weights that the step's passes read: what memory bandwidth sets the limit to.
+    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth.
     """
 
     row: str
@@ -64,10 +64,10 @@ class StepTrace:
 
 @dataclass(slots=True)
 class Generation:
-    """What became of one row: new token ids (stop token included), why it stopped, and when.
+    """The result of one row: new token ids (stop token included), why it stopped, and its times.
 
-    `first_s` is the time from the start of the call to the row's first token (TTFT); `prefill_s` the row's share of the
-    time spent in admitting it to target and drafter, which no step counts.
+    `first_s` is the time from the row's admission to its first token (TTFT); `prefill_s` its share of the time that
+    admission to target and drafter took, which no step includes.
     """
 
     row: str

@@ -16,10 +16,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from urllib.parse import quote
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs
@@ -32,18 +31,6 @@ TOP = (1, 2, 4, 8)
 # Where a new curve begins: the likeliest of a node's candidates is accepted more often than a second one that was
 # proposed with the same confidence.
 RANKS = (0, 1, 2, 4)
-
-
-@runtime_checkable
-class LeavesEarly(Protocol):
-    """A drafter whose candidates come from exits of one model, so that a single pass over a text tells all of them.
-
-    `model` is the causal LM; `exit_sources` maps each exit, as a number of layers in ascending order, to the source
-    that its candidates are credited to. The last exit is the whole model.
-    """
-
-    model: Any
-    exit_sources: Mapping[int, str]
 
 
 def ranked_key(source: str, rank: int) -> str:
@@ -149,8 +136,9 @@ def costs_path(draft: str | Path, target: Target) -> Path:
         config = folder / "config.json"
         known_by = config.read_bytes() if config.is_file() else str(folder.resolve()).encode()
         name = f"{_quoted(folder.resolve().name)}-{hashlib.sha256(known_by).hexdigest()[:12]}"
-    weight = next(_model(target).parameters())
-    fingerprint = target_fingerprint(target)[:16]
+    assert target.model is not None
+    weight = next(target.model.parameters())
+    fingerprint = target.fingerprint()[:16]
     target_name = f"{fingerprint}-{str(weight.dtype).removeprefix('torch.')}"
     return cache_folder() / "costs" / machine_name(weight.device.type) / f"{target_name}+{name}.json"
 
@@ -171,9 +159,9 @@ def machine_name(device: str) -> str:
 
 def find_calibration(draft: str | Path, target: Target) -> Calibration | None:
     """The calibration of `draft` for `target`; None where nobody has measured one."""
-    if _model(target) is None:
+    if target.model is None:
         return None
-    fingerprint = target_fingerprint(target)
+    fingerprint = target.fingerprint()
     path = calibration_path(draft, fingerprint)
     if not path.is_file():
         return None
@@ -185,7 +173,7 @@ def find_calibration(draft: str | Path, target: Target) -> Calibration | None:
 
 def find_costs(draft: str | Path, target: Target) -> Costs | None:
     """What passes of `draft` and `target` cost on this machine; None where nobody has measured it."""
-    if _model(target) is None:
+    if target.model is None:
         return None
     path = costs_path(draft, target)
     return Costs.load(path) if path.is_file() else None
@@ -198,7 +186,7 @@ def given_calibration(given: str | Calibration, draft: str | Path, target: Targe
     if isinstance(given, Calibration):
         return given
     found = Calibration.load(given)
-    if _model(target) is not None and found.target != target_fingerprint(target):
+    if target.model is not None and found.target != target.fingerprint():
         raise ValueError(f"{given} was measured for another target: calibrate again")
     return found
 
@@ -208,11 +196,6 @@ def given_costs(given: str | Costs, draft: str | Path, target: Target) -> Costs 
     if given in ("auto", "none"):
         return find_costs(draft, target) if given == "auto" and draft else None
     return given if isinstance(given, Costs) else Costs.load(given)
-
-
-def _model(target: Target) -> Any:
-    """The target's model; recorded answers have none, and nothing is measured for them."""
-    return getattr(target, "model", None)
 
 
 def _quoted(name: str | Path) -> str:

@@ -60,7 +60,7 @@ class Policy:
         self._spent = self._entered = 0.0
 
     @property
-    def price(self) -> float:
+    def seconds_per_token(self) -> float:
         """Seconds per token, as things go."""
         prior = self._step_seconds(0)
         return (self._seconds + PRIOR_STEPS * prior) / (self._tokens + PRIOR_STEPS * self._rows)
@@ -98,7 +98,7 @@ class Policy:
         """How many of the offers, (worth, row), best first, to run through the draft: those that promise more than the
         pass takes, with what deeper passes have come to take beside it. `pending[row]` tokens have to go through with
         a row's first."""
-        best, chosen, price = 0.0, 0, self.price
+        best, chosen, seconds_per_token = 0.0, 0, self.seconds_per_token
         tokens: dict[int, int] = {}
         promised = 0.0
         longest = 0
@@ -107,7 +107,7 @@ class Policy:
             longest = max(longest, tokens[row])
             promised += worth
             cost = 0.0 if self._entry is None else self._entry(len(tokens), longest, self._context) * self._deepening
-            net = promised * self._coverage * price - cost
+            net = promised * self._coverage * seconds_per_token - cost
             if net > best:
                 best, chosen = net, count
         return chosen
@@ -115,11 +115,11 @@ class Policy:
     def width(self, worths: Sequence[Sequence[float]]) -> int:
         """How many nodes a row may have, given each row's worths in falling order: the best for all rows together."""
         longest = max((len(row) for row in worths), default=0)
-        price, promised = self.price, 0.0
+        seconds_per_token, promised = self.seconds_per_token, 0.0
         best, chosen = -self._step_seconds(0), 0
         for nodes in range(1, longest + 1):
             promised += sum(row[nodes - 1] for row in worths if len(row) >= nodes)
-            net = promised * price - self._step_seconds(nodes)
+            net = promised * seconds_per_token - self._step_seconds(nodes)
             if net > best:
                 best, chosen = net, nodes
         return chosen

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from draftsmith.infer.contract.protocols import PassTimer
 from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost, padded
 
@@ -29,28 +30,6 @@ ROUNDS = (3, 9)
 SPARE = 64
 
 Clock = Callable[[], float]
-
-
-class PassTimer(Protocol):
-    """Something whose passes can be timed. `buckets`: as of a Target."""
-
-    @property
-    def buckets(self) -> Sequence[int]: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def place(self, rows: int, context: int) -> None:
-        """Stand `rows` rows behind `context` committed tokens, without computing them."""
-        ...
-
-    def run(self, tokens: int) -> None:
-        """One pass of `tokens` tokens per row, as decoding makes it; nothing of it is committed."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the rows."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

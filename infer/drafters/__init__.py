@@ -1,4 +1,4 @@
-"""Learned drafters and the controls that every measurement offers."""
+"""Learned drafters, and the controls of every measurement."""
 
 from draftsmith.infer.drafters.sd2 import SD2
 from draftsmith.infer.drafters.small_lm import SmallLM

@@ -1,7 +1,7 @@
-"""Three drafters that every measurement and every promise is tried with: nothing, always right, always wrong.
+"""Three drafters that every measurement is compared with: an empty one, always right, always wrong.
 
-Empty shows the cost of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every
-token rejected). Oracle and adversary have to be told the plain answers first, by `learn`.
+Empty shows the overhead of our own step, the oracle the ceiling (every token accepted), the adversary the floor (every
+token rejected). Oracle and adversary need the plain answers first: call `learn`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 
 
@@ -20,6 +20,10 @@ class Empty:
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         pass
@@ -38,24 +42,29 @@ class Empty:
 
 
 class ScriptedDrafter:
-    """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every place."""
+    """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every position."""
 
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(self, name: str, shift: int, num_draft_tokens: int) -> None:
         if num_draft_tokens < 1:
             raise ValueError(f"num_draft_tokens must be at least 1, not {num_draft_tokens}")
         self.name = name
         self.shift = shift
+        self.exact = shift == 0
         self.num_draft_tokens = num_draft_tokens
         self._answers: dict[str, Sequence[int]] = {}
         self._vocab_size = 0
 
     def learn(self, answers: Mapping[str, Sequence[int]]) -> None:
-        """Take the plain answers, token ids by row key."""
+        """Add plain answers: token ids by row key."""
         self._answers.update(answers)
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         self._vocab_size = target.vocab_size
@@ -63,7 +72,7 @@ class ScriptedDrafter:
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row in rows:
             if row.key not in self._answers:
-                raise ValueError(f"{self.name} was not told the plain answer to {row.key}")
+                raise ValueError(f"{self.name} has no plain answer to {row.key}: pass it to learn() first")
 
     def close(self, rows: Sequence[Row]) -> None:
         pass
@@ -86,5 +95,5 @@ def oracle(num_draft_tokens: int = 8) -> ScriptedDrafter:
 
 
 def adversary(num_draft_tokens: int = 8) -> ScriptedDrafter:
-    """The floor: drafts as many tokens, and every one is wrong."""
+    """The floor: drafts wrong tokens only."""
     return ScriptedDrafter("adversary", 1, num_draft_tokens)

@@ -1,14 +1,11 @@
-"""How deep to run a sorted draft for each node: the rules that choose an exit.
+"""How deep to run a sorted draft for each node: rules that choose an exit.
 
-A rule looks at the distributions at an exit before anything is drawn from them, and says which nodes go on to the next
-one. What is drafted comes from the last exit that a node reached, in one draw. So no rule can bias the output, and they
-can be exchanged at will.
+A rule sees the distributions at an exit before anything is drawn from them, and decides which nodes continue to the
+next one. A node's tokens come from its last exit, in one draw, so no rule can bias the output.
 
-`Threshold` and `LevelThreshold` are the rules of SD2 (arXiv 2407.01955): leave where the likeliest token has more than
-so much probability; the published tree takes the highest of a whole level, and one confident node takes all others out
-with it. `Cost` weighs what going deeper adds against what it takes.
-
-This module does not know models; a fork is all that a rule sees.
+`Threshold` and `LevelThreshold` are the rules of S2D (arXiv 2407.01955): exit where the likeliest token's probability
+exceeds a threshold; for trees, as published, the most confident node of a level decides for all of it. `Cost` compares
+the expected gain of a deeper exit with its time.
 """
 
 from __future__ import annotations
@@ -21,41 +18,41 @@ from draftsmith.infer.costs.calibration import TOP, covered_key
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.policy import PlannedPass, Policy
 
-# Without a calibration: each further exit is taken to mend this share of what its predecessor gets wrong.
+# Without a calibration: each further exit corrects this share of its predecessor's errors.
 ASSUMED_GAIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A node at an exit: its row, the probability of being reached, that of its likeliest token, and how many entries
-    its row would have to send through the next block for it."""
+    """A node at an exit: its row, its probability of being reached, its likeliest token's probability, and how many
+    entries of its row must go through the next block with it."""
 
     row: int
-    worth: float
+    reach: float
     top: float
     missing: int
 
 
 class ExitChoice(Protocol):
-    """`blind`: the rule does not look at the distributions, and none need be made for a node that goes on."""
+    """`blind`: the rule needs no distributions, so none are computed for a node that continues."""
 
     blind: bool
 
     def deepest(self, exits: Sequence[int]) -> int:
-        """How many blocks can be needed at all; ValueError where the rule does not fit the exits."""
+        """The most blocks that can be needed; ValueError if the rule does not fit the exits."""
         ...
 
-    def may_go(self, at: int, worths: Sequence[float]) -> bool:
-        """Whether any of the nodes at exit number `at` could go on, whatever the distributions there say."""
+    def may_go(self, at: int, reaches: Sequence[float]) -> bool:
+        """Whether any node at exit number `at` could continue, whatever the distributions there."""
         ...
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
-        """Which nodes at exit number `at` go on to the next."""
+        """Which nodes at exit number `at` continue to the next."""
         ...
 
 
 class Fixed:
-    """Every node leaves at `exit`, a number of layers."""
+    """Every node exits after `exit` layers."""
 
     blind = True
 
@@ -69,7 +66,7 @@ class Fixed:
         self._at = list(exits).index(self.exit)
         return self._at + 1
 
-    def may_go(self, at: int, worths: Sequence[float]) -> bool:
+    def may_go(self, at: int, reaches: Sequence[float]) -> bool:
         return at < self._at
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
@@ -77,7 +74,7 @@ class Fixed:
 
 
 class Threshold:
-    """A node leaves where its likeliest token has more than `values[exit number]` of the probability."""
+    """A node exits where its likeliest token's probability exceeds `values[exit number]`."""
 
     blind = False
 
@@ -89,7 +86,7 @@ class Threshold:
             raise ValueError(f"{len(self.values)} thresholds for {len(exits)} exits: give one for each")
         return len(exits)
 
-    def may_go(self, at: int, worths: Sequence[float]) -> bool:
+    def may_go(self, at: int, reaches: Sequence[float]) -> bool:
         return True
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
@@ -97,22 +94,21 @@ class Threshold:
 
 
 class LevelThreshold(Threshold):
-    """The published rule for trees: the surest node of a row's level decides for all of them."""
+    """The published rule for trees: the most confident node of a row's level decides for all of them."""
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
-        surest: dict[int, float] = {}
+        highest: dict[int, float] = {}
         for fork in forks:
-            surest[fork.row] = max(surest.get(fork.row, 0.0), fork.top)
-        return [surest[fork.row] <= self.values[at] for fork in forks]
+            highest[fork.row] = max(highest.get(fork.row, 0.0), fork.top)
+        return [highest[fork.row] <= self.values[at] for fork in forks]
 
 
 class Cost:
-    """A node goes deeper where that is expected to add more tokens than its time could buy otherwise.
+    """A node goes deeper where that is expected to add more tokens than the time could yield otherwise.
 
-    What depth adds is known from the calibration: given the likeliest token's probability here, how often the target's
-    token is among the first `top` here and at each deeper exit. What it takes is the pass of the blocks up to there,
-    which the nodes that go share, over all that those blocks have missed. The best set is sought for every deeper
-    exit, nodes with the most to gain first.
+    The gain comes from the calibration: given the likeliest token's probability here, how often the target's token is
+    among the first `top` here and at each deeper exit. The cost is the blocks' passes up to there, shared by the nodes
+    that go, over all entries that those blocks have skipped. Each deeper exit is tried with the nodes of largest gain.
     """
 
     blind = False
@@ -124,10 +120,10 @@ class Cost:
         self._curves: dict[tuple[int, int], Calibrator | None] = {}
         self._bounds: dict[tuple[int, int], float] = {}
 
-    def know(
+    def bind(
         self, policy: Policy, names: Sequence[str], exits: Sequence[int], covered: Mapping[str, Calibrator]
     ) -> None:
-        """Take the accounts, the names of the blocks' passes, and what the calibration tells of the exits."""
+        """Take the policy, the names of the blocks' passes, and the calibration's curves between exits."""
         self.policy, self.names, self._bounds = policy, names, {}
         self._curves = {
             (e, d): covered.get(covered_key(exits[e], exits[d], self.top))
@@ -138,21 +134,21 @@ class Cost:
     def deepest(self, exits: Sequence[int]) -> int:
         return len(exits)
 
-    def may_go(self, at: int, worths: Sequence[float]) -> bool:
-        """The most that depth has to give anywhere, against the least that it takes: one row, one token."""
-        assert self.policy is not None, "the rule was not told what passes cost"
-        worth, cost = sum(worths) * self.policy.price, 0.0
+    def may_go(self, at: int, reaches: Sequence[float]) -> bool:
+        """Compares the largest possible gain with the least cost: one row, one token."""
+        assert self.policy is not None, "bind() must come first"
+        value, cost = sum(reaches) * self.policy.seconds_per_token, 0.0
         for deeper in range(at + 1, len(self.names)):
             cost += self.policy.seconds(self.names[deeper], PlannedPass(1, 1))
-            if worth * self._most(at, deeper) > cost:
+            if value * self._most(at, deeper) > cost:
                 return True
         return False
 
     def deeper(self, at: int, forks: Sequence[Fork]) -> list[bool]:
-        assert self.policy is not None, "the rule was not told what passes cost"
+        assert self.policy is not None, "bind() must come first"
         best, chosen = 0.0, [False] * len(forks)
         for deeper in range(at + 1, len(self.names)):
-            gains = [(fork.worth * self._gain(at, deeper, fork.top), i) for i, fork in enumerate(forks)]
+            gains = [(fork.reach * self._gain(at, deeper, fork.top), i) for i, fork in enumerate(forks)]
             gains.sort(key=lambda one: (-one[0], one[1]))
             promised, tokens = 0.0, dict[int, int]()
             for count, (gain, i) in enumerate(gains, start=1):
@@ -161,7 +157,7 @@ class Cost:
                 tokens[fork.row] = max(tokens.get(fork.row, 0) + 1, fork.missing)
                 work = PlannedPass(len(tokens), max(tokens.values()))
                 cost = sum(self.policy.seconds(self.names[block], work) for block in range(at + 1, deeper + 1))
-                net = promised * self.policy.price - cost
+                net = promised * self.policy.seconds_per_token - cost
                 if net > best:
                     best = net
                     chosen = [False] * len(forks)
@@ -170,7 +166,7 @@ class Cost:
         return chosen
 
     def _most(self, at: int, deeper: int) -> float:
-        """The largest gain that any sureness could have: curves are straight between their points."""
+        """The largest gain at any confidence: curves are straight between their points."""
         if (at, deeper) not in self._bounds:
             here, there = self._curves[at, deeper], self._curves[at, at]
             corners = {0.0, 1.0, *(here.raw if here else ()), *(there.raw if there else ())}
@@ -178,7 +174,7 @@ class Cost:
         return self._bounds[at, deeper]
 
     def _gain(self, at: int, deeper: int, top: float) -> float:
-        """How much more often one of the first tokens is right at a deeper exit, where this one is so sure."""
+        """How much more often one of the first tokens is right at a deeper exit, if `top` is this exit's confidence."""
         here, there = self._curves[at, at], self._curves[at, deeper]
         if here is None or there is None:
             return (1 - top) * (1 - (1 - ASSUMED_GAIN) ** (deeper - at))

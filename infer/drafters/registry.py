@@ -1,8 +1,7 @@
-"""From a word on the command line to a drafter: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
+"""Builds drafters from what the command line says: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
 
-One function for one drafter, one for a comma-separated list. Which short names there are is not known here: the caller
-brings the registry, a mapping from name to {class_path, argument, init_args}. No class of a drafter is known either;
-each is imported by its dotted path when it is asked for.
+The caller passes the registry of short names, name -> {class_path, argument, init_args}; classes are imported by their
+dotted paths when needed.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def load_drafters(specs: str, registry: Registry) -> dict[str, Any]:
         for label, class_path, init_args in _entries(spec, registry):
             own = spec.label or spec.is_file
             if own and label in found:
-                raise ValueError(f"two drafters are called {label!r}; give each a label of its own: LABEL={text}")
+                raise ValueError(f"two drafters are called {label!r}; give each its own label: LABEL={text}")
             found[_unused(label, found)] = instantiate(label, class_path, init_args)
     return found
 
@@ -60,7 +59,7 @@ def load_drafter(spec: str, registry: Registry) -> Any:
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """The parts between commas, those inside brackets left alone."""
+    """Split at commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in _OPEN) - (character in _CLOSE)
@@ -76,7 +75,7 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def parse_spec(text: str) -> Spec:
-    """Take `label=name:argument[key=value, ...]` apart; the values are YAML."""
+    """Parse `label=name:argument[key=value, ...]`; the values are YAML."""
     label, rest = "", text.strip()
     matched = _LABEL.fullmatch(rest)
     if matched:
@@ -102,7 +101,7 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _entries(spec: Spec, registry: Registry) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(label, class path, arguments) of every drafter that `spec` stands for."""
+    """(label, class path, arguments) of every drafter that `spec` names."""
     if spec.is_file:
         yield from _file_entries(spec)
         return
@@ -133,7 +132,7 @@ def _file_entries(spec: Spec) -> Iterator[tuple[str, str, dict[str, Any]]]:
         raise ValueError(f"{path} must hold class_path and init_args, or several of them by name")
     single = "class_path" in content
     if not single and (spec.label or spec.init_args):
-        raise ValueError(f"{path} holds several drafters by name: neither a label nor [arguments] fit them all")
+        raise ValueError(f"{path} holds several drafters by name: use it without a label and without [arguments]")
     named = {spec.label or path.stem: content} if single else content
     for label, entry in named.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
@@ -147,7 +146,7 @@ def _file_entries(spec: Spec) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _unused(label: str, found: Mapping[str, Any]) -> str:
-    """`label`, or `label-2`, `label-3`, ... where it is taken."""
+    """`label`, or `label-2`, `label-3`, ... if it is taken."""
     candidate, count = label, 1
     while candidate in found:
         count += 1
@@ -156,7 +155,7 @@ def _unused(label: str, found: Mapping[str, Any]) -> str:
 
 
 def instantiate(label: str, class_path: str, init_args: Mapping[str, Any]) -> Any:
-    """Import a class by its dotted path and build it, its arguments converted to the types that it declares."""
+    """Import a class by its dotted path and build it, with its arguments converted to their declared types."""
     built = import_class(label, class_path)
     parameters = inspect.signature(built).parameters.values()
     names = [entry.name for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
@@ -173,15 +172,15 @@ def instantiate(label: str, class_path: str, init_args: Mapping[str, Any]) -> An
 
 
 def _typed(label: str, built: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, converted to the declared types; what does not fit them is refused."""
+    """`given`, converted to the declared types; ValueError if a value does not fit."""
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     add = parser.add_class_arguments if inspect.isclass(built) else parser.add_function_arguments
     add(built, fail_untyped=False, as_group=False)
     try:
         converted = vars(parser.instantiate(parser.parse_object(given)))
     except ArgumentError as error:
-        told = re.sub(r'Parser key "([^"]+)":', r"argument \1:", str(error))
-        raise ValueError(f"drafter {label!r}: {' '.join(told.split())}") from error
+        message = re.sub(r'Parser key "([^"]+)":', r"argument \1:", str(error))
+        raise ValueError(f"drafter {label!r}: {' '.join(message.split())}") from error
     return {name: converted[name] for name in given}
 
 
@@ -195,7 +194,7 @@ def import_class(label: str, class_path: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it needs is not
+            raise  # the module exists, and one that it imports does not
         raise ValueError(absent) from error
     built = getattr(module, class_name, None)
     if not callable(built):

@@ -1,161 +1,210 @@
 """SD2: a sorted draft that is run only as deep as each node is worth (S2D, arXiv 2407.01955).
 
-One model with several exits; `selection` chooses the exit of each node from the distribution that stands there, before
-anything is drawn from it (infer/drafters/exit_choice.py), and layers that were left out are filled in when something
-deeper needs them (infer/models/exit_lm.py). The same checkpoint serves several targets of one tokenizer: what is
-calibrated lies beside it, a file per target. How the tree is grown stands in infer/drafters/lm_drafter.py.
+One model with several exits; `selection` chooses the exit of each node from the distribution at that exit, before
+anything is drawn from it (exit_choice.py). Skipped layers are computed when a deeper node needs them (exit_lm.py). One
+checkpoint serves several targets of one tokenizer: it keeps one calibration per target beside it.
+
+Legend: N nodes, Q queries, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
-from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.calibration import given_calibration, given_costs
+import torch
+
+from draftsmith.infer.contract.protocols import PassTimer, Target
+from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_forward import ExitForward
-from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, LevelThreshold, Threshold
-from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
+from draftsmith.infer.costs.policy import PlannedPass, Policy
+from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Threshold
+from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.cached_lm import Entries, weight_bytes
 from draftsmith.infer.models.exit_lm import ExitLM
-from draftsmith.infer.models.load import check_same_tokenizer, load_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from draftsmith.infer.costs.timing import PassTimer
 
 log = logging.getLogger(__name__)
 
-# Where nothing was measured: a pass takes as long as its weights take to read, and 1.4 times that more for 64 tokens.
-# A target that does not say how much it reads is taken to be so many times the draft.
+NAME = "sd2"
+# Without measured costs: the time of a pass is proportional to the weights that it reads, and grows by 1.4 times that
+# time up to 64 tokens. A target without a model is assumed to read 8 times as much as the draft.
 ASSUMED_TOKENS, ASSUMED_GROWTH, ASSUMED_TARGET = 64, 1.4, 8.0
 
 
-class SD2:
+def SD2(
+    model: Any,
+    exits: Sequence[int] | None = None,
+    selection: Literal["cost", "threshold", "level_threshold", "fixed"] = "cost",
+    exit: int | None = None,
+    thresholds: Sequence[float] | None = None,
+    num_draft_tokens: int = 8,
+    top_k: int = 4,
+    nodes: int = 32,
+    width: int = 4,
+    min_confidence: float = 0.15,
+    sample: bool = False,
+    replacement: bool = False,
+    eager: bool = False,
+    calibration: Any = "auto",
+    costs: Any = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+) -> LMDrafter:
     """A sorted draft as drafter: the exit is chosen per node.
 
     Args:
-        model: a folder, a Hub name, or a model that is already there.
-        exits: numbers of layers after which the draft can be left; not given: the checkpoint's own `sorted_exits`.
-        selection: cost (what is gained against what it takes), threshold (leave where the likeliest token is surer than
-            a value), level_threshold (the published rule for trees: the surest node of a level decides for all of it),
-            or fixed (always leave at `exit`).
-        exit: of selection fixed.
-        thresholds: one per exit, of the selections that have them; not given: 0.5 for each but the last, and 0.
-        num_draft_tokens: how deep to draft at most.
+        model: a folder, a Hub name, or a loaded model.
+        exits: numbers of layers after which to exit; by default the checkpoint's own `sorted_exits`.
+        selection: cost (expected gain against the time of a deeper pass), threshold (exit where the likeliest token
+            has more than this probability), level_threshold (the published rule for trees: the most confident node of a
+            level decides for all of it), or fixed (always exit at `exit`).
+        exit: the exit of selection=fixed.
+        thresholds: one per exit, for the threshold selections; by default 0.5 for each but the last, and 0.
+        num_draft_tokens: the greatest depth.
         top_k: children per node; 1 drafts a chain.
-        nodes: the most nodes of a tree; a chain may be num_draft_tokens long.
-        width: how many nodes of a row are expanded per pass at most.
-        min_confidence: go no deeper below a node less likely than this; not looked at where costs decide.
-        sample: draw from the draft's own distribution instead of taking the likeliest.
-        replacement: for sampled trees, whether the children of a node are drawn independently.
-        eager: run every layer for every token at once (the same drafts, and more work).
-        calibration: a file, auto (what `draftsmith calibrate` left for this draft and target), or none.
-        costs: likewise, what passes cost on this machine.
-        dtype: of the weights, where `model` is a name.
-        device: likewise.
+        nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
+        width: the most nodes of a row that are expanded per pass.
+        min_confidence: do not expand nodes whose probability of being reached is below this; costs override it.
+        sample: draw from the draft's own distribution instead of taking the likeliest tokens.
+        replacement: for sampled trees, draw the children of a node independently.
+        eager: run every layer for every token at once (the same drafts, more work).
+        calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target), or none.
+        costs: measured pass costs: a file, auto, or none.
+        dtype: of the weights, if `model` is a name.
+        device: where to load `model`, if it is a name.
     """
+    limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
+    draft = DraftModel.of(model, dtype, device)
+    found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
+    sources = {exit: f"{NAME}:{exit}" for exit in found}
+    choice = _choice(selection, exit, thresholds, len(found), top_k)
+    lm = ExitLM(draft.model, found, prepare(draft.model), eager=eager)
+    forward = ExitForward(lm, choice, list(sources.values()), draft.origin)
+    return LMDrafter(NAME, draft, forward, limits, sources, calibration, costs)
 
-    name = "sd2"
-    features: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        model: Any,
-        exits: Sequence[int] | None = None,
-        selection: Literal["cost", "threshold", "level_threshold", "fixed"] = "cost",
-        exit: int | None = None,
-        thresholds: Sequence[float] | None = None,
-        num_draft_tokens: int = 8,
-        top_k: int = 4,
-        nodes: int = 32,
-        width: int = 4,
-        min_confidence: float = 0.15,
-        sample: bool = False,
-        replacement: bool = False,
-        eager: bool = False,
-        calibration: Any = "auto",
-        costs: Any = "auto",
-        dtype: str = "auto",
-        device: str = "auto",
-    ) -> None:
-        limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.home = model if isinstance(model, str) else ""
-        if isinstance(model, str):
-            model, self.tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
-        self.calibration = calibration
-        self.costs = costs
-        self.model = model.eval()
-        config = model.config.get_text_config()
-        self.exits = _exits(exits, config, model.config)
-        self.exit_sources = {exit: f"{self.name}:{exit}" for exit in self.exits}
-        self.choice = _choice(selection, exit, thresholds, len(self.exits), top_k)
-        self.lm = ExitLM(model, self.exits, prepare(model), eager=eager)
-        reader = ExitForward(self.lm, self.choice, list(self.exit_sources.values()))
-        self.drafter = LMDrafter(reader, config, limits, self.exit_sources)
+@dataclass(slots=True)
+class _Reached:
+    """A node between blocks: its row and entry, the index of its logits, and its state after the last block."""
 
-    @property
-    def forward_seconds(self) -> float:
-        return self.lm.forward_seconds
+    row: int
+    entry: int
+    place: int
+    reach: float
+    state_D: torch.Tensor
 
-    @property
-    def bytes_moved(self) -> int:
-        return self.lm.bytes_moved
+
+class ExitForward:
+    """Runs each node as deep as `choice` says; nodes that go on from an exit share a pass. `names`: of the blocks'
+    passes, in measured costs."""
+
+    def __init__(self, lm: ExitLM, choice: ExitChoice, names: Sequence[str], origin: str) -> None:
+        self.lm = lm
+        self.choice = choice
+        self.names = names
+        self.origin = origin
+        self.policy: Policy | None = None
+        self.blocks = choice.deepest(lm.exits)
+
+    def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
+        if isinstance(self.choice, Cost):
+            missing = [word for word, found in (("calibration", calibration), ("costs", costs)) if found is None]
+            if missing:
+                log.warning(
+                    "%s has no %s for this target and uses assumed values: `draftsmith calibrate` measures them",
+                    self.origin or "the sorted draft",
+                    " and no ".join(missing),
+                )
+            costs = costs or assumed_costs(self.lm, self.names, target)
+        self.policy = Policy(costs, self.names[0]) if costs is not None else None
+        if isinstance(self.choice, Cost):
+            assert self.policy is not None
+            self.choice.bind(self.policy, self.names, self.lm.exits, {} if calibration is None else calibration.covered)
+        return self.policy
+
+    def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None:
+        self.lm.prefill(rows, tokens, self.blocks)
+
+    def read(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int) -> DraftOutput:
+        reached = self._enter(rows, entries, reaches)
+        logits: list[torch.Tensor | None] = [None] * len(reached)
+        exits = [0] * len(reached)
+        for at in range(self.blocks):
+            last = at + 1 == self.blocks or not self.choice.may_go(at, [node.reach for node in reached])
+            logits_NV = self._logits(reached, vocab_size) if last or not self.choice.blind else None
+            on = [False] * len(reached) if last else self.choice.deeper(at, self._forks(rows, at, reached, logits_NV))
+            if logits_NV is None and not all(on):
+                logits_NV = self._logits(reached, vocab_size)
+            for i, (node, goes) in enumerate(zip(reached, on)):
+                if not goes:
+                    assert logits_NV is not None
+                    logits[node.place], exits[node.place] = logits_NV[i], self.lm.exits[at]
+            reached = self._deepen(rows, at + 1, [node for node, goes in zip(reached, on) if goes])
+            if not reached:
+                break
+        return DraftOutput(torch.stack([one for one in logits if one is not None]), exits)
+
+    def _enter(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches) -> list[_Reached]:
+        self._charge(0, len(rows), max(len(entry.tokens) for entry in entries))
+        states = self.lm.enter(rows, entries)
+        reached: list[_Reached] = []
+        for b, (row, states_QD, nodes) in enumerate(zip(rows, states, reaches)):
+            uncommitted, new = self.lm.uncommitted(row), states_QD.shape[0]
+            for n, reach in enumerate(nodes):
+                back = len(nodes) - n
+                reached.append(_Reached(b, uncommitted - back, len(reached), reach, states_QD[new - back]))
+        return reached
+
+    def _logits(self, reached: Sequence[_Reached], vocab_size: int) -> torch.Tensor:
+        return self.lm.logits(torch.stack([node.state_D for node in reached]))[:, :vocab_size]
+
+    def _forks(self, rows: Rows, at: int, reached: Sequence[_Reached], logits_NV: torch.Tensor | None) -> list[Fork]:
+        tops = [0.0] * len(reached)
+        if logits_NV is not None:
+            scores_NV = logits_NV.float()
+            tops = (scores_NV.amax(-1) - torch.logsumexp(scores_NV, -1)).exp().tolist()
+        return [
+            Fork(node.row, node.reach, top, self.lm.behind(rows[node.row], at + 1, [node.entry]))
+            for node, top in zip(reached, tops)
+        ]
+
+    def _deepen(self, rows: Rows, block: int, going: list[_Reached]) -> list[_Reached]:
+        """Run these nodes through a block, in one pass."""
+        if not going:
+            return []
+        live = sorted({node.row for node in going})
+        wanted = [[node.entry for node in going if node.row == b] for b in live]
+        chosen = [rows[b] for b in live]
+        tokens = max(self.lm.behind(row, block, some) for row, some in zip(chosen, wanted))
+        self._charge(block, len(live), tokens)
+        states = self.lm.deepen(chosen, block, wanted)
+        found = {
+            (b, entry): state_D
+            for b, some, states_ND in zip(live, wanted, states)
+            for entry, state_D in zip(some, states_ND)
+        }
+        for node in going:
+            node.state_D = found[node.row, node.entry]
+        return going
+
+    def _charge(self, block: int, rows: int, tokens: int) -> None:
+        if self.policy is not None:
+            self.policy.charge(self.policy.seconds(self.names[block], PlannedPass(rows, tokens)), entering=block == 0)
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        """What there is to time: each block of layers, with the head that its exit is read through."""
+        """Each block of layers, together with the head of its exit."""
         from draftsmith.infer.models.pass_timer import ExitPassTimer
 
-        return {name: ExitPassTimer(self.lm, block) for block, name in enumerate(self.exit_sources.values())}
-
-    def bind(self, target: Target) -> None:
-        check_same_tokenizer(
-            self.tokenizer, self.drafter.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
-        )
-        known = given_calibration(self.calibration, self.home, target)
-        costs = given_costs(self.costs, self.home, target)
-        names = list(self.exit_sources.values())
-        if isinstance(self.choice, Cost):
-            if known is None or costs is None:
-                log.warning(
-                    "%s has no %s for this target: `draftsmith calibrate` measures them; until then they are assumed",
-                    self.home or "the sorted draft",
-                    " and no ".join(
-                        word for word, there in (("calibration", known), ("costs", costs)) if there is None
-                    ),
-                )
-            costs = costs or assumed_costs(self.lm, names, target)
-        policy = Policy(costs, names[0]) if costs is not None else None
-        if isinstance(self.choice, Cost):
-            assert policy is not None
-            self.choice.know(policy, names, self.exits, known.covered if known is not None else {})
-        self.drafter.know(target.vocab_size, known, policy)
-
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        self.drafter.open(rows)
-
-    def close(self, rows: Sequence[Row]) -> None:
-        self.drafter.close(rows)
-
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-        return self.drafter.propose(rows, budgets)
-
-    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        self.drafter.observe(rows, verdicts)
+        return {name: ExitPassTimer(self.lm, block) for block, name in enumerate(self.names)}
 
 
 def assumed_costs(lm: ExitLM, names: Sequence[str], target: Target) -> Costs:
-    """Costs in proportion to the weights that a pass reads. Only their ratios matter."""
-    target_lm = getattr(target, "lm", None)
+    """Costs in proportion to the weights that a pass reads; only their ratios matter."""
     whole = float(sum(lm.block_bytes) + lm.head_bytes)
-    read = {"target": float(target_lm.weight_bytes) if target_lm is not None else ASSUMED_TARGET * whole}
+    read = {"target": ASSUMED_TARGET * whole if target.model is None else float(weight_bytes(target.model))}
     read |= {name: float(moved + lm.head_bytes) for name, moved in zip(names, lm.block_bytes)}
     grown = 1 + ASSUMED_GROWTH
     return Costs({name: PassCost((1, ASSUMED_TOKENS), (moved, grown * moved)) for name, moved in read.items()})
@@ -165,7 +214,7 @@ def _exits(given: Sequence[int] | None, config: Any, whole: Any) -> tuple[int, .
     exits = list(given or getattr(whole, "sorted_exits", None) or getattr(config, "sorted_exits", None) or ())
     layers = int(config.num_hidden_layers)
     if not exits:
-        raise ValueError("the checkpoint names no sorted_exits: say after which layers it can be left, exits=[2,4,6]")
+        raise ValueError("the checkpoint names no sorted_exits: pass the layers to exit after, e.g. exits=[2,4,6]")
     if exits != sorted(set(exits)) or exits[0] < 1 or exits[-1] != layers:
         raise ValueError(f"exits {exits} must rise and end with the draft's {layers} layers")
     return tuple(exits)

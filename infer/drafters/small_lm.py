@@ -1,112 +1,90 @@
 """A small language model of the target's vocabulary as drafter: chains, top-k trees, sampled chains and trees.
 
-How it drafts stands in infer/drafters/lm_drafter.py; this is the model read whole, and its settings.
+Legend: B rows, Q queries, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
-from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.calibration import given_calibration, given_costs
-from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_forward import WholeForward
-from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
+import torch
+
+from draftsmith.infer.contract.protocols import PassTimer, Target
+from draftsmith.infer.costs.calibration import Calibration
+from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.policy import PlannedPass, Policy
+from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import CachedLM
-from draftsmith.infer.models.load import check_same_tokenizer, load_model
+from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from draftsmith.infer.costs.timing import PassTimer
+NAME = "small"
 
 
-class SmallLM:
+def SmallLM(
+    model: Any,
+    num_draft_tokens: int = 4,
+    top_k: int = 4,
+    nodes: int = 14,
+    width: int = 2,
+    min_confidence: float = 0.15,
+    sample: bool = False,
+    replacement: bool = False,
+    calibration: Any = "auto",
+    costs: Any = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+) -> LMDrafter:
     """A small causal LM as drafter.
 
     Args:
-        model: a folder, a Hub name, or a model that is already there.
-        num_draft_tokens: how deep to draft.
-        top_k: children per node; 1 drafts a chain, which is what a target that takes no trees wants.
-        nodes: the most nodes of a tree; a chain may be num_draft_tokens long.
+        model: a folder, a Hub name, or a loaded model.
+        num_draft_tokens: the greatest depth.
+        top_k: children per node; 1 drafts a chain, for targets without tree attention.
+        nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
         width: how many nodes of a row the draft model expands per pass.
-        min_confidence: go no deeper below a node whose probability, multiplied down from the root, is under this;
-            where costs are known they decide, and this is not looked at.
+        min_confidence: do not expand nodes whose probability of being reached is below this; measured costs override
+            it.
         sample: draw from the draft's own distribution (at the row's temperature and truncation) instead of taking the
-            likeliest; a greedy row is drafted for greedily all the same.
-        replacement: for sampled trees, whether the children of a node are drawn independently.
-        calibration: a file, auto (what `draftsmith calibrate` left for this draft and target, if it did), or none.
-        costs: likewise, what passes cost on this machine.
-        dtype: of the weights, where `model` is a name.
-        device: likewise.
+            likeliest tokens; greedy rows are still drafted for greedily.
+        replacement: for sampled trees, draw the children of a node independently.
+        calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target, if it did), or none.
+        costs: measured pass costs: a file, auto, or none.
+        dtype: of the weights, if `model` is a name.
+        device: where to load `model`, if it is a name.
     """
+    limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
+    draft = DraftModel.of(model, dtype, device)
+    layers = int(draft.model.config.get_text_config().num_hidden_layers)
+    return LMDrafter(NAME, draft, WholeForward(draft.model), limits, {layers: NAME}, calibration, costs)
 
-    name = "small"
-    features: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        model: Any,
-        num_draft_tokens: int = 4,
-        top_k: int = 4,
-        nodes: int = 14,
-        width: int = 2,
-        min_confidence: float = 0.15,
-        sample: bool = False,
-        replacement: bool = False,
-        calibration: Any = "auto",
-        costs: Any = "auto",
-        dtype: str = "auto",
-        device: str = "auto",
-    ) -> None:
-        limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.home = model if isinstance(model, str) else ""
-        if isinstance(model, str):
-            model, self.tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
-        self.calibration = calibration
-        self.costs = costs
-        self.model = model.eval()
-        config = model.config.get_text_config()
-        self.exit_sources = {int(config.num_hidden_layers): self.name}
+class WholeForward:
+    """Runs every node through the whole model."""
+
+    def __init__(self, model: Any) -> None:
         self.lm = CachedLM(model, prepare(model))
-        self.drafter = LMDrafter(WholeForward(self.lm, self.name), config, limits, {0: self.name})
+        self.policy: Policy | None = None
 
-    @property
-    def forward_seconds(self) -> float:
-        return self.lm.forward_seconds
+    def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
+        self.policy = Policy(costs, NAME) if costs is not None else None
+        return self.policy
 
-    @property
-    def bytes_moved(self) -> int:
-        return self.lm.bytes_moved
+    def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None:
+        self.lm.prefill(rows, tokens)
+
+    def read(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int) -> DraftOutput:
+        if self.policy is not None:
+            work = PlannedPass(len(rows), max(len(entry.tokens) for entry in entries))
+            self.policy.charge(self.policy.seconds(NAME, work))
+        logits_BQV, _ = self.lm.forward(rows, entries)
+        parts = []
+        for b, (entry, nodes) in enumerate(zip(entries, reaches)):
+            end = len(entry.tokens)
+            parts.append(logits_BQV[b, end - len(nodes) : end, :vocab_size])
+        return DraftOutput(torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        """What there is to time: the draft model's own passes."""
         from draftsmith.infer.models.pass_timer import CachedPassTimer
 
-        return {self.name: CachedPassTimer(self.lm)}
-
-    def bind(self, target: Target) -> None:
-        check_same_tokenizer(
-            self.tokenizer, self.drafter.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
-        )
-        known = given_calibration(self.calibration, self.home, target)
-        costs = given_costs(self.costs, self.home, target)
-        policy = Policy(costs, self.name) if costs is not None else None
-        self.drafter.know(target.vocab_size, known, policy)
-
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        self.drafter.open(rows)
-
-    def close(self, rows: Sequence[Row]) -> None:
-        self.drafter.close(rows)
-
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-        return self.drafter.propose(rows, budgets)
-
-    def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        self.drafter.observe(rows, verdicts)
+        return {NAME: CachedPassTimer(self.lm)}

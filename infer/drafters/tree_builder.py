@@ -1,12 +1,10 @@
-"""The one builder of outright trees: best first by cumulated confidence, under a budget of nodes and depth.
+"""Builds trees of outright trials, best first by cumulated confidence, under a budget of nodes and depth.
 
-A source is asked to expand the most promising nodes, a few at a time, for all rows at once; the tree is then the
-`nodes` best candidates of all. Candidates are top-k or retrieved tokens, never drawn ones: trees of outright trials may
-be cut by any rule, trees of draws may not (see infer/contract/draft.py).
+Each round expands the likeliest nodes of all rows at once; the tree is the `nodes` best candidates found. Candidates
+are top-k or retrieved tokens, never drawn ones: only trees of outright trials may be cut (see infer/contract/draft.py).
 
-Where it is known what passes cost (infer/costs/policy.py), nodes are expanded only while what they promise is worth the
-draft's pass, and kept only while it is worth the target's: the budget is then a limit, and nothing may be the best
-draft. This module does not know models or stores.
+With a policy (measured pass costs, infer/costs/policy.py), nodes are expanded only while their gain is worth the
+draft's pass, and kept only while it is worth the target's; the tree may then be empty.
 """
 
 from __future__ import annotations
@@ -30,35 +28,35 @@ class Candidate(NamedTuple):
 
 @dataclass(slots=True)
 class Leaf:
-    """A candidate with its place: `parent` is an index into the growing list, `worth` the product down to it."""
+    """A candidate in the tree: `parent` is an index into the leaves, `reach` the product of confidences down to it."""
 
     candidate: Candidate
     parent: int
     depth: int
-    worth: float
+    reach: float
 
 
 @dataclass(slots=True)
 class Growth:
-    """One row's growing tree. Leaves are only ever appended; `expanded` marks those that were asked for children."""
+    """One row's growing tree. Leaves are only appended; `expanded` holds those whose children were added."""
 
     budget: Budget
     leaves: list[Leaf] = field(default_factory=list)
     expanded: set[int] = field(default_factory=set)
 
-    def wanted(self, width: int, min_worth: float) -> list[int]:
-        """The best leaves still to expand, among those that would be kept as it stands."""
+    def wanted(self, width: int, min_reach: float) -> list[int]:
+        """The best leaves still to expand, among those that the budget keeps."""
         kept = self.kept()
         able = [i for i in kept if i not in self.expanded and self.leaves[i].depth < self.budget.depth]
-        return [i for i in able if self.leaves[i].worth >= min_worth][:width]
+        return [i for i in able if self.leaves[i].reach >= min_reach][:width]
 
     def add(self, parent: int, candidates: Sequence[Candidate]) -> None:
         """Append the children of `parent` (ROOT, or a leaf's index)."""
         if parent != ROOT:
             self.expanded.add(parent)
-        depth, worth = self.depth(parent) + 1, self.worth(parent)
+        depth, reach = self.depth(parent) + 1, self.reach(parent)
         for candidate in candidates:
-            self.leaves.append(Leaf(candidate, parent, depth, worth * candidate.confidence))
+            self.leaves.append(Leaf(candidate, parent, depth, reach * candidate.confidence))
 
     def draft(self) -> tuple[Draft, dict[int, int]]:
         """The tree of the best leaves, and leaf -> node."""
@@ -70,20 +68,28 @@ class Growth:
             )
         return draft, nodes
 
-    def worth(self, leaf: int) -> float:
-        return 1.0 if leaf == ROOT else self.leaves[leaf].worth
+    def reach(self, leaf: int) -> float:
+        return 1.0 if leaf == ROOT else self.leaves[leaf].reach
+
+    @property
+    def tokens(self) -> list[int]:
+        return [leaf.candidate.token for leaf in self.leaves]
+
+    @property
+    def parents(self) -> list[int]:
+        return [leaf.parent for leaf in self.leaves]
 
     def depth(self, leaf: int) -> int:
         return 0 if leaf == ROOT else self.leaves[leaf].depth
 
-    def worths(self) -> list[float]:
+    def reaches(self) -> list[float]:
         """Of the leaves that the budget keeps, best first."""
-        return [self.leaves[i].worth for i in self.kept()]
+        return [self.leaves[i].reach for i in self.kept()]
 
     def kept(self) -> list[int]:
-        """The indices of the leaves worth most. A child is never worth more than its parent and is appended later, so
-        a stable sort keeps parents before children and every kept leaf's parent is kept."""
-        order = sorted(range(len(self.leaves)), key=lambda i: -self.leaves[i].worth)
+        """The indices of the likeliest leaves. A child's reach never exceeds its parent's and it is appended later, so
+        a stable sort puts parents first, and every kept leaf's parent is kept."""
+        order = sorted(range(len(self.leaves)), key=lambda i: -self.leaves[i].reach)
         return order[: self.budget.nodes]
 
 
@@ -95,51 +101,55 @@ def grow(
     expand: Expand,
     *,
     width: int,
-    min_worth: float = 0.0,
+    min_reach: float = 0.0,
     policy: Policy | None = None,
     pending: Sequence[int] = (),
 ) -> None:
-    """Grow all rows' trees: as often as a row's depth allows, expand up to `width` of its best leaves.
+    """Grow all rows' trees: in every round expand up to `width` of a row's best leaves, down to its depth.
 
-    `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates. With an
-    policy, `min_worth` is not looked at, and the budgets are cut to what pays; `pending[b]` tokens of row b have to be
-    read with its first node.
+    `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates. A `policy`
+    replaces `min_reach` and cuts the budgets to what pays; `pending[b]` tokens of row b are read with its first node.
     """
+
+    def reach(b: int, leaf: int) -> float:
+        return growths[b].reach(leaf)
+
     asked = [(b, [ROOT]) for b, growth in enumerate(growths) if growth.budget.nodes and growth.budget.depth]
     if policy is not None:
-        asked = _worth_expanding(growths, asked, policy, pending)
-        min_worth = 0.0
+        asked = worth_reading(asked, reach, policy, pending)
+        min_reach = 0.0
     rounds = 1
     while asked:
         for (b, parents), found in zip(asked, expand(asked)):
             for parent, candidates in zip(parents, found):
                 growths[b].add(parent, candidates)
         going = [(b, growth) for b, growth in enumerate(growths) if rounds < growth.budget.depth]
-        wanted = [(b, growth.wanted(width, min_worth)) for b, growth in going]
+        wanted = [(b, growth.wanted(width, min_reach)) for b, growth in going]
         asked = [(b, leaves) for b, leaves in wanted if leaves]
         if policy is not None:
-            asked = _worth_expanding(growths, asked, policy, [0] * len(growths))
+            asked = worth_reading(asked, reach, policy, [0] * len(growths))
         rounds += 1
     if policy is not None:
         cut(growths, policy)
 
 
-def _worth_expanding(
-    growths: Sequence[Growth], asked: list[tuple[int, list[int]]], policy: Policy, pending: Sequence[int]
+def worth_reading(
+    asked: list[tuple[int, list[int]]],
+    reach: Callable[[int, int], float],
+    policy: Policy,
+    pending: Sequence[int],
 ) -> list[tuple[int, list[int]]]:
-    """Those of the asked leaves, best first over all rows, that a pass of the draft pays for."""
-    offers = [(growths[b].worth(leaf), b, leaf) for b, leaves in asked for leaf in leaves]
-    offers.sort(key=lambda offer: -offer[0])
-    count = policy.expand([(worth, b) for worth, b, _ in offers], pending)
-    chosen: dict[int, list[int]] = {}
-    for _, b, leaf in offers[:count]:
-        chosen.setdefault(b, []).append(leaf)
-    return sorted(chosen.items())
+    """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows."""
+    offers = sorted(((reach(b, node), b, node) for b, nodes in asked for node in nodes), key=lambda offer: -offer[0])
+    count = policy.expand([(found, b) for found, b, _ in offers], pending)
+    chosen = {(b, node) for _, b, node in offers[:count]}
+    kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
+    return [(b, nodes) for b, nodes in kept if nodes]
 
 
 def cut(growths: Sequence[Growth], policy: Policy) -> None:
-    """Cut every tree to the nodes that the target's pass is worth, and note what the expanded nodes then promise."""
-    nodes = policy.width([growth.worths() for growth in growths])
+    """Cut every tree to the nodes worth verifying, and record the acceptance that their confidences predict."""
+    nodes = policy.width([growth.reaches() for growth in growths])
     promised, expanded = 0.0, 0
     for growth in growths:
         growth.budget = Budget(min(growth.budget.nodes, nodes), growth.budget.depth)
@@ -150,25 +160,25 @@ def cut(growths: Sequence[Growth], policy: Policy) -> None:
 
 
 def affordable(drafts: Sequence[Draft], policy: Policy) -> list[Draft]:
-    """Outright drafts that were made elsewhere, cut to the nodes that the target's pass is worth, best first."""
-    worths = [_worths(draft) for draft in drafts]
-    ranked = [sorted(range(len(found)), key=lambda node: -found[node]) for found in worths]
-    nodes = policy.width([[found[node] for node in order] for found, order in zip(worths, ranked)])
+    """Outright drafts made without a policy, cut to the nodes worth verifying, best first."""
+    reaches = [_reaches(draft) for draft in drafts]
+    ranked = [sorted(range(len(found)), key=lambda node: -found[node]) for found in reaches]
+    nodes = policy.width([[found[node] for node in order] for found, order in zip(reaches, ranked)])
     return [draft if len(draft) <= nodes else _only(draft, order[:nodes]) for draft, order in zip(drafts, ranked)]
 
 
-def _worths(draft: Draft) -> list[float]:
-    """Per node the confidences multiplied down to it."""
-    worths = [0.0] * len(draft)
+def _reaches(draft: Draft) -> list[float]:
+    """Per node the product of the confidences down to it."""
+    reaches = [0.0] * len(draft)
     for parent in (ROOT, *range(len(draft))):
         for trial in draft.trials.get(parent, ()):
             assert trial.group.outright, "a drawn node cannot be cut"
-            worths[trial.node] = trial.confidence * (1.0 if parent == ROOT else worths[parent])
-    return worths
+            reaches[trial.node] = trial.confidence * (1.0 if parent == ROOT else reaches[parent])
+    return reaches
 
 
 def _only(draft: Draft, chosen: Sequence[int]) -> Draft:
-    """The draft of these nodes; a stable order of worths holds a node's parent wherever it holds the node."""
+    """The draft of these nodes; in a stable order by reach, a node's parent is always among them."""
     kept = set(chosen)
     fresh, placed = Draft(), {ROOT: ROOT}
     for parent in (ROOT, *range(len(draft))):

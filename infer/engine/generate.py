@@ -1,7 +1,4 @@
-"""Generation from a list of prompts: one driver over the step. Rows join as others leave, up to `batch_size` at a time.
-
-The benchmark and the answer writer are drivers of the same kind; all of them decode through step() alone.
-"""
+"""Generation from a list of rows: they join as others end, up to `batch_size` at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def generate(
     on_tokens: Callable[[Row, list[int]], None] | None = None,
     on_done: Callable[[Generation], None] | None = None,
 ) -> list[Generation]:
-    """Decode `rows` to their stops, in the order given. `drafter` is bound to `target` already.
+    """Decode `rows` to their stops; results are in the order given. `drafter` must be bound to `target`.
 
     `on_tokens(row, tokens)` is called after every step with what a row has just committed, `on_done` when a row ends.
     """

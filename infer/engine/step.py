@@ -1,7 +1,4 @@
-"""The step: one target pass over all live rows, in four verbs, for every drafter.
-
-This module does not know models, stores or files; whoever drives it decides which rows live.
-"""
+"""The step: one target pass over all live rows, in the four verbs of infer/contract/protocols.py."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _step_numbers = itertools.count()
 
 
 def admit(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
-    """Let `rows` join at the next step."""
+    """Let `rows` join at the next step; prefill happens here."""
     feedback = target.admit(rows, drafter.features)
     try:
         drafter.open(rows, feedback)
@@ -74,7 +71,7 @@ def step(
 
 
 def _limit(budget: Budget, row: Row, target: Target) -> Budget:
-    """A draft deeper than what is left to generate could not be kept."""
+    """The budget, without the depth that the row could not keep: one token is always the target's own."""
     left = min(row.left, target.max_positions - len(row.ids)) - 1
     if target.draft_shape == "none":
         return Budget(0, 0)
@@ -93,7 +90,7 @@ def _trace(row: Row, draft: Draft, verdict: Verdict, number: int, batch: int) ->
     accepted = min(len(verdict.path), len(verdict.committed))
     credited = [trial.source for trial in verdict.accepted[:accepted]]
     own = ["target"] * (len(verdict.committed) - accepted)
-    # A node is its first trial's: a candidate is counted once, whoever else proposed it. Probes are nobody's.
+    # A node is credited to its first trial's source, however many propose it; probes have none.
     first: dict[int, str] = {}
     for trials in draft.trials.values():
         for trial in trials:

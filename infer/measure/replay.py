@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from draftsmith.infer.contract.protocols import Budget, Drafter
+from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
@@ -36,13 +36,6 @@ class Holder(Protocol):
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether `ids` occur in a row within one document."""
         ...
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """A drafter that can add documents to its store while it runs."""
-
-    def add_document(self, ids: Sequence[int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -107,7 +100,7 @@ class Replay:
 
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:
         """Every drafter's generations; `progress` is called after each stream."""
-        if self.arrival and not any(isinstance(drafter, Learner) for drafter in drafters.values()):
+        if self.arrival and not any(isinstance(drafter, DocumentLearner) for drafter in drafters.values()):
             raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest:STORE can")
         answers = {one.key: one.answer for one in self.streams}
         target = RecordedTarget(answers, self.vocab_size, self.tokenizer, sampled=self.temperature > 0)
@@ -127,7 +120,7 @@ class Replay:
                 found.held.append(drafter.holds(without_ends(stream.answer, ends)))
             row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
             found.done += generate(target, drafter, [row], budget=self.budget)
-            if self.arrival and isinstance(drafter, Learner):
+            if self.arrival and isinstance(drafter, DocumentLearner):
                 drafter.add_document(stream.answer)
             if progress is not None:
                 progress(number, len(self.streams))

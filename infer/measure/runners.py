@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from draftsmith.infer.contract.protocols import Budget, Drafter, Target
+from draftsmith.infer.contract.protocols import AnswerLearner, Budget, Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters.controls import Empty, ScriptedDrafter
+from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import BUDGET, generate
 
 Messages = list[dict[str, str]]
@@ -81,11 +81,11 @@ class LoopRunner:
         In half precision, a longer draft may round a numeric tie the other way and so change the answer. The oracle
         must draft the answer it will see, so it decodes with its own script until the answers no longer change.
         """
-        if not isinstance(self.drafter, ScriptedDrafter):
+        if not isinstance(self.drafter, AnswerLearner):
             return
         answers = self._answers(Empty(), prompts)
         self.drafter.learn(answers)
-        for _ in range(PASSES if self.drafter.shift == 0 else 0):
+        for _ in range(PASSES if self.drafter.exact else 0):
             before, answers = answers, self._answers(self.drafter, prompts)
             if answers == before:
                 return

@@ -8,6 +8,8 @@ Legend: B rows, Q queries, V vocabulary, T positions, D hidden.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import torch
 
 from draftsmith.infer.contract.distribution import NodeDistribution, nan_message
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import DraftShape, Feedback, Verdict
+from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.models.architectures import max_positions, prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
@@ -24,9 +26,14 @@ from draftsmith.infer.models.cached_lm import CachedLM, Entries
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from draftsmith.infer.costs.timing import PassTimer
-
 PENDING_AT_ONCE = 16
+# Of the fingerprint: weights sampled evenly per parameter, so that a large model takes a moment, and the parts of the
+# config that shapes do not show.
+SAMPLED_WEIGHTS = 64
+CONFIG_KEYS = (
+    "model_type", "vocab_size", "num_attention_heads", "num_key_value_heads", "hidden_act", "rope_parameters",
+    "rms_norm_eps", "layer_norm_eps", "sliding_window", "final_logit_softcapping", "attn_logit_softcapping",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -100,6 +107,19 @@ class HFTarget:
         from draftsmith.infer.models.pass_timer import CachedPassTimer
 
         return {"target": CachedPassTimer(self.lm)}
+
+    def fingerprint(self) -> str:
+        """Equal for the same weights and architecture in any dtype, as far as rounding to bfloat16 hides the dtype."""
+        config = self.model.config.get_text_config()
+        facts: list[Any] = [[key, getattr(config, key, None)] for key in CONFIG_KEYS]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        for name, parameter in sorted(self.model.named_parameters()):
+            flat = parameter.detach().reshape(-1)
+            where = torch.linspace(0, flat.numel() - 1, min(SAMPLED_WEIGHTS, flat.numel()), dtype=torch.float64)
+            sample = flat[where.long().to(flat.device)].to("cpu", torch.float32).to(torch.bfloat16)
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(sample.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         for row in rows:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import DraftShape, Feedback, Verdict
+from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class RecordedTarget:
     max_positions = 1 << 30
     forward_seconds = 0.0
     bytes_moved = 0
+    model = None
 
     def __init__(
         self,
@@ -94,3 +95,9 @@ class RecordedTarget:
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
         return [Feedback(len(row.ids) - 1) for row in rows]
+
+    def fingerprint(self) -> str:
+        raise ValueError("recorded answers do not name their target: this needs the target's model")
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}

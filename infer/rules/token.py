@@ -5,11 +5,9 @@ trials of its group), is accepted with min(1, r(x) / q(x)); else r becomes (r - 
 target's own token is drawn from r. This gives the target's distribution whatever the trials are (arXiv 2211.17192 for
 one trial, 2305.09781 for several; without replacement 2402.14873).
 
-Where every trial of a parent is outright, the target's own draw is made first and looked up among them: the same
-distribution, and the very token that plain sampling with the same seed would give. Temperature 0 is that case for every
-trial, since the residual of a point mass is the point mass itself until its token is met.
-
-This module does not know where drafts or distributions come from.
+If every trial of a parent is outright, the target's own draw is made first and looked up among them: this has the same
+distribution, and gives the very token that plain sampling with the same seed gives. Temperature 0 is such a case for
+every trial, because the residual of a point mass stays that point mass until its token is tried.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from draftsmith.infer.contract.trace import Tried
 
 
 def rejection(draft: Draft, distribution: TargetDistribution, rng: StepRng) -> Verdict:
-    """Walk from the prefix down while a trial is accepted; end with the target's own token."""
+    """Walk down from the prefix while a trial is accepted; end with the target's own token."""
     path: list[int] = []
     accepted: list[Trial] = []
     tried: list[Tried] = []
@@ -69,14 +67,14 @@ def _reject_in_order(
             left_V = residual_V.clone()
             left_V[token] = 0.0
         else:
-            distribution_V = _trial_distribution(trial.group, residual_V, drawn.setdefault(id(trial.group), []))
-            weight = float(distribution_V[token])
+            draft_V = _draft_probs(trial.group, residual_V, drawn.setdefault(id(trial.group), []))
+            weight = float(draft_V[token])
             if not weight > 0:
                 raise ValueError(f"a sampled trial of {trial.source} has probability 0 under its own draft_probs")
             if uniform * weight < float(residual_V[token]):
                 return index, token
             drawn[id(trial.group)].append(token)
-            left_V = (residual_V - distribution_V).clamp_(min=0.0)
+            left_V = (residual_V - draft_V).clamp_(min=0.0)
         total = float(left_V.sum())
         if not total > 0:
             return index, token
@@ -84,13 +82,13 @@ def _reject_in_order(
     return None, draw_by_inversion(residual_V, rng.uniform(depth, "draw"))
 
 
-def _trial_distribution(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.Tensor:
-    """[V] the distribution of the group's next draw, given its earlier ones."""
-    distribution_V = group.dense(like_V.numel(), like_V.device)
+def _draft_probs(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.Tensor:
+    """[V] the distribution of the group's next draw, given its earlier ones (`drawn`)."""
+    draft_V = group.dense(like_V.numel(), like_V.device)
     if not group.with_replacement and drawn:
-        distribution_V = distribution_V.clone()
-        distribution_V[drawn] = 0.0
-    return distribution_V / distribution_V.sum()
+        draft_V = draft_V.clone()
+        draft_V[drawn] = 0.0
+    return draft_V / draft_V.sum()
 
 
 def _note(tried: list[Tried], trials: Sequence[Trial], found: int | None, depth: int) -> None:

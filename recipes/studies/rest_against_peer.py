@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.measure.bootstrap import speedup_interval
 from draftsmith.infer.measure.recordings import Recording, recordings
@@ -151,6 +151,7 @@ class DraftRetriever:
     """REST's own rule as a drafter. `seconds` lists the time of each search, without that of building the draft."""
 
     name = "draftretriever"
+    origin = ""
     features: tuple[str, ...] = ()
     forward_seconds = 0.0
     bytes_moved = 0
@@ -162,6 +163,9 @@ class DraftRetriever:
         self.spans = range(longest, shortest - 1, -1)
         self.seconds: list[float] = []
         self._reader: Any = draftretriever.Reader(str(index))
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     @classmethod
     def build(cls, index: Path, documents: Iterable[list[int]], vocab_size: int, nodes: int) -> DraftRetriever:

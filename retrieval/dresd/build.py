@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.text.rendering import Rendered
@@ -79,7 +78,7 @@ def build_store(
     if out.exists():
         raise ValueError(f"{out} already exists: name a new folder, or delete it")
     max_length = min(max_length, target.max_positions - 1)
-    identity = {"target": target_fingerprint(target), "feature": feature, "vocab_size": target.vocab_size}
+    identity = {"target": target.fingerprint(), "feature": feature, "vocab_size": target.vocab_size}
     plan = identity | {"index": index, "dims": dims, "fit_positions": fit_positions, "seed": seed}
     plan |= {"shard_positions": shard_positions, "batch_positions": batch_positions, "max_length": max_length}
     began = time.perf_counter()

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.fingerprint import target_fingerprint
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
@@ -97,7 +96,7 @@ class Dresd:
         if not 0 <= min_confidence < 1:
             raise ValueError(f"min_confidence must be at least 0 and below 1, not {min_confidence}")
         self.store = DresdStore(store, checksums, effort, threads)
-        self.home = str(self.store.path)
+        self.origin = str(self.store.path)
         self.features: tuple[str, ...] = (self.store.manifest["feature"],)
         self.num_drafts = num_drafts
         self.len_drafts = len_drafts
@@ -110,9 +109,12 @@ class Dresd:
         self._verified = 0
         self._states: dict[Row, _State] = {}
 
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
+
     def bind(self, target: Target) -> None:
         check_fits(self.store, target)
-        costs = given_costs(self.costs, self.home, target)
+        costs = given_costs(self.costs, self.origin, target)
         self._policy = Policy(costs, None) if costs is not None else None
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
@@ -179,7 +181,7 @@ class Dresd:
     def _children(self, growth: Growth, neighbours: _Neighbours, leaf: int) -> list[Candidate]:
         """The tokens with which the neighbours below a leaf continue, best first; records who continues with each."""
         depth = 0 if leaf == ROOT else growth.leaves[leaf].depth
-        path_prob = 1.0 if leaf == ROOT else growth.leaves[leaf].worth
+        path_prob = 1.0 if leaf == ROOT else growth.leaves[leaf].reach
         odds = neighbours.later if depth else neighbours.first
         groups: dict[int, list[int]] = {}
         for member in neighbours.members[leaf]:
@@ -205,9 +207,9 @@ def check_fits(store: DresdStore, target: Target) -> None:
             raise ValueError(f"{store.path} was built with another tokenizer: build a store for this target")
     else:
         check_same_tokenizer(None, store.vocab_size, tokenizer, target.vocab_size, f"the store {store.path}")
-    if getattr(target, "model", None) is None:
+    if target.model is None:
         raise ValueError("dresd needs the target's hidden states, and recorded answers have none: give a target")
-    if target_fingerprint(target) != manifest["target"]:
+    if target.fingerprint() != manifest["target"]:
         raise ValueError(
             f"{store.path} was built from another target's states: build a store for this target with "
             "`draftsmith store build dresd --target`"

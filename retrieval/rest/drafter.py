@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from draftsmith.infer.contract.draft import OUTRIGHT, Draft, Trial
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
@@ -99,7 +99,7 @@ class Rest:
                 "context_weight, context_lead, context_hits, min_confidence and max_mapped_mb must not be negative"
             )
         self.path = Path(store).expanduser()
-        self.home = str(self.path)
+        self.origin = str(self.path)
         self.num_nodes = nodes
         self.num_draft_tokens = num_draft_tokens
         self.max_match = max_match
@@ -120,6 +120,9 @@ class Rest:
         self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
+
     def bind(self, target: Target) -> None:
         """Open the store, check that it fits the target, and compile the kernels (or load them from numba's cache)."""
         mapped = Manifest.read(self.path, KIND).bytes <= self.max_mapped_mb * 2**20 or not hasattr(os, "pread")
@@ -138,7 +141,7 @@ class Rest:
                 f"{target.vocab_size}"
             )
         self._store = store
-        costs = given_costs(self.costs, self.home, target)
+        costs = given_costs(self.costs, self.origin, target)
         self._policy = Policy(costs, None) if costs is not None else None
         self._mapped = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size

@@ -53,7 +53,7 @@ def draft_model(target_model: Any, shake: Any) -> Any:
     return shake(target_model, 0.5)
 
 
-def sampled(draft_model: Any, **shape: Any) -> SmallLM | SD2:
+def sampled(draft_model: Any, **shape: Any) -> Any:
     if "costs" in shape:
         shape["costs"] = Costs(PASSES)
     return (SD2 if "exits" in shape else SmallLM)(draft_model, sample=True, **shape)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
@@ -133,9 +132,11 @@ def _keep(draft: Any, number: int) -> Any:
 
 
 def calibration(here: float, there: float) -> Calibration:
-    worth = {"1>1": here, "1>4": there, "4>4": there}
+    shares = {"1>1": here, "1>4": there, "4>4": there}
     flat = {
-        f"{pair}@{top}": Calibrator((0.0, 1.0), (value, value)) for pair, value in worth.items() for top in (1, 2, 4, 8)
+        f"{pair}@{top}": Calibrator((0.0, 1.0), (value, value))
+        for pair, value in shares.items()
+        for top in (1, 2, 4, 8)
     }
     sources = {name: Calibrator((0.0, 1.0), (value, value)) for name, value in (("sd2:1", here), ("sd2:4", there))}
     return Calibration("any", sources, flat)
@@ -184,9 +185,9 @@ def test_one_draft_serves_several_targets_each_by_its_own_calibration(
     first = load_target(folders.target, dtype="float32", device="cpu")
     second = load_target(folders.target, dtype="float32", device="cpu")
     second.model = shake(second.model, 0.01)
-    assert target_fingerprint(first) != target_fingerprint(second)
+    assert first.fingerprint() != second.fingerprint()
     for target, value in ((first, 0.9), (second, 0.1)):
-        fingerprint = target_fingerprint(target)
+        fingerprint = target.fingerprint()
         known = calibration(value, value)
         Calibration(fingerprint, {"sd2:1": known.curves["sd2:1"], "sd2:2": known.curves["sd2:4"]}).save(
             calibration_path(str(draft), fingerprint)
@@ -194,7 +195,7 @@ def test_one_draft_serves_several_targets_each_by_its_own_calibration(
     drafter = SD2(str(draft), exits=[1, 2], dtype="float32", device="cpu")
     for target, value in ((first, 0.9), (second, 0.1)):
         drafter.bind(target)
-        known = drafter.drafter.calibration
+        known = drafter.calibration
         assert known is not None
         assert known.of("sd2:1", 0)(0.5) == value
 
@@ -212,7 +213,7 @@ def test_uncalibrated_use_works_and_says_so_once(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({}, "names no sorted_exits"),
         ({"exits": [2, 1, 4]}, "must rise"),
@@ -226,6 +227,6 @@ def test_uncalibrated_use_works_and_says_so_once(
         ({"exits": [1, 4], "top_k": 0}, "top_k must be at least 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(draft_model: Any, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_do_not_fit_are_refused(draft_model: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SD2(draft_model, **changes)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.costs.timing import PassShape, PassTimer, fit, grid, left_out, machine, measure_together
+from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, machine, measure_together
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered
 
@@ -24,15 +24,8 @@ CONTEXTS = (64, 512)
 STEPS_OF, STEPS = 3, 24
 
 
-@runtime_checkable
-class RunsPasses(Protocol):
-    """A drafter with forward passes of its own."""
-
-    def pass_timers(self) -> Mapping[str, PassTimer]: ...
-
-
 def measure_costs(
-    target: Any, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float
+    target: Target, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float
 ) -> dict[str, tuple[Costs, dict[str, Any]]]:
     """Per drafter: its costs, the target's passes included, and the median error of the fit on passes left out of it.
 
@@ -40,8 +33,7 @@ def measure_costs(
     """
     timers = {("", name): timer for name, timer in target.pass_timers().items()}
     for label, drafter in drafters.items():
-        if isinstance(drafter, RunsPasses):
-            timers |= {(label, name): timer for name, timer in drafter.pass_timers().items()}
+        timers |= {(label, name): timer for name, timer in drafter.pass_timers().items()}
     jobs = {
         "/".join(place): (timer, _shapes(BLOCK if place[0] else TREE, target.max_positions))
         for place, timer in timers.items()
@@ -52,6 +44,7 @@ def measure_costs(
         timed = points["/".join(place)]
         passes[place] = fit(timed, timer.buckets)
         errors[place] = median(abs(error) for error in left_out(timed, timer.buckets))
+    assert target.model is not None
     weight = next(target.model.parameters())
     here = machine(weight.device, weight.dtype)
     found = {}

@@ -12,19 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, Target
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import (
     RANKS,
     TOP,
     Calibration,
-    LeavesEarly,
     calibration_path,
     costs_path,
     covered_key,
@@ -47,13 +45,6 @@ from draftsmith.infer.measure.calibrate.reliability import expected_calibration_
 MANY, MANY_ACCEPTED = 400, 20
 # The least observations for a rank's own curve.
 SOME = 30
-
-
-@runtime_checkable
-class MadeFrom(Protocol):
-    """A drafter that was made from a folder or a Hub name (empty if from a live object)."""
-
-    home: str
 
 
 @dataclass(slots=True)
@@ -83,12 +74,12 @@ def halves(answers: Sequence[Answered], seed: int) -> set[int]:
 
 def home(drafter: Drafter) -> str:
     """What a drafter's calibration is found by: the folder or Hub name it was made from, or its own name."""
-    return (isinstance(drafter, MadeFrom) and drafter.home) or drafter.name
+    return drafter.origin or drafter.name
 
 
 def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
     """Raise, before anything is measured, if results could not be saved or merged with earlier ones."""
-    fingerprint = target_fingerprint(target)
+    fingerprint = target.fingerprint()
     for drafter in drafters.values():
         path = calibration_path(home(drafter), fingerprint)
         if path.is_file():
@@ -132,7 +123,7 @@ def calibrate(
     facts = {"prompts": len({one.number for one in answers}), "temperature": settings.temperature,
              "date": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
     measured = {source: found | facts for source, found in scores.items()}
-    calibration = Calibration(target_fingerprint(target), curves, covered, measured)
+    calibration = Calibration(target.fingerprint(), curves, covered, measured)
     return Calibrated(home(drafter), calibration, scores, held_out, errors)
 
 

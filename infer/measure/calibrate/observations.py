@@ -153,8 +153,9 @@ class Listener:
         self.drafter = drafter
         self.numbers = numbers
         self.noted: dict[str, list[tuple[int, int, float, bool]]] = {}
-        self.name, self.features = drafter.name, drafter.features
+        self.name, self.features, self.origin = drafter.name, drafter.features, drafter.origin
         self.bind, self.open, self.close = drafter.bind, drafter.open, drafter.close
+        self.pass_timers = drafter.pass_timers
         self._drafts: dict[Row, Draft] = {}
 
     @property

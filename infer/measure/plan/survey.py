@@ -28,6 +28,7 @@ from draftsmith.infer.costs.timing import (
     machine,
     measure_together,
 )
+from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.plan import shape_costs
 from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
@@ -114,7 +115,7 @@ def survey(
     return found
 
 
-def _chain(model: Any, length: int) -> SmallLM:
+def _chain(model: Any, length: int) -> LMDrafter:
     return SmallLM(model, num_draft_tokens=length, top_k=1, min_confidence=0.0)
 
 

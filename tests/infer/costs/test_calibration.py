@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.costs.calibration import (
     Calibration,
     calibration_path,
@@ -65,7 +64,7 @@ def test_one_draft_has_a_file_for_each_target(tmp_path, targets):
     draft.mkdir()
     for target, top in zip(targets, (0.6, 0.7)):
         assert find_calibration(draft, target) is None
-        fingerprint = target_fingerprint(target)
+        fingerprint = target.fingerprint()
         Calibration(fingerprint, {"small": Calibrator((0.1, 0.9), (0.2, top))}).save(
             calibration_path(draft, fingerprint)
         )
@@ -78,8 +77,8 @@ def test_a_draft_that_is_no_folder_has_its_files_in_the_cache(tmp_path, targets)
     path = calibration_path("owner/model", "abc")
     assert path.is_relative_to(tmp_path / "cache")
     assert path.name == "abc.json"
-    Calibration(target_fingerprint(targets[0]), {"small": CURVE}).save(
-        calibration_path("owner/model", target_fingerprint(targets[0]))
+    Calibration(targets[0].fingerprint(), {"small": CURVE}).save(
+        calibration_path("owner/model", targets[0].fingerprint())
     )
     found = find_calibration("owner/model", targets[0])
     assert found is not None
@@ -89,7 +88,7 @@ def test_a_draft_that_is_no_folder_has_its_files_in_the_cache(tmp_path, targets)
 def test_a_file_that_tells_of_another_target_is_refused(tmp_path, targets):
     draft = tmp_path / "draft"
     draft.mkdir()
-    Calibration("0" * 64, {}).save(calibration_path(draft, target_fingerprint(targets[0])))
+    Calibration("0" * 64, {}).save(calibration_path(draft, targets[0].fingerprint()))
     with pytest.raises(ValueError, match="another target"):
         find_calibration(draft, targets[0])
 

@@ -120,7 +120,7 @@ def test_a_file_of_several_adds_them_all_by_name(write):
     assert load_drafters(f"fixed,{path}", REGISTRY) == {"fixed": Fixed(3), "short": Fixed(1), "long": Fixed(9)}
     with pytest.raises(ValueError, match="names 2 drafters where one is wanted"):
         load_drafter(path, REGISTRY)
-    with pytest.raises(ValueError, match="neither a label"):
+    with pytest.raises(ValueError, match="without a label"):
         load_drafters(f"mine={path}", REGISTRY)
 
 
@@ -131,7 +131,7 @@ def test_a_file_of_one_is_called_by_its_label_or_its_stem(write):
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("nope", "unknown drafter 'nope'; known are fixed, small:MODEL, open, factory:MODEL, gone, gone_module, or"),
         ("small", "drafter 'small' needs its model: write small:MODEL"),
@@ -150,15 +150,15 @@ def test_a_file_of_one_is_called_by_its_label_or_its_stem(write):
         ("a=fixed,a=fixed", "two drafters are called 'a'"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(spec, told):
+def test_what_is_wrong_is_reported_in_one_line(spec, message):
     with pytest.raises(ValueError) as raised:
         load_drafters(spec, REGISTRY)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ([], "must hold class_path"),
         ({"a": {"init_args": {}}}, "'a' has no class_path"),
@@ -167,8 +167,8 @@ def test_what_is_wrong_is_told_in_one_line(spec, told):
         ({"class_path": "fake_drafters.Learned"}, "needs its argument model"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(content, told, write):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_file_is_reported_in_one_line(content, message, write):
+    with pytest.raises(ValueError, match=message):
         load_drafters(write(content), REGISTRY)
 
 

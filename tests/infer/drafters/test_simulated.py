@@ -1,4 +1,4 @@
-"""A draft that is told what to say: it accepts as often as asked, runs every pass, and changes no answer."""
+"""Simulated drafts: accepted as often as asked, every pass is run, no answer changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rows(count=2, tokens=60):
 
 @pytest.fixture
 def decoded(make_model):
-    """Plain answers, and the same decoded with a rehearsed chain of a stranger's."""
+    """Plain answers, and the same decoded with simulated drafts of an unrelated model."""
     target = HFTarget(make_model("llama"))
 
     def decode(acceptance, length=4, tokens=60, **shape):
@@ -36,18 +36,18 @@ def decoded(make_model):
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
 def test_acceptance_is_as_asked_and_the_answers_are_the_plain_ones(decoded, acceptance):
-    plain, told, _ = decoded(acceptance, length=8, tokens=150)
-    assert [one.token_ids for one in told] == [one.token_ids for one in plain]
-    tried = [trial.accepted for one in told for trace in one.traces for trial in trace.tried]
+    plain, simulated, _ = decoded(acceptance, length=8, tokens=150)
+    assert [one.token_ids for one in simulated] == [one.token_ids for one in plain]
+    tried = [trial.accepted for one in simulated for trace in one.traces for trial in trace.tried]
     assert sum(tried) / len(tried) == pytest.approx(acceptance, abs=0.1)
 
 
 def test_every_pass_of_the_inner_draft_is_run(decoded):
     seen = []
-    _, told, inner = decoded(1.0)
+    _, simulated, inner = decoded(1.0)
     inner.lm.model.register_forward_hook(lambda *_: seen.append(1))
-    steps = len(told[0].traces)
-    assert inner.bytes_moved == inner.lm.weight_bytes * (sum(t.nodes for t in told[0].traces) + 1)
+    steps = len(simulated[0].traces)
+    assert inner.bytes_moved == inner.lm.weight_bytes * (sum(t.nodes for t in simulated[0].traces) + 1)
     assert steps < 60 / 4
 
 
@@ -57,5 +57,5 @@ def test_a_tree_is_refused(decoded):
 
 
 def test_a_share_above_one_is_refused():
-    with pytest.raises(ValueError, match="from 0 to 1"):
+    with pytest.raises(ValueError, match="between 0 and 1"):
         SimulatedDrafter(Empty(), 1.5)

@@ -64,13 +64,13 @@ def test_the_likeliest_paths_are_kept_and_deep_ones_among_them() -> None:
 def test_nothing_is_expanded_below_the_least_worth() -> None:
     growth = Growth(Budget(20, 9))
     calls: list[int] = []
-    grow([growth], endless(1, calls), width=1, min_worth=0.3)
+    grow([growth], endless(1, calls), width=1, min_reach=0.3)
     draft, _ = growth.draft()
     assert len(calls) == 3, "0.6, 0.36 and 0.216: the third is drafted, and nothing below it"
     assert draft.depth == 3
 
 
-def priced(per_node: float) -> Policy:
+def policy_with(per_node: float) -> Policy:
     """A target whose pass takes one second, and `per_node` more for each node."""
     policy = Policy(Costs({"target": PassCost((1, 101), (1.0, 1.0 + 100 * per_node))}), None)
     policy.begin([10])
@@ -85,23 +85,23 @@ def test_what_is_cut_is_worth_less_than_what_it_costs_and_what_stays_is_a_tree(
     draft = Draft()
     for token, (parent, confidence) in enumerate(shape):
         draft.outright(min(parent, token - 1), token, "s", confidence)
-    (kept,) = affordable([draft], priced(per_node))
+    (kept,) = affordable([draft], policy_with(per_node))
     kept.check(1000)
-    worth = {-1: 1.0}
+    reach = {-1: 1.0}
     for parent in range(-1, len(draft)):
         for trial in draft.trials.get(parent, ()):
-            worth[trial.node] = worth[parent] * trial.confidence
+            reach[trial.node] = reach[parent] * trial.confidence
     for node, token in enumerate(draft.tokens):
-        sure = worth[node] > per_node * 1.001
+        sure = reach[node] > per_node * 1.001
         assert not sure or token in kept.tokens, "a node worth its seconds was cut"
-    assert sum(worth[draft.tokens.index(token)] for token in kept.tokens) >= len(kept) * per_node * 0.999
+    assert sum(reach[draft.tokens.index(token)] for token in kept.tokens) >= len(kept) * per_node * 0.999
 
 
 def test_all_rows_of_a_step_share_one_width() -> None:
     wide, narrow = Draft(), Draft().chain([1], "s", [0.9])
     for token in range(4):
         wide.outright(ROOT, token, "s", 0.24)
-    policy = priced(0.2)
+    policy = policy_with(0.2)
     policy.begin([10, 10])
     kept = affordable([wide, narrow], policy)
     assert [len(draft) for draft in kept] == [1, 1], "a second node of the wide row would cost both rows"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
-from draftsmith.infer.contract.protocols import Budget, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
@@ -22,17 +22,21 @@ from draftsmith.retrieval import PromptLookup
 
 
 class Scripted:
-    """A drafter that proposes what it was given, and writes down what it is told."""
+    """A drafter that proposes what it was given, and records what it is given."""
 
     name = "scripted"
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(self, drafts: Sequence[Draft] = (), features: tuple[str, ...] = ()) -> None:
         self.drafts = list(drafts)
         self.features = features
         self.budgets: list[Budget] = []
         self.feedback: dict[str, list[Feedback]] = {}
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {}
 
     def bind(self, target: Target) -> None:
         pass
@@ -145,13 +149,13 @@ def test_stops_cut_path_bonus_and_cache_alike(model: Any) -> None:
     answer = plain(model, [3, 4, 5], 12)
     stop_id = answer[5]
     wanted = answer[: answer.index(stop_id) + 1]
-    told = oracle(num_draft_tokens=8)
-    told.learn({"0": answer})
+    drafter = oracle(num_draft_tokens=8)
+    drafter.learn({"0": answer})
     target = HFTarget(model)
-    told.bind(target)
+    drafter.bind(target)
     row = Row("0", [3, 4, 5], Settings(), Stops(12, frozenset([stop_id, 60])))
-    admit(target, told, [row])
-    (trace,) = step(target, told, [row], Budget(16, 16))
+    admit(target, drafter, [row])
+    (trace,) = step(target, drafter, [row], Budget(16, 16))
     assert row.stop == "eos"
     assert row.new_ids == wanted
     assert trace.committed == trace.accepted == len(wanted)
@@ -194,7 +198,7 @@ def test_rows_are_released_when_a_step_fails(model: Any) -> None:
 
 def test_rows_that_a_drafter_does_not_take_leave_the_target_as_it_was(model: Any) -> None:
     target, row = HFTarget(model), Row("0", [5])
-    with pytest.raises(ValueError, match="was not told"):
+    with pytest.raises(ValueError, match="has no plain answer"):
         generate(target, oracle(), [row])
     assert not target.lm.has(row)
 

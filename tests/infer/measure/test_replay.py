@@ -100,9 +100,13 @@ class Parrot:
     features = ()
     forward_seconds = 0.0
     bytes_moved = 0
+    origin = ""
 
     def __init__(self, *documents):
         self.documents = list(documents)
+
+    def pass_timers(self):
+        return {}
 
     def bind(self, target):
         pass

@@ -265,7 +265,7 @@ def test_a_store_for_another_target_is_refused(make_store: Any, make_model: Any,
     with pytest.raises(ValueError, match="vocabulary of 61"):
         drafter.bind(HFTarget(make_model("llama", vocab_size=64)))
     with pytest.raises(ValueError, match="hidden states"):
-        drafter.bind(type("Recorded", (), {"tokenizer": None, "vocab_size": 61})())
+        drafter.bind(type("Recorded", (), {"tokenizer": None, "vocab_size": 61, "model": None})())
     # The dtype that it was loaded in makes no other target of it.
     drafter.bind(HFTarget(make_model("llama").to(torch.float32)))
 

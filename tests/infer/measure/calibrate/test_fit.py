@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from draftsmith.infer.contract.fingerprint import target_fingerprint
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import Calibration, calibration_path, find_calibration, find_costs
@@ -130,7 +129,7 @@ def test_cover_tells_what_a_deeper_exit_s_top_k_holds():
 
 def found_for(target, home, sources, passes=None):
     curve = Calibrator((0.1, 0.9), (0.2, 0.6))
-    calibration = Calibration(target_fingerprint(target), dict.fromkeys(sources, curve))
+    calibration = Calibration(target.fingerprint(), dict.fromkeys(sources, curve))
     costs = None if passes is None else Costs({name: PassCost([1], [2.0]) for name in passes})
     return Calibrated(str(home), calibration, {}, {}, costs=costs)
 
@@ -138,7 +137,7 @@ def found_for(target, home, sources, passes=None):
 def test_a_second_target_adds_a_file_and_touches_nothing(tmp_path, make_model):
     first, second = (HFTarget(make_model("llama", seed=seed)) for seed in (0, 1))
     save({"small": found_for(first, tmp_path, ["small"])}, first)
-    path = calibration_path(tmp_path, target_fingerprint(first))
+    path = calibration_path(tmp_path, first.fingerprint())
     before = path.read_bytes()
     save({"small": found_for(second, tmp_path, ["small", "sd2:1"])}, second)
     assert path.read_bytes() == before
@@ -162,9 +161,9 @@ def test_drafters_of_one_folder_share_its_files_and_older_sources_stay(tmp_path,
 def test_what_could_not_be_joined_is_refused_before_anything_is_measured(tmp_path, make_model):
     target = HFTarget(make_model("llama"))
     drafter = PromptLookup()
-    drafter.home = str(tmp_path)
+    drafter.origin = str(tmp_path)
     check_homes({"pld": drafter}, target)
-    path = calibration_path(tmp_path, target_fingerprint(target))
+    path = calibration_path(tmp_path, target.fingerprint())
     path.parent.mkdir()
     path.write_text(json.dumps({"kind": "calibration", "format": 99}))
     with pytest.raises(ValueError, match="has format 99"):

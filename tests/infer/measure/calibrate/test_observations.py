@@ -107,7 +107,10 @@ class Scripted:
     """Proposes 7 (sure) and 8 (less so) below the prefix, and the same again below 7."""
 
     name, features = "scripted", ()
-    forward_seconds, bytes_moved = 0.0, 0
+    forward_seconds, bytes_moved, origin = 0.0, 0, ""
+
+    def pass_timers(self):
+        return {}
 
     def bind(self, target):
         pass
