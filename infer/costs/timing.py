@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost, padded
 
 if TYPE_CHECKING:
@@ -153,10 +152,20 @@ def fit(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> PassCost:
     with_context = len({point.ask.context for point in points}) > 1
     design_MN = np.array([_features(point.ask, totals, buckets, with_context) for point in points])
     seconds_M = np.array([point.seconds for point in points])
-    found_N = non_negative(design_MN / seconds_M[:, None], np.ones(len(points)))
+    found_N = non_negative_fit(design_MN / seconds_M[:, None], np.ones(len(points)))
     f = np.cumsum(found_N[: len(totals)]).tolist()
     per_seen, per_pair = found_N[-2:] if with_context else (0.0, 0.0)
     return PassCost(totals, f, float(per_seen), float(per_pair), tuple(buckets))
+
+
+def non_negative_fit(design_MN: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
+    """[N] the x >= 0 that minimises |design x - wanted|. Columns are scaled, as they may differ by a factor of 1e9."""
+    from scipy.optimize import nnls
+
+    scale_N = np.linalg.norm(design_MN, axis=0)
+    scale_N[scale_N == 0] = 1.0
+    found_N: np.ndarray = nnls(design_MN / scale_N, wanted_M)[0] / scale_N
+    return found_N
 
 
 def _total(ask: PassShape, buckets: Sequence[int]) -> int:

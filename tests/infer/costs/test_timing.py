@@ -2,12 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import (
-    CachedPassTimer,
     PassShape,
     TimedPass,
     fit,
@@ -16,9 +16,11 @@ from draftsmith.infer.costs.timing import (
     machine,
     measure,
     measure_together,
+    non_negative_fit,
 )
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.pass_timer import CachedPassTimer
 
 TRUTH = PassCost([1, 4, 16, 64], [1.0, 1.2, 2.0, 7.0], per_seen=1e-4, per_pair=1e-5)
 ROWS, TOKENS, CONTEXTS = (1, 4), (1, 4, 16), (0, 100, 1000)
@@ -122,6 +124,15 @@ def test_left_out_points_tell_how_good_the_formula_is_between_them():
 
     assert errors(0.0) == pytest.approx([0.0] * 6, abs=1e-6)
     assert max(map(abs, errors(1.0))) > 0.3
+
+
+def test_columns_of_very_different_size_are_one_problem():
+    design_MN = np.array([[1.0, 1e9], [1.0, 3e9], [1.0, 7e9]])
+    np.testing.assert_allclose(non_negative_fit(design_MN, design_MN @ [2.0, 3e-9]), [2.0, 3e-9], rtol=1e-9)
+
+
+def test_a_column_of_zeros_gets_nothing():
+    np.testing.assert_allclose(non_negative_fit(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([3.0, 3.0])), [3.0, 0.0])
 
 
 @pytest.fixture
