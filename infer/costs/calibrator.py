@@ -122,7 +122,7 @@ def _observations(raw: Any, accepted: Any, weights: Any) -> tuple[np.ndarray, np
 
 
 def _steps(rising: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Where the steps of `rising` start; a step with too few observations is joined to the next (the last, backwards)."""
+    """Where the steps of `rising` start; one with too few observations joins the next (the last, the previous)."""
     least = max(MIN_STEP, float(mass.sum()) * STEP_SHARE)
     starts, held = [0], 0.0
     for i in range(len(rising)):

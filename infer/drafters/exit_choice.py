@@ -141,7 +141,7 @@ class Cost:
     def may_go(self, at: int, worths: Sequence[float]) -> bool:
         """The most that depth has to give anywhere, against the least that it takes: one row, one token."""
         assert self.policy is not None, "the rule was not told what passes cost"
-        worth, cost = sum(worths) * self.policy.price, 0.0
+        worth, cost = sum(worths) * self.policy.seconds_per_token, 0.0
         for deeper in range(at + 1, len(self.names)):
             cost += self.policy.seconds(self.names[deeper], PlannedPass(1, 1))
             if worth * self._most(at, deeper) > cost:
@@ -161,7 +161,7 @@ class Cost:
                 tokens[fork.row] = max(tokens.get(fork.row, 0) + 1, fork.missing)
                 work = PlannedPass(len(tokens), max(tokens.values()))
                 cost = sum(self.policy.seconds(self.names[block], work) for block in range(at + 1, deeper + 1))
-                net = promised * self.policy.price - cost
+                net = promised * self.policy.seconds_per_token - cost
                 if net > best:
                     best = net
                     chosen = [False] * len(forks)

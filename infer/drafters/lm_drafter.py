@@ -333,7 +333,7 @@ class LMDrafter:
             return self.limits.top_k
         coverage, count = self.policy.coverage, 0
         left = worth * coverage
-        while count < self.limits.top_k and left * self.policy.price > self.policy.next_node(nodes + count):
+        while count < self.limits.top_k and left * self.policy.seconds_per_token > self.policy.next_node(nodes + count):
             left *= 1 - coverage
             count += 1
         return count

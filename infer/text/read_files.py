@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.text.record_formats import detect
 
 JSONL = (".jsonl", ".ndjson")
@@ -28,7 +29,7 @@ TEXT = (
 )  # fmt: skip
 COMPRESSED = (".gz", ".zst")
 KNOWN = (".json", *JSONL, ".parquet", *TEXT)
-HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<split>[\w.\[\]%:+-]+))?")
+HUB_NAME = re.compile(r"(?P<name>[^:]+)(:(?P<split>[\w.\[\]%:+-]+))?")
 CHUNK = 1 << 16
 
 
@@ -69,9 +70,9 @@ def stem_of(file: str) -> str:
 def hub_name(name: str) -> re.Match[str] | None:
     """`owner/name[:split]`, where it cannot be meant as a path: no known suffix, no folder of the owner's name."""
     match = HUB_NAME.fullmatch(name)
-    if match is None or name.startswith(".") or suffix_of(Path(name)) in KNOWN or Path(name).suffix in COMPRESSED:
+    if match is None or suffix_of(Path(name)) in KNOWN or Path(name).suffix in COMPRESSED:
         return None
-    return None if Path(name.split("/")[0]).is_dir() else match
+    return match if may_be_on_hub(match["name"]) else None
 
 
 def find_source(name: str, split: str | None = None) -> Source:
