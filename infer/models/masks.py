@@ -1,9 +1,9 @@
 """Additive attention masks for a tree behind a left-aligned context, one per kind of attention layer.
 
-A query sees every committed token and its own ancestors uncommitted; a sliding layer sees those less than a window
-away, by position. This module does not know models; infer/models/architectures.py says which plan a model needs.
+A query sees every committed token and its own uncommitted ancestors; in a sliding layer only those less than a window
+away, by position. infer/models/architectures.py says which plan a model needs.
 
-Legend: B rows, Q queries, S slots.
+Legend: B rows, Q queries, S slots, F uncommitted entries.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 
-class InFlight(Protocol):
-    """A row's state as masks need it: committed length; entries in flight with positions and bit masks of ancestors."""
+class RowState(Protocol):
+    """A row's committed length, and the positions and ancestors (a bit mask) of its uncommitted entries."""
 
     length: int
     positions: list[int]
@@ -33,7 +33,7 @@ class MaskPlan:
 
     def build(
         self,
-        slots: Sequence[InFlight],
+        slots: Sequence[RowState],
         counts: list[int],
         width: int,
         end: int,
@@ -41,20 +41,20 @@ class MaskPlan:
         dtype: torch.dtype,
         positions_BQ: np.ndarray,
     ) -> Any:
-        """The mask argument of the model for the newest `counts` entries in flight of each row."""
+        """The model's mask argument for the newest `counts` uncommitted entries of each row."""
         return self._masks(_visibility(slots, counts, width, end), slots, counts, end, device, dtype, positions_BQ)
 
     def build_at(
         self,
-        slots: Sequence[InFlight],
+        slots: Sequence[RowState],
         chosen: Sequence[Sequence[int]],
         slots_BQ: np.ndarray,
         device: torch.device,
         dtype: torch.dtype,
         positions_BQ: np.ndarray,
     ) -> Any:
-        """The same for the entries in slots `chosen` of each row, committed or uncommitted; `slots_BQ` holds them too,
-        then the slots of padding queries."""
+        """The same for the entries in slots `chosen` of each row, committed or not; `slots_BQ` holds these slots, then
+        those of padding queries."""
         end = int(slots_BQ.max()) + 1
         seen_BQS = _visibility_at(slots, chosen, slots_BQ, end)
         counts = [len(one) for one in chosen]
@@ -63,7 +63,7 @@ class MaskPlan:
     def _masks(
         self,
         seen_BQS: np.ndarray,
-        slots: Sequence[InFlight],
+        slots: Sequence[RowState],
         counts: list[int],
         end: int,
         device: torch.device,
@@ -73,7 +73,7 @@ class MaskPlan:
         masks = {}
         for kind, window in self.windows.items():
             shown_BQS = seen_BQS
-            if window is not None and max(int(positions_BQ.max()) + 1, 0) > window:
+            if window is not None and int(positions_BQ.max()) + 1 > window:
                 shown_BQS = seen_BQS & _near(slots, counts, positions_BQ, window, end)
             hidden_BQS = torch.from_numpy(~shown_BQS).to(device)
             mask = torch.zeros(hidden_BQS.shape, dtype=dtype, device=device)
@@ -81,8 +81,8 @@ class MaskPlan:
         return masks if self.by_kind else next(iter(masks.values()))
 
 
-def _visibility(slots: Sequence[InFlight], counts: list[int], width: int, end: int) -> np.ndarray:
-    """[B, Q, S] bool: the context, one's ancestors and oneself; a padding query sees itself alone."""
+def _visibility(slots: Sequence[RowState], counts: list[int], width: int, end: int) -> np.ndarray:
+    """[B, Q, S] bool: a query sees the context, its ancestors and itself; a padding query only itself."""
     seen_BQS = np.zeros((len(slots), width, end), dtype=bool)
     for b, (slot, count) in enumerate(zip(slots, counts)):
         before = len(slot.positions) - count
@@ -97,18 +97,18 @@ def _visibility(slots: Sequence[InFlight], counts: list[int], width: int, end: i
 
 
 def _visibility_at(
-    slots: Sequence[InFlight], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
+    slots: Sequence[RowState], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
 ) -> np.ndarray:
-    """[B, Q, S] bool: a committed entry sees those before it, one in flight the context and its ancestors."""
+    """[B, Q, S] bool: a committed entry sees those before it, an uncommitted one the context and its ancestors."""
     seen_BQS = np.zeros((*slots_BQ.shape, end), dtype=bool)
     for b, (slot, wanted) in enumerate(zip(slots, chosen)):
         for query, at in enumerate(wanted):
             seen_BQS[b, query, : min(at + 1, slot.length)] = True
-        flying = [(query, at - slot.length) for query, at in enumerate(wanted) if at >= slot.length]
-        if flying:
-            queries = [query for query, _ in flying]
+        uncommitted = [(query, at - slot.length) for query, at in enumerate(wanted) if at >= slot.length]
+        if uncommitted:
+            queries = [query for query, _ in uncommitted]
             shown = min(len(slot.positions), end - slot.length)
-            bits_QF = _bits([slot.visible[at] for _, at in flying], len(slot.positions))[:, :shown]
+            bits_QF = _bits([slot.visible[at] for _, at in uncommitted], len(slot.positions))[:, :shown]
             seen_BQS[b, queries, slot.length : slot.length + shown] = bits_QF
         for query in range(len(wanted), slots_BQ.shape[1]):
             seen_BQS[b, query, slots_BQ[b, query]] = True
@@ -122,12 +122,12 @@ def _bits(masks: list[int], uncommitted: int) -> np.ndarray:
     return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :uncommitted].view(bool)
 
 
-def _near(slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
-    """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its own number."""
+def _near(slots: Sequence[RowState], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
+    """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its index."""
     near_BQS = np.ones((len(slots), positions_BQ.shape[1], end), dtype=bool)
     for b, (slot, count) in enumerate(zip(slots, counts)):
         positions_S = np.arange(end)
-        flying = slot.positions[: max(end - slot.length, 0)]
-        positions_S[slot.length : slot.length + len(flying)] = flying
+        uncommitted = slot.positions[: max(end - slot.length, 0)]
+        positions_S[slot.length : slot.length + len(uncommitted)] = uncommitted
         near_BQS[b, :count] = positions_BQ[b, :count, None] - positions_S[None] < window
     return near_BQS
