@@ -1,7 +1,7 @@
 """The facts that go into run.json, and that `draftsmith env` prints.
 
-Versions, hardware, source revision, date, and the command with its configuration. Left out on purpose: the names of host
-and user, and anything that grants access. The home folder is written as `~`.
+Versions, hardware, source revision, date, and the command with its configuration. Left out on purpose: the names of
+host and user, and anything that grants access. The home folder is written as `~`.
 """
 
 from __future__ import annotations

@@ -51,27 +51,17 @@ class TreeCache:
         self._slots_BQ: torch.Tensor | None = None
         self._index_B1: torch.Tensor | None = None
 
-    def begin(self, first: int, starts: list[int], width: int, device: torch.device) -> None:
-        """The next pass writes `width` entries per row, from row `first` on, at each row's start."""
-        self._first, self._count = first, len(starts)
-        self._end = max(starts) + width
-        if len(set(starts)) == 1:
-            self._start = starts[0]
+    def begin(self, first: int, slots_BQ: np.ndarray, device: torch.device) -> None:
+        """The next pass writes these slots, of the rows from `first` on."""
+        self._first, self._count = first, len(slots_BQ)
+        self._end = int(slots_BQ.max()) + 1
+        start = int(slots_BQ[0, 0])
+        if (slots_BQ == start + np.arange(slots_BQ.shape[1])).all():
+            self._start = start  # a slice, which is faster than an index
             return
         self._start = -1
-        starts_B1 = torch.tensor(starts, device=device)[:, None]
-        self._scatter(starts_B1 + torch.arange(width, device=device))
-
-    def begin_at(self, first: int, slots_BQ: torch.Tensor) -> None:
-        """The next pass writes these slots, of the rows from `first` on."""
-        self._first, self._count = first, slots_BQ.shape[0]
-        self._end = int(slots_BQ.max()) + 1
-        self._start = -1
-        self._scatter(slots_BQ)
-
-    def _scatter(self, slots_BQ: torch.Tensor) -> None:
-        self._slots_BQ = slots_BQ
-        self._index_B1 = torch.arange(self._first, self._first + self._count, device=slots_BQ.device)[:, None]
+        self._slots_BQ = torch.from_numpy(slots_BQ).to(device)
+        self._index_B1 = torch.arange(first, first + self._count, device=device)[:, None]
 
     def put_states(self, layer: int, states_BQD: torch.Tensor) -> None:
         """Store hidden states in the slots of the current pass."""
@@ -161,6 +151,13 @@ class Slot:
     @property
     def used(self) -> int:
         return self.length + len(self.positions)
+
+    def append(self, parents: Sequence[int]) -> None:
+        """Add uncommitted entries with these parents (see Entries)."""
+        for parent in parents:
+            seen = self.visible[parent] if parent >= 0 else 0
+            self.positions.append(self.length if parent < 0 else self.positions[parent] + 1)
+            self.visible.append(seen | (1 << len(self.visible)))
 
 
 @dataclass(slots=True)
@@ -258,17 +255,20 @@ class CachedLM:
         place = {id(slot): entry for slot, entry in zip(slots, entries)}
         width = padded(max(len(entry.tokens) for entry in entries), self.buckets)
         spanned = [self._slots[row] for row in span]
-        starts = [slot.used for slot in spanned]
-        self.cache.reserve(len(self._order), max(starts) + width)
+        slots_BQ = np.array([slot.used for slot in spanned])[:, None] + np.arange(width)
+        self.cache.reserve(len(self._order), int(slots_BQ.max()) + 1)
         tokens_BQ = np.zeros((len(span), width), dtype=np.int64)
         positions_BQ = np.zeros((len(span), width), dtype=np.int64)
+        chosen = []
         for b, slot in enumerate(spanned):
-            entry = place.get(id(slot))
-            if entry is not None:
-                self._append(slot, entry, tokens_BQ[b], positions_BQ[b])
-        counts = [len(place[id(slot)].tokens) if id(slot) in place else 0 for slot in spanned]
-        self.cache.begin(first, starts, width, self.device)
-        mask = self._plan.build(spanned, counts, width, max(starts) + width, self.device, self.dtype, positions_BQ)
+            entry = place.get(id(slot), Entries([], []))
+            count = len(entry.tokens)
+            slot.append(entry.parents)
+            tokens_BQ[b, :count] = entry.tokens
+            positions_BQ[b, :count] = slot.positions[slot.uncommitted - count :]
+            chosen.append(slots_BQ[b, :count].tolist())
+        self.cache.begin(first, slots_BQ, self.device)
+        mask = self._plan.build(spanned, chosen, slots_BQ, positions_BQ, self.device, self.dtype)
         ran = time.perf_counter()
         output = self.model(
             input_ids=torch.from_numpy(tokens_BQ).to(self.device),
@@ -289,16 +289,6 @@ class CachedLM:
         self.forward_seconds += time.perf_counter() - ran
         self.bytes_moved += self.weight_bytes
         return logits_BQV, states
-
-    def _append(self, slot: Slot, entry: Entries, tokens_Q: np.ndarray, positions_Q: np.ndarray) -> None:
-        """Record a row's new entries: positions, and a bit mask of the uncommitted entries that each may see."""
-        uncommitted = slot.uncommitted
-        tokens_Q[: len(entry.tokens)] = entry.tokens
-        for i, parent in enumerate(entry.parents):
-            seen = slot.visible[parent] if parent >= 0 else 0
-            slot.visible.append(seen | (1 << (uncommitted + i)))
-            slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
-        positions_Q[: len(entry.tokens)] = slot.positions[uncommitted:]
 
     def prefill(
         self, rows: Sequence[Any], tokens: Sequence[list[int]], hidden: bool = False

@@ -117,13 +117,8 @@ class ExitLM:
     def enter(self, rows: Sequence[Any], entries: Sequence[Entries]) -> list[torch.Tensor]:
         """Run new entries through the first block; per row, the states [N, D] in which they left it."""
         for row, entry in zip(rows, entries):
-            slot = self._slots[row]
-            uncommitted = slot.uncommitted
-            for i, parent in enumerate(entry.parents):
-                seen = slot.visible[parent] if parent >= 0 else 0
-                slot.visible.append(seen | (1 << (uncommitted + i)))
-                slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
-                slot.passed.append(0)
+            self._slots[row].append(entry.parents)
+            self._slots[row].passed += [0] * len(entry.parents)
         new = [
             list(range(self.uncommitted(row) - len(entry.tokens), self.uncommitted(row)))
             for row, entry in zip(rows, entries)
@@ -242,12 +237,8 @@ class ExitLM:
             if tokens is not None and id(slot) in place:
                 tokens_BQ[b, : len(some)] = tokens[place[id(slot)]]
         self.cache.reserve(len(self._order), int(slots_BQ.max()) + 1)
-        mask = self._plan.build_at(spanned, asked, slots_BQ, self.device, self.dtype, positions_BQ)
-        starts = slots_BQ[:, 0].tolist()
-        if len(set(starts)) == 1 and bool((np.diff(slots_BQ) == 1).all()):
-            self.cache.begin(first, starts, width, self.device)
-        else:
-            self.cache.begin_at(first, torch.from_numpy(slots_BQ).to(self.device))
+        mask = self._plan.build(spanned, asked, slots_BQ, positions_BQ, self.device, self.dtype)
+        self.cache.begin(first, slots_BQ, self.device)
         ran = time.perf_counter()
         states_BQD = self._forward(block, tokens_BQ, positions_BQ, mask)
         self._ran(ran, self.block_bytes[block])

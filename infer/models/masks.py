@@ -33,85 +33,45 @@ class MaskPlan:
 
     def build(
         self,
-        slots: Sequence[RowState],
-        counts: list[int],
-        width: int,
-        end: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        positions_BQ: np.ndarray,
-    ) -> Any:
-        """The model's mask argument for the newest `counts` uncommitted entries of each row."""
-        return self._masks(_visibility(slots, counts, width, end), slots, counts, end, device, dtype, positions_BQ)
-
-    def build_at(
-        self,
-        slots: Sequence[RowState],
+        rows: Sequence[RowState],
         chosen: Sequence[Sequence[int]],
         slots_BQ: np.ndarray,
+        positions_BQ: np.ndarray,
         device: torch.device,
         dtype: torch.dtype,
-        positions_BQ: np.ndarray,
     ) -> Any:
-        """The same for the entries in slots `chosen` of each row, committed or not; `slots_BQ` holds these slots, then
-        those of padding queries."""
-        end = int(slots_BQ.max()) + 1
-        seen_BQS = _visibility_at(slots, chosen, slots_BQ, end)
-        counts = [len(one) for one in chosen]
-        return self._masks(seen_BQS, slots, counts, end, device, dtype, positions_BQ)
+        """The model's mask argument for the entries in slots `chosen` of each row, committed or not.
 
-    def _masks(
-        self,
-        seen_BQS: np.ndarray,
-        slots: Sequence[RowState],
-        counts: list[int],
-        end: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        positions_BQ: np.ndarray,
-    ) -> Any:
+        `slots_BQ` holds these slots, then those of padding queries."""
+        end = int(slots_BQ.max()) + 1
+        seen_BQS = _visibility(rows, chosen, slots_BQ, end)
+        counts = [len(wanted) for wanted in chosen]
         masks = {}
         for kind, window in self.windows.items():
             shown_BQS = seen_BQS
             if window is not None and int(positions_BQ.max()) + 1 > window:
-                shown_BQS = seen_BQS & _near(slots, counts, positions_BQ, window, end)
+                shown_BQS = seen_BQS & _near(rows, counts, positions_BQ, window, end)
             hidden_BQS = torch.from_numpy(~shown_BQS).to(device)
             mask = torch.zeros(hidden_BQS.shape, dtype=dtype, device=device)
             masks[kind] = mask.masked_fill_(hidden_BQS, torch.finfo(dtype).min)[:, None]
         return masks if self.by_kind else next(iter(masks.values()))
 
 
-def _visibility(slots: Sequence[RowState], counts: list[int], width: int, end: int) -> np.ndarray:
-    """[B, Q, S] bool: a query sees the context, its ancestors and itself; a padding query only itself."""
-    seen_BQS = np.zeros((len(slots), width, end), dtype=bool)
-    for b, (slot, count) in enumerate(zip(slots, counts)):
-        before = len(slot.positions) - count
-        if count:
-            seen_BQS[b, :count, : slot.length] = True
-            uncommitted = before + count
-            seen_BQS[b, :count, slot.length : slot.length + uncommitted] = _bits(slot.visible[before:], uncommitted)
-        start = slot.length + before
-        for query in range(count, width):
-            seen_BQS[b, query, start + query] = True
-    return seen_BQS
-
-
-def _visibility_at(
-    slots: Sequence[RowState], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
+def _visibility(
+    rows: Sequence[RowState], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
 ) -> np.ndarray:
-    """[B, Q, S] bool: a committed entry sees those before it, an uncommitted one the context and its ancestors."""
-    seen_BQS = np.zeros((*slots_BQ.shape, end), dtype=bool)
-    for b, (slot, wanted) in enumerate(zip(slots, chosen)):
-        for query, at in enumerate(wanted):
-            seen_BQS[b, query, : min(at + 1, slot.length)] = True
-        uncommitted = [(query, at - slot.length) for query, at in enumerate(wanted) if at >= slot.length]
-        if uncommitted:
-            queries = [query for query, _ in uncommitted]
-            shown = min(len(slot.positions), end - slot.length)
-            bits_QF = _bits([slot.visible[at] for _, at in uncommitted], len(slot.positions))[:, :shown]
-            seen_BQS[b, queries, slot.length : slot.length + shown] = bits_QF
-        for query in range(len(wanted), slots_BQ.shape[1]):
-            seen_BQS[b, query, slots_BQ[b, query]] = True
+    """[B, Q, S] bool: a committed entry sees those before it, an uncommitted one the context and its ancestors, each
+    itself; a padding query sees only itself."""
+    slots_S = np.arange(end)
+    seen_BQS = slots_BQ[:, :, None] == slots_S
+    for b, (row, wanted) in enumerate(zip(rows, chosen)):
+        context_S = slots_S[: row.length]
+        seen_BQS[b, : len(wanted), : row.length] = context_S <= slots_BQ[b, : len(wanted), None]
+        behind = [(query, at - row.length) for query, at in enumerate(wanted) if at >= row.length]
+        if behind:
+            shown = min(len(row.positions), end - row.length)
+            bits_QF = _bits([row.visible[entry] for _, entry in behind], len(row.positions))[:, :shown]
+            seen_BQS[b, [query for query, _ in behind], row.length : row.length + shown] = bits_QF
     return seen_BQS
 
 
@@ -122,12 +82,12 @@ def _bits(masks: list[int], uncommitted: int) -> np.ndarray:
     return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :uncommitted].view(bool)
 
 
-def _near(slots: Sequence[RowState], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
+def _near(rows: Sequence[RowState], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
     """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its index."""
-    near_BQS = np.ones((len(slots), positions_BQ.shape[1], end), dtype=bool)
-    for b, (slot, count) in enumerate(zip(slots, counts)):
+    near_BQS = np.ones((len(rows), positions_BQ.shape[1], end), dtype=bool)
+    for b, (row, count) in enumerate(zip(rows, counts)):
         positions_S = np.arange(end)
-        uncommitted = slot.positions[: max(end - slot.length, 0)]
-        positions_S[slot.length : slot.length + len(uncommitted)] = uncommitted
+        uncommitted = row.positions[: max(end - row.length, 0)]
+        positions_S[row.length : row.length + len(uncommitted)] = uncommitted
         near_BQS[b, :count] = positions_BQ[b, :count, None] - positions_S[None] < window
     return near_BQS
