@@ -1,12 +1,10 @@
-"""A rising curve from a raw confidence to a probability, and ways to fit one to what was observed.
+"""A rising curve from raw confidence to probability of acceptance, and three ways to fit one to observations.
 
-Isotonic: the rising steps that fit best, with a line from one step to the next; or the same over bins, where curves are
-compared with one another. Logistic: the log-odds of the raw confidence, scaled by a temperature and shifted; two
-numbers, for when there are few observations (arXiv 1706.04599 compares such fits). By hand, as no library that this
-project depends on has them. No probability comes out 0 or 1: odds are used as weights, and no observation may weigh
-without bound.
+Isotonic (`fit`), isotonic over bins (`binned`, for curves that are subtracted from one another), and logistic
+(`logistic`, for few observations); arXiv 1706.04599 compares such fits. Probabilities stay inside (0, 1), because odds
+serve as weights elsewhere.
 
-What is observed, and where curves are kept, is not known here.
+Legend: N observations, F coefficients.
 """
 
 from __future__ import annotations
@@ -19,22 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.costs.isotonic import pool_adjacent_violators
-
-# A step of the isotonic curve stands on at least so many observations, and on this share of all of them.
+# The least number, and the least share, of all observations in one step of the isotonic curve.
 MIN_STEP, STEP_SHARE = 10.0, 1 / 200
-# Bins of a binned curve, and the least that one holds.
+# The most bins of a binned curve, and the least observations in one.
 BINS, MIN_BIN = 20, 40
-# What every step is given before the first observation, half of it accepted.
+# Observations that each step starts with, half of them accepted.
 PRIOR = 1.0
 EDGE = 1e-6
-# The log-odds at which a logistic curve gets a point.
+# A logistic curve has a point at each of these log-odds.
 LOG_ODDS = np.linspace(-9.0, 9.0, 73)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrator:
-    """`raw` ascends, `probability` never falls and lies inside (0, 1). Constant beyond its ends."""
+    """Linear between its points, constant beyond them. `raw` ascends; `probability` never falls, inside (0, 1)."""
 
     raw: tuple[float, ...]
     probability: tuple[float, ...]
@@ -42,7 +38,9 @@ class Calibrator:
     def __post_init__(self) -> None:
         raw, probability = self.raw, self.probability
         if not raw or len(raw) != len(probability):
-            raise ValueError(f"a curve needs as many probabilities as confidences, and has {len(probability)}")
+            raise ValueError(
+                f"a curve needs as many probabilities as confidences; got {len(probability)} and {len(raw)}"
+            )
         if any(not a < b for a, b in pairwise(raw)) or any(not a <= b for a, b in pairwise(probability)):
             raise ValueError("a curve must rise")
         if not 0 < probability[0] <= probability[-1] < 1:
@@ -64,43 +62,42 @@ class Calibrator:
 
     @classmethod
     def fit(cls, raw: Any, accepted: Any, weights: Any = None) -> Calibrator:
-        """Isotonic: `accepted` (yes or no, or a share) over `raw`, each with its weight."""
+        """Isotonic: `accepted` (0, 1 or a share) over `raw`, weighted."""
         raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
         xs, where_N = np.unique(raw_N, return_inverse=True)
         mass = np.bincount(where_N, weights_N)
         hits = np.bincount(where_N, weights_N * accepted_N)
-        rising = np.array(pool_adjacent_violators((hits / mass).tolist(), mass.tolist()))
-        starts = _steps(rising, mass)
+        starts = _steps(_isotonic(hits / mass, mass), mass)
         mass, hits = np.add.reduceat(mass, starts), np.add.reduceat(hits, starts)
-        smoothed = (hits + PRIOR / 2) / (mass + PRIOR)
-        steps = np.array(pool_adjacent_violators(smoothed.tolist(), mass.tolist()))
+        steps = _isotonic((hits + PRIOR / 2) / (mass + PRIOR), mass)
         ends = np.append(starts[1:] - 1, len(xs) - 1)
         return cls._through(np.stack([xs[starts], xs[ends]], 1).ravel(), np.repeat(steps, 2))
 
     @classmethod
     def binned(cls, raw: Any, accepted: Any) -> Calibrator:
-        """Isotonic over bins of equally many observations, a line from centre to centre. The bins follow from `raw`
-        alone, so that curves over the same `raw` may be subtracted from one another."""
+        """Isotonic over bins of equal size, joined at their centres. The bins depend on `raw` alone, so curves over
+        the same `raw` can be subtracted from one another."""
         raw_N, accepted_N, _ = _observations(raw, accepted, None)
         order = np.argsort(raw_N, kind="stable")
         parts = np.array_split(order, max(min(BINS, len(order) // MIN_BIN), 1))
         centres = np.array([raw_N[part].mean() for part in parts])
-        smoothed = [(accepted_N[part].sum() + PRIOR / 2) / (len(part) + PRIOR) for part in parts]
-        return cls._through(centres, np.array(pool_adjacent_violators(smoothed, [len(part) for part in parts])))
+        mass = np.array([len(part) for part in parts], np.float64)
+        hits = np.array([accepted_N[part].sum() for part in parts])
+        return cls._through(centres, _isotonic((hits + PRIOR / 2) / (mass + PRIOR), mass))
 
     @classmethod
     def logistic(cls, raw: Any, accepted: Any, weights: Any = None) -> Calibrator:
-        """The odds of the raw confidence to one power, times one factor, under which the observations are likeliest."""
+        """Maximum-likelihood log-odds: power * log-odds(raw) + offset."""
         raw_N, accepted_N, weights_N = _observations(raw, accepted, weights)
         odds_N = _log_odds(raw_N)
         power, offset = _likeliest(np.stack([odds_N, np.ones_like(odds_N)], 1), accepted_N, weights_N, [1.0, 0.0])
-        if power < 0:  # the less sure, the more accepted: nothing that may be said by a curve that rises
+        if power < 0:  # acceptance falls with confidence: the best rising curve is flat
             power, (offset,) = 0.0, _likeliest(np.ones((len(odds_N), 1)), accepted_N, weights_N, [0.0])
         return cls._through(_sigmoid(LOG_ODDS), _sigmoid(power * LOG_ODDS + offset))
 
     @classmethod
     def _through(cls, raw: np.ndarray, probability: np.ndarray) -> Calibrator:
-        """Points rounded to what a file shows; those that rounding makes one are one."""
+        """Through points rounded to six digits; of points that fall together the first is kept."""
         xs, first = np.unique(np.round(raw, 6), return_index=True)
         ys = np.round(np.clip(probability, EDGE, 1 - EDGE), 6)
         return cls(tuple(xs.tolist()), tuple(ys[first].tolist()))
@@ -109,15 +106,15 @@ class Calibrator:
         return {"raw": list(self.raw), "probability": list(self.probability)}
 
     @classmethod
-    def from_json(cls, said: Any) -> Calibrator:
-        return cls(tuple(map(float, said["raw"])), tuple(map(float, said["probability"])))
+    def from_json(cls, value: Any) -> Calibrator:
+        return cls(tuple(map(float, value["raw"])), tuple(map(float, value["probability"])))
 
 
 def _observations(raw: Any, accepted: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     raw_N, accepted_N = np.asarray(raw, np.float64), np.asarray(accepted, np.float64)
     weights_N = np.ones_like(raw_N) if weights is None else np.asarray(weights, np.float64)
     if not len(raw_N) or not len(raw_N) == len(accepted_N) == len(weights_N):
-        raise ValueError(f"a curve is fitted to confidences and what became of them, and got {len(raw_N)} of them")
+        raise ValueError(f"need as many outcomes as confidences; got {len(accepted_N)} and {len(raw_N)}")
     if not np.isfinite(raw_N).all():
         raise ValueError("a confidence is not a number")
     held = weights_N > 0
@@ -125,11 +122,11 @@ def _observations(raw: Any, accepted: Any, weights: Any) -> tuple[np.ndarray, np
 
 
 def _steps(rising: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Where the steps of `rising` start; those that stand on too little are joined with what follows, or precedes."""
+    """Where the steps of `rising` start; one with too few observations joins the next (the last, the previous)."""
     least = max(MIN_STEP, float(mass.sum()) * STEP_SHARE)
     starts, held = [0], 0.0
     for i in range(len(rising)):
-        if i and rising[i] > rising[i - 1] and held >= least:
+        if i and rising[i] - rising[i - 1] > 1e-12 and held >= least:  # less is rounding
             starts.append(i)
             held = 0.0
         held += mass[i]
@@ -138,26 +135,27 @@ def _steps(rising: np.ndarray, mass: np.ndarray) -> np.ndarray:
     return np.array(starts)
 
 
+def _isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    from scipy.optimize import isotonic_regression
+
+    found: np.ndarray = isotonic_regression(values, weights=weights).x
+    return found
+
+
 def _likeliest(design_NF: np.ndarray, accepted_N: np.ndarray, weights_N: np.ndarray, start: list[float]) -> np.ndarray:
-    """[F] Logistic regression by Newton's steps, held near `start` as if by one observation or so."""
+    """[F] Logistic regression with a weak pull towards `start`, worth about one observation."""
+    from scipy.optimize import minimize
+
     start_F = np.array(start)
-    found_F = start_F.copy()
+    total = weights_N.sum() + 1.0
 
-    def worth(at_F: np.ndarray) -> float:
-        odds_N = design_NF @ at_F
-        likely = (weights_N * (accepted_N * odds_N - np.logaddexp(0.0, odds_N))).sum()
-        return float(likely - 0.5 * ((at_F - start_F) ** 2).sum())
+    def loss_and_slope(at_F: np.ndarray) -> tuple[float, np.ndarray]:
+        odds_N, off_F = design_NF @ at_F, at_F - start_F
+        loss = (weights_N * (np.logaddexp(0.0, odds_N) - accepted_N * odds_N)).sum() + 0.5 * (off_F**2).sum()
+        slope_F = design_NF.T @ (weights_N * (_sigmoid(odds_N) - accepted_N)) + off_F
+        return loss / total, slope_F / total
 
-    for _ in range(50):
-        said_N = _sigmoid(design_NF @ found_F)
-        slope_F = design_NF.T @ (weights_N * (accepted_N - said_N)) - (found_F - start_F)
-        bend_FF = (design_NF.T * (weights_N * said_N * (1 - said_N))) @ design_NF + np.eye(len(start))
-        step_F, size = np.linalg.solve(bend_FF, slope_F), 1.0
-        while worth(found_F + size * step_F) < worth(found_F) and size > 1e-6:
-            size /= 2
-        found_F = found_F + size * step_F
-        if float(np.abs(size * step_F).max()) < 1e-9:
-            break
+    found_F: np.ndarray = minimize(loss_and_slope, start_F, jac=True, method="BFGS", options={"gtol": 1e-10}).x
     return found_F
 
 

@@ -1,10 +1,8 @@
-"""How long forward passes take on this machine, and the formula of infer/costs/pass_costs.py fitted to it.
+"""Times forward passes on this machine, and fits the formula of infer/costs/pass_costs.py to them.
 
-What is timed is a *lab*: something that can stand behind a context without having computed it (what a cache holds does
-not matter to its speed) and run a pass. Points are visited in rounds, in a new order each, and a point's time is the
-median over its visits: a machine that is busy for a while slows all points, not one of them.
-
-This module does not know drafters or plans. What a step does outside its passes is measured by those who know the step.
+A PassTimer can hold rows behind a context that it has not computed (the cache's content does not affect its speed), and
+run a pass. The shapes are visited in rounds, each round in a new order, and a shape's time is the median over its
+visits: on a busy machine all shapes slow down together.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from draftsmith.infer.contract.protocols import PassTimer
-from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost, padded
 
 if TYPE_CHECKING:
     import torch
 
-# Fewer visits than these give no median worth the name.
+# The least and the most rounds that count.
 ROUNDS = (3, 9)
+# Slots beyond the context that a timed row gets.
 SPARE = 64
 
 Clock = Callable[[], float]
@@ -34,7 +32,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class PassShape:
-    """A pass to be timed: `rows` rows of `tokens` tokens each behind `context` committed ones."""
+    """A pass to time: `rows` rows of `tokens` tokens each behind `context` committed ones."""
 
     rows: int
     tokens: int
@@ -45,19 +43,19 @@ class PassShape:
 class TimedPass:
     """A pass and the seconds it took."""
 
-    ask: PassShape
+    shape: PassShape
     seconds: float
 
 
 def grid(rows: Iterable[int], tokens: Iterable[int], contexts: Iterable[int]) -> list[PassShape]:
     """Every combination, cheapest first."""
     tokens, contexts = list(tokens), list(contexts)
-    asks = {PassShape(r, q, c) for r in rows for q in tokens for c in contexts}
-    return sorted(asks, key=lambda ask: (ask.rows * ask.tokens, ask.rows * ask.context, ask.tokens))
+    shapes = {PassShape(r, q, c) for r in rows for q in tokens for c in contexts}
+    return sorted(shapes, key=lambda shape: (shape.rows * shape.tokens, shape.rows * shape.context, shape.tokens))
 
 
 def measure(
-    lab: PassTimer,
+    timer: PassTimer,
     rows: Iterable[int],
     tokens: Iterable[int],
     contexts: Iterable[int],
@@ -66,8 +64,8 @@ def measure(
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> list[TimedPass]:
-    """The points of `lab` for every combination; `seconds` is the time that it may take."""
-    return measure_together({"": (lab, grid(rows, tokens, contexts))}, seconds=seconds, seed=seed, clock=clock)[""]
+    """Time every combination with `timer`, within `seconds`."""
+    return measure_together({"": (timer, grid(rows, tokens, contexts))}, seconds=seconds, seed=seed, clock=clock)[""]
 
 
 def measure_together(
@@ -77,11 +75,11 @@ def measure_together(
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[TimedPass]]:
-    """Points of several pass_timers, all timed next to one another, so that their ratios hold on a busy machine too.
+    """Time the passes of several timers in the same rounds, so that their ratios hold on a busy machine too.
 
-    The first round warms up and tells how long a round takes; ValueError where the time does not allow three.
+    The first round is a warm-up, and shows how long a round takes; ValueError if there is no time for three more.
     """
-    visits = [(name, ask) for name, (_, asks) in jobs.items() for ask in asks]
+    visits = [(name, shape) for name, (_, shapes) in jobs.items() for shape in shapes]
     taken: dict[tuple[str, PassShape], list[float]] = {visit: [] for visit in visits}
     order, began, slowest = random.Random(seed), clock(), 0.0
     try:
@@ -89,28 +87,31 @@ def measure_together(
             started = clock()
             if number > ROUNDS[0] and started - began + slowest > seconds:
                 break
-            for done, (name, ask) in enumerate(order.sample(visits, len(visits)) if number else visits):
-                taken[name, ask].append(_visit(jobs[name][0], ask, clock))
+            for done, (name, shape) in enumerate(order.sample(visits, len(visits)) if number else visits):
+                taken[name, shape].append(_visit(jobs[name][0], shape, clock))
                 if clock() - began > seconds and number <= ROUNDS[0]:
                     raise ValueError(
-                        f"{seconds:g} s are too few: they were over after {number * len(visits) + done + 1} of "
-                        f"{(ROUNDS[0] + 1) * len(visits)} visits; measure fewer points, or give more time (--seconds)"
+                        f"{seconds:g} s are too few: they ended after {number * len(visits) + done + 1} of "
+                        f"{(ROUNDS[0] + 1) * len(visits)} passes; measure fewer shapes, or give more time (--seconds)"
                     )
             slowest = max(slowest, clock() - started)
     finally:
-        for lab, _ in jobs.values():
-            lab.close()
-    return {name: [TimedPass(ask, median(taken[name, ask][1:])) for ask in asks] for name, (_, asks) in jobs.items()}
+        for timer, _ in jobs.values():
+            timer.close()
+    return {
+        name: [TimedPass(shape, median(taken[name, shape][1:])) for shape in shapes]
+        for name, (_, shapes) in jobs.items()
+    }
 
 
-def _visit(lab: PassTimer, ask: PassShape, clock: Clock) -> float:
-    """Seconds of one pass; the one before it, not counted, brings weights and code where decoding would find them."""
-    lab.place(ask.rows, ask.context)
-    lab.run(ask.tokens)
-    _wait(lab.device)
+def _visit(timer: PassTimer, shape: PassShape, clock: Clock) -> float:
+    """Seconds of one pass, after an uncounted one that brings weights and code into the caches."""
+    timer.place(shape.rows, shape.context)
+    timer.run(shape.tokens)
+    _wait(timer.device)
     began = clock()
-    lab.run(ask.tokens)
-    _wait(lab.device)
+    timer.run(shape.tokens)
+    _wait(timer.device)
     return clock() - began
 
 
@@ -122,51 +123,61 @@ def _wait(device: torch.device) -> None:
 
 
 def fit(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> PassCost:
-    """The formula of PassCost with the least relative error: f non-decreasing, no slope negative.
+    """Least relative error, with f non-decreasing and no negative slope.
 
-    With one context alone the slopes are not to be known: they stay 0, and f holds for that context.
+    With a single context the slopes cannot be known: they are 0, and f holds for that context only.
     """
     if not points:
         raise ValueError("there are no measured passes to fit costs to")
-    totals = sorted({_total(point.ask, buckets) for point in points})
-    with_context = len({point.ask.context for point in points}) > 1
-    design_MN = np.array([_features(point.ask, totals, buckets, with_context) for point in points])
+    totals = sorted({_total(point.shape, buckets) for point in points})
+    with_context = len({point.shape.context for point in points}) > 1
+    design_MN = np.array([_features(point.shape, totals, buckets, with_context) for point in points])
     seconds_M = np.array([point.seconds for point in points])
-    found_N = non_negative(design_MN / seconds_M[:, None], np.ones(len(points)))
+    found_N = non_negative_fit(design_MN / seconds_M[:, None], np.ones(len(points)))
     f = np.cumsum(found_N[: len(totals)]).tolist()
     per_seen, per_pair = found_N[-2:] if with_context else (0.0, 0.0)
     return PassCost(totals, f, float(per_seen), float(per_pair), tuple(buckets))
 
 
-def _total(ask: PassShape, buckets: Sequence[int]) -> int:
-    return ask.rows * padded(ask.tokens, buckets)
+def non_negative_fit(design_MN: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
+    """[N] the x >= 0 that minimises |design x - wanted|. Columns are scaled, as they may differ by a factor of 1e9."""
+    from scipy.optimize import nnls
+
+    scale_N = np.linalg.norm(design_MN, axis=0)
+    scale_N[scale_N == 0] = 1.0
+    found_N: np.ndarray = nnls(design_MN / scale_N, wanted_M)[0] / scale_N
+    return found_N
 
 
-def _features(ask: PassShape, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
-    """What a pass's seconds are a sum of: the rises of f up to it, what is seen, and seen pairs."""
-    total, seen = _total(ask, buckets), ask.rows * ask.context
+def _total(shape: PassShape, buckets: Sequence[int]) -> int:
+    return shape.rows * padded(shape.tokens, buckets)
+
+
+def _features(shape: PassShape, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
+    """The terms of a pass's seconds: the rises of f up to its total, tokens of context, and attended pairs."""
+    total, seen = _total(shape, buckets), shape.rows * shape.context
     rises = [float(total >= knot) for knot in totals]
-    return [*rises, seen, seen * padded(ask.tokens, buckets)] if with_context else rises
+    return [*rises, seen, seen * padded(shape.tokens, buckets)] if with_context else rises
 
 
 def left_out(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> list[float]:
-    """The relative errors of passes that the fit has not seen: those of one number of tokens are left out at a time.
+    """Relative errors of the fit on passes that it has not seen, leaving out one number of tokens at a time.
 
-    Only between the smallest and the largest number: beyond, the formula carries on a slope.
+    The smallest and the largest number are always kept, since f extrapolates beyond them.
     """
-    totals = sorted({_total(point.ask, buckets) for point in points})
+    totals = sorted({_total(point.shape, buckets) for point in points})
     errors = []
     for total in totals[1:-1]:
-        hidden = [point for point in points if _total(point.ask, buckets) == total]
-        cost = fit([point for point in points if _total(point.ask, buckets) != total], buckets)
+        hidden = [point for point in points if _total(point.shape, buckets) == total]
+        cost = fit([point for point in points if _total(point.shape, buckets) != total], buckets)
         for point in hidden:
-            said = cost(point.ask.rows, point.ask.tokens, point.ask.context)
-            errors.append(said / point.seconds - 1)
+            predicted = cost(point.shape.rows, point.shape.tokens, point.shape.context)
+            errors.append(predicted / point.seconds - 1)
     return errors
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Whose costs these are: a file of another machine says nothing about this one."""
+    """The machine that costs were measured on; they do not hold for another."""
     import torch
 
     from draftsmith.infer.files.provenance import hardware

@@ -1,7 +1,6 @@
-"""A file is whole or it is not there: text is written beside its place and renamed into it.
+"""Files that are whole or absent: atomic writes (beside the path, then renamed), and JSON readers with clear errors.
 
-Knows nothing of what the text means. A name that ends in .gz is compressed, without a time stamp, so that the same
-content gives the same bytes.
+A name that ends in .gz is compressed, without a time stamp, so that equal content gives equal bytes.
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the name `path` only when the block ends well."""
+    """A text file that gets its name `path` only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -53,14 +54,11 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, value) of JSON Lines; blank lines are passed over; what does not parse is a ValueError."""
+    """(row number from 1, value) of JSON Lines, blank lines skipped; ValueError for a line that does not parse."""
     number = 0
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.name.endswith(".gz")
-            else path.open(encoding="utf-8") as text
-        ):
+        opened = gzip.open if path.name.endswith(".gz") else open
+        with opened(path, "rt", encoding="utf-8") as text:
             for number, line in enumerate(text, start=1):
                 if line.strip():
                     yield number, json.loads(line)
@@ -68,3 +66,23 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{path}, row {number}: not JSON ({error.msg}, column {error.colno})") from error
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}, after row {number}: cannot be read ({error})") from error
+
+
+def load_versioned(
+    path: str | Path, kind: str, version: int, parse: Callable[[dict[str, Any]], T], written_by: str
+) -> T:
+    """`parse` applied to a JSON object with this "kind" and "format"; ValueError in one line for any other file."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("kind") != kind:
+        raise ValueError(f"{path} is not a {kind} file: write one with {written_by}")
+    if value.get("format") != version:
+        raise ValueError(f"{path} has format {value.get('format')}; this version reads {version}: write it again")
+    try:
+        return parse(value)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole {kind} file: {error}") from None

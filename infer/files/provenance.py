@@ -1,7 +1,7 @@
-"""Where a number comes from: the facts that go into run.json, and that `draftsmith env` prints.
+"""The facts that go into run.json, and that `draftsmith env` prints.
 
-Versions, hardware, source revision, date, and the command and its configuration. It knows no command and no model. Kept
-out on purpose: the names of the host and the user, and anything that grants access. A home folder is written as `~`.
+Versions, hardware, source revision, date, and the command with its configuration. Left out on purpose: the names of
+host and user, and anything that grants access. The home folder is written as `~`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "draftsmith",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "pyarrow",
-    "lightning",
-    "datasets",
-    "peft",
-    "deepspeed",
-    "faiss-cpu",
-)
+    "draftsmith", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "lightning", "datasets", "peft",
+    "deepspeed", "faiss-cpu",
+)  # fmt: skip
 HIDDEN = "***"
 
-# What the CPU offers for the arithmetic of a forward pass, as Linux names it.
+# CPU features that matter to a forward pass, by their Linux names.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "bf16", "sve")
 _SECRET_NAME = re.compile(
     r"(^|[_-])(api[_-]?key|access[_-]?key|password|passwd|secret|credentials?"
@@ -44,7 +35,7 @@ _URL_LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 def provenance(command: list[str], config: Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
-    """All that run.json records about a run, ready for `json.dumps`."""
+    """What run.json records about a run, ready for `json.dumps`."""
     words = [Path(command[0]).name, *command[1:]] if command else []
     return {
         "command": _command_without_secrets(words),
@@ -58,17 +49,13 @@ def provenance(command: list[str], config: Mapping[str, Any], seed: int | None =
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Python, the system, and each of `packages` that is installed."""
+    """The versions of Python, the system, and those of `packages` that are installed."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for package in packages:
-        version = installed(package)
-        if version is not None:
-            found[package] = version
-    return found
+    return found | {package: version for package in packages if (version := installed(package)) is not None}
 
 
 def installed(package: str) -> str | None:
-    """The version of a distribution, None where it is absent."""
+    """The version of a distribution; None if it is absent."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -76,7 +63,7 @@ def installed(package: str) -> str | None:
 
 
 def extras() -> dict[str, dict[str, str | None]]:
-    """Extra -> distribution -> version, None where it is absent. Read from the package's own metadata."""
+    """Extra -> distribution -> version (None if absent), from the package's own metadata."""
     found: dict[str, dict[str, str | None]] = {}
     for requirement in metadata.requires("draftsmith") or []:
         matched = re.match(r"([A-Za-z0-9._-]+).*;.*extra == ['\"]([\w-]+)['\"]", requirement)
@@ -87,9 +74,9 @@ def extras() -> dict[str, dict[str, str | None]]:
 
 
 def revision(folder: Path | None = None) -> dict[str, Any] | None:
-    """The git revision of this source, None where the package does not run from a checkout of its own."""
+    """The git revision of this source; None if the package does not run from its own checkout."""
     folder = folder or Path(__file__).resolve().parent
-    # An installed copy may lie inside somebody else's checkout: only a tracked file speaks for its revision.
+    # An installed copy may be inside another project's checkout: check that git tracks this file.
     if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     sha = _git(folder, "rev-parse", "HEAD")
@@ -129,12 +116,12 @@ def hardware() -> dict[str, Any]:
 
 
 def _cores_usable() -> int | None:
-    """The cores that this process may use: fewer than there are, in a container or under taskset."""
+    """The cores that this process may use; in a container or under taskset fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu_facts() -> tuple[str, set[str]]:
-    """Model name and feature flags of the first CPU. Linux tells both; elsewhere the flags stay empty."""
+    """Model name and feature flags of the first CPU; without /proc/cpuinfo no flags."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -171,7 +158,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """`value` with plain types only, home folders as `~`, and whatever grants access replaced by ***."""
+    """`value` in plain types, with home folders as `~` and everything that grants access as ***."""
     if isinstance(value, Mapping):
         return {str(key): without_secrets(entry, str(key)) for key, entry in value.items()}
     if value not in (None, "") and _SECRET_NAME.search(name):
@@ -184,7 +171,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def _command_without_secrets(words: list[str]) -> list[str]:
-    """The same for a command line: `--hub_token X` and `--hub_token=X` lose their X."""
+    """The same for a command line: hides the X of `--hub_token X` and `--hub_token=X`."""
     cleaned: list[str] = []
     previous = ""
     for word in words:

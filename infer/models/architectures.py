@@ -1,7 +1,7 @@
-"""Which model families take a tree mask, which cannot, and how each wants its masks.
+"""Which model families take a tree mask, which cannot, and which masks each needs.
 
-A family that is on neither list is probed once at load: a small float32 twin of it runs a five-node tree through the
-cache, and every node's logits must equal those of its path fed on its own. A twin that comes out wrong is refused.
+A family on neither list is probed once at load: a small float32 twin runs a five-node tree through the cache, and the
+logits of every node must equal those of its path run on its own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ STATE_SPACE = {
     "mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "bamba", "zamba", "zamba2", "recurrent_gemma", "nemotron_h",
     "granitemoehybrid", "falcon_h1", "lfm2", "lfm2_moe", "qwen3_next", "xlstm", "minimax", "kimi_linear", "plamo2",
 }  # fmt: skip
+# Families that take one mask for all layers, not a dict of masks.
+ONE_MASK = {"llama", "mistral", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"}
 STATEFUL_LAYERS = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "ssm", "hybrid"}
 TOLERANCE = 1e-3
 
 
 def refusal(config: Any) -> str | None:
-    """Why a model with this config cannot take a tree mask, or None."""
+    """Why a model with this config cannot take a tree mask; None if it can."""
     kind = str(getattr(config, "model_type", "unknown"))
     if getattr(config, "is_encoder_decoder", False):
         return f"{kind} is an encoder-decoder model; only decoder-only causal LMs can verify drafts here"
-    alibi = getattr(config, "alibi", False) or _get(getattr(config, "attn_config", None), "alibi")
-    if kind in ALIBI or alibi:
-        return f"{kind} uses ALiBi position biases, which follow cache slots and not positions: trees come out wrong"
+    if kind in ALIBI or getattr(config, "alibi", False):
+        return f"{kind} uses ALiBi position biases, which follow cache slots instead of positions: trees come out wrong"
     layer_types = set(getattr(config, "layer_types", None) or ())
     if kind in STATE_SPACE or layer_types & STATEFUL_LAYERS:
         return f"{kind} has state-space or recurrent layers, whose state cannot branch into a tree"
     if "chunked_attention" in layer_types or getattr(config, "attention_chunk_size", None):
-        return f"{kind} attends in chunks, which a tree mask does not express"
+        return f"{kind} attends in chunks, which a tree mask cannot express"
     return None
 
 
@@ -55,18 +56,13 @@ def mask_plan(config: Any) -> MaskPlan:
     return MaskPlan()
 
 
-# Families whose forward makes one mask for all layers and does not look into a dict.
-ONE_MASK = {"llama", "mistral", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"}
-
-
 def max_positions(config: Any) -> int:
-    """How many positions the model takes. Where the rotation depends on the length of the call, only the part where it
-    does not: beyond it the distribution of a token depends on how the text was cut into calls, and nothing could be
-    lossless."""
-    limit = next(
-        (int(getattr(config, name)) for name in ("max_position_embeddings", "n_positions") if getattr(config, name, 0)),
-        1 << 20,
-    )
+    """The number of positions that the model takes.
+
+    If the rotary embedding depends on the length of the call, only up to where it begins to: beyond that, a token's
+    distribution depends on how the text was cut into calls, and decoding could not be lossless."""
+    names = ("max_position_embeddings", "n_positions")
+    limit = next((int(getattr(config, name)) for name in names if getattr(config, name, 0)), 1 << 20)
     rope = getattr(config, "rope_parameters", None) or {}
     for part in rope.values() if rope and all(isinstance(v, dict) for v in rope.values()) else [rope]:
         if part.get("rope_type") in ("longrope", "dynamic"):
@@ -75,7 +71,7 @@ def max_positions(config: Any) -> int:
 
 
 def prepare(model: Any) -> MaskPlan:
-    """Check that `model` can verify trees, set an attention that takes masks, and say which masks it needs."""
+    """Check that `model` can verify trees, set an attention that takes masks, and return the masks that it needs."""
     reason = refusal(model.config)
     if reason:
         raise ValueError(reason)
@@ -89,23 +85,23 @@ def prepare(model: Any) -> MaskPlan:
 
 
 def probe(model: Any) -> None:
-    """Refuse a model whose small float32 twin gives a tree other logits than its paths one by one."""
+    """Refuse a model whose small float32 twin gives other logits for a tree than for its paths one by one."""
     kind = model.config.model_type
     try:
         twin = _twin(model)
         error = tree_error(twin, mask_plan(twin.config))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, AssertionError) as problem:
-        raise ValueError(f"{kind} is not a known family, and the probe of a tree mask failed: {problem}") from problem
+        raise ValueError(f"{kind} is not a known family, and its tree mask probe failed: {problem}") from problem
     if not error < TOLERANCE:
         raise ValueError(
-            f"{kind} is not a known family, and it does not honour a tree mask: a five-node tree differs from its "
-            f"paths by {error:.2g} of the logits' spread"
+            f"{kind} is not a known family, and it does not honour a tree mask: logits of a five-node tree differ from "
+            f"those of its paths by {error:.2g} of their standard deviation"
         )
 
 
 @torch.inference_mode()
 def tree_error(model: Any, plan: MaskPlan) -> float:
-    """The largest difference between a tree's logits and those of its paths fed whole, over the logits' spread."""
+    """The largest difference between a tree's logits and those of its paths, over the logits' standard deviation."""
     vocab = int(model.config.get_text_config().vocab_size)
     prompt = [(7 * i + 3) % vocab for i in range(24)]
     tokens, parents = [5 % vocab, 11 % vocab, 2 % vocab, 9 % vocab, 4 % vocab], [-1, -1, 0, 1, 2]
@@ -126,7 +122,7 @@ def tree_error(model: Any, plan: MaskPlan) -> float:
 
 
 def _twin(model: Any) -> Any:
-    """A float32 model of the same class and config, but with few layers and a short window, weights at random."""
+    """A random float32 model of the same class and config, with few layers and a short window."""
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
     layer_types = list(getattr(text, "layer_types", None) or ())
@@ -142,7 +138,3 @@ def _twin(model: Any) -> Any:
         twin = type(model)(config)
     twin.set_attn_implementation(model.config._attn_implementation)
     return twin.to(dtype=torch.float32, device="cpu").eval()
-
-
-def _get(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)

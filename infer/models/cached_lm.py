@@ -1,14 +1,13 @@
-"""A causal LM with a preallocated tree cache: several rows, each with its context once and a uncommitted tree behind
-it.
+"""A causal LM with a preallocated tree cache: per row its context, once, and an uncommitted tree behind it.
 
-Rows lie left-aligned: the committed token at position t is in slot t, and the uncommitted entries (pending tokens and
-tree nodes that were run but not yet committed) follow behind. A forward pass writes its keys and values once; a commit
+Rows are left-aligned: the committed token at position t is in slot t, followed by the uncommitted entries (pending
+tokens and tree nodes that were run but not yet committed). A forward pass writes its keys and values once; a commit
 moves the kept entries up to the committed end. Nothing is concatenated, and no context is copied per draft.
 
-Masks and windows come from positions, never from slots; a padding query attends to itself only: it must give no NaN.
-Target and draft model alike run through this class. It does not know drafts, distributions or rules.
+Masks and windows come from positions, never from slots; a padding query attends to itself only, so it gives no NaN.
+Target and draft model both run through this class.
 
-Legend: B rows, Q queries (padded), S slots, H heads, D head size, F uncommitted entries.
+Legend: B rows, Q queries (padded), S slots, H heads, D head size.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from draftsmith.infer.costs.pass_costs import padded
 from draftsmith.infer.models.masks import MaskPlan
 
 GROWTH = 256
@@ -28,11 +28,11 @@ PREFILL_CHUNK = 512
 
 
 class TreeCache:
-    """What transformers' attention layers see as their cache: it stores what they write and shows the whole buffer.
+    """The cache that transformers' attention layers write to and read from.
 
-    `begin` names the rows and slots of the coming pass. Buffers are made when the first keys and values arrive, from
-    their shape: the config is not asked, so grouped, multi-query and unequal heads all fit. `states` are hidden states
-    that a caller wants to lie and move with them, [B, S, D] each.
+    `begin` sets the rows and slots of the next pass. Buffers take the shape of the first keys and values, not of the
+    config, so grouped, multi-query and unequal heads all fit. `states`: hidden states that are stored and moved with
+    them, [B, S, D] each.
     """
 
     is_compileable = False
@@ -51,37 +51,27 @@ class TreeCache:
         self._slots_BQ: torch.Tensor | None = None
         self._index_B1: torch.Tensor | None = None
 
-    def begin(self, first: int, starts: list[int], width: int, device: torch.device) -> None:
-        """The coming pass writes `width` entries per row, from row `first` on, at each row's start."""
-        self._first, self._count = first, len(starts)
-        self._end = max(starts) + width
-        if len(set(starts)) == 1:
-            self._start = starts[0]
+    def begin(self, first: int, slots_BQ: np.ndarray, device: torch.device) -> None:
+        """The next pass writes these slots, of the rows from `first` on."""
+        self._first, self._count = first, len(slots_BQ)
+        self._end = int(slots_BQ.max()) + 1
+        start = int(slots_BQ[0, 0])
+        if (slots_BQ == start + np.arange(slots_BQ.shape[1])).all():
+            self._start = start  # a slice, which is faster than an index
             return
         self._start = -1
-        starts_B1 = torch.tensor(starts, device=device)[:, None]
-        self._scatter(starts_B1 + torch.arange(width, device=device))
-
-    def begin_at(self, first: int, slots_BQ: torch.Tensor) -> None:
-        """The coming pass writes these slots, of the rows from `first` on."""
-        self._first, self._count = first, slots_BQ.shape[0]
-        self._end = int(slots_BQ.max()) + 1
-        self._start = -1
-        self._scatter(slots_BQ)
-
-    def _scatter(self, slots_BQ: torch.Tensor) -> None:
-        self._slots_BQ = slots_BQ
-        self._index_B1 = torch.arange(self._first, self._first + self._count, device=slots_BQ.device)[:, None]
+        self._slots_BQ = torch.from_numpy(slots_BQ).to(device)
+        self._index_B1 = torch.arange(first, first + self._count, device=device)[:, None]
 
     def put_states(self, layer: int, states_BQD: torch.Tensor) -> None:
-        """Store hidden states in the slots of the pass that began last."""
+        """Store hidden states in the slots of the current pass."""
         assert layer <= len(self.states)
         if layer == len(self.states):
             self.states.append(states_BQD.new_zeros((self.rows, self.slots, states_BQD.shape[-1])))
         self._write(self.states[layer], states_BQD)
 
     def states_of(self, layer: int) -> torch.Tensor:
-        """[B, Q, D] the hidden states in the slots of the pass that began last."""
+        """[B, Q, D] the hidden states in the slots of the current pass."""
         if self._start >= 0:
             return self.states[layer][self._first : self._first + self._count, self._start : self._end]
         return self.states[layer][self._index_B1, self._slots_BQ]
@@ -94,7 +84,7 @@ class TreeCache:
 
     @torch.inference_mode()
     def reserve(self, rows: int, slots: int) -> None:
-        """Make room for at least so many rows and slots; what is stored stays."""
+        """Grow to at least this many rows and slots, keeping what is stored."""
         if rows <= self.rows and slots <= self.slots:
             return
         self.rows = max(rows, self.rows)
@@ -133,7 +123,7 @@ class TreeCache:
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int, used: int) -> None:
-        """Copy what row `source` holds to row `target`."""
+        """Copy the first `used` slots of row `source` to row `target`."""
         for buffers in (self.keys, self.values, self.states):
             for buffer_BSHD in buffers:
                 buffer_BSHD[target, :used] = buffer_BSHD[source, :used]
@@ -147,7 +137,7 @@ class TreeCache:
 
 @dataclass(slots=True)
 class Slot:
-    """One row's state: committed length, and the entries in flight with their positions and visibility."""
+    """One row's state: committed length, and its uncommitted entries with positions and ancestors (bit masks)."""
 
     index: int
     length: int = 0
@@ -162,13 +152,20 @@ class Slot:
     def used(self) -> int:
         return self.length + len(self.positions)
 
+    def append(self, parents: Sequence[int]) -> None:
+        """Add uncommitted entries with these parents (see Entries)."""
+        for parent in parents:
+            seen = self.visible[parent] if parent >= 0 else 0
+            self.positions.append(self.length if parent < 0 else self.positions[parent] + 1)
+            self.visible.append(seen | (1 << len(self.visible)))
+
 
 @dataclass(slots=True)
 class Entries:
-    """What a forward pass appends to one row: tokens, and for each the uncommitted entry it stands under.
+    """Tokens that a forward pass appends to one row, each with its parent.
 
-    `parents[i]` is an index among the row's uncommitted entries (earlier ones, or earlier in this list, counted from
-    the last commit), or -1: right behind the committed tokens.
+    `parents[i]` is an index among the row's uncommitted entries, counted from the last commit (earlier passes, or
+    earlier in this list), or -1: directly behind the committed tokens.
     """
 
     tokens: list[int]
@@ -176,21 +173,21 @@ class Entries:
 
     @classmethod
     def chain(cls, tokens: list[int], uncommitted: int = 0) -> Entries:
-        """Entries in a line, below the newest of `flight` entries."""
+        """A chain below the newest of `uncommitted` entries."""
         return cls(tokens, list(range(uncommitted - 1, uncommitted - 1 + len(tokens))))
 
 
 def liked_buckets(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
-    """Padded numbers of queries that a device serves better than what it is asked for.
+    """Numbers of queries that are worth padding to on this device.
 
-    On a CPU in half precision, torch's attention of a single query takes two to four times as long as that of two, and
-    its matrix products are no faster for one row than for two.
+    On a CPU in half precision, torch's attention takes two to four times as long for one query as for two, and its
+    matrix products are no faster for one row than for two.
     """
     return (2,) if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else ()
 
 
 def weight_bytes(model: Any) -> int:
-    """What a pass reads of the weights: all of them once, but of an input embedding that no head shares only rows."""
+    """Bytes of weights that a pass reads: all, except an input embedding that is not shared with the head."""
     head = model.get_output_embeddings()
     table = model.get_input_embeddings().weight
     total = sum(parameter.nbytes for parameter in model.parameters())
@@ -198,7 +195,7 @@ def weight_bytes(model: Any) -> int:
 
 
 class CachedLM:
-    """A causal LM and its tree cache. Rows are known by the objects that the caller passes."""
+    """A causal LM and its tree cache. Rows are identified by objects of the caller's."""
 
     def __init__(self, model: Any, mask_plan: MaskPlan, buckets: tuple[int, ...] | None = None) -> None:
         self.model = model
@@ -216,14 +213,14 @@ class CachedLM:
     # rows
 
     def open(self, row: Any, room: int) -> None:
-        """A new row; `room` is how many slots it will need in all."""
+        """Add a row that will need `room` slots in all."""
         assert row not in self._slots, "row is open already"
         self._slots[row] = Slot(len(self._order))
         self._order.append(row)
         self.cache.reserve(len(self._order), room)
 
     def close(self, row: Any) -> None:
-        """Forget a row; the last row takes its place, so that live rows stay side by side."""
+        """Remove a row; the last row takes its place, so that live rows stay contiguous."""
         slot = self._slots.pop(row)
         last = self._order.pop()
         if last is not row:
@@ -236,7 +233,7 @@ class CachedLM:
         return row in self._slots
 
     def length(self, row: Any) -> int:
-        """How many of the row's tokens are committed to the cache."""
+        """The number of the row's tokens that are committed to the cache."""
         return self._slots[row].length
 
     def uncommitted(self, row: Any) -> int:
@@ -248,27 +245,30 @@ class CachedLM:
     def forward(
         self, rows: Sequence[Any], entries: Sequence[Entries], hidden: bool = False, last_only: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run `entries` of `rows`: logits [B, Q, V] in the order of `rows` (right-padded), and hidden states if asked.
+        """Run new `entries` of `rows`: logits [B, Q, V] in `rows`' order, right-padded, and hidden states if asked.
 
-        `last_only`: logits of the last padded query alone, for passes that only fill the cache.
+        `last_only`: only the logits of the last padded query, for passes that just fill the cache.
         """
         slots = [self._slots[row] for row in rows]
         first = min(slot.index for slot in slots)
         span = self._order[first : max(slot.index for slot in slots) + 1]
         place = {id(slot): entry for slot, entry in zip(slots, entries)}
-        width = self._bucket(max(len(entry.tokens) for entry in entries))
+        width = padded(max(len(entry.tokens) for entry in entries), self.buckets)
         spanned = [self._slots[row] for row in span]
-        starts = [slot.used for slot in spanned]
-        self.cache.reserve(len(self._order), max(starts) + width)
+        slots_BQ = np.array([slot.used for slot in spanned])[:, None] + np.arange(width)
+        self.cache.reserve(len(self._order), int(slots_BQ.max()) + 1)
         tokens_BQ = np.zeros((len(span), width), dtype=np.int64)
         positions_BQ = np.zeros((len(span), width), dtype=np.int64)
+        chosen = []
         for b, slot in enumerate(spanned):
-            entry = place.get(id(slot))
-            if entry is not None:
-                self._append(slot, entry, tokens_BQ[b], positions_BQ[b])
-        counts = [len(place[id(slot)].tokens) if id(slot) in place else 0 for slot in spanned]
-        self.cache.begin(first, starts, width, self.device)
-        mask = self._plan.build(spanned, counts, width, max(starts) + width, self.device, self.dtype, positions_BQ)
+            entry = place.get(id(slot), Entries([], []))
+            count = len(entry.tokens)
+            slot.append(entry.parents)
+            tokens_BQ[b, :count] = entry.tokens
+            positions_BQ[b, :count] = slot.positions[slot.uncommitted - count :]
+            chosen.append(slots_BQ[b, :count].tolist())
+        self.cache.begin(first, slots_BQ, self.device)
+        mask = self._plan.build(spanned, chosen, slots_BQ, positions_BQ, self.device, self.dtype)
         ran = time.perf_counter()
         output = self.model(
             input_ids=torch.from_numpy(tokens_BQ).to(self.device),
@@ -290,23 +290,10 @@ class CachedLM:
         self.bytes_moved += self.weight_bytes
         return logits_BQV, states
 
-    def _append(self, slot: Slot, entry: Entries, tokens_Q: np.ndarray, positions_Q: np.ndarray) -> None:
-        """Note a row's new entries: what each may see in flight is a bit mask over the entries in flight."""
-        uncommitted = slot.uncommitted
-        tokens_Q[: len(entry.tokens)] = entry.tokens
-        for i, parent in enumerate(entry.parents):
-            seen = slot.visible[parent] if parent >= 0 else 0
-            slot.visible.append(seen | (1 << (uncommitted + i)))
-            slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
-        positions_Q[: len(entry.tokens)] = slot.positions[uncommitted:]
-
-    def _bucket(self, width: int) -> int:
-        return next((bucket for bucket in self.buckets if bucket >= width), width)
-
     def prefill(
         self, rows: Sequence[Any], tokens: Sequence[list[int]], hidden: bool = False
     ) -> list[list[tuple[torch.Tensor, ...]]]:
-        """Bring `tokens` of each row into the cache in chunks; hidden states per row and chunk if asked."""
+        """Run `tokens` of each row into the cache in chunks; hidden states per row and chunk if asked."""
         states: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in rows]
         offset = 0
         while any(len(tokens_T) > offset for tokens_T in tokens):
@@ -321,7 +308,7 @@ class CachedLM:
         return states
 
     def commit(self, row: Any, kept: list[int]) -> None:
-        """Of the entries in flight keep those at `kept` (a path, in order); drop the rest."""
+        """Keep the uncommitted entries at `kept` (a path, in order) and drop the rest."""
         slot = self._slots[row]
         self.cache.keep(slot.index, slot.length, [slot.length + i for i in kept])
         slot.length += len(kept)

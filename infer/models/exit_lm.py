@@ -1,12 +1,11 @@
-"""A causal LM that can be left after some of its layers, with one cache for all its exits.
+"""A causal LM with exits after some of its layers, and one cache for all of them.
 
-The layers between two exits are a block. New entries go through the first block; whoever wants more of some of them
-asks for the next block, and it is run for those alone. The states in which entries left a block are kept beside the
-cache, so that what a deeper block has not seen yet is run through it later: when an entry goes deeper, all it looks at
-goes with it. Along a path, the entries that a block has seen are therefore always a beginning of it.
+The layers between two exits are a block. New entries go through the first block; the caller may then run some of them
+through the next one. The states in which entries left a block are kept beside the cache, so that a deeper block can run
+later what it has not seen: when an entry goes deeper, everything that it attends to goes first. So along a path, the
+entries that a block has seen are always a prefix of it.
 
-Rows may leave at different blocks, nodes of one row too. Which of them go deeper is not decided here
-(infer/drafters/exit_choice.py), nor what is made of the logits. Like CachedLM otherwise.
+Rows may leave at different blocks, and so may nodes of one row; infer/drafters/exit_choice.py decides which go deeper.
 
 Legend: B rows, Q queries (padded), N wanted entries, D hidden, V vocabulary.
 """
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from draftsmith.infer.costs.pass_costs import padded
 from draftsmith.infer.models.cached_lm import PREFILL_CHUNK, Entries, Slot, TreeCache, liked_buckets
 from draftsmith.infer.models.layers import ModelParts, check_parts, find_parts, inner_block
 from draftsmith.infer.models.masks import MaskPlan
@@ -29,16 +29,16 @@ from draftsmith.infer.models.masks import MaskPlan
 
 @dataclass(slots=True)
 class ExitSlot(Slot):
-    """A row's state. `filled[j]`: how many committed entries block j has seen; `passed`: blocks seen per entry in
-    flight."""
+    """A row's state. `filled[j]`: the number of committed entries that block j has seen; `passed[i]`: the number of
+    blocks that have seen uncommitted entry i."""
 
     filled: list[int] = field(default_factory=list)
     passed: list[int] = field(default_factory=list)
 
 
 class ExitLM:
-    """`exits`: numbers of layers, ascending; the last one is the whole model. `eager`: every entry goes through every
-    block at once, which costs more and gives the same numbers."""
+    """`exits`: numbers of layers, ascending; the last one is the whole model. `eager`: run every entry through every
+    block at once, which is slower and gives the same numbers."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class ExitLM:
     # rows
 
     def open(self, row: Any, room: int) -> None:
-        """A new row; `room` is how many slots it will need in all."""
+        """Add a row that will need `room` slots in all."""
         assert row not in self._slots, "row is open already"
         self._slots[row] = ExitSlot(len(self._order), filled=[0] * len(self.blocks))
         self._order.append(row)
         self.cache.reserve(len(self._order), room)
 
     def close(self, row: Any) -> None:
-        """Forget a row; the last row takes its place, so that live rows stay side by side."""
+        """Remove a row; the last row takes its place, so that live rows stay contiguous."""
         slot = self._slots.pop(row)
         last = self._order.pop()
         if last is not row:
@@ -90,40 +90,35 @@ class ExitLM:
         return row in self._slots
 
     def length(self, row: Any) -> int:
-        """How many of the row's tokens are committed to the cache."""
+        """The number of the row's tokens that are committed to the cache."""
         return self._slots[row].length
 
     def uncommitted(self, row: Any) -> int:
         return self._slots[row].uncommitted
 
     def place(self, row: Any, context: int) -> None:
-        """Take the row to hold `context` committed entries whatever stands there: for timing only."""
+        """Pretend the row has `context` committed entries (timing only)."""
         slot = self._slots[row]
         slot.length, slot.filled = context, [context] * len(self.blocks)
 
     def place_uncommitted(self, row: Any, tokens: int, block: int) -> None:
-        """Take a chain of so many entries to have come as far as `block`: likewise."""
+        """Pretend a chain of `tokens` entries has reached `block` (timing only)."""
         slot = self._slots[row]
         slot.positions = [slot.length + i for i in range(tokens)]
         slot.visible = [(1 << (i + 1)) - 1 for i in range(tokens)]
         slot.passed = [block] * tokens
 
     def behind(self, row: Any, block: int, wanted: Sequence[int]) -> int:
-        """How many entries would have to go through `block` for these entries in flight, they themselves counted."""
+        """The number of entries that `block` would have to run for the uncommitted entries `wanted`, these included."""
         return len(self._missing(self._slots[row], block, wanted))
 
     # passes
 
     def enter(self, rows: Sequence[Any], entries: Sequence[Entries]) -> list[torch.Tensor]:
-        """Run new entries through the first block: the states [N, D] in which they left it, per row."""
+        """Run new entries through the first block; per row, the states [N, D] in which they left it."""
         for row, entry in zip(rows, entries):
-            slot = self._slots[row]
-            uncommitted = slot.uncommitted
-            for i, parent in enumerate(entry.parents):
-                seen = slot.visible[parent] if parent >= 0 else 0
-                slot.visible.append(seen | (1 << (uncommitted + i)))
-                slot.positions.append(slot.length if parent < 0 else slot.positions[parent] + 1)
-                slot.passed.append(0)
+            self._slots[row].append(entry.parents)
+            self._slots[row].passed += [0] * len(entry.parents)
         new = [
             list(range(self.uncommitted(row) - len(entry.tokens), self.uncommitted(row)))
             for row, entry in zip(rows, entries)
@@ -135,7 +130,7 @@ class ExitLM:
         return states
 
     def deepen(self, rows: Sequence[Any], block: int, wanted: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Run entries in flight through `block`, with all that they look at and that has not seen it: their states."""
+        """Run uncommitted entries through `block`, after those they attend to that it has not seen; their states."""
         if self.eager:
             slots = [self._slots[row] for row in rows]
             states_BSD = self.cache.states[block]
@@ -144,14 +139,14 @@ class ExitLM:
 
     @torch.inference_mode()
     def logits(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """[N, V] what the draft says where it is left in these states."""
+        """[N, V] the logits of an exit in these states."""
         ran = time.perf_counter()
         logits_NV = self.parts.logits(states_ND)
         self._ran(ran, self.head_bytes)
         return logits_NV
 
     def prefill(self, rows: Sequence[Any], tokens: Sequence[list[int]], blocks: int) -> None:
-        """Bring `tokens` of each row into the cache of the first `blocks` blocks, in chunks."""
+        """Run `tokens` of each row through the first `blocks` blocks, in chunks, and commit them."""
         offset = 0
         while any(len(tokens_T) > offset for tokens_T in tokens):
             live = [i for i, tokens_T in enumerate(tokens) if len(tokens_T) > offset]
@@ -165,7 +160,7 @@ class ExitLM:
             offset += PREFILL_CHUNK
 
     def commit(self, row: Any, kept: list[int]) -> None:
-        """Of the entries in flight keep those at `kept` (a path, in order); drop the rest."""
+        """Keep the uncommitted entries at `kept` (a path, in order) and drop the rest."""
         slot = self._slots[row]
         self.cache.keep(slot.index, slot.length, [slot.length + i for i in kept])
         for block in range(len(self.blocks)):
@@ -185,7 +180,7 @@ class ExitLM:
         wanted: Sequence[Sequence[int]],
         tokens: Sequence[list[int]] | None = None,
     ) -> list[torch.Tensor]:
-        """One pass of a block over the wanted entries in flight and over what it has missed below them, in chunks."""
+        """Run a block, in chunks, over the wanted uncommitted entries and all that it has not seen of their context."""
         missing = [self._missing(self._slots[row], block, some) for row, some in zip(rows, wanted)]
         states_BQD = [torch.empty(0)] * len(rows)
         for start in range(0, max(len(one) for one in missing), PREFILL_CHUNK):
@@ -205,12 +200,12 @@ class ExitLM:
         return picked
 
     def _missing(self, slot: ExitSlot, block: int, wanted: Sequence[int]) -> list[int]:
-        """The slots that have to go through `block`: wanted entries, their ancestors, and what is committed."""
+        """The slots that `block` has not seen among committed entries, the wanted ones and their ancestors."""
         seen = 0
         for entry in wanted:
             seen |= slot.visible[entry]
-        flying = [i for i in range(slot.uncommitted) if seen >> i & 1 and slot.passed[i] <= block]
-        return [*range(slot.filled[block], slot.length), *(slot.length + i for i in flying)]
+        behind = [i for i in range(slot.uncommitted) if seen >> i & 1 and slot.passed[i] <= block]
+        return [*range(slot.filled[block], slot.length), *(slot.length + i for i in behind)]
 
     def _mark(self, slot: ExitSlot, block: int, at: int) -> None:
         if at < slot.length:
@@ -226,13 +221,12 @@ class ExitLM:
         chosen: Sequence[list[int]],
         tokens: Sequence[list[int]] | None,
     ) -> list[torch.Tensor]:
-        """Run `block` over the entries in slots `chosen`: their states [Q, D] per row."""
+        """Run `block` over the entries in slots `chosen`; their states [Q, D] per row."""
         first = min(slot.index for slot in slots)
         spanned = [self._slots[row] for row in self._order[first : max(slot.index for slot in slots) + 1]]
         place = {id(slot): n for n, slot in enumerate(slots)}
         asked = [chosen[place[id(slot)]] if id(slot) in place else [] for slot in spanned]
-        width = max(len(one) for one in asked)
-        width = next((bucket for bucket in self.buckets if bucket >= width), width)
+        width = padded(max(len(one) for one in asked), self.buckets)
         slots_BQ = np.empty((len(spanned), width), dtype=np.int64)
         positions_BQ = np.zeros((len(spanned), width), dtype=np.int64)
         tokens_BQ = np.zeros((len(spanned), width), dtype=np.int64)
@@ -243,12 +237,8 @@ class ExitLM:
             if tokens is not None and id(slot) in place:
                 tokens_BQ[b, : len(some)] = tokens[place[id(slot)]]
         self.cache.reserve(len(self._order), int(slots_BQ.max()) + 1)
-        mask = self._plan.build_at(spanned, asked, slots_BQ, self.device, self.dtype, positions_BQ)
-        starts = slots_BQ[:, 0].tolist()
-        if len(set(starts)) == 1 and bool((np.diff(slots_BQ) == 1).all()):
-            self.cache.begin(first, starts, width, self.device)
-        else:
-            self.cache.begin_at(first, torch.from_numpy(slots_BQ).to(self.device))
+        mask = self._plan.build(spanned, asked, slots_BQ, positions_BQ, self.device, self.dtype)
+        self.cache.begin(first, slots_BQ, self.device)
         ran = time.perf_counter()
         states_BQD = self._forward(block, tokens_BQ, positions_BQ, mask)
         self._ran(ran, self.block_bytes[block])
@@ -257,7 +247,7 @@ class ExitLM:
         return [states_BQD[slot.index - first, : len(some)] for slot, some in zip(slots, chosen)]
 
     def _forward(self, block: int, tokens_BQ: np.ndarray, positions_BQ: np.ndarray, mask: Any) -> torch.Tensor:
-        """[B, Q, D] the states after a block. Its model embeds the tokens; a later block's first layer ignores that."""
+        """[B, Q, D] the states after a block. Its model embeds the tokens; in a later block the inlet ignores that."""
         inner = self.blocks[block]
         if inner.inlet is not None:
             inner.inlet.states = self.cache.states_of(block - 1)

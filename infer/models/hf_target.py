@@ -1,7 +1,6 @@
 """A Hugging Face causal LM as target: the contract's verbs over one cached model.
 
-The newest token of a row is always pending: it enters the cache with the next step's tree. This module does not know
-drafters or rules.
+The newest token of a row is always pending: it enters the cache with the next step's tree.
 
 Legend: B rows, Q queries, V vocabulary, T positions, D hidden.
 """
@@ -26,6 +25,8 @@ from draftsmith.infer.models.cached_lm import CachedLM, Entries
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+# Rows with more pending tokens are prefilled first.
 PENDING_AT_ONCE = 16
 # Of the fingerprint: weights sampled evenly per parameter, so that a large model takes a moment, and the parts of the
 # config that shapes do not show.
@@ -38,7 +39,7 @@ CONFIG_KEYS = (
 
 @dataclass(slots=True)
 class HFScores:
-    """The logits of one pass; row `b`'s prefix stands at `roots[b]`, its nodes behind it."""
+    """The logits of one pass: those of row b's prefix at query `roots[b]`, those of its nodes behind it."""
 
     logits_BQV: torch.Tensor
     rows: Sequence[Row]
@@ -53,7 +54,7 @@ class HFScores:
 
 
 class HFTarget:
-    """Runs `model` as the target. `buckets`: padded numbers of queries that this device serves better."""
+    """Runs `model` as the target. `buckets`: numbers of queries to pad to; None: what suits the device."""
 
     draft_shape: DraftShape = "tree"
 
@@ -69,7 +70,7 @@ class HFTarget:
         self.max_positions = max_positions(model.config.get_text_config())
         self._features: dict[Row, tuple[str, ...]] = {}
         self._states: dict[Row, list[tuple[torch.Tensor, ...]]] = {}
-        self._flight: dict[Row, int] = {}
+        self._pending: dict[Row, int] = {}
 
     @property
     def forward_seconds(self) -> float:
@@ -81,12 +82,12 @@ class HFTarget:
 
     @property
     def generation_config(self) -> Any:
-        """What the model's makers would have it sampled with."""
+        """The sampling defaults from the model's generation_config.json."""
         return self.model.generation_config
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """All tokens that end an answer: generation_config.json may name several."""
+        """All tokens that end an answer (generation_config.json may list several)."""
         named = self.model.generation_config.eos_token_id
         if named is None and self.tokenizer is not None:
             named = self.tokenizer.eos_token_id
@@ -94,16 +95,16 @@ class HFTarget:
 
     @property
     def embedding(self) -> torch.nn.Module:
-        """The input embedding, lent to drafters that need it."""
+        """The input embedding, for drafters that need it."""
         return self.model.get_input_embeddings()
 
     @property
     def head(self) -> torch.nn.Module:
-        """The output head, lent likewise."""
+        """The output head, for drafters that need it."""
         return self.model.get_output_embeddings()
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        """What there is to time: the target's own passes."""
+        """Timers by pass name: the target's own passes."""
         from draftsmith.infer.models.pass_timer import CachedPassTimer
 
         return {"target": CachedPassTimer(self.lm)}
@@ -137,7 +138,7 @@ class HFTarget:
         for row in rows:
             self.lm.close(row)
             del self._features[row], self._states[row]
-            self._flight.pop(row, None)
+            self._pending.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
         hidden = any(self._features[row] for row in rows)
@@ -153,7 +154,7 @@ class HFTarget:
             parents = [*range(-1, last), *(last if parent == ROOT else last + 1 + parent for parent in draft.parents)]
             entries.append(Entries(pending + draft.tokens, parents))
             roots.append(last)
-            self._flight[row] = len(pending)
+            self._pending[row] = len(pending)
         logits_BQV, layers = self.lm.forward(rows, entries, hidden=hidden)
         if hidden:
             for b, row in enumerate(rows):
@@ -163,7 +164,7 @@ class HFTarget:
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
         feedback = []
         for row, verdict in zip(rows, verdicts):
-            pending = self._flight[row]
+            pending = self._pending[row]
             kept = [*range(pending), *(pending + node for node in verdict.kept_path)]
             start = self.lm.length(row)
             self.lm.commit(row, kept)
@@ -177,7 +178,7 @@ class HFTarget:
         return feedback
 
     def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row], roots: list[int]) -> list[list[int]] | None:
-        """The argmax everywhere, in one go, for greedy rows. NaN comes out as the largest and is seen here."""
+        """The argmax at every query if any row is greedy. `max` propagates NaN, so NaN logits are found here."""
         if not any(row.settings.greedy for row in rows):
             return None
         best_BQ, choice_BQ = logits_BQV.max(-1)
@@ -191,19 +192,19 @@ class HFTarget:
     def _check(self, row: Row) -> None:
         if len(row.ids) >= self.max_positions:
             raise ValueError(
-                f"prompt {row.key} has {len(row.ids)} tokens, and the target's context ends at {self.max_positions}"
+                f"prompt {row.key} has {len(row.ids)} tokens, but the target's context ends at {self.max_positions}"
             )
         if not 0 <= min(row.ids) <= max(row.ids) < self.vocab_size:
-            raise ValueError(f"prompt {row.key} holds a token id outside the target's vocabulary of {self.vocab_size}")
+            raise ValueError(f"prompt {row.key} has a token id outside the target's vocabulary of {self.vocab_size}")
 
     def _layer(self, name: str) -> int:
-        """The index of a named feature in transformers' hidden states: `last` is after the final norm."""
+        """The index of a named feature in transformers' hidden states; `last` is after the final norm."""
         if name == "last":
             return -1
         kind, _, number = name.partition(":")
         if kind == "layer" and number.isdigit() and int(number) < self.num_layers:
             return int(number)
-        raise ValueError(f"unknown feature {name!r}: 'last', or 'layer:k' for the state before layer k")
+        raise ValueError(f"unknown feature {name!r}: use 'last', or 'layer:k' for the state before layer k")
 
     def _feedback(self, row: Row, start: int, chunks: list[tuple[torch.Tensor, ...]]) -> Feedback:
         names = self._features[row]

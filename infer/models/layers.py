@@ -1,7 +1,7 @@
-"""The parts of a Hugging Face causal LM by what they do: its stack of layers, final norm, head; and views of its start.
+"""The parts of a Hugging Face causal LM (stack of layers, final norm, head), and models of some of its layers.
 
-Found from the model itself, not from a list of families: the stack is the ModuleList with as many entries as the config
-has layers, and what follows it is checked by numbers. What cannot be found or does not check is refused.
+Found from the model itself, not from a list of families: the stack is the ModuleList with one entry per layer of the
+config. What follows it is checked by its numbers; a model that does not check is refused.
 
 Legend: T positions, D hidden, V vocabulary.
 """
@@ -21,7 +21,7 @@ NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 @dataclass(frozen=True, slots=True)
 class ModelParts:
-    """`path` leads to the stack. Logits are `softcap * tanh(scale * head(norm(state)) / softcap)`; 0 is no cap."""
+    """`path`: where the stack is. Logits are `softcap * tanh(scale * head(norm(state)) / softcap)`; 0 is no cap."""
 
     path: str
     layers: nn.ModuleList
@@ -41,18 +41,16 @@ def shaped_logits(logits: torch.Tensor, scale: float, softcap: float) -> torch.T
 
 
 def stack_path(model: Any) -> str:
-    """Where the stack of layers is, as a dotted path."""
+    """The dotted path of the stack of layers."""
     count = model.config.get_text_config().num_hidden_layers
     found = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not found:
-        raise ValueError(
-            f"{model.config.model_type} keeps its layers in no list of {count}: it cannot be cut into exits"
-        )
+        raise ValueError(f"{model.config.model_type} has no list of its {count} layers: it cannot be cut into exits")
     return min(found, key=lambda name: name.count("."))
 
 
 def find_parts(model: Any) -> ModelParts:
-    """The parts of `model`; ValueError for a model that is not layers, then a norm, then a head."""
+    """The parts of `model`; ValueError if it is not layers, then a norm, then a head."""
     path = stack_path(model)
     owner = model.get_submodule(path.rpartition(".")[0])
     norm = next((getattr(owner, name) for name in NORMS if getattr(owner, name, None) is not None), nn.Identity())
@@ -67,7 +65,7 @@ def find_parts(model: Any) -> ModelParts:
 
 @torch.no_grad()
 def check_parts(model: Any, parts: ModelParts) -> None:
-    """Refuse a model whose last layer, norm and head do not give its logits."""
+    """Refuse a model whose norm and head, on the states of its last layer, do not give its logits."""
     kept: list[torch.Tensor] = []
     hook = parts.layers[-1].register_forward_hook(lambda module, given, output: kept.append(state_of(output)))
     training = model.training
@@ -84,7 +82,7 @@ def check_parts(model: Any, parts: ModelParts) -> None:
     if not float(error) < 0.05:
         raise ValueError(
             f"{model.config.model_type} does more than a norm and a head after its last layer (logits differ by "
-            f"{float(error):.2g} of their spread): it cannot be cut into exits"
+            f"{float(error):.2g} of their standard deviation): it cannot be cut into exits"
         )
 
 
@@ -96,7 +94,7 @@ def state_of(output: Any) -> torch.Tensor:
 
 
 def picked_config(config: Any, picked: Sequence[int]) -> Any:
-    """A copy of `config` for a model of the layers `picked`: every list that has one entry per layer is picked too."""
+    """A copy of `config` for a model of the layers `picked`; lists with one entry per layer are cut to them too."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     count = text.num_hidden_layers
@@ -110,25 +108,16 @@ def picked_config(config: Any, picked: Sequence[int]) -> Any:
 
 
 def first_layers(model: Any, count: int) -> Any:
-    """The model that `model` is if it leaves after `count` layers: a plain model that shares every weight with it."""
-    path = stack_path(model)
-    view = _shallow(model)
+    """`model` cut after `count` layers: a plain model that shares all weights with it."""
     config = picked_config(model.config, range(count))
     if hasattr(config, "sorted_exits"):
         del config.sorted_exits
-    at = view
-    for name in path.split("."):
-        if hasattr(at, "config"):
-            at.config = config
-        child = at._modules[name]
-        copied = nn.ModuleList(list(child)[:count]) if isinstance(child, nn.ModuleList) else _shallow(child)
-        at._modules[name] = copied
-        at = copied
+    view, _ = _with_layers(model, config, list(_stack(model))[:count])
     return view
 
 
 class Inlet(nn.Module):
-    """Stands for the first layer of a block: runs it on `states`, whatever it is called with."""
+    """Wraps the first layer of a block: runs it on `states` instead of the input it is called with."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -139,7 +128,7 @@ class Inlet(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("layer"), name)  # such as the kind of its attention
+            return getattr(super().__getattr__("layer"), name)  # e.g. its attention type
 
     def forward(self, given: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         assert self.states is not None
@@ -148,9 +137,9 @@ class Inlet(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of a model's layers as a base model of its own, without the final norm; all weights are shared.
+    """Consecutive layers of a model as a base model without the final norm; all weights are shared.
 
-    `inlet` takes the states to start from; None where the block begins with the embeddings.
+    `inlet` takes the states to start from; None if the block starts at the embeddings.
     """
 
     model: Any
@@ -159,27 +148,34 @@ class Block:
 
 def inner_block(model: Any, start: int, end: int) -> Block:
     """The layers from `start` up to `end`. The model around them still makes positions, rotations and masks."""
-    path = stack_path(model)
-    view = _shallow(model)
-    config = picked_config(model.config, range(start, end))
-    at = view
+    layers = list(_stack(model))[start:end]
     inlet = None
-    for name in path.split("."):
-        if hasattr(at, "config"):
-            at.config = config
-        child = at._modules[name]
-        if isinstance(child, nn.ModuleList):
-            layers = list(child)[start:end]
-            if start:
-                layers[0] = inlet = Inlet(layers[0])
-            at._modules[name] = nn.ModuleList(layers)
-            norm = next((one for one in NORMS if at._modules.get(one) is not None), None)
-            if norm is not None:
-                at._modules[norm] = nn.Identity()
-        else:
-            at._modules[name] = _shallow(child)
-        at = at._modules[name]
+    if start:
+        layers[0] = inlet = Inlet(layers[0])
+    view, owner = _with_layers(model, picked_config(model.config, range(start, end)), layers)
+    norm = next((name for name in NORMS if owner._modules.get(name) is not None), None)
+    if norm is not None:
+        owner._modules[norm] = nn.Identity()
     return Block(view.base_model, inlet)
+
+
+def _stack(model: Any) -> Any:
+    return model.get_submodule(stack_path(model))
+
+
+def _with_layers(model: Any, config: Any, layers: list[nn.Module]) -> tuple[Any, Any]:
+    """A shallow copy of `model` with another config and stack of layers, and the module that owns the stack."""
+    view = owner = _shallow(model)
+    *parents, stack = stack_path(model).split(".")
+    for name in parents:
+        if hasattr(owner, "config"):
+            owner.config = config
+        owner._modules[name] = _shallow(owner._modules[name])
+        owner = owner._modules[name]
+    if hasattr(owner, "config"):
+        owner.config = config
+    owner._modules[stack] = nn.ModuleList(layers)
+    return view, owner
 
 
 def _shallow(module: Any) -> Any:

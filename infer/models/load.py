@@ -1,17 +1,17 @@
-"""Loading models and tokenizers from a folder or the Hub, and checking that a draft speaks the target's tokens.
+"""Loads models and tokenizers from a folder or the Hub, and checks that draft and target share a tokenizer.
 
-A path that does not exist is refused here, before any library takes it for a Hub name and goes looking.
+Missing paths raise; they are never tried as Hub names.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal
 from draftsmith.infer.models.prepack import can_prepack, prepack
 from draftsmith.infer.text.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load_model(
     name: str, *, dtype: str = "auto", device: str = "auto", for_decoding: bool = False
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA where there is one.
+    """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA if there is one.
 
-    `for_decoding`: its weights will not change, so they may be packed for the device (see prepack.py).
+    `for_decoding`: the model must be able to verify trees, and its weights will not change, so they may be packed
+    (prepack.py).
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -41,8 +41,8 @@ def load_model(
     if folder.exists():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name} is not a model folder: it has no config.json")
-    elif not HUB_NAME.fullmatch(name):
-        raise ValueError(f"{name} does not exist, and is no Hub name (owner/model)")
+    elif not may_be_on_hub(name):
+        raise ValueError(f"{name} does not exist, and is not a Hub name (owner/model)")
     tokenizer = load_tokenizer(name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,18 +76,18 @@ def check_same_tokenizer(
     target_vocab_size: int,
     what: str,
 ) -> None:
-    """Refuse a draft whose ids mean other text. Padded vocabularies may differ in size; the tokenizers may not.
+    """Refuse a draft whose token ids mean other text. Padded vocabularies may differ in size; the tokenizers may not.
 
-    Where either tokenizer is not known (bare models), equal vocabulary sizes are all that can be asked for.
+    If either tokenizer is missing (bare models), only the vocabulary sizes can be compared.
     """
     if draft is None or target is None:
         if draft_vocab_size != target_vocab_size:
             raise ValueError(
-                f"{what} has a vocabulary of {draft_vocab_size} and the target one of {target_vocab_size}; without "
-                "both tokenizers there is no telling whether their ids mean the same"
+                f"{what} has a vocabulary of {draft_vocab_size} and the target one of {target_vocab_size}; give both "
+                "tokenizers, to check that their ids mean the same"
             )
         return
     if tokenizer_fingerprint(draft) != tokenizer_fingerprint(target):
         raise ValueError(f"{what} has another tokenizer than the target: its token ids mean other text")
     if draft_vocab_size < len(target):
-        raise ValueError(f"{what} embeds {draft_vocab_size} ids, and the tokenizer has {len(target)}")
+        raise ValueError(f"{what} embeds {draft_vocab_size} ids, but the tokenizer has {len(target)}")

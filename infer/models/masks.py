@@ -1,9 +1,9 @@
 """Additive attention masks for a tree behind a left-aligned context, one per kind of attention layer.
 
-A query sees every committed token and its own ancestors uncommitted; a sliding layer sees those less than a window
-away, by position. This module does not know models; infer/models/architectures.py says which plan a model needs.
+A query sees every committed token and its own uncommitted ancestors; in a sliding layer only those less than a window
+away, by position. infer/models/architectures.py says which plan a model needs.
 
-Legend: B rows, Q queries, S slots.
+Legend: B rows, Q queries, S slots, F uncommitted entries.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 
-class InFlight(Protocol):
-    """A row's state as masks need it: committed length; entries in flight with positions and bit masks of ancestors."""
+class RowState(Protocol):
+    """A row's committed length, and the positions and ancestors (a bit mask) of its uncommitted entries."""
 
     length: int
     positions: list[int]
@@ -33,85 +33,45 @@ class MaskPlan:
 
     def build(
         self,
-        slots: Sequence[InFlight],
-        counts: list[int],
-        width: int,
-        end: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        positions_BQ: np.ndarray,
-    ) -> Any:
-        """The mask argument of the model for the newest `counts` entries in flight of each row."""
-        return self._masks(_visibility(slots, counts, width, end), slots, counts, end, device, dtype, positions_BQ)
-
-    def build_at(
-        self,
-        slots: Sequence[InFlight],
+        rows: Sequence[RowState],
         chosen: Sequence[Sequence[int]],
         slots_BQ: np.ndarray,
+        positions_BQ: np.ndarray,
         device: torch.device,
         dtype: torch.dtype,
-        positions_BQ: np.ndarray,
     ) -> Any:
-        """The same for the entries in slots `chosen` of each row, committed or uncommitted; `slots_BQ` holds them too,
-        then the slots of padding queries."""
-        end = int(slots_BQ.max()) + 1
-        seen_BQS = _visibility_at(slots, chosen, slots_BQ, end)
-        counts = [len(one) for one in chosen]
-        return self._masks(seen_BQS, slots, counts, end, device, dtype, positions_BQ)
+        """The model's mask argument for the entries in slots `chosen` of each row, committed or not.
 
-    def _masks(
-        self,
-        seen_BQS: np.ndarray,
-        slots: Sequence[InFlight],
-        counts: list[int],
-        end: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        positions_BQ: np.ndarray,
-    ) -> Any:
+        `slots_BQ` holds these slots, then those of padding queries."""
+        end = int(slots_BQ.max()) + 1
+        seen_BQS = _visibility(rows, chosen, slots_BQ, end)
+        counts = [len(wanted) for wanted in chosen]
         masks = {}
         for kind, window in self.windows.items():
             shown_BQS = seen_BQS
-            if window is not None and max(int(positions_BQ.max()) + 1, 0) > window:
-                shown_BQS = seen_BQS & _near(slots, counts, positions_BQ, window, end)
+            if window is not None and int(positions_BQ.max()) + 1 > window:
+                shown_BQS = seen_BQS & _near(rows, counts, positions_BQ, window, end)
             hidden_BQS = torch.from_numpy(~shown_BQS).to(device)
             mask = torch.zeros(hidden_BQS.shape, dtype=dtype, device=device)
             masks[kind] = mask.masked_fill_(hidden_BQS, torch.finfo(dtype).min)[:, None]
         return masks if self.by_kind else next(iter(masks.values()))
 
 
-def _visibility(slots: Sequence[InFlight], counts: list[int], width: int, end: int) -> np.ndarray:
-    """[B, Q, S] bool: the context, one's ancestors and oneself; a padding query sees itself alone."""
-    seen_BQS = np.zeros((len(slots), width, end), dtype=bool)
-    for b, (slot, count) in enumerate(zip(slots, counts)):
-        before = len(slot.positions) - count
-        if count:
-            seen_BQS[b, :count, : slot.length] = True
-            uncommitted = before + count
-            seen_BQS[b, :count, slot.length : slot.length + uncommitted] = _bits(slot.visible[before:], uncommitted)
-        start = slot.length + before
-        for query in range(count, width):
-            seen_BQS[b, query, start + query] = True
-    return seen_BQS
-
-
-def _visibility_at(
-    slots: Sequence[InFlight], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
+def _visibility(
+    rows: Sequence[RowState], chosen: Sequence[Sequence[int]], slots_BQ: np.ndarray, end: int
 ) -> np.ndarray:
-    """[B, Q, S] bool: a committed entry sees those before it, one in flight the context and its ancestors."""
-    seen_BQS = np.zeros((*slots_BQ.shape, end), dtype=bool)
-    for b, (slot, wanted) in enumerate(zip(slots, chosen)):
-        for query, at in enumerate(wanted):
-            seen_BQS[b, query, : min(at + 1, slot.length)] = True
-        flying = [(query, at - slot.length) for query, at in enumerate(wanted) if at >= slot.length]
-        if flying:
-            queries = [query for query, _ in flying]
-            shown = min(len(slot.positions), end - slot.length)
-            bits_QF = _bits([slot.visible[at] for _, at in flying], len(slot.positions))[:, :shown]
-            seen_BQS[b, queries, slot.length : slot.length + shown] = bits_QF
-        for query in range(len(wanted), slots_BQ.shape[1]):
-            seen_BQS[b, query, slots_BQ[b, query]] = True
+    """[B, Q, S] bool: a committed entry sees those before it, an uncommitted one the context and its ancestors, each
+    itself; a padding query sees only itself."""
+    slots_S = np.arange(end)
+    seen_BQS = slots_BQ[:, :, None] == slots_S
+    for b, (row, wanted) in enumerate(zip(rows, chosen)):
+        context_S = slots_S[: row.length]
+        seen_BQS[b, : len(wanted), : row.length] = context_S <= slots_BQ[b, : len(wanted), None]
+        behind = [(query, at - row.length) for query, at in enumerate(wanted) if at >= row.length]
+        if behind:
+            shown = min(len(row.positions), end - row.length)
+            bits_QF = _bits([row.visible[entry] for _, entry in behind], len(row.positions))[:, :shown]
+            seen_BQS[b, [query for query, _ in behind], row.length : row.length + shown] = bits_QF
     return seen_BQS
 
 
@@ -122,12 +82,12 @@ def _bits(masks: list[int], uncommitted: int) -> np.ndarray:
     return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :uncommitted].view(bool)
 
 
-def _near(slots: Sequence[InFlight], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
-    """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its own number."""
-    near_BQS = np.ones((len(slots), positions_BQ.shape[1], end), dtype=bool)
-    for b, (slot, count) in enumerate(zip(slots, counts)):
+def _near(rows: Sequence[RowState], counts: list[int], positions_BQ: np.ndarray, window: int, end: int) -> np.ndarray:
+    """[B, Q, S] bool: less than `window` positions away. A committed slot's position is its index."""
+    near_BQS = np.ones((len(rows), positions_BQ.shape[1], end), dtype=bool)
+    for b, (row, count) in enumerate(zip(rows, counts)):
         positions_S = np.arange(end)
-        flying = slot.positions[: max(end - slot.length, 0)]
-        positions_S[slot.length : slot.length + len(flying)] = flying
+        uncommitted = row.positions[: max(end - row.length, 0)]
+        positions_S[row.length : row.length + len(uncommitted)] = uncommitted
         near_BQS[b, :count] = positions_BQ[b, :count, None] - positions_S[None] < window
     return near_BQS

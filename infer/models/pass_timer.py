@@ -1,9 +1,8 @@
-"""Timing a model's passes: implementations of infer/costs/timing.py's PassTimer for the cached models."""
+"""Timers for the passes of cached models: the PassTimer of infer/costs/timing.py for CachedLM and ExitLM."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from statistics import median
 
 import torch
@@ -13,37 +12,55 @@ from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.exit_lm import ExitLM
 
 
+class TimedRows:
+    """The rows that a timer holds in a model's cache, all with the same context length."""
+
+    def __init__(self, lm: CachedLM | ExitLM) -> None:
+        self.lm = lm
+        self.rows: list[object] = []
+
+    def open(self, rows: int, context: int) -> None:
+        self.close()
+        self.rows = [object() for _ in range(rows)]
+        for row in self.rows:
+            self.lm.open(row, context + SPARE)
+
+    def entries(self, tokens: int) -> list[Entries]:
+        return [Entries.chain([0] * tokens) for _ in self.rows]
+
+    def finish(self, logits: torch.Tensor) -> None:
+        """End a pass as greedy decoding does, reading the choices, and commit nothing."""
+        logits.argmax(-1).tolist()
+        for row in self.rows:
+            self.lm.commit(row, [])
+
+    def close(self) -> None:
+        for row in reversed(self.rows):
+            self.lm.close(row)
+        self.rows = []
+
+
 class CachedPassTimer:
-    """A target's or a draft model's cached passes. A pass ends, as a greedy one does, with the choices read off."""
+    """Times the passes of a target or a draft model."""
 
     def __init__(self, lm: CachedLM) -> None:
         self.lm = lm
-        self._rows: list[object] = []
-
-    @property
-    def buckets(self) -> Sequence[int]:
-        return self.lm.buckets
-
-    @property
-    def device(self) -> torch.device:
-        return self.lm.device
+        self.buckets, self.device = lm.buckets, lm.device
+        self._timed = TimedRows(lm)
+        self.close = self._timed.close
 
     def place(self, rows: int, context: int) -> None:
-        self.close()
-        self._rows = [object() for _ in range(rows)]
-        for row in self._rows:
-            self.lm.open(row, context + SPARE)
-            # Committed, though no pass has written them: the slots hold what they hold.
+        self._timed.open(rows, context)
+        for row in self._timed.rows:
+            # Committed without a pass: what the cache holds does not affect its speed.
             self.lm.commit(row, list(range(context)))
 
     def run(self, tokens: int) -> None:
-        logits_BQV, _ = self.lm.forward(self._rows, [Entries.chain([0] * tokens) for _ in self._rows])
-        logits_BQV.argmax(-1).tolist()
-        for row in self._rows:
-            self.lm.commit(row, [])
+        logits_BQV, _ = self.lm.forward(self._timed.rows, self._timed.entries(tokens))
+        self._timed.finish(logits_BQV)
 
     def around(self, rows: int, tokens: int, context: int, tries: int = 9) -> float:
-        """Seconds of such a pass that are not the model's own: masks before it, choices after it."""
+        """Seconds of a pass outside the model itself: masks before it, choices after it."""
         self.place(rows, context)
         taken = []
         for _ in range(tries):
@@ -53,51 +70,30 @@ class CachedPassTimer:
         self.close()
         return median(taken)
 
-    def close(self) -> None:
-        for row in reversed(self._rows):
-            self.lm.close(row)
-        self._rows = []
-
 
 class ExitPassTimer:
-    """The passes of one block of a sorted draft over new entries, with the head that its exit is read through."""
+    """Times the passes of one block of a sorted draft over new entries, and of the head that reads its exit."""
 
     def __init__(self, lm: ExitLM, block: int) -> None:
         self.lm = lm
         self.block = block
-        self._rows: list[object] = []
-
-    @property
-    def buckets(self) -> Sequence[int]:
-        return self.lm.buckets
-
-    @property
-    def device(self) -> torch.device:
-        return self.lm.device
+        self.buckets, self.device = lm.buckets, lm.device
+        self._timed = TimedRows(lm)
+        self.close = self._timed.close
 
     def place(self, rows: int, context: int) -> None:
-        self.close()
-        self._rows = [object() for _ in range(rows)]
-        for row in self._rows:
-            self.lm.open(row, context + SPARE)
-        # One token through every block, so that all buffers are there.
-        self.lm.prefill(self._rows, [[0]] * rows, len(self.lm.exits))
-        for row in self._rows:
+        self._timed.open(rows, context)
+        # One token through every block allocates all buffers.
+        self.lm.prefill(self._timed.rows, [[0]] * rows, len(self.lm.exits))
+        for row in self._timed.rows:
             self.lm.place(row, context)
 
     def run(self, tokens: int) -> None:
-        wanted = [list(range(tokens)) for _ in self._rows]
+        rows = self._timed.rows
         if self.block == 0:
-            states = self.lm.enter(self._rows, [Entries.chain([0] * tokens) for _ in self._rows])
+            states = self.lm.enter(rows, self._timed.entries(tokens))
         else:
-            for row in self._rows:
+            for row in rows:
                 self.lm.place_uncommitted(row, tokens, self.block)
-            states = self.lm.deepen(self._rows, self.block, wanted)
-        self.lm.logits(torch.cat(states)).argmax(-1).tolist()
-        for row in self._rows:
-            self.lm.commit(row, [])
-
-    def close(self) -> None:
-        for row in reversed(self._rows):
-            self.lm.close(row)
-        self._rows = []
+            states = self.lm.deepen(rows, self.block, [list(range(tokens)) for _ in rows])
+        self._timed.finish(self.lm.logits(torch.cat(states)))

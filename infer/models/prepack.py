@@ -1,9 +1,9 @@
-"""Prepacked weights for bfloat16 on a CPU: the layout that oneDNN multiplies with, made once and not on every call.
+"""Prepacked bfloat16 weights on a CPU: the layout that oneDNN multiplies with, made once instead of on every call.
 
-torch hands a linear layer's weights to oneDNN in row order, and pays for it in every product of few rows. Packed copies
-cost their size in memory again and take 15 to 30 % off a small model's pass (measured 2026-11-21 on 2 cores of an AMD
-EPYC 9004: 30M parameters, 6 tokens, 10.8 -> 7.8 ms). Only for models that will not be trained: a packed copy does not
-follow its weights.
+torch passes a linear layer's weights to oneDNN in row order, which costs time in every product of few rows. Packed
+copies double the memory of the weights and take 15 to 30 % off a small model's pass (measured 2026-11-21 on 2 cores of
+an AMD EPYC 9004: 30M parameters, 6 tokens, 10.8 -> 7.8 ms). Only for models that are not trained: a packed copy does
+not follow its weights.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-# A copy larger than this share of the machine's memory is not worth its place.
+# The largest copy, as a share of the machine's memory.
 SHARE_OF_MEMORY = 0.25
 ROWS_HINT = 8
 
 
 def can_prepack(model: Any) -> bool:
-    """Whether this device multiplies packed bfloat16, and the copy is small beside the machine's memory."""
+    """Whether the CPU multiplies packed bfloat16 and the copy fits into its share of memory."""
     weights = [layer.weight for layer in _layers(model)]
     if not weights or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -29,7 +29,7 @@ def can_prepack(model: Any) -> bool:
 
 @torch.inference_mode()
 def prepack(model: Any) -> int:
-    """Give every bfloat16 linear layer of `model` a packed product; returns how many there were."""
+    """Pack the weights of every bfloat16 linear layer of `model`; returns the number of layers."""
     layers = _layers(model)
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS_HINT)
@@ -38,7 +38,7 @@ def prepack(model: Any) -> int:
 
 
 class _PackedProduct:
-    """Stands for a linear layer's forward."""
+    """Replaces a linear layer's forward."""
 
     def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.packed = packed

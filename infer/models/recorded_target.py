@@ -1,8 +1,8 @@
-"""A target that replays stored answers, so that replay is the same loop as decoding.
+"""A target that replays recorded answers, so that replay is the same loop as decoding.
 
-Drafts are judged against what was written down: a token is accepted where the recording says it. With a recording
-sampled at a temperature that is exact for outright drafts only (the draw was made first and is looked up); sampled
-drafts need the distribution itself and are refused unless the recording is greedy.
+A draft token is accepted if it equals the recorded one. For a recording sampled at a temperature this is exact only for
+outright drafts (the draw was made first and is looked up). Sampled drafts need the distribution itself, so they are
+refused unless the recording is greedy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RecordedDistribution:
-    """A point mass on the recorded token, at the nodes that follow the recording; a walk visits no others."""
+    """A point mass on the recorded token at the nodes that follow the recording; a walk visits no others."""
 
     ahead: Sequence[int]
     draft: Draft
@@ -74,10 +74,10 @@ class RecordedTarget:
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         if features:
-            raise ValueError(f"recorded answers hold no model states; this drafter reads {', '.join(features)}")
+            raise ValueError(f"recorded answers have no model states; this drafter reads {', '.join(features)}")
         for row in rows:
             if row.key not in self.answers:
-                raise ValueError(f"there is no recorded answer for {row.key}")
+                raise ValueError(f"no recorded answer for {row.key}")
         return [Feedback(0) for _ in rows]
 
     def release(self, rows: Sequence[Row]) -> None:
@@ -85,13 +85,9 @@ class RecordedTarget:
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> RecordedScores:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
-            raise ValueError("replay of answers sampled at a temperature takes outright drafts only, not sampled ones")
-        distributions = []
-        for row, draft in zip(rows, drafts):
-            distributions.append(
-                RecordedDistribution(self.answers[row.key][len(row.new_ids) :], draft, self.vocab_size)
-            )
-        return RecordedScores(distributions)
+            raise ValueError("answers sampled at a temperature can be replayed with outright drafts only")
+        aheads = [self.answers[row.key][len(row.new_ids) :] for row in rows]
+        return RecordedScores([RecordedDistribution(a, d, self.vocab_size) for a, d in zip(aheads, drafts)])
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
         return [Feedback(len(row.ids) - 1) for row in rows]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.text.record_formats import detect
 
 JSONL = (".jsonl", ".ndjson")
@@ -26,7 +27,7 @@ TEXT = (
 COMPRESSED = (".gz", ".zst")
 KNOWN = (".json", *JSONL, ".parquet", *TEXT)
 BOM = b"\xef\xbb\xbf"
-HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<split>[\w.\[\]%:+-]+))?")
+HUB_NAME = re.compile(r"(?P<name>[^:]+)(:(?P<split>[\w.\[\]%:+-]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ def _uncompressed(path: Path) -> Path:
 def hub_name(name: str) -> re.Match[str] | None:
     """`owner/name[:split]`, unless it looks like a path: a known suffix, or a folder of the owner's name."""
     match = HUB_NAME.fullmatch(name)
-    if match is None or name.startswith(".") or suffix_of(Path(name)) in KNOWN or Path(name).suffix in COMPRESSED:
+    if match is None or suffix_of(Path(name)) in KNOWN or Path(name).suffix in COMPRESSED:
         return None
-    return None if Path(name.split("/")[0]).is_dir() else match
+    return match if may_be_on_hub(match["name"]) else None
 
 
 def find_source(name: str, split: str | None = None) -> Source:

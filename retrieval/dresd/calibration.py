@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.costs.isotonic import pool_adjacent_violators
 from draftsmith.retrieval.dresd.index import search
 
 # A drafter's defaults (drafter.py), for which the curves are measured.
@@ -67,13 +66,15 @@ class SimilarityCalibration:
 def fit_curve(similarity: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> SimilarityCurve:
     """The rising curve of `right` over `similarity`. Every bin starts with one right and one wrong observation, so an
     empty curve is 0.5."""
+    from scipy.optimize import isotonic_regression
+
     order = np.argsort(np.asarray(similarity, dtype=np.float64), kind="stable")
     sims, hits = np.asarray(similarity, dtype=np.float64)[order], np.asarray(right, dtype=np.float64)[order]
     bins = max(min(BINS, len(sims) // MIN_PER_BIN), 1)
     points = [(0.0, 0.5, 2.0)] if not len(sims) else []
     for chosen in np.array_split(np.arange(len(sims)), bins) if len(sims) else ():
         points.append((float(sims[chosen].mean()), (hits[chosen].sum() + 1) / (len(chosen) + 2), len(chosen) + 2.0))
-    means = pool_adjacent_violators([point[1] for point in points], [point[2] for point in points])
+    means = isotonic_regression([point[1] for point in points], weights=[point[2] for point in points]).x
     return SimilarityCurve(
         tuple(round(point[0], 6) for point in points), tuple(round(min(float(mean), HIGHEST), 6) for mean in means)
     )

@@ -48,7 +48,7 @@ def test_neither_prompt_nor_data_and_both(call, generate, folders):
 
 
 def test_a_prompt_longer_than_the_context(generate):
-    refused(generate(prompt="too long " * 300), "tokens, and the target's context ends at 512")
+    refused(generate(prompt="too long " * 300), "tokens, but the target's context ends at 512")
 
 
 @pytest.mark.parametrize("drafter", ["", "pld"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from draftsmith.infer.models.load import HUB_NAME
+from draftsmith.infer.files.locations import is_hub_name
 
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -33,7 +33,7 @@ def licence_folder(target: str, reach: bool) -> Path | None:
     reached) has of them; None where they cannot be had."""
     if Path(target).is_dir():
         return Path(target)
-    if not HUB_NAME.fullmatch(target):
+    if not is_hub_name(target):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

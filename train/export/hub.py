@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from draftsmith.infer.files.locations import is_hub_name
 from draftsmith.infer.files.provenance import without_secrets
-from draftsmith.infer.models.load import HUB_NAME
 
 
 def check_hub_name(name: str) -> None:
-    if not HUB_NAME.fullmatch(name):
+    if not is_hub_name(name):
         raise ValueError(f"{name!r} is no Hub name: write owner/model")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.files.cache_folder import cache_folder
+from draftsmith.infer.files.locations import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.text.templates import Template, find_template, load_tokenizer

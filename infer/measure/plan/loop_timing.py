@@ -18,7 +18,7 @@ from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
-from draftsmith.infer.costs.least_squares import non_negative
+from draftsmith.infer.costs.timing import non_negative_fit
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.simulated import SimulatedDrafter
 from draftsmith.infer.engine.generate import generate
@@ -108,7 +108,7 @@ class Overhead:
     def fit(cls, points: Sequence[tuple[int, int, float]]) -> Overhead:
         """From (rows, draft passes, seconds left) of some steps. What is left may come out below zero in noise."""
         design_MN = np.array([[1.0, rows, passes, passes * rows] for rows, passes, _ in points])
-        return cls(*map(float, non_negative(design_MN, np.array([left for _, _, left in points]))))
+        return cls(*map(float, non_negative_fit(design_MN, np.array([left for _, _, left in points]))))
 
 
 def overhead(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from draftsmith.infer.costs.least_squares import non_negative
 from draftsmith.infer.costs.pass_costs import PassCost
+from draftsmith.infer.costs.timing import non_negative_fit
 from draftsmith.infer.measure.plan.shapes import Size
 
 LEAST = 3
@@ -76,5 +76,5 @@ def _at(
     values_M = np.array(values)
     # What the context adds may be told as nothing for one shape, by chance: no share of nothing is to be kept to.
     weight_M = 1.0 / values_M if relative else np.ones(len(values))
-    found_N = non_negative(np.array(features) * weight_M[:, None], values_M * weight_M)
+    found_N = non_negative_fit(np.array(features) * weight_M[:, None], values_M * weight_M)
     return float(found_N @ np.array(wanted))

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal
 from draftsmith.infer.models.cached_lm import weight_bytes
 from draftsmith.infer.models.layers import picked_config, stack_path
-from draftsmith.infer.models.load import DTYPES, HUB_NAME
+from draftsmith.infer.models.load import DTYPES
 
 DEPTHS = (1, 2, 3, 5)
 
@@ -70,7 +71,7 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     path = Path(name)
-    if not path.exists() and not HUB_NAME.fullmatch(name):
+    if not path.exists() and not may_be_on_hub(name):
         raise ValueError(f"{name} does not exist, and is no Hub name (owner/model)")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name} is not a model folder: it has no config.json")

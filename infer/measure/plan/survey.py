@@ -93,7 +93,7 @@ def survey(
     reference = PassShape(min(asked.batch_sizes), 1, max(asked.contexts))
     asks = grid(asked.batch_sizes, sorted({1, *(nodes + 1 for nodes in asked.nodes)}), asked.contexts)
     points = measure_together({"": (target_lab, asks)}, seconds=seconds * 0.6)[""]
-    base = next(point.seconds for point in points if point.ask == reference)
+    base = next(point.seconds for point in points if point.shape == reference)
     found = Survey(asked, {"target": fit(points, target.buckets)}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
     found.errors["target"] = left_out(points, target.buckets)
     for i, shape in enumerate(asked.shapes):
@@ -103,7 +103,7 @@ def survey(
         jobs = {"": (target_lab, [reference]), "draft": (lab, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts))}
         timed = measure_together(jobs, seconds=seconds * 0.4 / len(asked.shapes))
         drift = base / timed[""][0].seconds
-        scaled = [TimedPass(point.ask, point.seconds * drift) for point in timed["draft"]]
+        scaled = [TimedPass(point.shape, point.seconds * drift) for point in timed["draft"]]
         found.passes[str(shape)] = fit(scaled, lab.buckets)
         if not i:
             progress("the loop around the passes")

@@ -33,10 +33,10 @@ def targets(make_model):
 
 
 def test_a_calibration_comes_back_from_a_file(tmp_path):
-    said = Calibration("abc", {"small": CURVE}, {covered_key(1, 2, 4): CURVE}, {"small": {"ece": 0.1}})
-    said.save(tmp_path / "a" / "b.json")
-    assert Calibration.load(tmp_path / "a" / "b.json") == said
-    assert list(said.covered) == ["1>2@4"]
+    calibration = Calibration("abc", {"small": CURVE}, {covered_key(1, 2, 4): CURVE}, {"small": {"ece": 0.1}})
+    calibration.save(tmp_path / "a" / "b.json")
+    assert Calibration.load(tmp_path / "a" / "b.json") == calibration
+    assert list(calibration.covered) == ["1>2@4"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_draft_that_is_no_folder_has_its_files_in_the_cache(tmp_path, targets)
     assert found.curves["small"] == CURVE
 
 
-def test_a_file_that_tells_of_another_target_is_refused(tmp_path, targets):
+def test_a_calibration_for_another_target_is_refused(tmp_path, targets):
     draft = tmp_path / "draft"
     draft.mkdir()
     Calibration("0" * 64, {}).save(calibration_path(draft, targets[0].fingerprint()))
@@ -113,12 +113,12 @@ def test_costs_belong_to_machine_target_dtype_and_the_draft_s_shape(tmp_path, ta
         torch.set_num_threads(threads)
 
 
-def test_recorded_answers_are_calibrated_for_by_nobody(tmp_path):
+def test_recorded_answers_have_no_calibration_and_no_costs(tmp_path):
     assert find_calibration(tmp_path, RecordedTarget({}, 10)) is None
     assert find_costs(tmp_path, RecordedTarget({}, 10)) is None
 
 
-def test_joined_calibrations_know_both_and_the_newer_wins():
+def test_joined_calibrations_hold_both_and_the_newer_wins():
     older = Calibration("t", {"small": CURVE, "rest": CURVE}, {}, {"small": 1, "rest": 1})
     newer = Calibration("t", {"small": Calibrator((0.5,), (0.5,))}, {"1>2@1": CURVE}, {"small": 2})
     older = Calibration("t", {**older.curves, "small#1": CURVE, "rest#1": CURVE}, {}, older.measured)
@@ -134,8 +134,8 @@ def test_a_candidate_is_read_by_the_curve_of_its_rank_where_there_is_one():
         "small#1": Calibrator((0.5,), (0.7,)),
         "small#3": Calibrator((0.5,), (0.2,)),
     }
-    said = Calibration("t", curves)
-    assert said.probabilities("small", [0.4] * 6) == [0.7, 0.1, 0.2, 0.2, 0.1, 0.1]
+    calibration = Calibration("t", curves)
+    assert calibration.probabilities("small", [0.4] * 6) == [0.7, 0.1, 0.2, 0.2, 0.1, 0.1]
     assert Calibration("t", {"small": CURVE}).of("small", 0) == CURVE
     with pytest.raises(ValueError, match="'sd2:1' was not calibrated, only small"):
-        said.of("sd2:1", 0)
+        calibration.of("sd2:1", 0)

@@ -1,4 +1,4 @@
-"""Curves: what they say between, at and beyond their points; both fits against distributions that are known."""
+"""Calibrators between, at and beyond their points, and every fit against known distributions."""
 
 import numpy as np
 import pytest
@@ -24,16 +24,16 @@ def sharpened(power, factor=1.0):
 def test_a_curve_is_linear_between_its_points_and_constant_beyond():
     curve = Calibrator((0.2, 0.4, 0.8), (0.1, 0.5, 0.6))
     asked = [0.0, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]
-    told = [0.1, 0.1, 0.3, 0.5, 0.55, 0.6, 0.6]
-    assert [curve(raw) for raw in asked] == pytest.approx(told)
-    assert curve.many(asked) == pytest.approx(told)
+    found = [0.1, 0.1, 0.3, 0.5, 0.55, 0.6, 0.6]
+    assert [curve(raw) for raw in asked] == pytest.approx(found)
+    assert curve.many(asked) == pytest.approx(found)
 
 
 @pytest.mark.parametrize(
     ("raw", "probability"),
     [((), ()), ((0.1,), (0.1, 0.2)), ((0.2, 0.2), (0.1, 0.2)), ((0.1, 0.2), (0.3, 0.2)), ((0.1,), (1.0,))],
 )
-def test_what_is_no_rising_curve_of_probabilities_is_refused(raw, probability):
+def test_a_curve_that_falls_or_leaves_0_to_1_is_refused(raw, probability):
     with pytest.raises(ValueError, match="curve"):
         Calibrator(raw, probability)
 
@@ -66,7 +66,7 @@ def test_binned_curves_over_the_same_confidences_keep_the_order_of_what_they_wer
     assert all(a <= b for a, b in zip(lower.probability, upper.probability))
 
 
-def test_a_weight_is_so_many_observations():
+def test_a_weight_counts_as_repeated_observations():
     raw, accepted = observed(lambda raw: raw, 300)
     counts = np.random.default_rng(1).integers(0, 4, 300)
     for fit in (Calibrator.fit, Calibrator.logistic):
@@ -80,9 +80,9 @@ def test_every_fit_is_a_rising_curve_inside_0_and_1(pairs):
     raw, accepted = zip(*pairs)
     for fit in (Calibrator.fit, Calibrator.logistic, Calibrator.binned):
         curve = fit(raw, accepted)
-        told = curve.many(np.linspace(0, 1, 21))
-        assert told == sorted(told)
-        assert 0 < told[0] <= told[-1] < 1
+        found = curve.many(np.linspace(0, 1, 21))
+        assert found == sorted(found)
+        assert 0 < found[0] <= found[-1] < 1
 
 
 def test_nothing_observed_is_refused():

@@ -2,12 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import (
-    CachedPassTimer,
     PassShape,
     TimedPass,
     fit,
@@ -16,15 +16,17 @@ from draftsmith.infer.costs.timing import (
     machine,
     measure,
     measure_together,
+    non_negative_fit,
 )
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.pass_timer import CachedPassTimer
 
 TRUTH = PassCost([1, 4, 16, 64], [1.0, 1.2, 2.0, 7.0], per_seen=1e-4, per_pair=1e-5)
 ROWS, TOKENS, CONTEXTS = (1, 4), (1, 4, 16), (0, 100, 1000)
 
 
-class FakeLab:
+class FakeTimer:
     """Passes take what TRUTH says on a clock that only they turn; `hiccup` is a share of passes that take 20 times."""
 
     buckets: tuple[int, ...] = ()
@@ -48,16 +50,16 @@ class FakeLab:
 
 def test_a_few_slow_passes_do_not_show_in_a_median():
     now = [0.0]
-    points = measure(FakeLab(now, hiccup=0.1), ROWS, TOKENS, CONTEXTS, seconds=1e9, clock=lambda: now[0])
+    points = measure(FakeTimer(now, hiccup=0.1), ROWS, TOKENS, CONTEXTS, seconds=1e9, clock=lambda: now[0])
     assert len(points) == 18
-    exact = [TRUTH(p.ask.rows, p.ask.tokens, p.ask.context) for p in points]
+    exact = [TRUTH(p.shape.rows, p.shape.tokens, p.shape.context) for p in points]
     assert sum(p.seconds == pytest.approx(e) for p, e in zip(points, exact)) >= 17
 
 
-def test_labs_are_timed_next_to_one_another_in_a_new_order_each_round():
+def test_passes_are_timed_next_to_one_another_in_a_new_order_each_round():
     now = [0.0]
-    pass_timers = {"a": FakeLab(now), "b": FakeLab(now, factor=3.0)}
-    jobs = {name: (lab, grid([1, 4], [1], [0, 100])) for name, lab in pass_timers.items()}
+    pass_timers = {"a": FakeTimer(now), "b": FakeTimer(now, factor=3.0)}
+    jobs = {name: (timer, grid([1, 4], [1], [0, 100])) for name, timer in pass_timers.items()}
     points = measure_together(jobs, seconds=1e9, clock=lambda: now[0])
     ratios = [b.seconds / a.seconds for a, b in zip(points["a"], points["b"])]
     assert ratios == pytest.approx([3.0] * 4)
@@ -69,9 +71,9 @@ def test_labs_are_timed_next_to_one_another_in_a_new_order_each_round():
 def test_time_that_allows_no_three_rounds_is_refused_and_more_buys_more_rounds():
     def passes(seconds):
         now = [0.0]
-        lab = FakeLab(now)
-        measure(lab, [1], [1], [0], seconds=seconds, clock=lambda: now[0])
-        return len(lab.placed)
+        timer = FakeTimer(now)
+        measure(timer, [1], [1], [0], seconds=seconds, clock=lambda: now[0])
+        return len(timer.placed)
 
     assert passes(8.5) == 4
     assert passes(13.0) == 6
@@ -81,16 +83,16 @@ def test_time_that_allows_no_three_rounds_is_refused_and_more_buys_more_rounds()
 
 
 def test_the_fit_gives_back_the_costs_behind_the_points():
-    asks = grid(ROWS, TOKENS, CONTEXTS)
-    fitted = fit([TimedPass(ask, TRUTH(ask.rows, ask.tokens, ask.context)) for ask in asks])
+    shapes = grid(ROWS, TOKENS, CONTEXTS)
+    fitted = fit([TimedPass(shape, TRUTH(shape.rows, shape.tokens, shape.context)) for shape in shapes])
     for rows, tokens, context in [(1, 1, 0), (2, 8, 500), (4, 16, 3000), (3, 2, 50)]:
         assert fitted(rows, tokens, context) == pytest.approx(TRUTH(rows, tokens, context), rel=1e-6)
 
 
 def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
     rng = random.Random(1)
-    asks = grid((1, 2, 4, 8), (1, 2, 4, 8), (16, 256))
-    fitted = fit([TimedPass(ask, 1.0 + rng.random() * 0.3 - 2e-4 * ask.context) for ask in asks])
+    shapes = grid((1, 2, 4, 8), (1, 2, 4, 8), (16, 256))
+    fitted = fit([TimedPass(shape, 1.0 + rng.random() * 0.3 - 2e-4 * shape.context) for shape in shapes])
     assert list(fitted.seconds) == sorted(fitted.seconds)
     assert fitted.per_seen >= 0
     assert fitted.per_pair >= 0
@@ -98,30 +100,39 @@ def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
 
 
 def test_one_context_leaves_the_slopes_at_zero():
-    fitted = fit([TimedPass(ask, TRUTH(ask.rows, ask.tokens, 100)) for ask in grid([1], TOKENS, [100])])
+    fitted = fit([TimedPass(shape, TRUTH(shape.rows, shape.tokens, 100)) for shape in grid([1], TOKENS, [100])])
     assert (fitted.per_seen, fitted.per_pair) == (0.0, 0.0)
     assert fitted(1, 4, 100) == pytest.approx(TRUTH(1, 4, 100))
 
 
 def test_padded_passes_are_fitted_at_the_size_they_ran_at():
     """With a bucket of 2, 8 rows of one token are a pass of 16; taken for one of 8 they would contradict 4 x 2."""
-    asks = grid((1, 4, 8), (1, 2, 4), (0, 100))
-    seconds = [TRUTH(ask.rows, max(ask.tokens, 2), ask.context) for ask in asks]
-    points = [TimedPass(ask, one) for ask, one in zip(asks, seconds)]
+    shapes = grid((1, 4, 8), (1, 2, 4), (0, 100))
+    seconds = [TRUTH(shape.rows, max(shape.tokens, 2), shape.context) for shape in shapes]
+    points = [TimedPass(shape, one) for shape, one in zip(shapes, seconds)]
     good, naive = fit(points, buckets=(2,)), fit(points)
-    assert [good(a.rows, a.tokens, a.context) for a in asks] == pytest.approx(seconds, rel=1e-6)
-    assert max(abs(naive(a.rows, a.tokens, a.context) / s - 1) for a, s in zip(asks, seconds)) > 0.02
+    assert [good(a.rows, a.tokens, a.context) for a in shapes] == pytest.approx(seconds, rel=1e-6)
+    assert max(abs(naive(a.rows, a.tokens, a.context) / s - 1) for a, s in zip(shapes, seconds)) > 0.02
 
 
 def test_left_out_points_tell_how_good_the_formula_is_between_them():
     straight = PassCost([1, 100], [1.0, 10.0], per_seen=1e-4)
-    asks = grid((1,), (1, 2, 4, 8, 16), (0, 500))
+    shapes = grid((1,), (1, 2, 4, 8, 16), (0, 500))
 
     def errors(bump):
-        return left_out([TimedPass(a, straight(a.rows, a.tokens, a.context) + bump * (a.tokens == 4)) for a in asks])
+        return left_out([TimedPass(a, straight(a.rows, a.tokens, a.context) + bump * (a.tokens == 4)) for a in shapes])
 
     assert errors(0.0) == pytest.approx([0.0] * 6, abs=1e-6)
     assert max(map(abs, errors(1.0))) > 0.3
+
+
+def test_columns_of_very_different_size_are_one_problem():
+    design_MN = np.array([[1.0, 1e9], [1.0, 3e9], [1.0, 7e9]])
+    np.testing.assert_allclose(non_negative_fit(design_MN, design_MN @ [2.0, 3e-9]), [2.0, 3e-9], rtol=1e-9)
+
+
+def test_a_column_of_zeros_gets_nothing():
+    np.testing.assert_allclose(non_negative_fit(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([3.0, 3.0])), [3.0, 0.0])
 
 
 @pytest.fixture
@@ -130,31 +141,31 @@ def lm(make_model):
     return CachedLM(model, prepare(model))
 
 
-def test_a_lab_stands_behind_its_context_without_computing_it_and_commits_nothing(lm):
+def test_a_timer_stands_behind_its_context_without_computing_it_and_commits_nothing(lm):
     seen = []
     lm.model.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
-    lab = CachedPassTimer(lm)
-    lab.place(3, 40)
+    timer = CachedPassTimer(lm)
+    timer.place(3, 40)
     assert not seen
     for _ in range(2):
-        lab.run(5)
+        timer.run(5)
         given = seen.pop()
         assert given["input_ids"].shape == (3, 5)
         assert given["position_ids"].tolist() == [[40, 41, 42, 43, 44]] * 3
         assert given["attention_mask"].shape == (3, 1, 5, 45)
-    lab.place(1, 7)
-    lab.run(2)
+    timer.place(1, 7)
+    timer.run(2)
     assert seen.pop()["position_ids"].tolist() == [[7, 8]]
 
 
-def test_a_lab_leaves_the_rows_of_others_as_they_were(lm):
+def test_a_timer_leaves_the_rows_of_others_as_they_were(lm):
     lm.open("mine", 32)
     lm.prefill(["mine"], [[5, 6, 7, 8]])
     kept = lm.cache.keys[0][0, :4].clone()
-    lab = CachedPassTimer(lm)
-    lab.place(2, 10)
-    lab.run(3)
-    lab.close()
+    timer = CachedPassTimer(lm)
+    timer.place(2, 10)
+    timer.run(3)
+    timer.close()
     assert lm.length("mine") == 4
     torch.testing.assert_close(lm.cache.keys[0][0, :4], kept)
     lm.forward(["mine"], [Entries.chain([9])])
@@ -183,10 +194,10 @@ def test_costs_say_whose_they_are():
 def test_a_pass_on_a_gpu_is_timed_to_its_end(make_model):
     """Kernels are only queued by a call: unsynchronised, a pass of 512 tokens would seem as quick as one of 1."""
     model = make_model("llama", torch.bfloat16, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4)
-    lab = CachedPassTimer(CachedLM(model.cuda(), prepare(model)))
-    points = measure(lab, [8], [1, 256], [64])
+    timer = CachedPassTimer(CachedLM(model.cuda(), prepare(model)))
+    points = measure(timer, [8], [1, 256], [64])
     assert points[1].seconds > 1.5 * points[0].seconds
 
 
-def test_an_ask_is_its_own_key():
+def test_equal_shapes_are_timed_once():
     assert grid([1, 1], [2], [3]) == [PassShape(1, 2, 3)]

@@ -29,9 +29,9 @@ SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidd
     ],
 )
 def test_what_cannot_take_a_tree_mask_is_refused_with_the_reason(config: Any, reason: str) -> None:
-    told = refusal(config)
-    assert told is not None
-    assert reason in told
+    reason_given = refusal(config)
+    assert reason_given is not None
+    assert reason in reason_given
 
 
 def test_an_unknown_family_that_honours_tree_masks_is_probed_and_taken() -> None:

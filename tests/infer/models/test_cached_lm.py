@@ -75,7 +75,7 @@ def test_next_logits_equal_a_fresh_pass_after_any_drafts_and_verdicts(
         torch.testing.assert_close(logits_BQV[b, 0], fresh_logits(model, [*texts[row], 7]), rtol=0, atol=1e-9)
 
 
-def test_entries_of_later_passes_see_their_ancestors_in_flight(models: dict[str, Any]) -> None:
+def test_entries_of_later_passes_see_their_uncommitted_ancestors(models: dict[str, Any]) -> None:
     model = models["llama"]
     lm = CachedLM(model, mask_plan(model.config))
     lm.open("a", 20)
@@ -119,7 +119,7 @@ def test_the_context_lies_in_memory_once_whatever_the_tree(models: dict[str, Any
     assert lm.cache.slots < 2 * 400
 
 
-def test_half_precision_on_a_cpu_likes_two_queries() -> None:
+def test_half_precision_on_a_cpu_pads_to_two_queries() -> None:
     assert liked_buckets(torch.device("cpu"), torch.bfloat16) == (2,)
     assert liked_buckets(torch.device("cpu"), torch.float32) == ()
     assert liked_buckets(torch.device("cuda"), torch.bfloat16) == ()

@@ -1,5 +1,5 @@
-"""A model that is left early: every exit of every entry says what the cut model says of that path, whatever was run
-before it, and lazily filled blocks hold what eagerly filled ones hold."""
+"""Every exit of every entry has the logits of the cut model on that path, whatever ran before it, and lazily filled
+blocks hold what eagerly filled ones hold."""
 
 from __future__ import annotations
 
