@@ -218,18 +218,18 @@ def test_the_check_of_the_page_finds_a_drafter_that_changes_the_text() -> None:
 def printed_columns() -> set[str]:
     """The heads of every table that a command prints, and of the report's."""
     from draftsmith.infer.measure import replay_tables, tables
-    from draftsmith.infer.measure.report import markdown as report_markdown
+    from draftsmith.infer.measure.report.report import HEAD
 
     empty: dict[str, Any] = {"others": {}}
     made = [tables.speedtable_of({}), tables.timetable_of({}), tables.equalitytable_of(empty)]
     made.append(tables.tasktable_of(SPEC))
     heads = {str(column.header) for table in made for column in table.columns}
-    heads |= set(replay_tables.COLUMNS) | {head.removesuffix(", ms") for head in report_markdown._HEAD}
-    page = (ROOT / "infer" / "measure" / "report.html.j2").read_text()
+    heads |= set(replay_tables.COLUMNS) | {head.removesuffix(", ms") for head in HEAD}
+    page = (ROOT / "infer" / "measure" / "report" / "report.html.j2").read_text()
     heads |= set(re.findall(r"'([^']+)'", re.search(r"for title in \((.*?)\)", page)[1]))  # type: ignore[index]
     source = page[page.index("Acceptance by source") :]
     heads |= set(re.findall(r"<th>([^<{]+)</th>", source[: source.index("</thead>")]))
-    plan = (ROOT / "infer" / "measure" / "plan_tables.py").read_text()
+    plan = (ROOT / "infer" / "measure" / "plan" / "tables.py").read_text()
     for function in ("shape_table", "ranking_table"):
         body = plan[plan.index(f"def {function}") :].partition("\n\n\n")[0]
         heads |= set(
