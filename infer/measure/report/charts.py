@@ -64,12 +64,12 @@ class Svg:
     title: str
     parts: list[str] = field(default_factory=list)
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, css: str = "axis") -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
         self.parts.append(f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
 
-    def rect(self, x: float, y: float, width: float, height: float, css: str, tip: str = "") -> None:
+    def rect(self, x: float, y: float, width: float, height: float, css: str, tip: str) -> None:
         shape = f'class="{css}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}"'
-        self.parts.append(f"<rect {shape}>{_tip(tip)}</rect>" if tip else f"<rect {shape}/>")
+        self.parts.append(f"<rect {shape}>{_tip(tip)}</rect>")
 
     def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start") -> None:
         given = f' class="{css}"' if css else ""
@@ -133,6 +133,10 @@ class Spot:
     interval: Sequence[float] | None = None
     where: str = ""
 
+    @property
+    def ends(self) -> Sequence[float]:
+        return self.interval or (self.value, self.value)
+
 
 def short(name: str, limit: int = 20) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
@@ -150,8 +154,7 @@ def speedups(rows: Sequence[tuple[Series, Sequence[Spot]]]) -> Markup:
     spots = [spot for _, own in rows for spot in own]
     if not spots:
         return EMPTY
-    lows = [spot.interval[0] if spot.interval else spot.value for spot in spots]
-    highs = [spot.interval[1] if spot.interval else spot.value for spot in spots]
+    lows, highs = zip(*(spot.ends for spot in spots))
     several = any(len(own) > 1 for _, own in rows)
     pitch, gap = 19, 7 if several else 3
     height = 34 + len(spots) * pitch + len(rows) * gap
@@ -325,7 +328,7 @@ def write_svg(path: Path, panels: Sequence[tuple[str, Markup]], legend: Sequence
 def _light_style() -> tuple[str, str]:
     """(the page's rules for pictures, the paper's colour); variables are resolved, since only browsers know them."""
     css = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
-    light = dict(re.findall(r"--([\w-]+): (#\w+);", css.partition("@media")[0]))
+    light: dict[str, str] = dict(re.findall(r"--([\w-]+): (#\w+);", css.partition("@media")[0]))
     rules = re.findall(r"^svg [.t].*", css, re.MULTILINE)
     for i in range(8):
         rules.append(f".s{i}.fill {{ fill: var(--c{i}); }} .s{i}.stroke, .s{i}.whisker {{ stroke: var(--c{i}); }}")

@@ -31,7 +31,7 @@ from draftsmith.infer.measure.report.view import (
     View,
     next_lines,
     view,
-    why_not_more,
+    why_not_faster,
 )
 from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
 
@@ -91,7 +91,7 @@ def page(view: View) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     functions = (checked, context_picture, depth_picture, exit_counts, length_points, machine, next_lines, provenance,
-                 share_rows, source_css, speeds, token, why_not_more, milliseconds, number, percent)  # fmt: skip
+                 share_rows, source_css, speeds, token, why_not_faster, milliseconds, number, percent)  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     environment.filters["shell"] = lambda words: shlex.join(map(str, words))
     return environment.from_string(text("report.html.j2")).render(
@@ -124,7 +124,10 @@ def headline(view: View) -> dict[str, str]:
 
 def checked(sections: Sequence[Section]) -> str:
     """How many answers equal plain decoding's, and why the others differ."""
-    equal, ties, errors, total = (sum(column) for column in zip(*(section.checked for section in sections)))
+    figures = [entry.figures for section in sections for entry in section.of("drafter", "control")]
+    equal, ties, errors, total = (
+        sum(one.get(key) or 0 for one in figures) for key in ("equal", "ties", "errors", "total")
+    )
     wrong = sum(entry.wrong for section in sections for entry in section.entries if entry.about.kind != "peer")
     if not total:
         return "Nothing to compare: only plain decoding ran."
@@ -224,7 +227,7 @@ def markdown(view: View, pictures: Sequence[Path] = ()) -> str:
 def _group(group: TemperatureGroup) -> list[str]:
     parts = [f"## {_cell(group.verdict.sentence)}", *(_cell(note) for note in group.verdict.notes)]
     if group.chosen:
-        parts.append(_cell(why_not_more(group.chosen[1])))
+        parts.append(_cell(why_not_faster(group.chosen[1])))
     for section in group.sections:
         rows = [HEAD, ["---"] * len(HEAD), *map(_row, section.entries)]
         parts.append(f"### {_cell(section.run.label)}")

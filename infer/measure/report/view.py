@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
@@ -21,16 +21,15 @@ from draftsmith.infer.measure.tables import number, percent
 
 @dataclass(slots=True)
 class Entry:
-    """One runner in one run."""
+    """One runner in one run. `ceiling` is the oracle's accepted_length; `wrong` counts differences that are no ties."""
 
-    label: str
     series: Series
     about: About
     figures: dict[str, Any]
-    ceiling: float | None = None
-    wrong: int = 0
-    contexts: dict[int, float] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
+    ceiling: float | None
+    wrong: int
+    contexts: dict[int, float]
+    examples: list[Example]
 
     @property
     def spot(self) -> Spot | None:
@@ -55,15 +54,6 @@ class Section:
     @property
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(task for entry in self.entries for task in entry.figures["by_category"]))
-
-    @property
-    def checked(self) -> tuple[int, int, int, int]:
-        """(equal, ties, errors, total) over the drafters and the controls."""
-        own = [entry.figures for entry in self.of("drafter", "control")]
-        equal, ties, errors, total = (
-            sum(int(figures.get(key) or 0) for figures in own) for key in ("equal", "ties", "errors", "total")
-        )
-        return equal, ties, errors, total
 
     @property
     def loops(self) -> str:
@@ -111,7 +101,7 @@ class TemperatureGroup:
         return sorted(found.values(), key=_order)
 
     def spots(self, name: str) -> list[Spot]:
-        """Speedup by batch size."""
+        """Speedups of one runner, by batch size."""
         found = [(section.run.place, section.entry(name)) for section in self.sections]
         return [
             Spot(entry.spot.value, entry.spot.interval, f"at {place}")
@@ -161,13 +151,18 @@ def _section(run: ReportedRun, known: dict[str, About], series: dict[str, Series
     readings = read(run, [label for label, one in known.items() if one.kind == "drafter"])
     oracle = next((label for label in known if label in run.specs and run.specs[label][1].name == "oracle"), None)
     ceiling = run.results["drafters"][oracle]["accepted_length"] if oracle else None
-    entries = []
-    for label, figures in run.results["drafters"].items():
-        entry = Entry(label, series[run.names[label]], known[label], figures, ceiling)
-        entry.wrong = not_ties(figures, run.temperature)
-        entry.contexts = readings.speedups_by_context(label, run.baseline)
-        entry.examples = readings.examples.get(label, [])
-        entries.append(entry)
+    entries = [
+        Entry(
+            series=series[run.names[label]],
+            about=known[label],
+            figures=figures,
+            ceiling=ceiling,
+            wrong=not_ties(figures, run.temperature),
+            contexts=readings.speedups_by_context(label, run.baseline),
+            examples=readings.examples.get(label, []),
+        )
+        for label, figures in run.results["drafters"].items()
+    ]
     return Section(run, sorted(entries, key=_order), readings)
 
 
@@ -193,7 +188,7 @@ def _verdict(sections: Sequence[Section], temperature: float | None) -> Recommen
     return verdict(points, wrong, temperature, settings)
 
 
-def why_not_more(entry: Entry) -> str:
+def why_not_faster(entry: Entry) -> str:
     """Where a step's time goes and how many tokens it commits, in a sentence."""
     shares, figures = entry.figures["time_shares"], entry.figures
     parts = ", ".join(f"{part} {percent(shares[part])}" for part in ("target", "draft", "overhead"))
