@@ -8,7 +8,7 @@
 #
 # TARGET is a folder, a Hub name or a config.json. ACCEPTANCE is a share of drafted tokens (0.7), shares by depth
 # (0.8,0.7,0.6), or a result of bench or replay as FILE:DRAFTER. Costs are written to costs.json, for
-# `draftsmith replay --latency costs.json`, and the curves to plan.png.
+# `draftsmith replay --latency costs.json`, and the curves to plan.svg.
 #
 # Measured (2 cores of an AMD EPYC, bfloat16, torch 2.13, 2026-11-21; three minutes): for a Llama of 8 x 512 and an
 # acceptance of 0.66, one layer of the target's width drafting 3 tokens is best at batch size 1 (1.61x; a 5 x 512 gets
@@ -20,4 +20,4 @@ set -euo pipefail
 target="${1:?name the target: a folder, a Hub name or a config.json}"
 acceptance="${2:-0.7}"
 
-draftsmith plan --target "$target" --acceptance "$acceptance" --out costs.json --plot plan.png "${@:3}"
+draftsmith plan --target "$target" --acceptance "$acceptance" --out costs.json --plot plan.svg "${@:3}"

@@ -218,13 +218,13 @@ def test_the_check_of_the_page_finds_a_drafter_that_changes_the_text() -> None:
 def printed_columns() -> set[str]:
     """The heads of every table that a command prints, and of the report's."""
     from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.report import markdown as report_markdown
+    from draftsmith.infer.measure.report.report import HEAD
 
     empty: dict[str, Any] = {"others": {}}
     made = [tables.speed_table({}), tables.time_table({}), tables.equality_table(empty)]
     made.append(tables.task_table(SPEC))
     heads = {str(column.header) for table in made for column in table.columns}
-    heads |= set(tables.REPLAY_COLUMNS) | {head.removesuffix(", ms") for head in report_markdown._HEAD}
+    heads |= set(tables.REPLAY_COLUMNS) | {head.removesuffix(", ms") for head in HEAD}
     page = (ROOT / "infer" / "measure" / "report" / "report.html.j2").read_text()
     heads |= set(re.findall(r"'([^']+)'", re.search(r"for title in \((.*?)\)", page)[1]))  # type: ignore[index]
     source = page[page.index("Acceptance by source") :]

@@ -51,7 +51,7 @@ def plan(
         training_tokens: tokens of training data, to estimate the hours of training.
         seconds: time limit for timing passes.
         out: file to write the costs to, for `replay --latency`.
-        plot: PNG file to plot speedup over length to.
+        plot: SVG file to plot speedup over length to.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.files.atomic import written_beside
@@ -65,6 +65,8 @@ def plan(
     grown = parse_acceptance(tree_acceptance, trees=True) if tree_acceptance else None
     for name in (out, plot):
         _check_place(name)
+    if plot and Path(plot).suffix != ".svg":
+        raise ValueError(f"--plot writes SVG: name a file that ends in .svg, not {plot}")
     config, kind, where, asked, drafting = _asked(locals())
     wish = Wish(drafting, context or sum(asked.contexts) // len(asked.contexts), chains, grown)
     for name, value in (("training_tokens", training_tokens), ("context", wish.context)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
-    """Write report.html, report.md and pictures from run folders, and print the verdict.
+    """Write report.html, report.md and SVG pictures from run folders, and print the verdict.
 
     Give several runs of one target to show its batch sizes and temperatures side by side.
 
@@ -23,8 +23,6 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
     from draftsmith.recipes.cli.inputs import short_names
 
     made = write_report(runs, out, short_names())
-    if made.missing:
-        print(made.missing, file=sys.stderr)
     if json:
         files = {
             "page": str(made.page),
@@ -44,5 +42,4 @@ def report_beside(folder: Path) -> None:
     from draftsmith.recipes.cli.inputs import short_names
 
     made = write_report([folder], None, short_names())
-    note = f" ({made.missing})" if made.missing else ""
-    print(f"report: {made.page}{note}", file=sys.stderr)
+    print(f"report: {made.page}", file=sys.stderr)

@@ -1,8 +1,7 @@
-"""The real loop timed with drafts that are told: what a step takes outside its passes, and whether predictions hold.
+"""The real loop timed with simulated drafts: the time of a step outside its passes, and checks of plan's predictions.
 
-Plain decoding and every drafter decode the same prompts, next to one another and in a new order each round; speeds are
-those of all rounds together. Only steps of the whole batch count: once some rows have left, a step is another one. How
-costs are fitted is not known here.
+Plain decoding and every drafter decode the same prompts in turn, in a new order each round; speeds are over all rounds.
+Only steps of the whole batch count, because a step with fewer rows has other costs.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, slots=True)
 class LoopTiming:
-    """`step_s` is the median step with a whole draft, `outside_s` what of it no model's forward pass took; `speedup` is
-    the ratio of decode tokens/s to plain decoding."""
+    """`step_s`: the median step with a full draft; `outside_s`: its time outside the forward passes; `speedup`: decode
+    tokens/s over plain decoding's."""
 
     accepted_length: float
     step_s: float
@@ -48,11 +47,12 @@ def time_loop(
     rounds: int = 5,
     seed: int = 0,
 ) -> dict[str, LoopTiming]:
-    """Every drafter, and "plain", on `rows` random prompts of `context` tokens, decoded together."""
+    """Timings of "plain" and every drafter on `rows` random prompts of `context` tokens, decoded as one batch."""
     runs: dict[str, Drafter] = {PLAIN: Empty(), **drafters}
     for drafter in runs.values():
         drafter.bind(target)
-    order, prompts = random.Random(seed), _prompts(target, rows, context, seed)
+    order, draw = random.Random(seed), random.Random(seed)
+    prompts = [[draw.randrange(target.vocab_size) for _ in range(context)] for _ in range(rows)]
 
     def decode(drafter: Drafter) -> list[Generation]:
         made = [Row(f"{i}", list(ids), Settings(seed=seed), Stops(new_tokens)) for i, ids in enumerate(prompts)]
@@ -65,18 +65,18 @@ def time_loop(
     for number in range(rounds + 1):
         for name in order.sample(list(runs), len(runs)):
             traces = [trace for one in decode(runs[name]) for trace in one.traces]
-            if number:
+            if number:  # the first round warms up
                 taken[name] += traces
-    return {name: heard(traces, taken[PLAIN], rows) for name, traces in taken.items()}
+    return {name: loop_timing(traces, taken[PLAIN], rows) for name, traces in taken.items()}
 
 
-def heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) -> LoopTiming:
-    """The figures of the steps of all `rows` rows, in `traces` and in those of plain decoding."""
+def loop_timing(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) -> LoopTiming:
+    """The timing of a drafter from its traces and plain decoding's; only steps of all `rows` rows count."""
     traces = [trace for trace in traces if trace.batch == rows]
     mine, theirs = Totals.of(traces), Totals.of(trace for trace in plain if trace.batch == rows)
     whole = max(trace.nodes for trace in traces)
     steps = [trace for trace in traces if trace.nodes == whole]
-    assert mine.accepted_length, "no step was that of the whole batch"
+    assert mine.accepted_length, "no step of the whole batch"
     assert mine.tokens_per_s
     assert theirs.tokens_per_s
     return LoopTiming(
@@ -87,14 +87,9 @@ def heard(traces: Sequence[StepTrace], plain: Sequence[StepTrace], rows: int) ->
     )
 
 
-def _prompts(target: Target, rows: int, context: int, seed: int) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [[draw.randrange(target.vocab_size) for _ in range(context)] for _ in range(rows)]
-
-
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Seconds of a step outside its passes: of every step and row, and of every pass and row of a draft model."""
+    """Seconds of a step outside its passes: per step, per row, per draft pass, and per draft pass and row."""
 
     step: float
     row: float
@@ -106,7 +101,7 @@ class Overhead:
 
     @classmethod
     def fit(cls, points: Sequence[tuple[int, int, float]]) -> Overhead:
-        """From (rows, draft passes, seconds left) of some steps. What is left may come out below zero in noise."""
+        """From (rows, draft passes, seconds outside the passes); noise may make the seconds negative."""
         design_MN = np.array([[1.0, rows, passes, passes * rows] for rows, passes, _ in points])
         return cls(*map(float, non_negative_fit(design_MN, np.array([left for _, _, left in points]))))
 
@@ -122,17 +117,16 @@ def overhead(
     new_tokens: int = 24,
     rounds: int = 3,
 ) -> Overhead:
-    """What the loop adds to its passes, from a draft made for each of `lengths` at each of `batch_sizes`.
+    """What the loop adds to its passes, from drafts of each of `lengths` at each of `batch_sizes`.
 
-    `around_s(rows, length)`: what the costs of such a step's passes hold already, outside the models; length 0 is a
-    plain step. Told from the parts of a step, not from whole ones: it is small beside the passes, and so would be lost
-    in their noise.
+    `around_s(rows, length)` is the part of this time that the passes' own costs already include; length 0 is a plain
+    step. Time outside the models is measured within each step; a difference of whole steps would drown in noise.
     """
     left = []
     for rows in batch_sizes:
         drafters = {str(length): SimulatedDrafter(make_draft(length), acceptance=0.5) for length in lengths}
         found = time_loop(target, drafters, rows=rows, context=context, new_tokens=new_tokens, rounds=rounds)
-        for name, one in found.items():
+        for name, timing in found.items():
             length = 0 if name == PLAIN else int(name)
-            left.append((rows, length, one.outside_s - around_s(rows, length)))
+            left.append((rows, length, timing.outside_s - around_s(rows, length)))
     return Overhead.fit(left)

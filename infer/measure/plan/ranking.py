@@ -1,9 +1,7 @@
-"""What drafting is worth here before anything is trained: ceilings, break-evens and a ranking from a survey's costs.
+"""Predictions of `plan` from a survey's costs: speedup ceilings, break-evens, and a ranking of shapes and lengths.
 
-Throughput of n drafted tokens as in "Decoding Speculative Decoding" (arXiv 2402.01528), with the loop's own time:
-speedup = accepted_length * plain step / (draft passes + verification of n + 1 tokens + overhead). Which shape is worth
-training follows from this machine's latencies and an acceptance that is assumed or was measured, never from a shape
-that did well elsewhere. How costs were measured is not known here.
+Throughput of n drafted tokens as in "Decoding Speculative Decoding" (arXiv 2402.01528), plus the loop's own time:
+speedup = accepted_length * plain step / (draft passes + verification of n + 1 tokens + overhead).
 """
 
 from __future__ import annotations
@@ -17,13 +15,13 @@ from draftsmith.infer.measure.predicted import AcceptanceByDepth, Prediction, ex
 
 GOALS = (1.0, 1.5, 2.0)
 FORMULA = "6 * multiplied weights * tokens / FLOP/s; distilled from a live target: + 2 * the target's * tokens / FLOP/s"
-# SmallLM expands two nodes of a row per pass.
+# Nodes of a row that SmallLM expands per pass.
 TREE_WIDTH = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """A chain or a tree: the nodes that are verified, their depth, and the tokens of each draft pass."""
+    """A chain or tree: nodes verified, depth, and the tokens of each draft pass."""
 
     name: str
     nodes: int
@@ -42,12 +40,12 @@ class Drafting:
         """NODESxDEPTH."""
         nodes, _, depth = text.partition("x")
         if not (nodes.isdecimal() and depth.isdecimal() and 1 <= int(depth) <= int(nodes)):
-            raise ValueError(f"{text!r} is no tree: NODESxDEPTH, such as 14x4, with no fewer nodes than levels")
+            raise ValueError(f"{text!r} is no tree: write NODESxDEPTH, such as 14x4, with no fewer nodes than levels")
         return cls(text, int(nodes), int(depth), (1, *(TREE_WIDTH,) * (int(depth) - 1)), tree=True)
 
 
 def seconds(survey: Survey, shape: str, drafting: Drafting | None, rows: int, context: float) -> dict[str, float]:
-    """A step by its parts; no drafting is a plain one."""
+    """The parts of a step; `drafting` None is a plain step."""
     passes = drafting.passes if drafting else ()
     nodes = drafting.nodes if drafting else 0
     draft_s = sum(survey.passes[shape](rows, tokens, context) for tokens in passes)
@@ -64,14 +62,14 @@ def seconds(survey: Survey, shape: str, drafting: Drafting | None, rows: int, co
 def predict(
     survey: Survey, shape: str, drafting: Drafting, rows: int, context: float, accepted_length: float
 ) -> Prediction:
-    """What drafting so with this shape is worth, for an accepted_length."""
+    """The predicted speedup of a shape and a way to draft, at an accepted_length."""
     plain_s = seconds(survey, "", None, rows, context)["step_s"]
     return Prediction(rows, accepted_length, plain_s, seconds(survey, shape, drafting, rows, context)["step_s"])
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the ranking is for: how to draft, at which context, and the acceptance of chains and of trees, if known."""
+    """What to rank: ways to draft, the context, and the acceptance of chains and trees, if known."""
 
     drafting: Sequence[Drafting]
     context: int
@@ -83,9 +81,9 @@ class Wish:
 
 
 def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
-    """Everything that is said about the shapes, per batch size, ready for JSON; `steps` are shapes x drafts, the
-    fastest first (without an acceptance, the highest ceiling)."""
-    shapes = [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
+    """Steps, ranking and verdict per batch size, as JSON. `steps` are shapes x drafts, fastest first (highest ceiling
+    first if no acceptance is known)."""
+    shapes = _shapes(survey)
     batches = []
     for rows in survey.asked.batch_sizes:
         steps = [_step(survey, wish, shape, drafting, rows) for shape in shapes for drafting in wish.drafting]
@@ -106,8 +104,12 @@ def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
     return {"context": wish.context, "acceptance": wish.chains, "tree_acceptance": wish.trees, "batches": batches}
 
 
+def _shapes(survey: Survey) -> list[str]:
+    return [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
+
+
 def _step(survey: Survey, wish: Wish, shape: str, drafting: Drafting, rows: int) -> dict[str, Any]:
-    """One way to draft with one shape: what it takes, what it could give, what it has to reach."""
+    """One shape and one way to draft: its costs, its ceiling, and the accepted_length that each goal needs."""
     curve = wish.curve(drafting)
     length = expected_length(curve, drafting.depth) if curve else None
     ceiling = predict(survey, shape, drafting, rows, wish.context, drafting.depth + 1)
@@ -128,32 +130,35 @@ def _step(survey: Survey, wish: Wish, shape: str, drafting: Drafting, rows: int)
 def _ranking(
     survey: Survey, wish: Wish, shapes: Sequence[str], steps: Sequence[dict[str, Any]], rows: int
 ) -> list[dict[str, Any]]:
-    """Each shape at its best, the best shape first: by speedup at the given acceptance, else by the acceptance that it
-    needs to break even. `needs_acceptance` is per drafted token, alike at every depth, at the best length for it."""
+    """Each shape at its best, best shape first: by speedup, or by the acceptance needed to break even if none is known.
+
+    `needs_acceptance` is per drafted token, the same at every depth, at the length that suits it best.
+    """
     found: list[dict[str, Any]] = []
+    chains = {
+        shape: [one for one in steps if one["shape"] == shape and one["depth"] == one["nodes"]] for shape in shapes
+    }
     for shape in shapes:
         own = [step for step in steps if step["shape"] == shape]
         judged = [step for step in own if step["speedup"] is not None]
-        chains = [step for step in own if step["depth"] == step["nodes"]]
         found.append(
             {
                 "shape": shape,
                 "best": max(judged, key=lambda step: step["speedup"]) if judged else None,
                 "ceiling": max(own, key=lambda step: step["ceiling"]),
-                "needs_acceptance": {f"{goal:g}": least_acceptance(chains, goal) for goal in GOALS},
+                "needs_acceptance": {f"{goal:g}": least_acceptance(chains[shape], goal) for goal in GOALS},
             }
         )
     if not any(row["best"] for row in found):
         return sorted(found, key=lambda row: row["needs_acceptance"]["1"] or 2.0)
     found.sort(key=lambda row: -row["best"]["speedup"])
     for row in found:
-        chains = [step for step in steps if step["shape"] == row["shape"] and step["depth"] == step["nodes"]]
-        row["to_be_first"] = least_acceptance(chains, found[0]["best"]["speedup"])
+        row["to_be_first"] = least_acceptance(chains[row["shape"]], found[0]["best"]["speedup"])
     return found
 
 
 def least_acceptance(chains: Sequence[dict[str, Any]], goal: float) -> float | None:
-    """The smallest acceptance, alike at every depth, at which some length reaches the speedup; None: not even 1."""
+    """The smallest acceptance, the same at every depth, at which some length reaches the goal; None: not even at 1."""
 
     def best(share: float) -> float:
         return max((expected_length((share,), step["depth"]) / step["break_even"] for step in chains), default=0.0)
@@ -168,10 +173,10 @@ def least_acceptance(chains: Sequence[dict[str, Any]], goal: float) -> float | N
 
 
 def _verdict(steps: Sequence[dict[str, Any]], ranking: Sequence[dict[str, Any]]) -> str:
-    """Whether to draft at all, in a sentence."""
+    """A sentence: whether to draft, and how."""
     highest = max(steps, key=lambda step: step["ceiling"])
     if highest["ceiling"] <= 1:
-        return "plain decoding wins whatever is drafted: even if every token were accepted, no shape here is faster"
+        return "plain decoding wins whatever is drafted: even if every token were accepted, no shape would be faster"
     best = ranking[0]["best"]
     if best is None:
         need = ranking[0]["needs_acceptance"]["1"]
@@ -179,17 +184,17 @@ def _verdict(steps: Sequence[dict[str, Any]], ranking: Sequence[dict[str, Any]])
             f"{ranking[0]['shape']} breaks even at the lowest acceptance, {need:.2f} per drafted token; the ceiling is "
             f"{highest['ceiling']:.2f}x with {highest['shape']} drafting {highest['draft']}"
         )
-    said = f"{best['shape']} drafting {best['draft']}: {best['speedup']:.2f}x at this acceptance"
+    text = f"{best['shape']} drafting {best['draft']}: {best['speedup']:.2f}x at this acceptance"
     if best["speedup"] <= 1:
-        return f"plain decoding wins at this acceptance: the best draft is {said}"
-    return said + f", break-even at an accepted_length of {best['break_even']:.2f}"
+        return f"plain decoding wins at this acceptance: the best draft is {text}"
+    return text + f", break-even at an accepted_length of {best['break_even']:.2f}"
 
 
 def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str, float]]:
-    """Per shape: bytes to decode with and to train, and hours of training on this machine.
+    """Per shape: memory to decode and to train, and hours of training on this machine.
 
-    Hours are 6 * multiplied weights * tokens / (measured FLOP/s); distilling from a live target adds its pass, 2 *
-    multiplied weights of the target * tokens at the same rate. Checkpointing, data and validation come on top.
+    Hours are 6 * multiplied weights * tokens / (measured FLOP/s); distilling from a live target adds 2 * the target's
+    multiplied weights * tokens at the same rate. Checkpointing, data and validation are not included.
     """
     target, context = survey.sizes["target"], max(survey.asked.contexts)
     rows = max(survey.asked.batch_sizes)
@@ -211,8 +216,8 @@ def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str
 
 
 def pays_up_to(survey: Survey, wish: Wish) -> int | None:
-    """The largest batch size at which the best drafting is faster than plain decoding; None without an acceptance."""
-    shapes = [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
+    """The largest batch size at which the best draft beats plain decoding; None if no acceptance is known."""
+    shapes = _shapes(survey)
     curves = [(drafting, curve) for drafting in wish.drafting if (curve := wish.curve(drafting))]
     if not curves:
         return None
@@ -229,7 +234,7 @@ def pays_up_to(survey: Survey, wish: Wish) -> int | None:
 
 
 def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
-    """All that `draftsmith plan` says, as JSON."""
+    """The whole output of `draftsmith plan`, as JSON."""
     memory = memory_and_hours(survey, training_tokens)
     measured = {str(shape) for shape in survey.asked.shapes}
     shapes = {
@@ -253,6 +258,6 @@ def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
 
 
 def _spread(errors: Sequence[float]) -> dict[str, float]:
-    """Relative errors, the sign left out."""
+    """Median and worst relative error, without sign."""
     sizes = sorted(map(abs, errors))
     return {"median": sizes[len(sizes) // 2], "worst": sizes[-1]}

@@ -1,7 +1,13 @@
-"""Draft shapes in a target's family, before any is trained: what they look like, weigh and hold, and random models.
+"""Draft shapes in a target's family: their configs, sizes, random models, and the estimated costs of unmeasured ones.
 
-The family's config is the target's own with another depth and width: heads of the target's size, as many key/value
-heads a head, the intermediate size in proportion. This module knows configs; it knows no training and no times.
+A shape's config is the target's own with another depth and width: heads of the target's size, the same ratio of
+key/value heads, the intermediate size in proportion.
+
+Costs of an unmeasured shape are fitted to those of measured shapes. At each number of tokens a pass takes `fixed +
+per_layer * layers + per_byte * layer bytes + per_head_byte * head bytes`; what the context adds grows with the layers
+and the bytes of a cached token. Coefficients are not negative.
+
+Legend: M shapes, N features of a shape.
 """
 
 from __future__ import annotations
@@ -13,8 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from draftsmith.infer.costs.pass_costs import PassCost
+from draftsmith.infer.costs.timing import non_negative_fit
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal
 from draftsmith.infer.models.cached_lm import weight_bytes
@@ -22,11 +31,13 @@ from draftsmith.infer.models.layers import picked_config, stack_path
 from draftsmith.infer.models.load import DTYPES
 
 DEPTHS = (1, 2, 3, 5)
+# Measured shapes needed to estimate the costs of another.
+MIN_SHAPES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateShape:
-    """`layers` deep and `width` wide; `heads` 0 is as many as the target's head size gives."""
+    """`heads` 0: as many heads as the target's head size gives."""
 
     layers: int
     width: int
@@ -36,7 +47,7 @@ class CandidateShape:
     def parse(cls, text: str) -> CandidateShape:
         """LAYERSxWIDTH or LAYERSxWIDTHxHEADS."""
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", text):
-            raise ValueError(f"{text!r} is no shape: LAYERSxWIDTH, such as 2x512, or LAYERSxWIDTHxHEADS")
+            raise ValueError(f"{text!r} is no shape: write LAYERSxWIDTH, such as 2x512, or LAYERSxWIDTHxHEADS")
         return cls(*map(int, text.split("x")))
 
     def __str__(self) -> str:
@@ -45,8 +56,8 @@ class CandidateShape:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a model is made of. `read_bytes` are what one pass reads of the weights, `token_bytes` a token's cache,
-    `multiplied` the weights that every token is multiplied with: those of the layers and of the head."""
+    """What a model is made of. `read_bytes`: weights read by one pass; `token_bytes`: a token's cache; `multiplied`:
+    weights that each token is multiplied with, those of the layers and the head."""
 
     layers: int
     parameters: int
@@ -59,7 +70,7 @@ class Size:
 
     @property
     def training_bytes(self) -> int:
-        """float32 weights, their gradients and Adam's two moments; activations come on top."""
+        """float32 weights, gradients and Adam's two moments, without activations."""
         return 16 * self.parameters
 
     def to_json(self) -> dict[str, int]:
@@ -67,12 +78,12 @@ class Size:
 
 
 def load_config(name: str) -> Any:
-    """The config of a folder, of a Hub name, or in a file of its own; no weights are looked for."""
+    """The config of a folder, a Hub name or a config.json; no weights are read."""
     from transformers import AutoConfig
 
     path = Path(name)
     if not path.exists() and not may_be_on_hub(name):
-        raise ValueError(f"{name} does not exist, and is no Hub name (owner/model)")
+        raise ValueError(f"{name} does not exist, and is not a Hub name (owner/model)")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name} is not a model folder: it has no config.json")
     try:
@@ -86,33 +97,37 @@ def load_config(name: str) -> Any:
 
 
 def choose_dtype(config: Any, name: str) -> torch.dtype:
-    """The type that decoding would run in: as asked, or as the config says."""
+    """The dtype to decode in; auto is the config's."""
     if name != "auto" and name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}: auto, {', '.join(DTYPES)}")
-    said = DTYPES[name] if name != "auto" else config.dtype or torch.float32
-    return getattr(torch, said) if isinstance(said, str) else said
+    dtype = DTYPES[name] if name != "auto" else config.dtype or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def choose_device(name: str) -> torch.device:
-    """As asked, or CUDA where there is one."""
+    """auto is CUDA if available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}: auto, cpu, cuda")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"there is no device {name}: torch sees no CUDA here")
+        raise ValueError(f"{name} is not available: torch finds no CUDA device")
     return torch.device(name)
 
 
 def shaped_config(config: Any, shape: CandidateShape) -> Any:
-    """The target's config in another shape; ValueError where heads and width do not divide."""
+    """The target's config in another shape; a ValueError if the width does not divide into heads."""
     target = config.get_text_config()
     size = head_size(target)
     heads = shape.heads or shape.width // size
     if heads < 1 or shape.width % heads or (not shape.heads and shape.width % size):
         raise ValueError(
             f"the width of {shape} does not divide into "
-            + (f"{heads} heads" if shape.heads else f"heads of {size}, the target's: LAYERSxWIDTHxHEADS names others")
+            + (
+                f"{heads} heads"
+                if shape.heads
+                else f"heads of {size}, as in the target: choose others with LAYERSxWIDTHxHEADS"
+            )
         )
     if (shape.width // heads) % 2:
         raise ValueError(f"{shape} has heads of {shape.width // heads}: rotary positions need an even size")
@@ -139,17 +154,17 @@ def head_size(text: Any) -> int:
 
 
 def _key_heads(text: Any) -> int:
-    """Families that share keys declare so; in others a number that stands in the config all the same means nothing."""
+    """Key/value heads; a num_key_value_heads counts only in families that declare it on the config class."""
     own = hasattr(type(text), "num_key_value_heads")
     return int((own and text.num_key_value_heads) or text.num_attention_heads)
 
 
 def default_shapes(config: Any) -> list[CandidateShape]:
-    """The target's own width with few layers, and narrower ones; always shallower than the target."""
+    """The target's width and half of it, with fewer layers than the target."""
     text = config.get_text_config()
     size = head_size(text)
     half = text.num_attention_heads // 2 * size
-    # Where heads of the target's size do not fill its width, the config's own number of heads is kept.
+    # If heads of the target's size do not fill its width, keep the config's number of heads.
     square = size * text.num_attention_heads == text.hidden_size
     depths = [depth for depth in DEPTHS if depth < text.num_hidden_layers] or [1]
     shapes = [CandidateShape(depth, text.hidden_size, 0 if square else text.num_attention_heads) for depth in depths]
@@ -159,7 +174,7 @@ def default_shapes(config: Any) -> list[CandidateShape]:
 
 
 def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A model with weights at random, ready to decode: what it says is of no interest, what it takes is."""
+    """A model with random weights, for timing."""
     from transformers import AutoModelForCausalLM
 
     from draftsmith.infer.models.prepack import can_prepack, prepack
@@ -176,7 +191,7 @@ def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def size_of(config: Any, dtype: torch.dtype) -> Size:
-    """Counted on a model without memory."""
+    """Counted on a model on the meta device."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -198,8 +213,71 @@ def size_of(config: Any, dtype: torch.dtype) -> Size:
 
 
 def parse_shapes(words: Sequence[str], config: Any) -> list[CandidateShape]:
-    """The shapes asked for, or the default ones; each is checked against the family."""
+    """The shapes in `words`, or the default ones; each is checked against the target's config."""
     shapes = [CandidateShape.parse(word) for word in words] if words else default_shapes(config)
     for shape in shapes:
         shaped_config(config, shape)
     return list(dict.fromkeys(shapes))
+
+
+def estimate_cost(measured: Sequence[tuple[Size, PassCost]], wanted: Size) -> PassCost:
+    """The costs of a shape of size `wanted` from MIN_SHAPES or more, measured at the same numbers of tokens."""
+    check_enough(len(measured))
+    tokens = list(measured[0][1].tokens)
+    assert all(list(cost.tokens) == tokens for _, cost in measured), "shapes were measured at different passes"
+    sizes = [size for size, _ in measured]
+    seconds = [
+        _at([cost.seconds[i] for _, cost in measured], [_weights(size) for size in sizes], _weights(wanted))
+        for i in range(len(tokens))
+    ]
+    seen = [_context(size) for size in sizes]
+    return PassCost(
+        tokens,
+        np.maximum.accumulate(seconds).tolist(),
+        _at([cost.per_seen for _, cost in measured], seen, _context(wanted), relative=False),
+        _at([cost.per_pair for _, cost in measured], seen, _context(wanted), relative=False),
+        measured[0][1].buckets,
+    )
+
+
+def check_enough(shapes: int) -> None:
+    if shapes < MIN_SHAPES:
+        raise ValueError(f"costs are estimated from {MIN_SHAPES} measured shapes or more, and there are {shapes}")
+
+
+def leave_one_out(measured: Sequence[tuple[Size, PassCost]], rows: int, context: int) -> list[float]:
+    """Relative errors of one-token passes, each shape estimated from the others.
+
+    Shapes are skipped if the others alone could not separate the costs of layers, widths and heads.
+    """
+    design_MN = np.array([_weights(size) for size, _ in measured])
+    design_MN /= design_MN.max(0, initial=1e-300)
+    errors = []
+    for i, (size, cost) in enumerate(measured):
+        others = [*measured[:i], *measured[i + 1 :]]
+        if len(others) < MIN_SHAPES or _rank(np.delete(design_MN, i, 0)) < _rank(design_MN):
+            continue
+        errors.append(estimate_cost(others, size)(rows, 1, context) / cost(rows, 1, context) - 1)
+    return errors
+
+
+def _rank(design_MN: np.ndarray) -> int:
+    return int(np.linalg.matrix_rank(design_MN, tol=1e-6))
+
+
+def _weights(size: Size) -> list[float]:
+    return [1.0, size.layers, size.layer_bytes, size.head_bytes]
+
+
+def _context(size: Size) -> list[float]:
+    return [size.layers, size.token_bytes]
+
+
+def _at(
+    values: Sequence[float], features: Sequence[Sequence[float]], wanted: Sequence[float], relative: bool = True
+) -> float:
+    values_M = np.array(values)
+    # Context costs are fitted absolutely: noise may make one of them 0, and errors relative to 0 are undefined.
+    weight_M = 1.0 / values_M if relative else np.ones(len(values))
+    found_N = non_negative_fit(np.array(features) * weight_M[:, None], values_M * weight_M)
+    return float(found_N @ np.array(wanted))

@@ -1,9 +1,7 @@
-"""What `plan` measures on this machine: the target's passes, each shape's, the loop around them, and training.
+"""What `plan` measures on this machine: passes of the target and of each shape, the loop around them, and training.
 
-All models have random weights and the real sizes. A shape's passes are timed next to one and the same pass of the
-target and told in units of it, because a machine's speed drifts while one shape after another is timed.
-
-What the times are good for is not known here (plan.py).
+All models have random weights and real sizes. A machine's speed drifts while shapes are timed one after another, so
+each shape is timed beside the same pass of the target and its times are scaled by it.
 """
 
 from __future__ import annotations
@@ -30,13 +28,21 @@ from draftsmith.infer.costs.timing import (
 )
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.measure.plan import shape_costs
 from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
-from draftsmith.infer.measure.plan.shapes import CandidateShape, Size, random_model, shaped_config, size_of
+from draftsmith.infer.measure.plan.shapes import (
+    CandidateShape,
+    Size,
+    check_enough,
+    estimate_cost,
+    leave_one_out,
+    random_model,
+    shaped_config,
+    size_of,
+)
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 
-# What a draft's passes are asked for: chains run one token a row, trees SmallLM's width of two; four for the slope.
+# Tokens per row of a draft pass: 1 in chains, 2 (SmallLM's width) in trees, 4 to fit the slope.
 DRAFT_TOKENS = (1, 2, 4)
 TRAINED_TOKENS = 256
 
@@ -45,7 +51,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class SurveyRequest:
-    """The grid: batch sizes, contexts, numbers of nodes verified, shapes that are measured and that are estimated."""
+    """The grid to measure; costs of the shapes in `estimated` are fitted to those of `shapes`."""
 
     batch_sizes: Sequence[int]
     contexts: Sequence[int]
@@ -56,7 +62,7 @@ class SurveyRequest:
 
 @dataclass(slots=True)
 class Survey:
-    """What was found. `passes` by name: "target", and each shape's; `errors` are the fits' on points left out."""
+    """The measurements. `passes`: by "target" or shape; `errors`: the fits' relative errors on points left out."""
 
     asked: SurveyRequest
     passes: dict[str, PassCost]
@@ -67,7 +73,7 @@ class Survey:
     errors: dict[str, list[float]] = field(default_factory=dict)
 
     def costs(self) -> Costs:
-        """As a costs file has it: `overhead` is that of a plain step of one row."""
+        """The content of a costs file, with the overhead of a plain step of one row."""
         named = {"target" if name == "target" else f"small:{name}": cost for name, cost in self.passes.items()}
         return Costs(named, self.overhead(1, 0), self.machine)
 
@@ -81,30 +87,33 @@ def survey(
     seconds: float = 300.0,
     progress: Progress = lambda line: None,
 ) -> Survey:
-    """Measure everything that is asked for, within about `seconds` for the passes."""
+    """Measure all of `asked`; timing the passes takes about `seconds`."""
     if asked.estimated:
-        shape_costs.check_enough(len(asked.shapes))
+        check_enough(len(asked.shapes))
     sizes = {"target": size_of(config, dtype)}
     sizes |= {str(s): size_of(shaped_config(config, s), dtype) for s in (*asked.shapes, *asked.estimated)}
     check_room(config, sizes, asked, device)
     progress("the target's passes")
     target = HFTarget(random_model(config, dtype, device))
-    target_lab = CachedPassTimer(target.lm)
+    target_timer = CachedPassTimer(target.lm)
     reference = PassShape(min(asked.batch_sizes), 1, max(asked.contexts))
     asks = grid(asked.batch_sizes, sorted({1, *(nodes + 1 for nodes in asked.nodes)}), asked.contexts)
-    points = measure_together({"": (target_lab, asks)}, seconds=seconds * 0.6)[""]
+    points = measure_together({"": (target_timer, asks)}, seconds=seconds * 0.6)[""]
     base = next(point.seconds for point in points if point.shape == reference)
     found = Survey(asked, {"target": fit(points, target.buckets)}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
     found.errors["target"] = left_out(points, target.buckets)
     for i, shape in enumerate(asked.shapes):
         progress(f"the passes of {shape} ({i + 1} of {len(asked.shapes)})")
         draft = random_model(shaped_config(config, shape), dtype, device)
-        lab = CachedPassTimer(_chain(draft, 1).lm)
-        jobs = {"": (target_lab, [reference]), "draft": (lab, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts))}
+        timer = CachedPassTimer(_chain(draft, 1).lm)
+        jobs = {
+            "": (target_timer, [reference]),
+            "draft": (timer, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts)),
+        }
         timed = measure_together(jobs, seconds=seconds * 0.4 / len(asked.shapes))
         drift = base / timed[""][0].seconds
         scaled = [TimedPass(point.shape, point.seconds * drift) for point in timed["draft"]]
-        found.passes[str(shape)] = fit(scaled, lab.buckets)
+        found.passes[str(shape)] = fit(scaled, timer.buckets)
         if not i:
             progress("the loop around the passes")
             found.overhead = _overhead(asked, target, draft)
@@ -120,12 +129,12 @@ def _chain(model: Any, length: int) -> LMDrafter:
 
 
 def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
-    target_lab, draft_lab = CachedPassTimer(target.lm), CachedPassTimer(_chain(draft, 1).lm)
+    target_timer, draft_timer = CachedPassTimer(target.lm), CachedPassTimer(_chain(draft, 1).lm)
     context = min(asked.contexts)
 
     def around_s(rows: int, length: int) -> float:
-        drafting = length * draft_lab.around(rows, 1, context) if length else 0.0
-        return drafting + target_lab.around(rows, length + 1, context)
+        drafting = length * draft_timer.around(rows, 1, context) if length else 0.0
+        return drafting + target_timer.around(rows, length + 1, context)
 
     return overhead(
         target,
@@ -138,29 +147,29 @@ def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
 
 
 def _estimate(found: Survey) -> None:
-    """Costs of the shapes that were not measured, and how well such an estimate does on those that were."""
+    """Estimate the shapes that were not measured, and the error of such estimates on those that were."""
     measured = [(found.sizes[str(shape)], found.passes[str(shape)]) for shape in found.asked.shapes]
     for shape in found.asked.estimated:
-        found.passes[str(shape)] = shape_costs.estimate(measured, found.sizes[str(shape)])
+        found.passes[str(shape)] = estimate_cost(measured, found.sizes[str(shape)])
     context = max(found.asked.contexts)
     found.errors["shapes"] = [
-        error for rows in found.asked.batch_sizes for error in shape_costs.left_out(measured, rows, context)
+        error for rows in found.asked.batch_sizes for error in leave_one_out(measured, rows, context)
     ]
 
 
 def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device: torch.device) -> None:
-    """Refuse what cannot fit: positions beyond the model's, weights and caches beyond the memory."""
+    """Raise if the positions exceed the model's or weights and caches exceed the memory."""
     from draftsmith.infer.models.architectures import max_positions
 
     longest = max(asked.contexts) + max(asked.nodes) + 1
     if longest > max_positions(config.get_text_config()):
         raise ValueError(
-            f"a context of {max(asked.contexts)} and {max(asked.nodes)} nodes are more than the target's "
-            f"{max_positions(config.get_text_config())} positions"
+            f"a context of {max(asked.contexts)} and {max(asked.nodes)} nodes exceed the target's "
+            f"{max_positions(config.get_text_config())} positions: use smaller --contexts or --lengths"
         )
     rows = max(asked.batch_sizes)
     drafts = [size for name, size in sizes.items() if name != "target"]
-    # Packed copies of bfloat16 weights on a CPU take their size again.
+    # On a CPU, packed copies of bfloat16 weights double the size.
     weights = (sizes["target"].total_bytes + max(size.total_bytes for size in drafts)) * (
         2 if device.type == "cpu" else 1
     )
@@ -169,12 +178,12 @@ def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device
     if weights + tokens > room:
         raise ValueError(
             f"this needs {weights / 2**30:.1f} GiB for weights and {tokens / 2**30:.1f} GiB for the cache of {rows} "
-            f"rows, and {device.type} has {room / 2**30:.1f} GiB: smaller --batch_sizes or --contexts may fit"
+            f"rows, and {device.type} has {room / 2**30:.1f} GiB: use smaller --batch_sizes or --contexts"
         )
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that are free, or would be if caches of files gave way; all there are where only that is told."""
+    """Available bytes, including reclaimable file caches; all memory where the system reports only that."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -185,9 +194,9 @@ def _room(device: torch.device) -> int:
 
 
 def training_flops(config: Any, size: Size, device: torch.device) -> float:
-    """FLOP/s of training a draft: 6 for each weight that multiplies and each token, over the seconds of both ways.
+    """FLOP/s of training a draft: 6 per multiplied weight and token, over the time of a forward and backward pass.
 
-    In bfloat16 with float32 weights, as training runs; the median of three steps after one that is not counted.
+    In bfloat16 with float32 weights, as training runs; the median of three steps after a warm-up step.
     """
     from transformers import AutoModelForCausalLM
 

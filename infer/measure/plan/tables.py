@@ -1,23 +1,22 @@
-"""A plan as tables for a terminal and as a plot. Every number shown is one of the JSON values; nothing is computed here
-but the unit that a reader expects."""
+"""A plan as tables for a terminal and as a plot. Every number is one of the JSON values, in a reader's units."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from draftsmith.infer.measure.tables import milliseconds, number
+from draftsmith.infer.measure.report import charts
+from draftsmith.infer.measure.report.charts import Series
+from draftsmith.infer.measure.tables import milliseconds, number, table_of
 
 
 def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
-    """Shapes, then each batch size: ranking and verdict."""
+    """The shapes, then ranking and verdict of each batch size."""
     machine = report["machine"]
     where = f"{machine['name']}, {machine['threads']} threads" if machine["device"] == "cpu" else machine["name"]
     shown: list[RenderableType] = [
@@ -43,7 +42,7 @@ def _title(report: dict[str, Any], batch: dict[str, Any]) -> str:
 
 def shape_table(report: dict[str, Any]) -> Table:
     batches = [str(batch["batch_size"]) for batch in report["batches"]]
-    table = _table(
+    table = table_of(
         ["shape", "parameters", "weights", "to train", "hours", "distilled", *(f"pass ms, {b} rows" for b in batches)]
     )
     for name, row in report["shapes"].items():
@@ -60,12 +59,12 @@ def shape_table(report: dict[str, Any]) -> Table:
 
 
 def ranking_table(batch: dict[str, Any]) -> Table:
-    """A shape a line at its best; without an acceptance, what it would have to reach."""
+    """A line per shape at its best; if no acceptance is known, with the acceptance it needs."""
     judged = any(row["best"] for row in batch["ranking"])
     columns = ["shape", "draft", "step ms", "drafting", "verifying", "ceiling"]
     columns += ["break-even", "for 1.5x", "for 2x", "accepted_length", "speedup"]
     columns += ["acceptance to be first"] if judged else ["acceptance for 1x", "for 1.5x", "for 2x"]
-    table = _table(columns)
+    table = table_of(columns)
     for row in batch["ranking"]:
         step = row["best"] or row["ceiling"]
         needs = [row.get("to_be_first")] if judged else list(row["needs_acceptance"].values())
@@ -83,13 +82,13 @@ def ranking_table(batch: dict[str, Any]) -> Table:
 
 
 def _reached(step: dict[str, Any], goal: str) -> str:
-    """The accepted_length that a goal needs, or that no draft of this length can."""
+    """The accepted_length that a goal needs; "never" if it exceeds this draft's length."""
     return "never" if step["needs"][goal] > step["depth"] + 1 else number(step["needs"][goal])
 
 
 def notes(report: dict[str, Any]) -> list[str]:
     lines = [
-        "Break-even and the columns beside it are accepted_lengths (the target's own token counted); never: not with a "
+        "Break-even, for 1.5x and for 2x are accepted_lengths, including the target's own token; never: not with a "
         "draft of this length. The ceiling is the speedup if every token were accepted.",
         f"Training: {report['training']['tokens']:,} tokens at {report['training']['flops'] / 1e12:.3g} TFLOP/s "
         f"measured here; hours = {report['training']['formula']}.",
@@ -97,46 +96,43 @@ def notes(report: dict[str, Any]) -> list[str]:
     names = {"target": "the target's passes", "shapes": "shapes from one another"}
     for name, error in report["fit_errors"].items():
         spread = f"{error['median']:.0%} (median), {error['worst']:.0%} (worst)"
-        lines.append(f"Error of the fit on what it has not seen, {names[name]}: {spread}.")
+        lines.append(f"Error of the fit on points left out, {names[name]}: {spread}.")
     if report["pays_up_to"] is not None:
         most = report["batches"][-1]["batch_size"]
         lines.append(
-            f"At this acceptance drafting pays at every batch size up to {most}."
+            f"At this acceptance, drafting pays at every batch size up to {most}."
             if report["pays_up_to"] >= most
-            else f"At this acceptance drafting is to be off above a batch size of {report['pays_up_to']}."
+            else f"At this acceptance, turn drafting off above a batch size of {report['pays_up_to']}."
         )
     else:
-        lines.append("No acceptance was given: --acceptance 0.7, shares by depth, or a result of bench or replay.")
+        lines.append("No acceptance was given: try --acceptance 0.7, shares by depth, or a result of bench or replay.")
     return lines
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Speedup over the number of drafted tokens, a line a shape, a panel a batch size."""
-    from matplotlib.figure import Figure
-
-    batches = report["batches"]
-    value = "speedup" if report["acceptance"] else "ceiling"
-    figure = Figure(figsize=(4.6 * len(batches), 4.2), layout="constrained")
-    for batch, axes in zip(batches, figure.subplots(1, len(batches), squeeze=False)[0]):
-        for shape in report["shapes"]:
-            steps = [s for s in batch["steps"] if s["shape"] == shape and s["nodes"] == s["depth"]]
-            steps.sort(key=lambda step: step["depth"])
-            style = {"marker": "o"} if report["shapes"][shape]["measured"] else {"linestyle": "--"}
-            axes.plot([s["depth"] for s in steps], [s[value] for s in steps], markersize=3, label=shape, **style)
-        axes.axhline(1.0, color="black", linewidth=0.8)
-        axes.set(title=f"batch size {batch['batch_size']}", xlabel="drafted tokens (chain)")
-    first = figure.axes[0]
-    first.set(ylabel="predicted speedup" if value == "speedup" else "speedup if every token were accepted")
-    first.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=120)
-    os.replace(part, path)
+    """Write an SVG of speedup over the number of drafted tokens, a line per shape, a panel per batch size."""
+    kind = "speedup" if report["acceptance"] else "ceiling"
+    title = "predicted speedup" if report["acceptance"] else "speedup if every token were accepted"
+    names = [name if row["measured"] else f"{name} (estimated)" for name, row in report["shapes"].items()]
+    series = {shape: Series(name, i) for i, (shape, name) in enumerate(zip(report["shapes"], names))}
+    panels = []
+    for batch in report["batches"]:
+        chains = [step for step in batch["steps"] if step["nodes"] == step["depth"]]
+        lengths = sorted({step["depth"] for step in chains})
+        lines = {shape: {lengths.index(s["depth"]): s[kind] for s in chains if s["shape"] == shape} for shape in series}
+        heading = f"Batch size {batch['batch_size']}: {title}"
+        drawn = [(series[shape], line) for shape, line in lines.items()]
+        panels.append(
+            (heading, charts.lines(heading, drawn, [*map(str, lengths)], "drafted tokens (chain)", even=True))
+        )
+    charts.write_svg(path, panels, list(series.values()))
 
 
 def check_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Predicted beside measured, a pair a line."""
-    table = _table(["shape", "draft", "rows", "accepted_length", "measured", "predicted", "error", "step ms", "said"])
+    """Predicted and measured speedups, a line per pair."""
+    table = table_of(
+        ["shape", "draft", "rows", "accepted_length", "measured", "predicted", "error", "step ms", "predicted ms"]
+    )
     for row in rows:
         table.add_row(
             Text(row["shape"]),
@@ -149,13 +145,6 @@ def check_table(rows: Sequence[dict[str, Any]]) -> Table:
             milliseconds(row["step_s"]),
             milliseconds(row["predicted_step_s"]),
         )
-    return table
-
-
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
 
 

@@ -1,8 +1,8 @@
-"""The sentence that a report begins with: which drafter to use, at which batch sizes, or that none pays.
+"""The first sentence of a report: which drafter to use, at which batch sizes, or that none pays.
 
-A drafter pays where the whole interval of its speedup lies above 1; where the interval holds 1 it cannot be told from
-plain decoding, and is not recommended. One whose answers differ from plain decoding's, at temperature 0 and not by a
-numeric tie, is out, however fast it is. Pages and pictures are not known here.
+A drafter pays if the whole interval of its speedup lies above 1. If the interval contains 1, the drafter cannot be
+distinguished from plain decoding and is not recommended. A drafter whose answers differ from plain decoding's at
+temperature 0, other than by a numeric tie, is never recommended.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class SpeedPoint:
         return with_interval(self.speedup, self.interval).replace(" [", "x [")
 
 
-Points = Mapping[str, Sequence[SpeedPoint]]
+# Name -> batch size -> figures.
+Points = Mapping[str, Mapping[int, SpeedPoint]]
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """`use` is the drafter to take at `batch_size`, or none; `refused` are those whose answers are wrong."""
+    """`use` is the drafter to use at `batch_size`, if any; `notes` are warnings and close competitors."""
 
     sentence: str
     use: str | None = None
@@ -51,126 +52,103 @@ class Recommendation:
 
 
 def verdict(
-    points: Points,
+    points: Mapping[str, Sequence[SpeedPoint]],
     wrong: Mapping[str, int],
     temperature: float | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Recommendation:
-    """`points`: the drafters to choose among, no controls and no peers; `wrong`: their differences that are no ties.
+    """The recommendation.
 
-    `settings` are what a drafter was given in brackets, to be named with it where it is recommended.
+    Args:
+        points: the drafters to choose from, without controls and peers.
+        wrong: by drafter, answers that differ from plain decoding's and are no ties.
+        temperature: named in the sentence if given.
+        settings: each drafter's options in brackets, added to its name.
     """
     notes = [
         f"{name} must not be used: {count} of its answers differ from plain decoding, and no numeric tie explains it."
         for name, count in wrong.items()
         if count
     ]
+    own = {name: {point.batch_size: point for point in row} for name, row in points.items()}
+    allowed = {name: row for name, row in own.items() if row and not wrong.get(name)}
+    name, size, sentence = _choose(allowed, settings or {})
+    if temperature is not None:
+        sentence = f"At temperature {temperature:g} {sentence[0].lower()}{sentence[1:]}"
+    if name is not None and size is not None:
+        notes += _close(allowed, name, size)
+    return Recommendation(sentence, name, size, notes)
 
-    def said(sentence: str) -> str:
-        return (
-            sentence if temperature is None else f"At temperature {temperature:g} {sentence[0].lower()}{sentence[1:]}"
-        )
 
-    allowed = {name: sorted(own, key=_size) for name, own in points.items() if own and not wrong.get(name)}
-    sizes = sorted({point.batch_size for own in allowed.values() for point in own})
+def _choose(allowed: Points, settings: Mapping[str, str]) -> tuple[str | None, int | None, str]:
+    """(drafter, batch size, sentence)."""
+    sizes = sorted({size for row in allowed.values() for size in row})
     if not sizes:
-        return Recommendation(
-            said("Nothing to choose from: no drafter with answers to trust was measured."), notes=notes
-        )
-    winners = {size: _winner(allowed, size) for size in sizes}
-    first = next((size for size in sizes if winners[size]), None)
-    if first is None:
-        return Recommendation(said(_none_pays(allowed, sizes[0])), notes=notes)
+        return None, None, "Nothing to choose from: no drafter with correct answers was measured."
+    winners = {size: winner for size in sizes if (winner := _winner(allowed, size))}
+    if not winners:
+        return None, None, _none_pays(allowed, sizes[0])
+    first, paying = min(winners), max(winners)
     name = winners[first]
-    assert name is not None
-    before = [size for size in sizes if size < first]
-    waiting = f"Plain decoding wins at batch {_listed(before)}; from there on use" if before else "Use"
-    won = _at(allowed[name], first)
-    assert won is not None
-    given = (settings or {}).get(name, "")
-    sentence = f"{waiting} {name}{given}: {won.text(interval=True)} plain decoding at batch {first}"
-    paying = max(size for size in sizes if winners[size])
-    sentence += "".join(_later(allowed, winners, name, size) for size in sizes if first < size <= paying)
-    sentence += _off(allowed[name], paying, [size for size in sizes if size > paying])
-    return Recommendation(said(f"{sentence}."), name, first, [*notes, *_close(allowed, name, first)])
-
-
-def _size(point: SpeedPoint) -> int:
-    return point.batch_size
-
-
-def _at(own: Sequence[SpeedPoint], size: int) -> SpeedPoint | None:
-    return next((point for point in own if point.batch_size == size), None)
+    before = [str(size) for size in sizes if size < first]
+    listed = " and ".join([", ".join(before[:-1]), before[-1]] if len(before) > 1 else before)
+    use = f"Plain decoding wins at batch {listed}; from there on use" if before else "Use"
+    best = allowed[name][first].text(interval=True)
+    sentence = f"{use} {name}{settings.get(name, '')}: {best} plain decoding at batch {first}"
+    for size in sizes:
+        if first < size <= paying:
+            sentence += _later(allowed, name, winners.get(size), size)
+    if paying < sizes[-1]:
+        sentence += f"; off above batch {paying}"
+        above = [point for size, point in sorted(allowed[name].items()) if size > paying]
+        shown = [f"{point.text(interval=point.open)} at batch {point.batch_size}" for point in above]
+        sentence += f" ({', '.join(shown)})" if shown else ""
+    return name, first, f"{sentence}."
 
 
 def _winner(allowed: Points, size: int) -> str | None:
-    paying = {
-        name: point.speedup for name, own in allowed.items() if (point := _at(own, size)) is not None and point.pays
-    }
+    paying = {name: row[size].speedup for name, row in allowed.items() if size in row and row[size].pays}
     return max(paying, key=paying.__getitem__) if paying else None
 
 
-def _later(allowed: Points, winners: Mapping[int, str | None], name: str, size: int) -> str:
+def _later(allowed: Points, name: str, winner: str | None, size: int) -> str:
     """What to do at a larger batch size, as the rest of the sentence."""
-    winner, own = winners[size], _at(allowed[name], size)
-    if winner == name and own is not None:
-        return f", {own.text()} at batch {size}"
-    if winner is not None:
-        best = _at(allowed[winner], size)
-        assert best is not None
-        return f"; at batch {size} {winner} is faster: {best.text()}"
-    return f"; nothing pays at batch {size}"
-
-
-def _off(own: Sequence[SpeedPoint], paying: int, sizes: Sequence[int]) -> str:
-    """Where drafting stops to pay, and what the drafter does there."""
-    if not sizes:
-        return ""
-    found = [(size, point) for size in sizes if (point := _at(own, size)) is not None]
-    told = [f"{point.text(interval=point.open)} at batch {size}" for size, point in found]
-    return f"; off above batch {paying}" + (f" ({', '.join(told)})" if told else "")
+    if winner is None:
+        return f"; nothing pays at batch {size}"
+    best = allowed[winner][size].text()
+    return f", {best} at batch {size}" if winner == name else f"; at batch {size} {winner} is faster: {best}"
 
 
 def _none_pays(allowed: Points, size: int) -> str:
-    nearest = {name: point for name, own in allowed.items() if (point := _at(own, size)) is not None}
+    nearest = {name: row[size] for name, row in allowed.items() if size in row}
     best = max(nearest, key=lambda name: nearest[name].speedup)
     point = nearest[best]
-    told = f"{best}, {point.text(interval=True)} at batch {size}"
+    shown = f"{best}, {point.text(interval=True)} at batch {size}"
     if point.interval is None:
-        return f"Not known: one question gives no interval. The fastest was {told}."
+        return f"Unknown: one question gives no interval. The fastest was {shown}."
     if point.open:
-        return f"No drafter pays for certain: decode plainly. The nearest is {told}, which cannot be told from plain."
-    return f"No drafter pays: plain decoding wins. The nearest is {told}."
+        return f"No drafter pays for certain: use plain decoding. The nearest is {shown}: its interval contains 1."
+    return f"No drafter pays: plain decoding wins. The nearest is {shown}."
 
 
 def _close(allowed: Points, name: str, size: int) -> list[str]:
-    """Other drafters whose interval meets the winner's: the choice between them is open."""
-    won = _at(allowed[name], size)
-    assert won is not None
-    assert won.interval is not None
+    """Other drafters that pay and whose interval overlaps the winner's."""
+    won = allowed[name][size].interval
     near = [
         f"{other} ({point.text(interval=True)})"
-        for other, own in allowed.items()
+        for other, row in allowed.items()
         if other != name
-        and (point := _at(own, size)) is not None
+        and (point := row.get(size)) is not None
         and point.pays
         and point.interval is not None
-        and point.interval[1] >= won.interval[0]
+        and won is not None
+        and point.interval[1] >= won[0]
     ]
-    return [f"Not told apart from it at batch {size}: {', '.join(near)}."] if near else []
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    words = [str(size) for size in sizes]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return [f"Within the margin of error at batch {size}: {', '.join(near)}."] if near else []
 
 
 def not_ties(figures: Mapping[str, Any], temperature: float) -> int:
-    """Answers that differ and should not.
-
-    Greedy answers are equal or part at a numeric tie. Above temperature 0 only the distribution is promised to be
-    equal.
-    """
+    """Answers that differ and should not: above temperature 0 only the distribution is promised to be equal."""
     if temperature > 0:
         return 0
     return sum(not difference.get("tie") for difference in figures["differences"])

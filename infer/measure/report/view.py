@@ -1,38 +1,35 @@
-"""What a report shows, as data: groups of runs of one temperature with their verdict, and a section for every run.
+"""What a report shows, as data: the runs grouped by temperature, each group with its verdict, each run a section.
 
-The page, the Markdown and the pictures all take their figures from here, and these take them from results.json and the
-traces; no other number is made. How anything looks is not known here.
+The page, the Markdown and the pictures all take their figures from here; they come from results.json and the traces.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.drafters import About, about
-from draftsmith.infer.measure.report.examples import Example
-from draftsmith.infer.measure.report.readings import Readings, read
-from draftsmith.infer.measure.report.runs import ReportedRun, other_settings
+from draftsmith.infer.measure.report.runs import Readings, ReportedRun, other_settings, read
+from draftsmith.infer.measure.report.traces import Example
 from draftsmith.infer.measure.report.verdict import Recommendation, SpeedPoint, not_ties, verdict
 from draftsmith.infer.measure.tables import number, percent
 
 
 @dataclass(slots=True)
 class Entry:
-    """One runner in one run."""
+    """One runner in one run. `ceiling` is the oracle's accepted_length; `wrong` counts differences that are no ties."""
 
-    label: str
     series: Series
     about: About
     figures: dict[str, Any]
-    ceiling: float | None = None
-    wrong: int = 0
-    contexts: dict[int, float] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
+    ceiling: float | None
+    wrong: int
+    contexts: dict[int, float]
+    examples: list[Example]
 
     @property
     def spot(self) -> Spot | None:
@@ -42,7 +39,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Section:
-    """One run: its entries in the order drafters, plain, controls, peers; drafters by speed."""
+    """One run; its entries are ordered drafters (fastest first), plain, controls, peers."""
 
     run: ReportedRun
     entries: list[Entry]
@@ -59,34 +56,27 @@ class Section:
         return list(dict.fromkeys(task for entry in self.entries for task in entry.figures["by_category"]))
 
     @property
-    def checked(self) -> tuple[int, int, int, int]:
-        """(equal, ties, errors, in all) over the drafters and the controls."""
-        own = [entry.figures for entry in self.of("drafter", "control")]
-        sums = [sum(int(figures.get(key) or 0) for figures in own) for key in ("equal", "ties", "errors", "total")]
-        return sums[0], sums[1], sums[2], sums[3]
-
-    @property
     def loops(self) -> str:
-        """What looping answers do to the figures, in a sentence; nothing where none loops."""
+        """A sentence about looping answers; empty if there are none."""
         left_out, least = self.run.results["left_out"], self.run.results["left_out"]["min_distinct"]
         if left_out["questions"]:
             return (
-                f"{left_out['questions']} of {self.run.results['questions']} prompts are left out of the figures: "
-                f"plain decoding's answer loops there (fewer than {percent(least)} distinct 4-grams). "
-                "The figures over all prompts count them too."
+                f"{left_out['questions']} of {self.run.results['questions']} prompts are left out of the figures "
+                f"because plain decoding's answer loops (fewer than {percent(least)} distinct 4-grams). "
+                "The figures over all prompts include them."
             )
         if self.readings.looping:
             return (
                 f"Plain decoding's answer loops on {self.readings.looping} of {self.readings.answered} prompts (fewer "
-                "than half of its 4-grams are distinct). They are in the figures, and flatter every drafter: "
-                "bench with --min_distinct 0.5 leaves them out."
+                "than half of its 4-grams are distinct). They are in the figures and flatter every drafter; "
+                "to leave them out, run bench with --min_distinct 0.5."
             )
         return ""
 
 
 @dataclass(slots=True)
 class TemperatureGroup:
-    """The runs of one temperature, and what to do."""
+    """The runs of one temperature and their verdict."""
 
     temperature: float
     sections: list[Section]
@@ -103,7 +93,7 @@ class TemperatureGroup:
 
     @property
     def names(self) -> list[Entry]:
-        """One entry per name, from the run with the smallest batch that has it."""
+        """One entry per name, from the smallest batch that has it."""
         found: dict[str, Entry] = {}
         for section in self.sections:
             for entry in section.entries:
@@ -111,7 +101,7 @@ class TemperatureGroup:
         return sorted(found.values(), key=_order)
 
     def spots(self, name: str) -> list[Spot]:
-        """Speedup by batch size."""
+        """Speedups of one runner, by batch size."""
         found = [(section.run.place, section.entry(name)) for section in self.sections]
         return [
             Spot(entry.spot.value, entry.spot.interval, f"at {place}")
@@ -131,7 +121,7 @@ class View:
 
 
 def view(runs: Sequence[ReportedRun], registry: Registry) -> View:
-    """Read what the traces add, one run after the other, and put all of it in order."""
+    """Read the traces of all runs and group the runs by temperature."""
     abouts = [{label: about(run, label, registry) for label in run.results["drafters"]} for run in runs]
     series = _series(runs, abouts)
     sections = [_section(run, known, series) for run, known in zip(runs, abouts)]
@@ -139,13 +129,13 @@ def view(runs: Sequence[ReportedRun], registry: Registry) -> View:
     groups = []
     for temperature in temperatures:
         own = [section for section in sections if section.run.temperature == temperature]
-        told = temperature if len(temperatures) > 1 else None
-        groups.append(TemperatureGroup(temperature, own, _verdict(own, told)))
+        named = temperature if len(temperatures) > 1 else None
+        groups.append(TemperatureGroup(temperature, own, _verdict(own, named)))
     return View(groups, other_settings(runs))
 
 
 def _series(runs: Sequence[ReportedRun], abouts: Sequence[dict[str, About]]) -> dict[str, Series]:
-    """Colours in the order of first appearance, the same for a name in all runs."""
+    """A name has the same colour in all runs; colours are given in the order of first appearance."""
     found: dict[str, Series] = {}
     order = 0
     for run, known in zip(runs, abouts):
@@ -161,13 +151,18 @@ def _section(run: ReportedRun, known: dict[str, About], series: dict[str, Series
     readings = read(run, [label for label, one in known.items() if one.kind == "drafter"])
     oracle = next((label for label in known if label in run.specs and run.specs[label][1].name == "oracle"), None)
     ceiling = run.results["drafters"][oracle]["accepted_length"] if oracle else None
-    entries = []
-    for label, figures in run.results["drafters"].items():
-        entry = Entry(label, series[run.names[label]], known[label], figures, ceiling)
-        entry.wrong = not_ties(figures, run.temperature)
-        entry.contexts = readings.speedups_by_context(label, run.baseline)
-        entry.examples = readings.examples.get(label, [])
-        entries.append(entry)
+    entries = [
+        Entry(
+            series=series[run.names[label]],
+            about=known[label],
+            figures=figures,
+            ceiling=ceiling,
+            wrong=not_ties(figures, run.temperature),
+            contexts=readings.speedups_by_context(label, run.baseline),
+            examples=readings.examples.get(label, []),
+        )
+        for label, figures in run.results["drafters"].items()
+    ]
     return Section(run, sorted(entries, key=_order), readings)
 
 
@@ -193,24 +188,24 @@ def _verdict(sections: Sequence[Section], temperature: float | None) -> Recommen
     return verdict(points, wrong, temperature, settings)
 
 
-def why_not_more(entry: Entry) -> str:
-    """Where a step's time goes and how far drafts reach, in a sentence."""
+def why_not_faster(entry: Entry) -> str:
+    """Where a step's time goes and how many tokens it commits, in a sentence."""
     shares, figures = entry.figures["time_shares"], entry.figures
     parts = ", ".join(f"{part} {percent(shares[part])}" for part in ("target", "draft", "overhead"))
-    told = f"Of a step of {entry.series.name}: {parts}. It commits {number(figures['accepted_length'])} tokens a step"
+    text = f"A step with {entry.series.name} spends: {parts}. It commits {number(figures['accepted_length'])} tokens"
     if figures.get("break_even") is not None:
-        told += f" and needs {number(figures['break_even'])} to be as fast as plain decoding"
-    return told + (f"; drafts that are always right reach {number(entry.ceiling)}." if entry.ceiling else ".")
+        text += f" and needs {number(figures['break_even'])} to be as fast as plain decoding"
+    return text + (f"; drafts that are always right reach {number(entry.ceiling)}." if entry.ceiling else ".")
 
 
 def next_lines(group: TemperatureGroup) -> list[tuple[str, str]]:
-    """(where, the line to copy): how to run what the verdict recommends, here and elsewhere."""
+    """(engine, command to copy): how to run the recommended drafter."""
     chosen = group.chosen
     run = group.sections[0].run
     target = shlex.quote(run.target or "TARGET")
     if chosen is None:
-        return [("what would pay on this machine", f"draftsmith plan --target {target}")]
-    known = chosen[1].about
-    words = f"draftsmith generate --target {target} --drafters {shlex.quote(known.written)}"
+        return [("find a draft that pays on this machine", f"draftsmith plan --target {target}")]
+    drafter = chosen[1].about
+    words = f"draftsmith generate --target {target} --drafters {shlex.quote(drafter.written)}"
     words += f" --temperature {group.temperature:g}" if group.temperature > 0 else ""
-    return [("here", f'{words} --prompt "..."'), *known.elsewhere.items()]
+    return [("here", f'{words} --prompt "..."'), *drafter.elsewhere.items()]

@@ -30,7 +30,7 @@ def test_a_benchmark_writes_its_report_and_says_where(run):
     html = (folder / "report.html").read_text()
     assert "9 of 9 answers of the drafters and controls equal plain decoding" in html
     # Texts are taken apart with the target's own tokenizer, and drafted tokens have their colour.
-    assert "not taken apart" not in html
+    assert "not split into tokens" not in html
     assert 'class="d s' in html
     assert "what does the fox say?" in html
     assert (folder / "report.md").is_file()
@@ -45,7 +45,7 @@ def test_the_command_writes_the_same_page_again_and_prints_the_verdict(run, call
     assert told.out.splitlines()[-1] == f"report: {tmp_path / 'again.html'}"
     assert "plain decoding" in told.out.splitlines()[0]
     assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()
-    assert (tmp_path / "again-speedup.png").is_file()
+    assert (tmp_path / "again-speedup.svg").is_file()
 
 
 def test_json_names_the_files(run, call):
@@ -54,13 +54,13 @@ def test_json_names_the_files(run, call):
     assert found["page"] == str(folder / "report.html")
     assert found["markdown"] == str(folder / "report.md")
     assert len(found["verdicts"]) == 1
-    assert all(path.endswith(".png") for path in found["pictures"])
+    assert all(path.endswith(".svg") for path in found["pictures"])
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["nowhere"], "nowhere is no finished run folder: it has no run.json"),
+        (["nowhere"], "nowhere is not a finished run folder: it has no run.json"),
         ([], "runs"),
     ],
 )

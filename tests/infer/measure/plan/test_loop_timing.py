@@ -1,4 +1,4 @@
-"""The loop timed with told drafts, and the time around the passes told apart from them."""
+"""The loop timed with simulated drafts, and the time outside the passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.simulated import SimulatedDrafter
-from draftsmith.infer.measure.plan.loop_timing import LoopTiming, Overhead, heard, overhead, time_loop
+from draftsmith.infer.measure.plan.loop_timing import LoopTiming, Overhead, loop_timing, overhead, time_loop
 from draftsmith.infer.models.hf_target import HFTarget
 
 
@@ -20,7 +20,7 @@ def chain(model, length):
     return SmallLM(model, num_draft_tokens=length, top_k=1, min_confidence=0.0)
 
 
-def test_accepted_lengths_are_those_of_told_drafts_and_plain_is_one(target, make_model):
+def test_accepted_lengths_are_those_of_simulated_drafts_and_plain_is_one(target, make_model):
     drafters = {str(n): SimulatedDrafter(chain(make_model("llama", seed=9), n)) for n in (2, 5)}
     found = time_loop(target, drafters, rows=3, context=10, new_tokens=37, rounds=2)
     assert found["plain"].accepted_length == 1.0
@@ -43,12 +43,12 @@ def steps(count, batch, seconds, nodes=0, committed=1):
 def test_only_steps_of_the_whole_batch_count():
     """Two rows: 3 tokens in 2 s a step, against 1 in 1 s. What the row that stays behind does is another batch size."""
     plain = steps(8, 2, 1.0) + steps(50, 1, 0.1)
-    found = heard(steps(6, 2, 2.0, nodes=4, committed=3) + steps(50, 1, 9.0, nodes=4), plain, rows=2)
+    found = loop_timing(steps(6, 2, 2.0, nodes=4, committed=3) + steps(50, 1, 9.0, nodes=4), plain, rows=2)
     assert found == LoopTiming(accepted_length=3.0, step_s=2.0, outside_s=0.5, speedup=1.5)
 
 
 def test_cut_drafts_count_for_the_speed_and_not_for_the_step():
-    found = heard(steps(3, 1, 2.0, nodes=4, committed=3) + steps(1, 1, 1.0, nodes=1), steps(9, 1, 1.0), rows=1)
+    found = loop_timing(steps(3, 1, 2.0, nodes=4, committed=3) + steps(1, 1, 1.0, nodes=1), steps(9, 1, 1.0), rows=1)
     assert found.step_s == 2.0
     assert found.speedup == pytest.approx(10 / 7)
 

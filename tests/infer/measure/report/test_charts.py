@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftsmith.infer.measure.report import charts
-from draftsmith.infer.measure.report.charts import Series, Spot
-from draftsmith.infer.measure.report.svg import SHAPES, AxisScale, Svg, nice
+from draftsmith.infer.measure.report.charts import SHAPES, AxisScale, Series, Spot, Svg, nice
 
 EVIL = '<script>alert(1)</script> & "co"'
 

@@ -73,8 +73,8 @@ def test_what_is_not_there_is_said_not_to_be_there(told, tmp_path):
     (tmp_path / "bare").mkdir()
     runners = {"small": {}, "gone": {}, "mine": {}}
     found = told(runners, drafters=f"small:{tmp_path / 'bare'},gone=small:org/draft,mine=more.yaml")
-    assert (found["small"].made, found["small"].adds) == ("making not recorded", "not known")
-    assert found["gone"].made == "not known: its folder is not on this machine"
+    assert (found["small"].made, found["small"].adds) == ("cost not recorded", "unknown")
+    assert found["gone"].made == "unknown: its folder is not on this machine"
     assert found["mine"].made == "not recorded: see more.yaml"
 
 

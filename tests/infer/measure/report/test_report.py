@@ -2,6 +2,7 @@
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
@@ -126,7 +127,7 @@ def test_ties_are_named_and_bar_nobody(run_folder):
     made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
     assert made.verdicts[0].startswith("Use small")
     text = Page(made.page.read_text()).text
-    assert "1 part from it at a numeric tie of two logits, none otherwise" in text
+    assert "1 differ after a numeric tie of two logits, none otherwise" in text
     assert "numeric tie (float32 logits 0.01 apart, rounding error there 0.03)" in text
 
 
@@ -188,10 +189,12 @@ def test_plain_decoding_alone_and_a_failing_drafter_make_a_page_too(run_folder):
 
 def test_markdown_and_pictures_lie_beside_the_page(run_folder):
     made = write_report([run_folder("run", RUNNERS)], None, REGISTRY)
-    assert made.missing == ""
-    assert sorted(path.name for path in made.pictures) == ["report-length.png", "report-speedup.png"]
+    assert sorted(path.name for path in made.pictures) == ["report-length.svg", "report-speedup.svg"]
     for path in made.pictures:
-        assert path.read_bytes().startswith(b"\x89PNG")
+        picture = ET.fromstring(path.read_text())
+        assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in path.read_text()
+        assert list(picture.iter("{http://www.w3.org/2000/svg}path"))
     text = made.markdown.read_text()
     assert made.verdicts[0] in text
     assert all(f"({path.name})" in text for path in made.pictures)
@@ -199,16 +202,6 @@ def test_markdown_and_pictures_lie_beside_the_page(run_folder):
     assert len(rows) == 2 + 4
     assert len({row.count("|") for row in rows}) == 1
     assert not list(made.page.parent.glob(".*.part"))
-
-
-def test_without_matplotlib_the_page_stands_and_what_is_missing_is_said(run_folder, monkeypatch):
-    from draftsmith.infer.measure.report import report
-
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
-    made = write_report([run_folder("run", RUNNERS)], None, REGISTRY)
-    assert made.page.is_file()
-    assert made.pictures == []
-    assert "matplotlib is not installed" in made.missing
 
 
 def test_exits_and_sources_are_drawn_where_a_drafter_has_them(run_folder):
@@ -226,7 +219,7 @@ def test_exits_and_sources_are_drawn_where_a_drafter_has_them(run_folder):
     assert "30 (75%)" in text
     assert "Acceptance by depth" in text
     assert "small : rest" in text
-    assert [path.name for path in made.pictures] == ["report-speedup.png", "report-length.png", "report-depth.png"]
+    assert [path.name for path in made.pictures] == ["report-speedup.svg", "report-length.svg", "report-depth.svg"]
 
 
 @pytest.mark.parametrize("out", ["folder", "report.pdf"])

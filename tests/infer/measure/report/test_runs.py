@@ -67,14 +67,14 @@ def test_an_unfinished_or_damaged_run_is_refused_in_one_line(run_folder, name):
     with pytest.raises(ValueError, match="one JSON object"):
         read_runs([path])
     (path / name).unlink()
-    with pytest.raises(ValueError, match=f"no finished run folder: it has no {name}"):
+    with pytest.raises(ValueError, match=f"not a finished run folder: it has no {name}"):
         read_runs([path])
 
 
 def test_results_of_something_else_are_refused(run_folder):
     path = run_folder("one", {"pld": {}})
     (path / "results.json").write_text(json.dumps({"drafters": {}}))
-    with pytest.raises(ValueError, match="no benchmark's: it lacks baseline"):
+    with pytest.raises(ValueError, match="not written by bench: it lacks baseline"):
         read_runs([path])
 
 

@@ -38,8 +38,8 @@ def test_another_drafter_that_is_faster_in_a_larger_batch_is_named_there():
             point(1, 0.9, 0.8, 0.95),
             "No drafter pays: plain decoding wins. The nearest is pld, 0.90x [0.80, 0.95] at batch 1.",
         ),
-        (point(1, 1.02, 0.97, 1.1), "No drafter pays for certain: decode plainly."),
-        (point(1, 1.5), "Not known: one question gives no interval."),
+        (point(1, 1.02, 0.97, 1.1), "No drafter pays for certain: use plain decoding."),
+        (point(1, 1.5), "Unknown: one question gives no interval."),
     ],
 )
 def test_without_an_interval_above_1_nothing_is_recommended(own, says):
@@ -62,7 +62,7 @@ def test_a_drafter_with_wrong_answers_is_refused_however_fast_it_is():
 
 def test_a_drafter_within_the_winners_interval_is_named_as_not_told_apart():
     points = {"rest": [point(1, 1.9, 1.7, 2.1)], "dresd": [point(1, 1.8, 1.6, 2.0)], "pld": [point(1, 1.3, 1.2, 1.4)]}
-    assert verdict(points, {}).notes == ["Not told apart from it at batch 1: dresd (1.80x [1.60, 2.00])."]
+    assert verdict(points, {}).notes == ["Within the margin of error at batch 1: dresd (1.80x [1.60, 2.00])."]
 
 
 def test_the_settings_that_were_measured_are_named_with_the_drafter():
