@@ -74,7 +74,10 @@ COMMANDS: dict[str, Command] = {
         "draftsmith.recipes.commands.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARN
     ),
     "train distil": Command(
-        "draftsmith.recipes.commands.distil:distil", "train a draft model on the target's own distribution", LEARN
+        "draftsmith.recipes.commands.train:distil", "train a draft model on the target's own distribution", LEARN
+    ),
+    "train draft": Command(
+        "draftsmith.recipes.commands.train:draft", "train a draft model with an objective of your own", LEARN
     ),
     "train target": Command(
         "draftsmith.recipes.commands.train:target", "train a small target from scratch on your text", LEARN
@@ -210,7 +213,7 @@ def load(command: Command) -> Callable[..., Any]:
 def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     from jsonargparse import ArgumentError
 
-    from draftsmith.recipes.cli.argv import normalise, options
+    from draftsmith.recipes.cli.argv import normalise, options, shared
     from draftsmith.recipes.cli.parse_errors import in_words
     from draftsmith.recipes.cli.renamed import RENAMED, refuse_old_keys
 
@@ -226,7 +229,10 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
         return int(stop.code or 0)
     arguments = dict(vars(parser.instantiate(parsed)))
     arguments.pop("config", None)
-    code = function(**arguments)
+    built = [
+        each(**{key: arguments.pop(key) for key in inspect.signature(each).parameters}) for each in shared(function)
+    ]
+    code = function(*built, **arguments)
     # Any other result is for callers in Python.
     return int(code) if isinstance(code, int) else 0
 
@@ -234,6 +240,8 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
 def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Option]) -> ArgumentParser:
     """The parser of one command, made from the function's signature and docstring."""
     from jsonargparse import ArgumentParser
+
+    from draftsmith.recipes.cli.argv import parameters, shared
 
     positionals = [
         option.name.upper() + ("..." if option.many else "") for option in known.values() if option.positional
@@ -247,7 +255,10 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options; flags override it.")
-    parser.add_function_arguments(function, as_group=False)
+    for each in shared(function):
+        parser.add_class_arguments(each, as_group=False)
+    skip: set[str | int] = {name for name in inspect.signature(function).parameters if name not in parameters(function)}
+    parser.add_function_arguments(function, as_group=False, skip=skip)
     return parser
 
 

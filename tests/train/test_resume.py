@@ -82,7 +82,7 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, ch
 
     done = run(words)
     assert done.returncode == 0, done.stderr
-    assert f"going on from {good.name}" in done.stderr
+    assert f"resuming from {good.name}" in done.stderr
     assert numbers(out) == numbers(finished)
     ours, theirs = load_file(out / "model.safetensors"), load_file(finished / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -105,7 +105,7 @@ def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(target_folder
 
     done = run(words)
     assert done.returncode == 0, done.stderr
-    assert "going on from step-" in done.stderr
+    assert "resuming from step-" in done.stderr
     words[words.index(str(out))] = str(beside)
     other = run(words)
     assert other.returncode == 0, other.stderr

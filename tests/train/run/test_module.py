@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.callbacks import AtSteps
-from draftsmith.train.run.config import TrainConfig, resolved
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch, resolved
 from draftsmith.train.run.run import train_draft
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 QUIET = Watch(val_every=0, val_prompts=0, save_every=1000)
 
