@@ -49,10 +49,10 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     sources: list[Any] = [*shared(function), function]
     for source in sources:
-        hints = get_type_hints(source.__init__ if isinstance(source, type) else source)
+        hints = get_type_hints(source if source is function else source.__init__)
         for each in inspect.signature(source).parameters.values():
             if each.kind is not each.POSITIONAL_ONLY:
-                kind = each.KEYWORD_ONLY if isinstance(source, type) else each.kind
+                kind = each.kind if source is function else each.KEYWORD_ONLY
                 found[each.name] = each.replace(annotation=hints.get(each.name, str), kind=kind)
     return found
 

@@ -9,6 +9,7 @@ Legend: B rows, T positions.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -77,19 +78,6 @@ class MicroBatches(Dataset[Batch]):
         return batch
 
 
-class _From:
-    """Counts from `start`, endlessly."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        number = self.start
-        while True:
-            yield number
-            number += 1
-
-
 class BatchStream:
     """An endless loader from micro-batch `start`. It has no length, so Lightning counts only steps."""
 
@@ -105,7 +93,7 @@ class BatchStream:
             DataLoader(
                 self.batches,
                 batch_size=None,
-                sampler=_From(self.start),
+                sampler=itertools.count(self.start),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=generator,

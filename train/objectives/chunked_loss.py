@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from draftsmith.train.objectives.objective import LossSums
+
 # Entries of a chunk's logits: 64 MiB of float32 on a CPU; a GPU needs larger products.
 CHUNK_ENTRIES = 1 << 24
 CHUNK_ENTRIES_CUDA = 1 << 27
@@ -35,8 +37,8 @@ def chunked_cross_entropy(
     scale: float = 1.0,
     softcap: float = 0.0,
     chunk_entries: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum over exits of weight x token sum, [E] unweighted token sums without gradient), in at least float32.
+) -> LossSums:
+    """The weighted sum over exits, and their unweighted token sums without gradient, in at least float32.
 
     `states_END`: each exit's states after the final norm, at the positions that have a label.
     """
@@ -56,16 +58,14 @@ def chunked_loss(
     scale: float = 1.0,
     softcap: float = 0.0,
     chunk_entries: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> LossSums:
     """The same for any loss of a chunk's logits; for each chunk, `loss` is called once per exit, in order."""
     device = states_END[0].device.type
     entries = chunk_entries or (CHUNK_ENTRIES_CUDA if device == "cuda" else CHUNK_ENTRIES)
     size = max(entries // head.out_features, 1)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-    total, sums_E = _Chunked.apply(
-        head.weight, head.bias, tuple(weights), (scale, softcap, size, dtype), loss, *states_END
-    )
-    return total, sums_E
+    settings = (scale, softcap, size, dtype)
+    return LossSums(*_Chunked.apply(head.weight, head.bias, tuple(weights), settings, loss, *states_END))
 
 
 class _Chunked(torch.autograd.Function):

@@ -121,10 +121,8 @@ class Distil:
 
         weights = self.exit_weights or [1.0]
         entries = CHUNK_ENTRIES_CUDA if labels_N.device.type == "cuda" else CHUNK_ENTRIES
-        return LossSums(
-            *chunked_loss(
-                states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
-            )
+        return chunked_loss(
+            states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
         )
 
 

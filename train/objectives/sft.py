@@ -35,6 +35,4 @@ class SFT:
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         states_END, labels_N = draft(batch)
-        return LossSums(
-            *chunked_cross_entropy(states_END, draft.head, labels_N, [1.0], scale=draft.scale, softcap=draft.softcap)
-        )
+        return chunked_cross_entropy(states_END, draft.head, labels_N, [1.0], scale=draft.scale, softcap=draft.softcap)

@@ -35,7 +35,6 @@ class Batches(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.corpus = corpus
-        self.train_samples = train
         self.held_out = held_out
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ENDLESS = 10**9
 
 
-def train_draft(objective: Objective, config: TrainConfig, command: list[str] | None = None) -> dict[str, Any]:
+def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     """Run `config` to its end; returns the contents of run.json."""
     began = time.monotonic()
     exits = objective.exits(config.layers)
@@ -53,7 +53,7 @@ def train_draft(objective: Objective, config: TrainConfig, command: list[str] | 
     record = RunRecord(Path(config.out))
     learned = {"name": type(objective).__name__, **{key.lstrip("_"): value for key, value in vars(objective).items()}}
     settings = without_secrets({**asdict(config), "objective": learned})
-    facts = {**provenance(command or sys.argv, settings, config.seed), "settings": settings, "state": "running"}
+    facts = {**provenance(sys.argv, settings, config.seed), "settings": settings, "state": "running"}
     first = rank() == 0
     facts = record.open(facts, first)
 
