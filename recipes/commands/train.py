@@ -54,8 +54,8 @@ def draft(config: TrainConfig, /, *, objective: Objective, json: bool = False) -
     Example: draftsmith train draft --target T --data F --out D --num_layers 2 --objective draftsmith.train.objectives.sft.SFT
 
     Args:
-        objective: class_path of the objective, and init_args for its arguments; in YAML
-            `objective: {class_path: my.module.MyObjective, init_args: {...}}`.
+        objective: class_path of a class with the methods of draftsmith.train.objectives.objective.Objective, annotated
+            as there, and init_args for its arguments: `objective: {class_path: my.module.Mine, init_args: {...}}`.
         json: print one JSON object on the last line.
     """  # noqa: E501
     from draftsmith.train.run.run import train_draft
