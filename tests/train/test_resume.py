@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_or_holds_other_things_is_one_clear_line
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to: Not a directory"):
         RunRecord(tmp_path / "file" / "out").open({"settings": {}})
-    with pytest.raises(ValueError, match="not empty, and holds no run"):
+    with pytest.raises(ValueError, match="not empty and holds no run"):
         RunRecord(tmp_path).open({"settings": {}})
 
 

@@ -42,11 +42,11 @@ def test_heads_follow_the_shape_and_keep_the_targets_grouping(make_model):
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ({"depth": 3}, "no shape 'depth'"),
+        ({"depth": 3}, "no size 'depth'"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_size": 30}, "hidden_size 30 does not divide by 4"),
         ({"num_attention_heads": 6, "head_dim": 8, "num_key_value_heads": 4}, "6 heads do not divide by 4"),
-        ({"hidden_size": 36}, "9 wide, and rotary positions need an even number"),
+        ({"hidden_size": 36}, "9 wide, and rotary positions need an even width"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(make_model, sizes, told):

@@ -80,7 +80,7 @@ def test_a_published_draft_is_left_where_it_is_said_to_be_sorted(target_folder, 
     export_draft(str(target_folder), tmp_path / "out", exit=2, exits=[2, 3, 4], target="me/target")
     assert load_model(str(tmp_path / "out"), device="cpu")[0].config.num_hidden_layers == 2
     assert "look it up before you publish" in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(ValueError, match="whole depth of 4"):
+    with pytest.raises(ValueError, match="depth, 4 layers"):
         export_draft(str(target_folder), tmp_path / "other", exit=2, exits=[2, 3], target="me/target")
 
 

@@ -168,7 +168,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(options, told):
 def test_a_teacher_with_another_vocabulary_is_refused(target_folder, make_corpus, make_model):
     corpus = make_corpus([12])
     target, _ = load_model(str(target_folder), device="cpu")
-    with pytest.raises(ValueError, match="the teacher has 262 tokens and the draft 61"):
+    with pytest.raises(ValueError, match="the teacher's vocabulary has 262 tokens, the draft's 61"):
         Distil({"jsd": 1.0}).begin(TrainContext(target, make_model("llama"), corpus, 64, "cpu"))
 
 

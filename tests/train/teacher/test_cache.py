@@ -141,7 +141,7 @@ def test_a_damaged_shard_a_strange_folder_and_a_file_are_refused(run, tmp_path):
         open_or_build(str(folder), run, top_k=8, temperature=1.0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not empty, and holds no teacher cache"):
+    with pytest.raises(ValueError, match="not empty and holds no teacher cache"):
         open_or_build(str(tmp_path / "other"), run, top_k=8, temperature=1.0)
     with pytest.raises(ValueError, match="is a file"):
         open_or_build(str(tmp_path / "other" / "thesis.txt"), run, top_k=8, temperature=1.0)
