@@ -5,11 +5,13 @@ The options are those of TrainConfig and of the objective's class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from json import dumps
 from pathlib import Path
+from typing import cast
 
 from draftsmith.train.objectives.distil import Distil
-from draftsmith.train.objectives.objective import Objective
+from draftsmith.train.objectives.objective import LossSums, Objective
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
@@ -48,19 +50,20 @@ def distil(config: TrainConfig, objective: Distil, /, *, json: bool = False) -> 
     draft(config, objective=objective, json=json)
 
 
-def draft(config: TrainConfig, /, *, objective: Objective, json: bool = False) -> None:
+# jsonargparse compares a protocol's annotations by spelling; a Callable takes any class with __call__.
+def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: bool = False) -> None:
     """Train a draft model with any objective, named by its class path. Run again with the same options, it resumes.
 
     Example: draftsmith train draft --target T --data F --out D --num_layers 2 --objective draftsmith.train.objectives.sft.SFT
 
     Args:
-        objective: class_path of a class with the methods of draftsmith.train.objectives.objective.Objective, annotated
-            as there, and init_args for its arguments: `objective: {class_path: my.module.Mine, init_args: {...}}`.
+        objective: class_path of a class with the methods of draftsmith.train.objectives.objective.Objective, and
+            init_args for its arguments: `objective: {class_path: my.module.Mine, init_args: {...}}`.
         json: print one JSON object on the last line.
     """  # noqa: E501
     from draftsmith.train.run.run import train_draft
 
-    facts = train_draft(objective, config)
+    facts = train_draft(cast(Objective, objective), config)
     if json:
         names = ("max_steps", "exits", "results", "train_seconds", "settings")
         print(dumps({name: facts.get(name) for name in names}))
