@@ -120,7 +120,7 @@ def test_run_json_tells_how_the_model_was_made(make_plan):
     [
         ({"strategy": "fsdp"}, "needs CUDA"),
         ({"strategy": "zero"}, "unknown strategy"),
-        ({"devices": 3}, "batch_size 4 does not divide by 3"),
+        ({"devices": 3}, "batch_size 4 is not a multiple of the 3"),
         ({"optim": {"micro_batch_size": 3}}, "micro_batch_size 3 does not divide"),
     ],
 )
