@@ -5,18 +5,18 @@
 #   recipes/train_sft.sh sharegpt.json out/vicuna-7b-sft [--target T] [--num_layers K] ...
 #
 # Hardware, time, losses and accepted_length of a whole run: not measured yet.
-# Run it again after a break, and it goes on where it stopped.
+# Run it again after an interruption and it resumes.
 set -euo pipefail
-data="${1:?name the conversations: a file, a folder or a data set}"
-out="${2:?name the new folder}"
+data="${1:?give the conversations: a file, a folder or a data set}"
+out="${2:?give a new folder}"
 recipes="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
-# What will be learned: rows read and skipped, one conversation as it is served, with the loss mask in colour.
+# The training data: rows read and skipped, one rendered conversation with its loss mask in colour.
 draftsmith data "$data" --tokenizer lmsys/vicuna-7b-v1.5 --template vicuna_v1.1 --limit 1000
 
 # Loss and accepted_length per exit go to metrics.csv and curves.png.
-# What is finished is not trained again.
+# A finished run is not repeated.
 grep -qs '"state": "finished"' "$out/run.json" || draftsmith train sft --config "$recipes/train_sft.yaml" --data "$data" --out "$out" "${@:3}"
 
-# A folder for other people: the draft, a model card with what was measured, the target's licence.
+# A folder to publish: the draft, a model card with the measurements, the target's licence.
 draftsmith export "$out" --out "$out-export" --dtype bfloat16

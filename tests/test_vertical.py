@@ -17,9 +17,8 @@ from draftsmith.infer.text.templates import find_template
 from draftsmith.train.export.export import export_draft
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import TrainConfig
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
 from draftsmith.train.run.run import train_draft
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 from draftsmith.train.run.target import train_target
 
 PROMPTS = ["count from 3", "count from 11", "say 4 and 5"]
@@ -39,11 +38,11 @@ def spine(tmp_path_factory):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = Text(max_length=128, held_out=0.1, cache=str(root / "cache"))
     machine = Machine(device="cpu", precision="32-true", workers=0)
-    train_target(
-        data=[str(data)], out=str(root / "target"), vocab_size=300, hidden_size=64, num_layers=4, max_steps=60,
-        minutes=None, epochs=1, seed=0, text=text, machine=machine,
-        optim=Optim(lr=1e-2, batch_size=4, name="muon"), watch=Watch(val_every=0, val_prompts=0),
+    config = TrainConfig(
+        str(root / "target" / "start"), [str(data)], str(root / "target"), num_layers=4, max_steps=60, text=text,
+        machine=machine, optim=Optim(lr=1e-2, batch_size=4, name="muon"), watch=Watch(val_every=0, val_prompts=0),
     )  # fmt: skip
+    train_target(config, vocab_size=300, hidden_size=64)
     common = {
         "target": str(root / "target"), "data": [str(data)], "num_layers": 2, "max_steps": 30, "text": text,
         "machine": machine, "optim": Optim(lr=3e-3, batch_size=4), "watch": Watch(val_every=0, val_new_tokens=16),

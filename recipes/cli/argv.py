@@ -36,13 +36,32 @@ class Option:
     text: bool = False
 
 
+def shared(function: Callable[..., Any]) -> list[type]:
+    """The classes of its positional-only parameters: their arguments are options of the command."""
+    hints = get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
+    return [hints[each.name] for each in parameters if each.kind is each.POSITIONAL_ONLY]
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Every parameter that a command line can set, with its type resolved."""
+    found: dict[str, inspect.Parameter] = {}
+    sources: list[Any] = [*shared(function), function]
+    for source in sources:
+        hints = get_type_hints(source if source is function else source.__init__)
+        for each in inspect.signature(source).parameters.values():
+            if each.kind is not each.POSITIONAL_ONLY:
+                kind = each.kind if source is function else each.KEYWORD_ONLY
+                found[each.name] = each.replace(annotation=hints.get(each.name, str), kind=kind)
+    return found
+
+
 def options(function: Callable[..., Any]) -> dict[str, Option]:
     """Every option of `function`, those of dataclass parameters as `parameter.field`."""
-    hints = get_type_hints(function)
     found: dict[str, Option] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for name, parameter in parameters(function).items():
         positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
-        for option in _options_of(parameter.name, hints.get(parameter.name, str), positional):
+        for option in _options_of(name, parameter.annotation, positional):
             found[option.name] = option
     return found
 

@@ -56,7 +56,8 @@ COMMANDS: dict[str, Command] = {
     "answers": Command(f"{_IN}.answers:answers", "write the target's own answers, to train on and to index", LEARNED),
     "train sft": Command(f"{_IN}.train:sft", "train a draft model by supervised fine-tuning", LEARNED),
     "train soft": Command(f"{_IN}.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARNED),
-    "train distil": Command(f"{_IN}.distil:distil", "train a draft model on the target's distributions", LEARNED),
+    "train distil": Command(f"{_IN}.train:distil", "train a draft model on the target's distributions", LEARNED),
+    "train draft": Command(f"{_IN}.train:draft", "train a draft model with an objective of your own", LEARNED),
     "train target": Command(f"{_IN}.train:target", "train a small target from scratch on your text", LEARNED),
     "calibrate": Command(
         f"{_IN}.calibrate:calibrate", "measure acceptance by confidence, and the cost of passes", LEARNED
@@ -165,7 +166,7 @@ def load(command: Command) -> Callable[..., Any]:
 def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     from jsonargparse import ArgumentError
 
-    from draftsmith.recipes.cli.argv import explain, normalise, options
+    from draftsmith.recipes.cli.argv import explain, normalise, options, shared
 
     known = options(function)
     parser = build_parser(name, function, known)
@@ -178,7 +179,10 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
         return int(stop.code or 0)
     arguments = dict(vars(parser.instantiate(parsed)))
     arguments.pop("config", None)
-    code = function(**arguments)
+    built = [
+        each(**{key: arguments.pop(key) for key in inspect.signature(each).parameters}) for each in shared(function)
+    ]
+    code = function(*built, **arguments)
     # Other return values are for callers in Python.
     return int(code) if isinstance(code, int) else 0
 
@@ -186,6 +190,8 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
 def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Option]) -> ArgumentParser:
     """The parser of one command, made from the function's signature and docstring."""
     from jsonargparse import ArgumentParser
+
+    from draftsmith.recipes.cli.argv import parameters, shared
 
     positionals = [
         option.name.upper() + ("..." if option.many else "") for option in known.values() if option.positional
@@ -199,7 +205,10 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options; flags override it.")
-    parser.add_function_arguments(function, as_group=False)
+    for each in shared(function):
+        parser.add_class_arguments(each, as_group=False)
+    skip: set[str | int] = {name for name in inspect.signature(function).parameters if name not in parameters(function)}
+    parser.add_function_arguments(function, as_group=False, skip=skip)
     return parser
 
 

@@ -41,8 +41,7 @@ def export(
         exits: the exits of a published draft, if its config does not list them.
         json: print one JSON object on the last line.
     """
-    from draftsmith.train.export.export import export_draft
-    from draftsmith.train.export.hub import check_hub_name, upload
+    from draftsmith.train.export.export import check_hub_name, export_draft, upload
 
     if out is None and hub is None:
         raise ValueError("nowhere to export to: give --out DIR, --hub OWNER/MODEL, or both")

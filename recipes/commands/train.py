@@ -1,102 +1,69 @@
-"""`draftsmith train sft`, `train soft`, `train target`: options to a finished model, by draftsmith.train.
+"""`draftsmith train sft`, `soft`, `distil`, `draft` and `target`: from options to a finished model.
 
-No training happens here; what the options mean stands in draftsmith.train.run.settings and draftsmith.train.run.config.
+The options are those of TrainConfig and of the objective's class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from json import dumps
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import cast
 
-from draftsmith.recipes.cli.options_of import with_options_of
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
+from draftsmith.train.objectives.distil import Distil
+from draftsmith.train.objectives.objective import LossSums, Objective
+from draftsmith.train.objectives.sft import SFT
+from draftsmith.train.objectives.soft import SoFT
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
 
-if TYPE_CHECKING:
-    from draftsmith.train.objectives.objective import Objective
 
-
-def sft(
-    *,
-    target: str,
-    data: list[str],
-    out: str,
-    num_layers: int,
-    exits: list[int] | None = None,
-    init: str = "first",
-    shape: dict[str, int] | None = None,
-    freeze: list[str] | None = None,
-    lora_rank: int = 0,
-    epochs: float = 3.0,
-    max_steps: int | None = None,
-    minutes: float | None = None,
-    devices: int = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    seed: int = 0,
-    text: Text = Text(),
-    optim: Optim = Optim(),
-    machine: Machine = Machine(),
-    watch: Watch = Watch(),
-    json: bool = False,
-) -> None:
-    """Train a draft model by supervised fine-tuning. Run again with the same options, it goes on where it stopped.
+def sft(config: TrainConfig, objective: SFT, /, *, json: bool = False) -> None:
+    """Train a draft model by supervised fine-tuning. Run again with the same options, it resumes.
 
     Example: draftsmith train sft --target MODEL --data answers.jsonl --out draft --num_layers 2
 
     Args:
-        target: folder or Hub name of the model to draft for.
-        data: conversations: files, folders or data sets on the Hub.
-        out: the new folder for model, curves and run.json.
-        num_layers: layers of the draft.
-        exits: not for sft, whose one exit is the whole draft.
-        init: which of the target's layers the draft begins as: first, even (evenly spaced), or fresh (at random).
-        shape: hidden_size, intermediate_size, ... of a fresh draft that is not as wide as the target.
-        freeze: embeddings, head, or both stay the target's.
-        lora_rank: train adapters of this rank and merge them at the end; 0 trains the weights themselves.
-        epochs: passes over the data.
-        max_steps: optimiser steps, instead of epochs.
-        minutes: train so long, instead: the first steps are measured, then max_steps is fixed.
-        devices: devices per machine.
-        num_nodes: machines.
-        strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
-        seed: of order, initialisation and dropout.
-        text: data and template.
-        optim: learning rate, batch, optimiser.
-        machine: device, precision, workers.
-        watch: validation, states, loggers.
         json: print one JSON object on the last line.
     """
-    options = dict(locals())
-    from draftsmith.train.objectives.sft import SFT
-
-    if exits not in (None, [num_layers]):
-        raise ValueError(f"exits {exits}: sft trains one exit, the whole draft; several are trained by `train soft`")
-    train(SFT(), options)
+    draft(config, objective=objective, json=json)
 
 
-@with_options_of(sft)
-def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options: Any) -> None:
-    """Train one draft model that can be left at several depths (sorted fine-tuning).
+def soft(config: TrainConfig, objective: SoFT, /, *, json: bool = False) -> None:
+    """Train one draft model with several exits (sorted fine-tuning). Run again with the same options, it resumes.
 
     Example: draftsmith train soft --target MODEL --data answers.jsonl --out sorted --num_layers 12 --exits 6 9 12
 
     Args:
-        exits: numbers of layers after which the draft can be left; the last is num_layers.
-        exit_weights: weights of the exits' losses; equal where none are given.
+        json: print one JSON object on the last line.
     """
-    from draftsmith.train.objectives.soft import SoFT
-
-    train(SoFT(exits, exit_weights), options)
+    draft(config, objective=objective, json=json)
 
 
-def train(objective: Objective, options: dict[str, Any]) -> None:
-    """A draft by `objective`; `options` are those of `sft`."""
-    from draftsmith.train.run.config import TrainConfig
+def distil(config: TrainConfig, objective: Distil, /, *, json: bool = False) -> None:
+    """Train a draft model on the target's own distribution (distillation). Run again with the same options, it resumes.
+
+    Example: draftsmith train distil --target MODEL --data answers.jsonl --out wide --preset wide-3
+
+    Args:
+        json: print one JSON object on the last line.
+    """
+    draft(config, objective=objective, json=json)
+
+
+# jsonargparse compares a protocol's annotations by spelling; a Callable takes any class with __call__.
+def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: bool = False) -> None:
+    """Train a draft model with any objective, named by its class path. Run again with the same options, it resumes.
+
+    Example: draftsmith train draft --target T --data F --out D --num_layers 2 --objective draftsmith.train.objectives.sft.SFT
+
+    Args:
+        objective: class_path of a class with the methods of draftsmith.train.objectives.objective.Objective, and
+            init_args for its arguments: `objective: {class_path: my.module.Mine, init_args: {...}}`.
+        json: print one JSON object on the last line.
+    """  # noqa: E501
     from draftsmith.train.run.run import train_draft
 
-    json = options.pop("json", False)
-    options.pop("exits", None)
-    facts = train_draft(objective, TrainConfig(**{**options, "freeze": tuple(options.get("freeze") or ())}))
+    facts = train_draft(cast(Objective, objective), config)
     if json:
         names = ("max_steps", "exits", "results", "train_seconds", "settings")
         print(dumps({name: facts.get(name) for name in names}))
@@ -119,30 +86,32 @@ def target(
     watch: Watch = Watch(val_prompts=0),
     json: bool = False,
 ) -> None:
-    """Train a small target from scratch on local text, tokenizer included, so that all else can be tried without a hub.
+    """Train a small target and its tokenizer from scratch on local text, to try everything else without a hub.
 
     Example: draftsmith train target --data texts/ --out target --minutes 30
 
     Args:
         data: text or conversations: files and folders.
-        out: the new folder for model, tokenizer and run.json.
-        vocab_size: of the byte-level BPE tokenizer.
+        out: new folder for the model, tokenizer and run.json.
+        vocab_size: tokens of the byte-level BPE tokenizer.
         hidden_size: width of the model.
-        num_layers: its depth.
+        num_layers: depth of the model.
         max_steps: optimiser steps, instead of epochs.
-        minutes: train so long, instead.
+        minutes: length of the run, instead of steps.
         epochs: passes over the data.
-        seed: of weights and order.
+        seed: seed of weights and order.
         text: data and template.
         optim: learning rate, batch, optimiser.
         machine: device, precision, workers.
-        watch: validation, states, loggers.
+        watch: validation, checkpoints, loggers.
         json: print one JSON object on the last line.
     """
-    options = dict(locals())
     from draftsmith.train.run.target import train_target
 
-    json = options.pop("json")
-    facts = train_target(**options)
+    config = TrainConfig(
+        str(Path(out) / "start"), data, out, num_layers, epochs=epochs, max_steps=max_steps, minutes=minutes, seed=seed,
+        text=text, optim=optim, machine=machine, watch=watch,
+    )  # fmt: skip
+    facts = train_target(config, vocab_size, hidden_size)
     if json:
         print(dumps({name: facts.get(name) for name in ("max_steps", "results", "train_seconds")}))

@@ -1,41 +1,48 @@
-"""How fast training is: learned tokens per second of our runs, of Hugging Face's Trainer, and of a bare loop.
+"""Training throughput beside Hugging Face's Trainer and a bare loop: `python -m draftsmith.recipes.studies.throughput`.
 
-Every arm trains a copy of one model on the same sequences with the same optimiser and rows per step, and leaves marks.
-What counts are learned tokens: padding and prompts earn nothing. Seconds are told twice, by the wall and of this
-process's CPUs. It knows nothing of our training but what it times.
+Every arm trains a copy of one model on the same sequences in one process, with the same precision, optimiser and rows
+per step, in turns. Counted are learned tokens: padding and prompts do not count. Seconds are given twice, by the wall
+and of this process's CPUs; on a shared machine trust the second. Also here: model FLOPs per step, for MFU.
+
+Legend: T positions of a row, D hidden.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from draftsmith.train.data.batches import Batches, MicroBatches
+from draftsmith.infer.models.layers import find_parts
+from draftsmith.infer.models.load import load_model
+from draftsmith.infer.text.templates import find_template
+from draftsmith.train.data.batches import MicroBatches
+from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.run.callbacks import AtSteps
-from draftsmith.train.run.config import TrainConfig, resolved
+from draftsmith.train.run.config import Machine, Optim, TrainConfig, resolved
+from draftsmith.train.run.data_module import Batches
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import Schedule
 from draftsmith.train.run.run import fit
 from draftsmith.train.run.run_record import Metrics, RunRecord
-from draftsmith.train.run.settings import Machine, Optim
 
-if TYPE_CHECKING:
-    from draftsmith.train.data.corpus import Corpus
-
+# Dense bfloat16 FLOP/s by what the device's name holds, from the makers' data sheets.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 # After each step: its learned tokens, wall clock, CPU clock.
 Marks = list[tuple[int, float, float]]
 
 
-def throughput(model: Any, batches: Batches, rounds: int, scratch: Path) -> dict[str, Any]:
+def measure(model: Any, batches: Batches, rounds: int, scratch: Path) -> dict[str, Any]:
     """Learned tokens per second of each arm, and ours over the others'. Arms take turns; the first only warms up."""
     corpus, rows, longest = batches.corpus, batches.batch_size, batches.stream.capacity
     steps = batches.steps_in(1)
@@ -104,7 +111,7 @@ def _ours(model: Any, batches: Batches, steps: int, out: Path) -> Marks:
     """The trainer as `draftsmith train` runs it, metrics.csv and all."""
     rows = batches.batch_size
     layers = model.config.num_hidden_layers
-    plan = resolved(
+    config = resolved(
         TrainConfig(
             "", [], str(out), layers, optim=Optim(batch_size=rows, micro_batch_size=rows), machine=Machine("cpu")
         )
@@ -115,7 +122,7 @@ def _ours(model: Any, batches: Batches, steps: int, out: Path) -> Marks:
     timed: Any = _Timed(metrics, marks)
     record.begin(record.open({"settings": {}}))
     watcher = AtSteps(record, timed, [layers], lambda module: {}, val_every=0, save_every=10**6, deadline=None)
-    fit(plan, _module(model), batches, watcher, record, steps)
+    fit(config, _module(model), batches, watcher, record, steps)
     return marks
 
 
@@ -179,3 +186,57 @@ def _trainer(model: Any, corpus: Corpus, rows: int, pad_to: int, scratch: Path) 
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return marks
+
+
+def step_flops(model: Any, num_exits: int, positions: int, learned: int) -> float:
+    """Model FLOPs of one optimiser step over `positions` tokens, `learned` of which pass the head once per exit.
+
+    Counted as usual, 6 per matrix weight and token (2 forward, 4 backward), without recomputation and without
+    attention, which adds about T / (12 D) of a layer.
+    """
+    parts = find_parts(model)
+    layers = sum(weight.numel() for weight in parts.layers.parameters() if weight.ndim == 2)
+    head: Any = parts.head
+    return 6.0 * (layers * positions + head.weight.numel() * learned * num_exits)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense bfloat16 FLOP/s; None for one that is not listed."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def throughput(
+    *,
+    target: str,
+    data: list[str],
+    max_length: int = 512,
+    rows: int = 4,
+    samples: int = 64,
+    rounds: int = 3,
+) -> dict[str, Any]:
+    """Learned tokens per second of each arm, and the ratio of ours to the others.
+
+    Args:
+        target: folder of the model that is trained, whole.
+        data: conversations.
+        max_length: tokens of a row.
+        rows: rows of a step.
+        samples: sequences; every arm trains on all of them once per turn, so learned tokens are the same for all.
+        rounds: turns of each arm, after one to warm up.
+    """
+    model, tokenizer = load_model(target, dtype="float32", device="cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        template = find_template("chat", tokenizer)
+        corpus = load_corpus(data, template, max_length=max_length, cache=Path(scratch) / "cache", limit=samples)
+        train, held_out = split(corpus, 0.0)
+        batches = Batches(corpus, train, held_out, max_length=max_length, batch_size=rows, micro_batch_size=rows)
+        return measure(model, batches, rounds, Path(scratch))
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    print(json.dumps(auto_cli(throughput), indent=1))

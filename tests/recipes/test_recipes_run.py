@@ -26,7 +26,7 @@ from draftsmith.recipes.commands.recipes import packaged
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SCRIPTS = [recipe.name for recipe in packaged()]
 # Read by no command: the short names of drafters, and a study that is no `draftsmith` command.
-OTHERWISE = {"drafters.yaml", "bench_learning.yaml"}
+OTHERWISE = {"drafters.yaml", "sorted_training.yaml"}
 # What a script takes a branch by: (first positional, environment).
 BRANCHES: dict[str, list[tuple[list[str], dict[str, str]]]] = {
     "build_rest_chat": [(["large"], {})],
@@ -114,11 +114,11 @@ def test_a_yaml_with_a_key_that_its_command_lacks_would_be_found(tmp_path: Path)
 def test_the_study_of_learning_takes_its_yaml() -> None:
     from jsonargparse import auto_parser
 
-    from draftsmith.recipes.studies.bench_learning import bench_learning
+    from draftsmith.recipes.studies.sorted_training import sorted_training
 
-    config = str(RECIPES / "bench_learning.yaml")
+    config = str(RECIPES / "sorted_training.yaml")
     given = ["--config", config, "--target", "t", "--data", "[d]", "--questions", "[q]", "--out", "o"]
-    parser = auto_parser(bench_learning)
+    parser = auto_parser(sorted_training)
     parser.instantiate(parser.parse_args(given))
 
 

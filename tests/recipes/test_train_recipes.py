@@ -5,13 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from draftsmith.recipes.cli.argv import parameters
 from draftsmith.recipes.cli.main import run
-from draftsmith.train.drafts.shapes import preset
+from draftsmith.recipes.commands.train import sft, soft
+from draftsmith.train.drafts.exits import ExitStates, TrainContext
+from draftsmith.train.drafts.shapes import find_preset
+from draftsmith.train.objectives.objective import LossSums
 from draftsmith.train.run.target import random_llama, train_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -54,7 +60,7 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert told["max_steps"] == 2
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    layers = recipe["num_layers"] if "num_layers" in recipe else preset(recipe["preset"]).num_layers
+    layers = recipe["num_layers"] if "num_layers" in recipe else find_preset(recipe["preset"]).num_layers
     assert config["num_hidden_layers"] == layers
     assert config.get("sorted_exits") == recipe.get("exits")
     kept = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
@@ -87,7 +93,44 @@ def test_unknown_and_impossible_options_are_one_line_and_exit_code_2(wrong, targ
 
 
 def test_help_of_soft_tells_every_option():
-    from draftsmith.recipes.commands.train import sft, soft
+    assert "exit_weights" in parameters(soft)
+    assert set(parameters(sft)) <= set(parameters(soft))
 
-    assert "exit_weights: weights" in soft.__doc__
-    assert sft.__doc__.count(": ") <= soft.__doc__.count(": ")
+
+class LastExit:
+    """Cross-entropy of the whole draft, times `factor`: an objective that no file of draftsmith knows."""
+
+    whole_draft = False
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def exits(self, num_layers: int) -> list[int]:
+        return [num_layers]
+
+    def begin(self, run: TrainContext) -> None:
+        pass
+
+    def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
+        (states_ND,), labels_N = draft(batch)
+        logits_NV = draft.head(states_ND).float()
+        loss = self.factor * torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum")
+        return LossSums(loss, loss.detach()[None])
+
+
+def test_an_objective_of_ones_own_is_named_by_its_class_path_in_a_recipe(target, chats, tmp_path, monkeypatch, capsys):
+    module = types.ModuleType("my_objectives")
+    module.LastExit = LastExit
+    monkeypatch.setattr(LastExit, "__module__", "my_objectives")
+    monkeypatch.setitem(sys.modules, "my_objectives", module)
+    recipe = tmp_path / "mine.yaml"
+    named = {"class_path": "my_objectives.LastExit", "init_args": {"factor": 0.5}}
+    recipe.write_text(yaml.safe_dump({"num_layers": 2, "max_steps": 2, "objective": named}))
+    words = ["train", "draft", "--config", str(recipe), "--target", str(target), "--data", str(chats), "--out",
+             str(tmp_path / "out"), "--text.cache", str(tmp_path / "cache"), *TINY]  # fmt: skip
+    assert run([*words, "--objective.init_args.factor", "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["max_steps"] == 2
+    assert facts["settings"]["objective"] == {"name": "LastExit", "factor": 2.0}
+    assert run([*words, "--objective", "my_objectives.Missing", "--out", str(tmp_path / "other")]) == 2
+    assert "my_objectives.Missing" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from draftsmith.recipes.cli.argv import normalise, options
+from draftsmith.recipes.cli.argv import normalise, options, parameters
 from draftsmith.recipes.cli.main import COMMANDS, build_parser, load, run
 
 # Groups of commands, one line each in the overview.
@@ -64,9 +64,9 @@ def test_no_study_is_a_command():
 def test_an_option_is_of_one_type_in_every_command():
     types_of = defaultdict(dict)
     for name, command in COMMANDS.items():
-        for parameter in inspect.signature(load(command)).parameters.values():
-            kind = re.sub(r" \| None$", "", str(parameter.annotation))
-            kind = re.sub(r"^(Literal\[.*|OnBad|Content)$", "str", kind).replace("Sequence[", "list[")
+        for parameter in parameters(load(command)).values():
+            kind = re.sub(r" \| None$", "", inspect.formatannotation(parameter.annotation))
+            kind = re.sub(r"^(typing\.)?Literal\[.*$", "str", kind).replace("collections.abc.Sequence[", "list[")
             types_of[parameter.name].setdefault(kind, name)
     differing = {name: kinds for name, kinds in types_of.items() if len(kinds) > 1}
     assert differing == {}

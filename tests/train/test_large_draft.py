@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from draftsmith.infer.models.load import load_model
-from draftsmith.recipes.studies.flops import peak_flops, step_flops
+from draftsmith.recipes.studies.throughput import peak_flops, step_flops
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import TrainConfig
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
 from draftsmith.train.run.run import train_draft
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 SHAPE_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
             "num_key_value_heads": 32, "max_position_embeddings": 4096}  # fmt: skip

@@ -82,7 +82,7 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, ch
 
     done = run(words)
     assert done.returncode == 0, done.stderr
-    assert f"going on from {good.name}" in done.stderr
+    assert f"resuming from {good.name}" in done.stderr
     assert numbers(out) == numbers(finished)
     ours, theirs = load_file(out / "model.safetensors"), load_file(finished / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -105,7 +105,7 @@ def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(target_folder
 
     done = run(words)
     assert done.returncode == 0, done.stderr
-    assert "going on from step-" in done.stderr
+    assert "resuming from step-" in done.stderr
     words[words.index(str(out))] = str(beside)
     other = run(words)
     assert other.returncode == 0, other.stderr
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_or_holds_other_things_is_one_clear_line
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to: Not a directory"):
         RunRecord(tmp_path / "file" / "out").open({"settings": {}})
-    with pytest.raises(ValueError, match="not empty, and holds no run"):
+    with pytest.raises(ValueError, match="not empty and holds no run"):
         RunRecord(tmp_path).open({"settings": {}})
 
 

@@ -1,18 +1,18 @@
-"""Packed batches in an order that depends on nothing but the seed, for any number of ranks and workers.
+"""Packed batches in an order that depends only on the seed, for any number of ranks and workers.
 
-Optimiser step s trains on packs s * batch_size ... of the endless stream; its ranks and micro-batches share them out.
-So every micro-batch knows how many loss tokens its whole step has, on all ranks, and no rank has to ask. A run that
-resumes asks for the step it stopped at.
+Optimiser step s trains on packs s * batch_size ... of an endless stream, divided among its ranks and micro-batches. So
+every micro-batch knows the loss tokens of its whole step without communication, and a resumed run continues at the step
+where it stopped.
 
 Legend: B rows, T positions.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
-import lightning
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,7 +25,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def rank() -> int:
-    """This process's rank, before any trainer is there: launchers tell it in the environment."""
+    """This process's rank from the launcher's environment variables, for use before a trainer exists."""
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
@@ -33,9 +33,9 @@ def rank() -> int:
 
 
 def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
-    """[B, T] token ids, position ids that begin anew with each document, labels: at each position the next token of the
-    same document where it is learned, IGNORED elsewhere; and places: where the corpus keeps each token, -1 for what is
-    not the corpus's. The unused end of a row is a document of its own."""
+    """[B, T] token ids; position ids, which restart in each document; labels, the next token of the same document where
+    it is learned, else IGNORED; places, the index of each token in the corpus, or -1. The unused end of a row is a
+    document of its own."""
     input_ids_BT = np.zeros((len(packs), length), dtype=np.int64)
     position_ids_BT = np.zeros((len(packs), length), dtype=np.int64)
     labels_BT = np.full((len(packs), length), IGNORED, dtype=np.int64)
@@ -56,7 +56,7 @@ def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
 
 
 class MicroBatches(Dataset[Batch]):
-    """The micro-batches of one rank, numbered over the whole run."""
+    """The micro-batches of one rank, numbered through the whole run."""
 
     def __init__(self, corpus: Corpus, stream: PackStream, batch_size: int, micro: int, rank: int, ranks: int) -> None:
         assert batch_size % (micro * ranks) == 0
@@ -78,75 +78,8 @@ class MicroBatches(Dataset[Batch]):
         return batch
 
 
-class _From:
-    """Numbers from `start` on, without end."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        number = self.start
-        while True:
-            yield number
-            number += 1
-
-
-class Batches(lightning.LightningDataModule):
-    """The training stream, and held-out batches in a fixed order."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        train: np.ndarray,
-        held_out: np.ndarray,
-        *,
-        max_length: int,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int = 0,
-        workers: int = 0,
-        val_packs: int = 16,
-    ) -> None:
-        super().__init__()
-        self.corpus = corpus
-        self.train_samples = train
-        self.held_out = held_out
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.workers = workers
-        self.val_packs = val_packs
-        lengths, counts = corpus.lengths, corpus.loss_counts
-        self.stream = PackStream(lengths, counts, train, max_length, seed, shuffle=True)
-        self.val_stream = PackStream(lengths, counts, held_out, max_length, seed, shuffle=False)
-
-    def steps_in(self, epochs: float) -> int:
-        """Optimiser steps of so many epochs, at least one; the last step may reach into the next epoch."""
-        return max(-(-self.stream.packs_in(epochs) // self.batch_size), 1)
-
-    def train_dataloader(self) -> BatchStream:
-        trainer = self.trainer
-        assert trainer is not None
-        batches = MicroBatches(
-            self.corpus, self.stream, self.batch_size, self.micro_batch_size, trainer.global_rank, trainer.world_size
-        )
-        return BatchStream(batches, trainer.global_step * batches.per_step, self.workers)
-
-    def val_dataloader(self) -> list[Batch]:
-        """Nothing: held-out rows are measured between steps (validation.py), not by Lightning's own loop."""
-        return []
-
-    def val_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-        """This rank's share of the held-out batches, one row each; every rank gets as many."""
-        if not len(self.held_out):
-            return
-        count = min(self.val_stream.packs_in(1), self.val_packs)
-        for first in range(0, count, ranks):
-            pack = self.val_stream.pack(first + rank) if first + rank < count else []
-            yield assemble(self.corpus, [pack], self.val_stream.capacity)
-
-
 class BatchStream:
-    """A loader without an end, from micro-batch `start` on. It has no length, so that Lightning counts steps only."""
+    """An endless loader from micro-batch `start`. It has no length, so Lightning counts only steps."""
 
     def __init__(self, batches: MicroBatches, start: int, workers: int) -> None:
         self.batches = batches
@@ -154,13 +87,13 @@ class BatchStream:
         self.workers = workers
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator of its own: an unseeded loader would draw its workers' seed from torch's global one.
+        # Without its own generator the loader would draw its workers' seed from torch's global one.
         generator = torch.Generator().manual_seed(self.start)
         return iter(
             DataLoader(
                 self.batches,
                 batch_size=None,
-                sampler=_From(self.start),
+                sampler=itertools.count(self.start),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=generator,

@@ -1,11 +1,11 @@
-"""Conversations as token ids on disk: rendered once as they are served, memory-mapped ever after.
+"""Conversations as token ids on disk: rendered once as the model is served, then memory-mapped.
 
-A cache folder is named after all that decides its content: the files' bytes (of a data set on the Hub its commit), the
-template (which speaks for the tokenizer), the length limit. It is written beside its place and renamed, so a folder
-that is there is whole. How samples become batches is not known here (packing.py, batches.py).
+A cache folder is named by a hash of all that decides its content: the files' bytes (for a data set on the Hub its
+commit), the template with its tokenizer, the length limit. It is written beside its place and renamed, so an existing
+folder is complete.
 
-Truncation keeps a prefix of what was served, and drops from its end what nothing is learned from: the turns that fit
-whole stay exactly as they were, to the token. A plain text has no turns, and is used whole, in pieces.
+Truncation keeps a prefix of the served tokens and drops unlearned tokens from its end; turns that fit are kept exactly.
+Plain text has no turns and is used whole, in pieces.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TEXT_PROMPT = 32
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Samples in reading order. Sample i is tokens[offsets[i] : offsets[i + 1]]; `masks` is 1 on what is learned.
+    """Samples in reading order. Sample i is tokens[offsets[i] : offsets[i + 1]]; `masks` is 1 on learned tokens.
 
-    `groups` are equal for samples of one conversation, and for conversations that begin alike; `times` are seconds
-    since 1970, NaN where the row has none.
+    `groups` are equal for samples of one conversation and for conversations with the same beginning; `times` are
+    seconds since 1970, NaN where a row has none.
     """
 
     tokens: np.ndarray
@@ -60,16 +60,16 @@ class Corpus:
         return self.tokens[start:end], self.masks[start:end]
 
     def prompt(self, i: int) -> list[int]:
-        """What the model was given before the first token of sample i that it emitted; of a plain text, its start."""
+        """The tokens before the first learned token of sample i; for plain text, its start."""
         tokens, mask = self.sample(i)
         first = int(np.argmax(mask))
         return [int(token) for token in tokens[: first if first > 1 else min(TEXT_PROMPT, len(tokens) - 1)]]
 
 
 def truncate(sample: Rendered, max_length: int) -> Rendered | None:
-    """The first `max_length` tokens, less an end that teaches nothing; None where nothing is left to learn.
+    """The first `max_length` tokens up to the last learned one; None if nothing is left to learn.
 
-    The first token of a sequence has no predecessor: a mask on it teaches nothing either.
+    A learned first token does not count: it has no predecessor.
     """
     mask = sample.loss_mask[:max_length]
     end = max((i + 1 for i, learned in enumerate(mask) if learned), default=0)
@@ -77,7 +77,7 @@ def truncate(sample: Rendered, max_length: int) -> Rendered | None:
 
 
 def pieces(sample: Rendered, max_length: int) -> list[Rendered]:
-    """A plain text in runs of `max_length` tokens: unlike an answer, it may begin anywhere."""
+    """Plain text in pieces of `max_length` tokens; unlike an answer it may begin anywhere."""
     starts = range(0, len(sample.token_ids), max_length)
     return [Rendered(sample.token_ids[at : at + max_length], sample.loss_mask[at : at + max_length]) for at in starts]
 
@@ -85,7 +85,7 @@ def pieces(sample: Rendered, max_length: int) -> list[Rendered]:
 def load_corpus(
     data: Sequence[str], template: Template, *, max_length: int, cache: Path, limit: int | None = None
 ) -> Corpus:
-    """The corpus of `data`, from the cache or rendered into it."""
+    """The corpus of `data`, from the cache, which is filled first if needed."""
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}: it must be at least 2")
     folder = cache / corpus_key(data, template, max_length, limit)
@@ -99,7 +99,7 @@ def load_corpus(
 
 
 def corpus_key(data: Sequence[str], template: Template, max_length: int, limit: int | None) -> str:
-    """Equal where the content is."""
+    """A hash of all that decides the content of the corpus."""
     what: list[Any] = [FORMAT, template.fingerprint(), max_length, limit]
     for name in data:
         source = find_source(name)
@@ -109,14 +109,14 @@ def corpus_key(data: Sequence[str], template: Template, max_length: int, limit: 
 
 
 def _hub_commit(name: str) -> str:
-    """The commit that `datasets` reads: the newest one, or where it may not ask, that of the copy it keeps."""
+    """The commit that `datasets` will read: the newest or, offline, that of its local copy."""
     import datasets
 
     try:
         return str(datasets.load_dataset_builder(name).hash)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name}: there is no telling which commit of this data set to read: {first}") from error
+        raise ValueError(f"{name}: cannot determine which commit of this data set to read: {first}") from error
 
 
 def _file_hash(path: Path) -> list[str]:
@@ -125,7 +125,7 @@ def _file_hash(path: Path) -> list[str]:
 
 
 def _build(folder: Path, data: Sequence[str], template: Template, max_length: int, limit: int | None) -> None:
-    # Process ids of two nodes may be equal.
+    # A process id would not do: it can be the same on two nodes.
     beside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
     beside.mkdir(parents=True, exist_ok=True)
     try:
@@ -145,7 +145,7 @@ def _build(folder: Path, data: Sequence[str], template: Template, max_length: in
         try:
             os.replace(beside, folder)
         except OSError:
-            # Another node was quicker: what it left has the same content.
+            # Another node was faster; its folder has the same content.
             if not (folder / "report.json").is_file():
                 raise
     except OSError as error:
@@ -155,7 +155,7 @@ def _build(folder: Path, data: Sequence[str], template: Template, max_length: in
 
 
 class _Writer:
-    """Renders records and keeps count of what came of them."""
+    """Renders records and counts the samples, the cuts and the refusals."""
 
     def __init__(self, template: Template, max_length: int) -> None:
         self.template = template
@@ -207,7 +207,7 @@ class _Writer:
 
 
 def group_of(record: Record) -> int:
-    """Equal for conversations with the same beginning, so that none is trained on and held out at once."""
+    """Equal for conversations with the same beginning, so that none is both trained on and held out."""
     start = [[message.role, message.content] for message in record.prompt] or record.text or record.prompt_token_ids
     digest = hashlib.sha256(json.dumps(start or record.token_ids).encode()).digest()
     return int.from_bytes(digest[:8], "big")
@@ -216,9 +216,9 @@ def group_of(record: Record) -> int:
 def split(corpus: Corpus, held_out: float, by: str = "conversation") -> tuple[np.ndarray, np.ndarray]:
     """(sample indices to train on, held-out ones): by a hash of the conversation, or the newest by time."""
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out is {held_out}: it is a share, at least 0 and below 1")
+        raise ValueError(f"held_out is {held_out}: give a share, at least 0 and below 1")
     if by == "conversation":
-        # The hash decides alone: a conversation stays on its side however the corpus grows.
+        # Only the hash decides, so a conversation stays on its side when the corpus grows.
         out = (corpus.groups >> np.uint64(11)).astype(np.float64) / 2.0**53 < held_out
     elif by == "time":
         if np.isnan(corpus.times).any():
@@ -227,8 +227,8 @@ def split(corpus: Corpus, held_out: float, by: str = "conversation") -> tuple[np
         count = round(held_out * len(corpus))
         out = corpus.times >= newest[count - 1] if count else np.zeros(len(corpus), dtype=bool)
     else:
-        raise ValueError(f"split by {by!r}: it can be conversation or time")
+        raise ValueError(f"split by {by!r}: choose conversation or time")
     kept = np.flatnonzero(~out)
     if not len(kept):
-        raise ValueError("every conversation is held out: nothing is left to train on; lower held_out")
+        raise ValueError("every conversation is held out, which leaves none to train on: lower held_out")
     return kept, np.flatnonzero(out)

@@ -1,12 +1,10 @@
-"""A share of the batches in which the draft answers itself, and learns what the target would have said there.
+"""On-policy batches: the draft answers itself, and learns what the target would have said there.
 
-Drafts are asked in contexts that the target wrote, not they; but within a draft they stand on their own tokens, and it
-is there that their mistakes add up (DistillSpec, arXiv 2310.08461; on-policy distillation, 2306.13649). Of every
-document of such a batch the answer from the first learned token on is drawn anew from the draft as it is now, as long
-as the old one or until an end token; what came after the first answer is not learned that time. Which batches these
-are, and every draw, depend on the seed and the micro-batch's number alone, so that a resumed run draws the same.
-
-Which loss follows is not known here.
+Drafts are asked in contexts that the target wrote, but inside a draft they continue their own tokens, and their
+mistakes add up (DistillSpec, arXiv 2310.08461; on-policy distillation, 2306.13649). In every document of such a batch
+the first learned answer is sampled anew from the current draft, up to its old length or an end token; nothing after it
+is learned. The choice of batches and every draw depend only on the seed and the micro-batch's number, so a resumed run
+draws the same.
 
 Legend: B rows, T positions.
 """
@@ -29,18 +27,17 @@ ROWS_AT_ONCE = 32
 
 
 class OnPolicy:
-    """`share` of the micro-batches; the draft is sampled at `temperature` (greedily at 0)."""
+    """Rewrites `share` of the micro-batches with the draft sampled at `temperature`."""
 
     def __init__(self, share: float, temperature: float, seed: int) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"on_policy is {share}: it is a share of the batches, from 0 to 1")
+        check_share(share)
         self.share = share
         self.settings = Settings(temperature=temperature, seed=seed)
         self.seed = seed
         self._decoder: HFTarget | None = None
 
     def __call__(self, model: Any, batch: Batch) -> Batch:
-        """`batch`, or in its place one with the answers of `model`. Batches without a number are never on-policy."""
+        """`batch`, or a copy with answers by `model`. Batches without a number (held-out ones) are never on-policy."""
         if "number" not in batch or not self.share:
             return batch
         number = int(batch["number"])
@@ -73,8 +70,13 @@ class OnPolicy:
         return {**batch, "input_ids": ids_BT, "labels": labels_BT}
 
 
+def check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"on_policy is {share}: give a share of the batches, from 0 to 1")
+
+
 def answer_spans(batch: Batch) -> list[tuple[int, int, int, int]]:
-    """Per document: (row, its start, the position before its first learned token, how many are learned in one run)."""
+    """Per document: (row, its start, the position before its first learned token, length of the learned run)."""
     spans = []
     positions_BT, learned_BT = batch["position_ids"].tolist(), (batch["labels"] != IGNORED).tolist()
     for b, (positions_T, learned_T) in enumerate(zip(positions_BT, learned_BT)):

@@ -1,7 +1,7 @@
 """Which samples share a row: best-fit packing of shuffled samples, as a pure function of seed and epoch.
 
-The packs of all epochs make one endless stream; any pack of it can be computed without the ones before it having been
-used, so a run that resumes goes on exactly where it was. Tokens are not known here, only lengths.
+The packs of all epochs form one endless stream. Any pack can be computed without consuming those before it, so a
+resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EPOCHS_KEPT = 2
 
 
 def pack(lengths: np.ndarray, capacity: int, order: np.ndarray) -> list[list[int]]:
-    """Samples in packs of at most `capacity` tokens. Within windows of `order` the longest go first, each to the pack
+    """Samples in packs of at most `capacity` tokens. Within windows of `order` the longest go first, each into the pack
     that it fills best."""
     assert len(lengths) == 0 or lengths.max() <= capacity
     packs: list[list[int]] = []
@@ -54,7 +54,7 @@ class PackStream:
         self._epochs: OrderedDict[int, list[list[int]]] = OrderedDict()
 
     def packs_in(self, epochs: float) -> int:
-        """How many packs so many epochs have; a part of an epoch is that part of its packs."""
+        """The number of packs in `epochs`; a fraction of an epoch is that fraction of its packs."""
         whole, part = int(epochs), epochs - int(epochs)
         last = round(part * len(self._epoch(whole))) if part else 0
         return self._start(whole) + last
@@ -69,7 +69,7 @@ class PackStream:
         return int(self._loss_counts[self.pack(number)].sum())
 
     def filled(self) -> float:
-        """The share of the first epoch's places that hold a token."""
+        """The share of positions in the first epoch's packs that hold a token."""
         packs = self._epoch(0)
         return float(sum(self._lengths[pack].sum() for pack in packs) / (len(packs) * self.capacity))
 

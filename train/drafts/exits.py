@@ -1,7 +1,7 @@
-"""A draft in training: one pass over a packed batch, and the states that leave at each exit.
+"""A draft in training: one pass over a packed batch, documents kept apart, and the hidden states at each exit.
 
-Each exit is the output of one layer; the final norm that all exits share is applied only where a token is learned. The
-wrapped model stays a plain Hugging Face model. What is made of the states is the objective's.
+An exit is the output of one layer; the final norm, which all exits share, is applied only to positions with a label.
+The wrapped model stays a plain Hugging Face model.
 
 Legend: B rows, T positions, N positions that have a label, D hidden.
 """
@@ -9,6 +9,7 @@ Legend: B rows, T positions, N positions that have a label, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from torch import nn
 
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
 from draftsmith.train.data.batches import IGNORED
-from draftsmith.train.data.document_mask import document_mask, packs_by_positions
+from draftsmith.train.data.corpus import Corpus
 
 
 class ExitStates(nn.Module):
-    """`forward` gives the states at `exits` (numbers of layers, ascending; the last one is the whole model)."""
+    """`forward` returns the states at `exits` (layer counts, ascending; the last is the whole model)."""
 
     def __init__(self, model: Any, exits: Sequence[int]) -> None:
         super().__init__()
@@ -30,14 +31,14 @@ class ExitStates(nn.Module):
         self.masked = not packs_by_positions(model)
         self.model = model
         self.scale, self.softcap = parts.scale, parts.softcap
-        self._parts = (parts.norm, parts.head)  # a tuple, so that they are not registered twice
-        self._left: dict[int, torch.Tensor] = {}
+        self._parts = (parts.norm, parts.head)  # a tuple: they are registered with the model
+        self._states: dict[int, torch.Tensor] = {}
         for exit in self.exits:
             parts.layers[exit - 1].register_forward_hook(self._keep(exit))
 
     def _keep(self, exit: int) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
-            self._left[exit] = state_of(output)
+            self._states[exit] = state_of(output)
 
         return hook
 
@@ -53,10 +54,10 @@ class ExitStates(nn.Module):
         self.model.base_model(
             input_ids=batch["input_ids"], position_ids=position_ids_BT, attention_mask=mask, use_cache=False
         )
-        left, self._left = self._left, {}
+        states, self._states = self._states, {}
         learned_BT = labels_BT != IGNORED
         norm = self._parts[0]
-        return [norm(left[exit][learned_BT]) for exit in self.exits], labels_BT[learned_BT]
+        return [norm(states[exit][learned_BT]) for exit in self.exits], labels_BT[learned_BT]
 
     def _dtype(self, device: str) -> torch.dtype:
         dtype: torch.dtype = self.head.weight.dtype
@@ -64,9 +65,68 @@ class ExitStates(nn.Module):
 
 
 def check_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """`exits` in ascending order, the last one the whole depth."""
+    """`exits`, checked to be ascending and to end with the whole depth."""
     if len(set(exits)) != len(exits) or list(exits) != sorted(exits) or not exits or exits[0] < 1:
-        raise ValueError(f"exits {list(exits)} must be numbers of layers in ascending order, from 1 on")
+        raise ValueError(f"exits {list(exits)} must be layer counts in ascending order, from 1 on")
     if exits[-1] != num_layers:
-        raise ValueError(f"exits {list(exits)} must end with the draft's whole depth of {num_layers} layers")
+        raise ValueError(f"exits {list(exits)} must end with the draft's depth, {num_layers} layers")
     return tuple(exits)
+
+
+def packs_by_positions(model: Any) -> bool:
+    """Whether the model separates documents by position ids that restart at 0; if not, a 4-D mask has to. ValueError
+    where neither works. Tested with gradients: none may reach an earlier document."""
+    if not _leaks(model, mask=False):
+        return True
+    if not _leaks(model, mask=True):
+        return False
+    raise ValueError(f"{model.config.model_type} attends across the documents of a packed row: it cannot be trained")
+
+
+def _leaks(model: Any, mask: bool) -> bool:
+    embedding = model.get_input_embeddings()
+    vocab = model.config.get_text_config().vocab_size
+    ids_1T = torch.arange(3, 11, device=embedding.weight.device)[None] % vocab
+    position_ids_1T = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=ids_1T.device)
+    states_1TD = embedding(ids_1T).detach().requires_grad_()
+    kwargs = {"attention_mask": document_mask(position_ids_1T, states_1TD.dtype)} if mask else {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            output = model.base_model(
+                inputs_embeds=states_1TD, position_ids=position_ids_1T, use_cache=False, **kwargs
+            ).last_hidden_state
+            (gradient,) = torch.autograd.grad(output[:, 4:].float().square().sum(), states_1TD)
+    finally:
+        model.train(training)
+    return bool(gradient[:, :4].any())
+
+
+def document_mask(position_ids_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[B, 1, T, T] additive mask: causal attention within each document."""
+    document_BT = (position_ids_BT == 0).cumsum(-1)
+    same = document_BT[:, :, None] == document_BT[:, None, :]
+    seen = torch.ones_like(same[0]).tril() & same
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainContext:
+    """What a run gives its objective before the first step.
+
+    Args:
+        target: the target model in its own dtype; the objective may move it to another device but not change it.
+        draft: the model in training.
+        corpus: all samples, including held-out ones.
+        max_length: tokens of a packed row.
+        device: cpu or cuda.
+        seed: the run's seed.
+    """
+
+    target: Any
+    draft: Any
+    corpus: Corpus
+    max_length: int
+    device: str
+    seed: int = 0

@@ -1,12 +1,19 @@
-"""A draft model made from its target: the first layers, evenly spaced ones, or another shape; what fits is copied.
+"""A draft model made from its target: the first or evenly spaced layers, or another shape; matching tensors are copied.
 
-Embeddings, final norm and head are the target's, or their projection where the width differs (projection.py). Shapes
-are shapes.py's; data and training are not known here.
+Embeddings, final norm and head are the target's. For a narrower draft, embeddings and head are projected on the
+directions that hold most of the second moment of both matrices together (each scaled to the same weight; no mean is
+subtracted, because the norm that follows subtracts none). They share one basis because the residual stream carries
+states from one to the other, so the products of embeddings with head rows, which dominate a shallow draft, come as
+close to the target's as that width allows. The head is multiplied by sqrt(wide / narrow) because the final norm gives
+states the length sqrt(width). A wider draft gets the target's columns and zeros.
+
+Legend: V vocabulary, D the target's width, K the draft's.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +21,11 @@ from typing import Any
 import torch
 
 from draftsmith.infer.models.layers import find_parts, picked_config, stack_path
-from draftsmith.train.drafts.projection import project_embeddings
 from draftsmith.train.drafts.shapes import reshaped
 
 
 def pick_layers(how: str, num_layers: int, of: int) -> list[int]:
-    """Which of the target's layers a draft of `num_layers` begins as."""
+    """The indices of the target's layers that a draft of `num_layers` starts from."""
     if not 1 <= num_layers <= of:
         raise ValueError(f"num_layers is {num_layers}: a draft cut from this target has 1 to {of} layers")
     if how == "first":
@@ -38,16 +44,16 @@ def init_draft(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A draft of `target` in `dtype`. `how`: first or even layers of the target, fresh ones at random, or the folder of
-    a draft that was trained before. With `shape` (hidden_size, ...) tensors of another shape than the target's are
-    fresh; embeddings and head of another width are projected."""
+    """A draft of `target` in `dtype`. `how`: first, even (evenly spaced target layers), fresh (random layers), or the
+    folder of a trained draft. With `shape` (hidden_size, ...), tensors whose shape differs from the target's are
+    random; embeddings and head of another width are projected."""
     if Path(how).is_dir():
         return _trained_before(target, how, num_layers, shape or {}, dtype)
     config_of = target.config.get_text_config()
     count = config_of.num_hidden_layers
     other_width = (shape or {}).get("hidden_size", config_of.hidden_size) != config_of.hidden_size
     if other_width and how != "fresh":
-        raise ValueError("another width has no use for the target's layers: such a shape goes with init fresh")
+        raise ValueError("the target's layers do not fit another width: use --init fresh with this hidden_size")
     if how == "fresh":
         if num_layers < 1:
             raise ValueError(f"num_layers is {num_layers}: a draft has at least one layer")
@@ -67,25 +73,25 @@ def init_draft(
 
 
 def _trained_before(target: Any, folder: str, num_layers: int, shape: dict[str, int], dtype: torch.dtype) -> Any:
-    """The draft in `folder`, to be trained on."""
+    """The draft in `folder`, to continue its training."""
     from draftsmith.infer.models.load import load_model
 
     draft, _ = load_model(folder, device="cpu")
     config = draft.config.get_text_config()
     if config.vocab_size != target.config.get_text_config().vocab_size:
-        raise ValueError(f"{folder} has a vocabulary of {config.vocab_size} tokens, which is not the target's")
+        raise ValueError(f"{folder} has a vocabulary of {config.vocab_size} tokens, not the target's")
     wanted = {"num_hidden_layers": num_layers, **shape}
     have = {name: getattr(config, name, None) for name in wanted}
     other = [f"{name} {have[name]}, not {size}" for name, size in wanted.items() if have[name] != size]
     if other:
-        raise ValueError(f"{folder} has {', '.join(other)}: a draft goes on in its own shape")
+        raise ValueError(f"{folder} has {', '.join(other)}: a trained draft keeps its shape")
     return draft.to(dtype)
 
 
 @torch.no_grad()
 def _copy(target: Any, draft: Any, picked: Sequence[int] | None, whole: bool) -> None:
     """Copy all tensors of the same name and shape; layer i of the draft takes the target's layer picked[i]. `whole`:
-    every tensor has to have its like."""
+    every tensor must have a counterpart."""
     path = stack_path(target) + "."
     have = target.state_dict()
     for name, tensor in draft.state_dict().items():
@@ -96,11 +102,39 @@ def _copy(target: Any, draft: Any, picked: Sequence[int] | None, whole: bool) ->
         if source in have and have[source].shape == tensor.shape:
             tensor.copy_(have[source])
         elif picked is not None and whole:
-            raise ValueError(f"the target has nothing of the shape of {name}: it cannot be cut into a draft")
+            raise ValueError(f"the target has no tensor of the shape of {name}: its layers cannot become a draft")
+
+
+@torch.no_grad()
+def project_embeddings(target: Any, draft: Any) -> float:
+    """Fill the draft's embeddings and head; returns the share of the second moment that they retain."""
+    embedding_VD = target.get_input_embeddings().weight.float()
+    head_VD = target.get_output_embeddings().weight.float()
+    ours_VK, theirs_VK = draft.get_input_embeddings().weight, draft.get_output_embeddings().weight
+    wide, narrow = embedding_VD.shape[1], ours_VK.shape[1]
+    tied = ours_VK is theirs_VK
+    if narrow >= wide:
+        basis_DK, held = torch.eye(wide, narrow), 1.0
+    else:
+        basis_DK, held = main_directions([embedding_VD] if tied else [embedding_VD, head_VD], narrow)
+    basis_DK = basis_DK.to(embedding_VD.device)
+    ours_VK.copy_(embedding_VD @ basis_DK)
+    if not tied:
+        theirs_VK.copy_(head_VD @ basis_DK * math.sqrt(wide / narrow))
+    return held
+
+
+def main_directions(matrices_VD: list[torch.Tensor], count: int) -> tuple[torch.Tensor, float]:
+    """([D, count] orthonormal directions, largest first; their share of the second moment)."""
+    moments = [matrix_VD.double().T @ matrix_VD.double() for matrix_VD in matrices_VD]
+    moment_DD = torch.stack([moment_DD / moment_DD.trace() for moment_DD in moments]).mean(0)
+    values_D, vectors_DD = torch.linalg.eigh(moment_DD)
+    held = float(values_D[-count:].sum() / values_D.sum())
+    return vectors_DD[:, -count:].flip(-1).float(), held
 
 
 def freeze(model: Any, what: Sequence[str]) -> None:
-    """Keep the target's `embeddings` or `head` as they are. Where the two are one matrix, both must be named."""
+    """Freeze `embeddings` or `head`. Where the two are one matrix, both must be named."""
     unknown = sorted(set(what) - {"embeddings", "head"})
     if unknown:
         raise ValueError(f"{unknown[0]!r} cannot be frozen; embeddings and head can")

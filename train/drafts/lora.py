@@ -1,7 +1,4 @@
-"""Low-rank adapters through peft: put into the draft before training, folded into its weights after it.
-
-Which layers a draft has is not known here: adapters go to every linear map but the head.
-"""
+"""Low-rank adapters (peft) on every linear layer of the draft but the head, merged into its weights after training."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import torch
 
 
 def add_lora(model: Any, rank: int, seed: int) -> None:
-    """Freeze `model` and put adapters of `rank` into it; its own modules stay where they are."""
+    """Freeze `model` and add adapters of `rank` in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     names = _linear_maps(model)
@@ -34,8 +31,8 @@ def _linear_maps(model: Any) -> list[str]:
 
 
 def merge_lora(model: Any, state: dict[str, torch.Tensor] | None) -> None:
-    """Fold the adapters into the weights, which are `state` where they were gathered from several devices; afterwards
-    `model` is a plain model again, and its own state is the whole truth."""
+    """Merge the adapters into the weights (those in `state`, if they were gathered from several devices) and remove
+    them: `model` is a plain model again."""
     from peft.tuners.lora import LoraLayer
 
     if state is not None:

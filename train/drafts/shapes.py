@@ -3,8 +3,6 @@
 "Decoding Speculative Decoding" (arXiv 2402.01528) drafts for LLaMA with its 7B model's width and few layers: 290M, 543M
 and 796M count the layers alone; with embeddings and head they have 465M, 869M and 1.27B parameters. Its deep and narrow
 1.3B is Sheared-LLaMA's shape (2310.06694). wide-1, wide-3 and wide-5 are the same idea at the target's own width.
-
-How a shape is filled with weights is draft_init.py's; what it costs on a machine is not known here.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ SHAPE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_val
 
 @dataclass(frozen=True, slots=True)
 class PublishedShape:
-    """`sizes` are names of SHAPE; what is not named is the target's."""
+    """`sizes`: names of SHAPE; sizes that are not named are the target's."""
 
     num_layers: int
     sizes: dict[str, int] = field(default_factory=dict)
@@ -42,18 +40,18 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> PublishedShape:
+def find_preset(name: str) -> PublishedShape:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def reshaped(config: Any, sizes: Mapping[str, int]) -> Any:
-    """`config` with other sizes; heads and their width follow where they are not named. It is changed in place."""
+    """Change the sizes of `config` in place; head counts and widths that are not named follow."""
     text = config.get_text_config()
     for name, value in sizes.items():
         if name not in SHAPE or not hasattr(text, name):
-            raise ValueError(f"{config.model_type} has no shape {name!r}; known are {', '.join(SHAPE)}")
+            raise ValueError(f"{config.model_type} has no size {name!r}; it has {', '.join(SHAPE)}")
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
     if not sizes:
@@ -68,7 +66,7 @@ def reshaped(config: Any, sizes: Mapping[str, int]) -> Any:
     if "head_dim" not in sizes:
         if text.hidden_size % heads:
             raise ValueError(
-                f"hidden_size {text.hidden_size} does not divide by {heads} heads: name num_attention_heads"
+                f"hidden_size {text.hidden_size} does not divide by {heads} heads: give num_attention_heads"
             )
         if getattr(text, "head_dim", None):
             text.head_dim = text.hidden_size // heads
@@ -76,5 +74,5 @@ def reshaped(config: Any, sizes: Mapping[str, int]) -> Any:
         raise ValueError(f"{heads} heads do not divide by {text.num_key_value_heads} num_key_value_heads")
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     if width % 2:
-        raise ValueError(f"a head would be {width} wide, and rotary positions need an even number: name head_dim")
+        raise ValueError(f"heads would be {width} wide, and rotary positions need an even width: give head_dim")
     return config

@@ -1,6 +1,6 @@
-"""The model card of an exported draft: what it was made from and how, what was measured, how to use it, whose licence.
+"""The model card of an exported draft: what it was made from and how, measurements, usage, licence.
 
-Everything in it comes from run.json, metrics.csv and benchmark results; what is not there is said not to be there.
+Everything in it comes from run.json, metrics.csv and benchmark results; the card says what is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """The YAML at the head of a model folder's README.md; empty where there is none."""
+    """The YAML front matter of a model folder's README.md; empty if there is none."""
     readme = folder / "README.md"
     match = _FRONT.match(readme.read_text(encoding="utf-8")) if readme.is_file() else None
     found = yaml.safe_load(match[1]) if match else None
@@ -29,8 +29,8 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def licence_folder(target: str, reach: bool) -> Path | None:
-    """Where the target's card and licence files lie: its folder, or what the Hub (its cache, where it is not to be
-    reached) has of them; None where they cannot be had."""
+    """The folder of the target's card and licence files: its own, or from the Hub (`reach`) or its cache; None if they
+    cannot be had."""
     if Path(target).is_dir():
         return Path(target)
     if not is_hub_name(target):
@@ -46,7 +46,7 @@ def licence_folder(target: str, reach: bool) -> Path | None:
 
 
 def licence_of(folder: Path | None) -> dict[str, str]:
-    """The target's licence as a model card states it; a draft made from its weights is under the same."""
+    """The target's licence as its model card states it; a draft made from its weights is under the same one."""
     found = front_matter(folder) if folder else {}
     return {key: str(found[key]) for key in ("license", "license_name", "license_link") if key in found}
 
@@ -79,8 +79,8 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}",
         f"A draft model for speculative decoding with `{_shown(target)}`: {exit} layers"
-        + (f", which can be left after {_listed(exits)}." if len(exits) > 1 else ".")
-        + " It makes the target faster and does not change what the target says, in any engine that verifies drafts.",
+        + (f", with exits after {_listed(exits)}." if len(exits) > 1 else ".")
+        + " It makes the target faster without changing its output, in any engine that verifies drafts.",
         _measured(exit, run, results),
         _recipe(run),
         _use(name, target, exits),
@@ -90,7 +90,7 @@ def model_card(
 
 
 def _measured(exit: int, run: dict[str, Any], results: dict[str, Any]) -> str:
-    lines = ["## What was measured", ""]
+    lines = ["## Measurements", ""]
     held_out = run.get("results") or {}
     settings = run.get("settings") or {}
     names = [key for key in held_out if key.startswith("accepted_length_exit_")]
@@ -117,7 +117,7 @@ def _measured(exit: int, run: dict[str, Any], results: dict[str, Any]) -> str:
 
 def _recipe(run: dict[str, Any]) -> str:
     if not run:
-        return "## How it was made\n\nNo run.json stands beside the checkpoint: its making is not known."
+        return "## How it was made\n\nThe checkpoint has no run.json: how it was trained is unknown."
     settings = run.get("settings", {})
     rendering = run.get("data", {}).get("rendering", {})
     sources = ", ".join(f"`{_shown(name)}`" for name in settings.get("data", []))
@@ -156,7 +156,7 @@ inputs = tokenizer("Hello", return_tensors="pt")
 target.generate(**inputs, assistant_model=draft, do_sample=False)
 ```
 
-vLLM, where it drafts a chain from its last layer:
+vLLM, which drafts a chain from the last layer:
 
 ```sh
 {serve_line(name, target)}
@@ -172,15 +172,15 @@ draftsmith generate --target {target} --drafters {several} --prompt "Hello"
 def _licence(licence: dict[str, str]) -> str:
     if licence:
         named = licence.get("license_name") or licence.get("license")
-        return f"## Licence\n\nThe weights began as the target's, and are under the target's licence: {named}."
+        return f"## Licence\n\nThe weights were initialised from the target's and are under its licence: {named}."
     return (
-        "## Licence\n\nThe weights began as the target's, and are under the target's licence. It could not be "
-        "found where this card was written: look it up before you publish."
+        "## Licence\n\nThe weights were initialised from the target's and are under its licence, which could not "
+        "be found when this card was written: look it up before you publish."
     )
 
 
 def speculative_config(name: str, num_draft_tokens: int = 5) -> dict[str, Any]:
-    """What vLLM takes as --speculative-config."""
+    """The value of vLLM's --speculative-config."""
     return {"method": "draft_model", "model": name, "num_speculative_tokens": num_draft_tokens}
 
 
@@ -189,7 +189,7 @@ def serve_line(name: str, target: str, num_draft_tokens: int = 5) -> str:
 
 
 def _shown(name: str) -> str:
-    """A path of the machine that trained it means nothing elsewhere: its last part does."""
+    """The last part of a local path, which means nothing on another machine; a Hub name unchanged."""
     return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
 

@@ -1,6 +1,7 @@
-"""A checkpoint, or one of its exits, as a plain Hugging Face folder with a model card; and that folder to the Hub.
+"""Drafts as plain Hugging Face folders: a finished run's model, an export with a model card, an upload to the Hub.
 
-Whole folders only: it is written beside its place and renamed. How the Hub is spoken to is hub.py's.
+The config names the draft's exits (`sorted_exits`) and the template it was trained with; no code of ours is needed to
+load it. Uploads use huggingface_hub's own login: no token is read, kept or printed here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from draftsmith.infer.files.locations import is_hub_name
+from draftsmith.infer.files.provenance import without_secrets
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import DTYPES, load_model
 from draftsmith.train.drafts.exits import check_exits
@@ -23,7 +28,38 @@ from draftsmith.train.export.card import (
     serve_line,
     speculative_config,
 )
-from draftsmith.train.export.checkpoint import save_model
+
+
+def save_model(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    *,
+    exits: Sequence[int],
+    template_fingerprint: str = "",
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write weights, config and tokenizer beside their place, then move them in, config.json last."""
+    part = folder / f".model.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        config = model.config
+        if len(exits) > 1:
+            config.sorted_exits = list(exits)
+        elif hasattr(config, "sorted_exits"):
+            del config.sorted_exits
+        if template_fingerprint:
+            config.template_fingerprint = template_fingerprint
+        config.dtype = next(model.parameters()).dtype
+        model.save_pretrained(part, state_dict=state)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise ValueError(f"{folder}: the model could not be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def export_draft(
@@ -39,10 +75,10 @@ def export_draft(
     exits: Sequence[int] | None = None,
     reach: bool = True,
 ) -> dict[str, Any]:
-    """Write `out`, a new folder; what was written, for a person or a program.
+    """Write the new folder `out`; returns a summary of it.
 
-    `exit`: leave after so many layers; not given: the whole draft. `name`: what the card calls it. `exits`: where a
-    published draft can be left, if its config does not tell. `reach`: the Hub may be asked for the target's licence.
+    `exit`: keep this many layers; default: the whole draft. `name`: the draft's name in the card. `exits`: those of a
+    published draft whose config does not name them. `reach`: whether the Hub may be asked for the target's licence.
     """
     _check(out, dtype, engine)
     run = _json(Path(checkpoint) / "run.json")
@@ -61,14 +97,14 @@ def export_draft(
         source = licence_folder(target, reach)
         licence = licence_of(source)
         results = _json(Path(bench) / "results.json") if bench else {}
-        told: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence}
-        card = model_card(name=shown, target=target, run=run, results=results, **told)
+        facts: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence}
+        card = model_card(name=shown, target=target, run=run, results=results, **facts)
         (part / "README.md").write_text(card, encoding="utf-8")
-        told["licence_files"] = copy_licences(source, part)
+        facts["licence_files"] = copy_licences(source, part)
         if run:
             shutil.copyfile(Path(checkpoint) / "run.json", part / "run.json")
         if engine:
-            told |= _for_engine(part, shown, target)
+            facts |= _for_engine(part, shown, target)
         if out.exists():
             out.rmdir()
         os.replace(part, out)
@@ -76,7 +112,7 @@ def export_draft(
         raise ValueError(f"{out} could not be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return {**told, "files": sorted(path.name for path in out.iterdir())}
+    return {**facts, "files": sorted(path.name for path in out.iterdir())}
 
 
 def _check(out: Path, dtype: str | None, engine: str | None) -> None:
@@ -89,7 +125,7 @@ def _check(out: Path, dtype: str | None, engine: str | None) -> None:
 
 
 def _cut(checkpoint: str, model: Any, exit: int | None, exits: Sequence[int] | None) -> tuple[Any, int, list[int], str]:
-    """(the model that leaves after `exit` layers, how many they are, its own exits, its template's fingerprint)."""
+    """(the model of the first `exit` layers, their number, its own exits, its template's fingerprint)."""
     depth = model.config.get_text_config().num_hidden_layers
     known = list(check_exits(exits or getattr(model.config, "sorted_exits", None) or [depth], depth))
     chosen = depth if exit is None else exit
@@ -101,14 +137,14 @@ def _cut(checkpoint: str, model: Any, exit: int | None, exits: Sequence[int] | N
 
 
 def _for_engine(part: Path, shown: str, target: str) -> dict[str, Any]:
-    """vLLM's speculative config beside the model, and the line that serves both."""
+    """vLLM's speculative config beside the model, and the command that serves both."""
     config = speculative_config(shown)
     (part / "speculative_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return {"speculative_config": config, "serve": serve_line(shown, target)}
 
 
 def _load(checkpoint: str, dtype: str | None) -> tuple[Any, Any]:
-    """The model, adapters folded in where the folder holds a peft adapter."""
+    """The model; if the folder holds a peft adapter, with the adapter merged."""
     adapter = _json(Path(checkpoint) / "adapter_config.json")
     if not adapter:
         return load_model(checkpoint, dtype=dtype or "auto", device="cpu")
@@ -126,3 +162,27 @@ def _json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     return found if isinstance(found, dict) else {}
+
+
+def check_hub_name(name: str) -> None:
+    if not is_hub_name(name):
+        raise ValueError(f"{name!r} is not a Hub name: write owner/model")
+
+
+def upload(folder: Path, name: str, *, private: bool) -> str:
+    """Create the repository if it is missing and upload `folder`, without repeating finished files; returns its URL."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_hub_name(name)
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a draft model")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{name}: the upload failed ({without_secrets(first)}); the model is in {folder}, run the same command "
+            "again"
+        ) from error
+    return str(url)

@@ -1,13 +1,10 @@
-"""Losses of several exits through one output head, chunk by chunk: logits of all positions never stand at once.
+"""Losses of several exits through one output head, chunk by chunk, so that the logits of all positions never coexist.
 
-Each chunk's logits are made, turned into their own gradient, multiplied back onto states and head, and let go. So the
-forward pass already holds the gradients (they are linear in the loss's), and nothing of size positions x vocabulary is
-kept or made twice. One function takes all exits, because the head's gradient is as large as the head: there is one of
-it, however many exits there are; and because what a loss compares a chunk with is then made once for all of them.
-Reductions run in float32 at least.
-
-Cross-entropy is here; what else a loss may be (divergences.py), which positions count, and what the sum is divided by,
-are not known here.
+Each chunk's logits are computed, turned into their own gradient, multiplied back onto states and head, and freed. The
+forward pass thus already holds the gradients (they are linear in the loss's gradient), and nothing of size positions x
+vocabulary is kept or recomputed. All exits share one call, because the head's gradient is as large as the head and is
+allocated once, and because the target's distribution of a chunk is computed once for all of them. Reductions run in at
+least float32.
 
 Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 """
@@ -20,12 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-# Entries of a chunk's logits: 64 MiB of float32 on a CPU; a GPU wants larger products.
+from draftsmith.train.objectives.objective import LossSums
+
+# Entries of a chunk's logits: 64 MiB of float32 on a CPU; a GPU needs larger products.
 CHUNK_ENTRIES = 1 << 24
 CHUNK_ENTRIES_CUDA = 1 << 27
 
-# (logits of a chunk, which may be used up; the chunk; whether a slope is wanted) -> (loss summed over the chunk, its
-# slope in those logits or None).
+# (logits of a chunk, which may be overwritten; the chunk; whether a gradient is wanted) -> (loss summed over the chunk,
+# its gradient with respect to those logits, or None). A gradient of a chunk is called `slope`.
 Loss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor | None]]
 
 
@@ -38,8 +37,8 @@ def chunked_cross_entropy(
     scale: float = 1.0,
     softcap: float = 0.0,
     chunk_entries: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum over exits of weight x token sum, [E] plain token sums without gradient), both in float32 at least.
+) -> LossSums:
+    """The weighted sum over exits, and their unweighted token sums without gradient, in at least float32.
 
     `states_END`: each exit's states after the final norm, at the positions that have a label.
     """
@@ -59,16 +58,14 @@ def chunked_loss(
     scale: float = 1.0,
     softcap: float = 0.0,
     chunk_entries: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for any loss of a chunk's logits. The exits of a chunk follow one another."""
+) -> LossSums:
+    """The same for any loss of a chunk's logits; for each chunk, `loss` is called once per exit, in order."""
     device = states_END[0].device.type
     entries = chunk_entries or (CHUNK_ENTRIES_CUDA if device == "cuda" else CHUNK_ENTRIES)
     size = max(entries // head.out_features, 1)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-    total, sums_E = _Chunked.apply(
-        head.weight, head.bias, tuple(weights), (scale, softcap, size, dtype), loss, *states_END
-    )
-    return total, sums_E
+    settings = (scale, softcap, size, dtype)
+    return LossSums(*_Chunked.apply(head.weight, head.bias, tuple(weights), settings, loss, *states_END))
 
 
 class _Chunked(torch.autograd.Function):
@@ -121,7 +118,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         grad_VD, grad_V, grad_END = ctx.gradients
-        ctx.gradients = None  # scaled in place: a second backward must not find them
+        ctx.gradients = None  # scaled in place below, so a second backward must not reuse them
         by = grads[0]
         weight_dtype, bias_dtype = ctx.dtypes
         head = None if grad_VD is None else grad_VD.mul_(by).to(weight_dtype)
@@ -131,7 +128,7 @@ class _Chunked(torch.autograd.Function):
 
 
 def _add_product(grad_VD: torch.Tensor, slope_CV: torch.Tensor, states_CD: torch.Tensor) -> None:
-    """grad += slope^T states. In one go where types allow; else in blocks of rows, so that no second copy stands."""
+    """grad += slope^T states, at once if the dtypes match, else in blocks of rows to avoid a full-size temporary."""
     if slope_CV.dtype == grad_VD.dtype:
         grad_VD.addmm_(slope_CV.T, states_CD)
         return
@@ -143,7 +140,7 @@ def _add_product(grad_VD: torch.Tensor, slope_CV: torch.Tensor, states_CD: torch
 def _shaped(
     loss: Loss, logits_CV: torch.Tensor, chunk: slice, scale: float, softcap: float, slope: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The loss of the model's logits, and its slope in the head's own output; `logits_CV` is used up."""
+    """The loss after scale and softcap, and its slope before them; overwrites `logits_CV`."""
     if scale != 1.0:
         logits_CV *= scale
     bend_CV = None

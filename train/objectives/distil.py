@@ -1,9 +1,9 @@
-"""Distillation: a draft learns the target's own distribution at every position of the assistant's turns (arXiv
-2402.01528 made its wide shallow drafts so; 2310.08461 compares the divergences).
+"""Distillation: the draft learns the target's distribution at every position of the assistant's turns (arXiv 2402.01528
+trains its wide shallow drafts this way; 2310.08461 compares the divergences).
 
-The loss is a weighted mix of divergences.py's, among them those of the rule that will run; any exit of a sorted draft
-is distilled alike (soft.py's weights). The distributions are the frozen target's, live or from a cache on disk, and a
-share of the batches may be the draft's own text (on_policy.py). Data, order and trainer are not known here.
+The loss is a weighted mix of those in divergences.py, at any exits of the draft (weighted as in soft.py). The target's
+distributions come from the live, frozen target or from a cache on disk, and some of the batches can be text that the
+draft wrote itself (on_policy.py).
 
 Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 """
@@ -16,18 +16,16 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from draftsmith.train.data.batches import rank
-from draftsmith.train.data.on_policy import OnPolicy
-from draftsmith.train.drafts.context import TrainContext
-from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.data.on_policy import OnPolicy, check_share
+from draftsmith.train.drafts.exits import ExitStates, TrainContext
 from draftsmith.train.objectives.chunked_loss import chunked_loss
-from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
+from draftsmith.train.objectives.divergences import OF_CHOICES, Distributions, find_divergence
 from draftsmith.train.objectives.objective import LossSums
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.teacher.cache_build import open_or_build
-from draftsmith.train.teacher.distributions import Distributions
 from draftsmith.train.teacher.live import LiveTeacher, Teacher
 
-# A loss holds several forms of a chunk's distributions at once; smaller chunks stay in a CPU's cache as well.
+# A loss holds several forms of a chunk's distributions at once; smaller chunks also stay in a CPU's cache.
 CHUNK_ENTRIES = 1 << 20
 CHUNK_ENTRIES_CUDA = 1 << 25
 
@@ -36,52 +34,53 @@ class Distil:
     """The objective of `draftsmith train distil`.
 
     Args:
-        losses: name -> weight; names are divergences.py's, or dotted paths.
-        exits: numbers of layers after which the draft can be left; not given: only its whole depth.
-        exit_weights: one per exit; not given: equal. They are scaled to sum to one.
-        temperature: of both distributions that are compared; 0: the target is greedy (greedy, topk and cross_entropy
-            only).
-        top_k: of the loss `topk`.
-        sharpness: of the losses `greedy` and `topk`.
-        teacher: live, or the folder of a cache, which is made where there is none.
-        teacher_top_k: tokens per position that a cache keeps.
-        on_policy: the share of micro-batches whose answers the draft writes itself.
-        seed: of on-policy answers.
+        losses: name and weight of forward_kl, reverse_kl, jsd, total_variation, cross_entropy, or of the acceptance of
+            the rule that will run: sampled, greedy, topk; or the dotted path of a function. Default: forward_kl alone.
+        exits: layer counts after which the draft can exit; the last is num_layers. Default: only the whole draft.
+        exit_weights: loss weight of each exit, scaled to sum to one; default: equal.
+        temperature: temperature of both distributions; 0 for a target that will decode greedily (losses greedy, topk
+            and cross_entropy only).
+        tree_top_k: tokens that a tree will try at a node, for the loss topk.
+        sharpness: the losses greedy and topk replace the argmax by softmax(sharpness x logits).
+        teacher: live, or the folder of a cache of the target's distributions, which is built if it is missing.
+        teacher_top_k: tokens per position in that cache.
+        on_policy: share of the batches whose answers the draft writes itself.
     """
 
     def __init__(
         self,
-        losses: Mapping[str, float],
-        *,
+        losses: dict[str, float] | None = None,
         exits: Sequence[int] | None = None,
         exit_weights: Sequence[float] | None = None,
         temperature: float = 1.0,
-        top_k: int = 4,
+        tree_top_k: int = 4,
         sharpness: float = 1.0,
         teacher: str = "live",
         teacher_top_k: int = 64,
         on_policy: float = 0.0,
-        seed: int = 0,
     ) -> None:
-        _check(losses, temperature, top_k, sharpness)
-        if on_policy and (teacher != "live" or "cross_entropy" in losses):
+        self.losses = {"forward_kl": 1.0} if losses is None else losses
+        _check(self.losses, temperature, tree_top_k, sharpness)
+        if on_policy and (teacher != "live" or "cross_entropy" in self.losses):
             raise ValueError(
-                "on-policy answers need a live teacher, for no cache knows them, and no cross_entropy, for it would "
-                "teach the draft its own mistakes"
+                "on-policy answers need a live teacher (a cache does not contain them) and no cross_entropy (it would "
+                "teach the draft its own mistakes)"
             )
-        OnPolicy(on_policy, temperature, seed)
+        check_share(on_policy)
         if exits is None and exit_weights is not None:
-            raise ValueError(f"exit weights {list(exit_weights)} without exits: name the exits as well")
-        self.losses = dict(losses)
+            raise ValueError(f"exit weights {list(exit_weights)} without exits: give --exits as well")
         self._exits = None if exits is None else list(exits)
         self.exit_weights = None if exits is None else SoFT(exits, exit_weights).weights
         self.temperature = temperature
-        self.top_k = top_k
+        self.top_k = tree_top_k
         self.sharpness = sharpness
         self.teacher = teacher
         self.teacher_top_k = teacher_top_k
         self.on_policy = on_policy
-        self.seed = seed
+
+    @property
+    def whole_draft(self) -> bool:
+        return self.on_policy > 0
 
     def exits(self, num_layers: int) -> list[int]:
         return [num_layers] if self._exits is None else SoFT(self._exits).exits(num_layers)
@@ -92,14 +91,14 @@ class Distil:
             self.read = LiveTeacher(run.target)
             size = sum(weight.numel() * weight.element_size() for weight in run.target.parameters())
             if rank() == 0:
-                print(f"the live teacher takes {size / 2**30:.2f} GiB more on each device", file=sys.stderr)
+                print(f"the live teacher takes another {size / 2**30:.2f} GiB on each device", file=sys.stderr)
         else:
-            temperature = self.temperature or 1.0  # its order is all that temperature 0 asks for
+            temperature = self.temperature or 1.0  # at temperature 0 only the order of the tokens matters
             self.read = open_or_build(self.teacher, run, top_k=self.teacher_top_k, temperature=temperature)
         vocab_size = run.draft.config.get_text_config().vocab_size
         if self.read.vocab_size != vocab_size:
-            raise ValueError(f"the teacher has {self.read.vocab_size} tokens and the draft {vocab_size}: not the same")
-        self.rewrite = OnPolicy(self.on_policy, self.temperature, self.seed)
+            raise ValueError(f"the teacher's vocabulary has {self.read.vocab_size} tokens, the draft's {vocab_size}")
+        self.rewrite = OnPolicy(self.on_policy, self.temperature, run.seed)
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         if draft.training:
@@ -122,22 +121,20 @@ class Distil:
 
         weights = self.exit_weights or [1.0]
         entries = CHUNK_ENTRIES_CUDA if labels_N.device.type == "cuda" else CHUNK_ENTRIES
-        return LossSums(
-            *chunked_loss(
-                states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
-            )
+        return chunked_loss(
+            states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
         )
 
 
 def _check(losses: Mapping[str, float], temperature: float, top_k: int, sharpness: float) -> None:
     if not losses or min(losses.values()) < 0 or sum(losses.values()) <= 0:
-        raise ValueError(f"losses {dict(losses)}: name at least one, with weights that are not negative nor all zero")
+        raise ValueError(f"losses {dict(losses)}: give at least one, with weights that are not negative, nor all zero")
     for name in losses:
         find_divergence(name)
     if temperature < 0 or sharpness <= 0 or top_k < 1:
-        raise ValueError(f"temperature {temperature} below 0, sharpness {sharpness} not above 0, or top_k {top_k} < 1")
+        raise ValueError(f"temperature {temperature} < 0, sharpness {sharpness} <= 0, or tree_top_k {top_k} < 1")
     comparing = [name for name in losses if name not in OF_CHOICES]
     if temperature == 0 and comparing:
         raise ValueError(
-            f"temperature 0 leaves no distribution to compare for {comparing[0]}: only {', '.join(OF_CHOICES)}"
+            f"{comparing[0]} compares distributions, which temperature 0 does not leave; use {', '.join(OF_CHOICES)}"
         )

@@ -1,6 +1,6 @@
-"""What every training objective is: exits that it reads, and a token sum over their states.
+"""The protocol of training objectives.
 
-An objective returns sums; the division by the loss tokens of the whole optimiser step is the trainer's (training.py).
+An objective returns the loss summed over tokens; module.py divides by the loss tokens of the whole optimiser step.
 
 Legend: E exits, N positions, D hidden.
 """
@@ -11,26 +11,30 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from draftsmith.train.drafts.context import TrainContext
-from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates, TrainContext
 
 
 class LossSums(NamedTuple):
-    """`total` is differentiated; `per_exit_E` are the plain token sums to report."""
+    """`total` is differentiated; `per_exit_E` are the unweighted token sums, for reporting."""
 
     total: torch.Tensor
     per_exit_E: torch.Tensor
 
 
 class Objective(Protocol):
-    """One of sft.SFT, soft.SoFT, ...: recipes name it by its dotted path."""
+    """SFT, SoFT, Distil, or a class of yours that a recipe names by `class_path`. run.json records its attributes."""
+
+    @property
+    def whole_draft(self) -> bool:
+        """Whether it decodes with the draft while training, so that no strategy may shard the draft."""
+        ...
 
     def exits(self, num_layers: int) -> list[int]:
-        """The exits that a draft of so many layers is trained at; ValueError where it cannot have them."""
+        """The exits at which a draft of `num_layers` is trained; ValueError if it cannot have them."""
         ...
 
     def begin(self, run: TrainContext) -> None:
-        """Make ready what the objective needs beside the draft; called once, before the first step."""
+        """Prepare what the objective needs besides the draft; called once, before the first step."""
         ...
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums: ...

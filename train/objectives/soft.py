@@ -1,7 +1,6 @@
-"""Sorted fine-tuning: one draft trained to leave at several depths (arXiv 2309.08968; for drafts 2407.01955).
+"""Sorted fine-tuning: one draft trained for several exit depths (arXiv 2309.08968; for drafts 2407.01955).
 
 The loss is a weighted sum over the exits of the cross-entropy of head(norm(state at exit)); by default their mean.
-Which text that is, and what the sum is divided by, is not known here.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from draftsmith.train.drafts.context import TrainContext
-from draftsmith.train.drafts.exits import ExitStates, check_exits
+from draftsmith.train.drafts.exits import ExitStates, TrainContext, check_exits
 from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
 from draftsmith.train.objectives.objective import LossSums
 
@@ -20,16 +18,18 @@ class SoFT:
     """The objective of `draftsmith train soft`.
 
     Args:
-        exits: numbers of layers after which the draft can be left; the last one is its whole depth.
-        weights: one per exit; not given: equal. They are scaled to sum to one.
+        exits: layer counts after which the draft can exit; the last is num_layers.
+        exit_weights: loss weight of each exit, scaled to sum to one; default: equal.
     """
 
-    def __init__(self, exits: Sequence[int], weights: Sequence[float] | None = None) -> None:
-        given = [1.0] * len(exits) if weights is None else list(weights)
+    whole_draft = False
+
+    def __init__(self, exits: Sequence[int], exit_weights: Sequence[float] | None = None) -> None:
+        given = [1.0] * len(exits) if exit_weights is None else list(exit_weights)
         if len(given) != len(exits):
             raise ValueError(f"{len(given)} exit weights for {len(exits)} exits: give one for each")
         if min(given, default=0.0) < 0 or sum(given) <= 0:
-            raise ValueError(f"exit weights {given} must not be negative, and not all zero")
+            raise ValueError(f"exit weights {given} must not be negative, nor all zero")
         self._exits = list(exits)
         self.weights = [weight / sum(given) for weight in given]
 
@@ -37,12 +37,10 @@ class SoFT:
         return list(check_exits(self._exits, num_layers))
 
     def begin(self, run: TrainContext) -> None:
-        """Nothing is needed beside the draft."""
+        """Nothing besides the draft is needed."""
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         states_END, labels_N = draft(batch)
-        return LossSums(
-            *chunked_cross_entropy(
-                states_END, draft.head, labels_N, self.weights, scale=draft.scale, softcap=draft.softcap
-            )
+        return chunked_cross_entropy(
+            states_END, draft.head, labels_N, self.weights, scale=draft.scale, softcap=draft.softcap
         )

@@ -1,7 +1,7 @@
-"""What happens between optimiser steps: the clock is read, validation runs, a line is printed, the state is kept.
+"""What happens between optimiser steps: logging, validation, the time limit, checkpoints.
 
-In this order, at step boundaries only, so that a state never lies inside an accumulation and a resumed run repeats
-nothing and misses nothing.
+All of it in this order and only between steps, so that a checkpoint never falls inside an accumulation and a resumed
+run repeats and misses nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Validate = Callable[[Training], dict[str, Any]]
 
 
 class AtSteps(Callback):
-    """Drives all that is done after a step.
+    """The callback of every run.
 
     Args:
         record: the run's folder.
         metrics: its metrics.csv.
-        exits: of the draft.
-        validate: measures the draft; gives columns of metrics.csv.
-        val_every: steps between validations; 0: start and end only.
-        save_every: steps between states.
-        deadline: seconds on time.monotonic()'s clock when the run should end; None: max_steps is fixed already.
+        exits: the draft's exits.
+        validate: measures the draft; returns columns of metrics.csv.
+        val_every: steps between validations; 0: only at start and end.
+        save_every: steps between checkpoints.
+        deadline: end of the run on time.monotonic()'s clock; None: max_steps is already fixed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class AtSteps(Callback):
         last = self._step >= trainer.max_steps
         if last or (self.val_every and self._step % self.val_every == 0):
             self._run_validation(trainer, pl_module)
-        # Before max_steps is fixed a state could not be gone on from.
+        # A run cannot resume from a checkpoint that precedes the fixing of max_steps.
         if not last and self._step % self.save_every == 0 and (self.deadline is None or self._step >= MEASURED):
             self._save(trainer)
         self._began = time.monotonic()
@@ -118,7 +118,7 @@ class AtSteps(Callback):
         self._printed = now
         pace = statistics.fmean(self._durations[-50:])
         known = self.deadline is None or self._step >= MEASURED
-        left = f"ETA {_clock(pace * (trainer.max_steps - self._step))}" if known else "measuring the pace"
+        left = f"ETA {_clock(pace * (trainer.max_steps - self._step))}" if known else "measuring speed"
         of = f"/{trainer.max_steps}" if known else ""
         each = " ".join(f"[{exit}] {loss:.3f}" for exit, loss in zip(self.exits, losses))
         end = "\n" if last or not sys.stderr.isatty() else "\x1b[K\r"
@@ -138,14 +138,14 @@ class AtSteps(Callback):
         self._write(trainer, "held_out", losses, values)
         self.last = {"step": self._step, **dict(zip((f"loss_exit_{exit}" for exit in self.exits), losses)), **found}
         if trainer.is_global_zero:
-            told = " ".join(f"[{exit}] {loss:.3f}" for exit, loss in zip(self.exits, losses))
+            each = " ".join(f"[{exit}] {loss:.3f}" for exit, loss in zip(self.exits, losses))
             names = {exit: f"accepted_length_exit_{exit}" for exit in self.exits}
             lengths = " ".join(f"[{exit}] {found[name]:.2f}" for exit, name in names.items() if name in found)
-            line = f"step {self._step}  held-out loss {told or '-'}  accepted_length {lengths or '-'}"
+            line = f"step {self._step}  held-out loss {each or '-'}  accepted_length {lengths or '-'}"
             print(line, file=sys.stderr, flush=True)
 
     def _fix_max_steps(self, trainer: lightning.Trainer, module: Training) -> None:
-        """From the pace of the first steps, once: from here on the run is as if max_steps had been given."""
+        """Once, from the duration of the first steps; from then on the run is as if max_steps had been given."""
         assert self.deadline is not None
         pace = statistics.median(self._durations[SETTLING:])
         if self.val_every:
@@ -169,11 +169,11 @@ class AtSteps(Callback):
                 part.replace(path)
         except (OSError, RuntimeError) as error:
             _remove(part)
-            kept = f"the last good one is {before.name}" if before else "there is none yet"
+            kept = f"the last good one is {before.name}" if before else "there is no earlier one"
             reason = _reason(error)
             raise ValueError(
-                f"{path}: the state of step {self._step} could not be written ({reason}); {kept}. "
-                "Make room, and run the same command again: it goes on from there"
+                f"{path}: the checkpoint of step {self._step} could not be written ({reason}); {kept}. "
+                "Free some space and run the same command again to resume"
             ) from error
         if before is not None and trainer.is_global_zero:
             _remove(before)
@@ -187,7 +187,7 @@ def _remove(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said: torch's own errors about a file that ends short come on top of it."""
+    """The system's own error, which torch wraps in one about a truncated file."""
     at: BaseException | None = error
     while at is not None and not (isinstance(at, OSError) and at.strerror):
         at = at.__cause__ or at.__context__

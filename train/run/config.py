@@ -1,31 +1,154 @@
-"""What to train and how long: all options of a run, and what the automatic ones come to on this machine.
-
-What cannot go together is refused here, before anything is read or written. How a run is done is not known (run.py).
+"""The options of a training run, as YAML and flags give them (`--optim.lr 2e-5`), and their check before anything is
+read or written. run.py unpacks them: no model, loss or loader sees one of these classes.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-import torch
-
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
+from draftsmith.train.drafts.shapes import find_preset
 
 STRATEGIES = ("auto", "ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3")
-# The extra that brings each logger's package, which has the logger's name.
+SHARDED = ("fsdp", "deepspeed")
+# Logger (which is also its package's name) -> the extra that installs it.
 LOGGERS = {"tensorboard": "train", "wandb": "wandb"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """The training text and how it is rendered.
+
+    Args:
+        template: chat (the tokenizer's own), plain, a format such as 'USER: {prompt} ASSISTANT:', or the name of a
+            FastChat template (vicuna_v1.1).
+        template_kwargs: passed to the chat template (enable_thinking: false).
+        system: system message for conversations without one.
+        max_length: tokens of a packed row, and of the longest sequence.
+        held_out: share of the conversations kept for validation.
+        split_by: how they are chosen: conversation (a hash of its beginning) or time (the newest).
+        limit: read at most this many records.
+        cache: folder for tokenised data; default: the user's cache folder.
+    """
+
+    template: str = "chat"
+    template_kwargs: dict[str, Any] | None = None
+    system: str | None = None
+    max_length: int = 2048
+    held_out: float = 0.02
+    split_by: Literal["conversation", "time"] = "conversation"
+    limit: int | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimiser, learning rate and batch.
+
+    Args:
+        lr: peak learning rate.
+        batch_size: packed rows per optimiser step, over all devices.
+        micro_batch_size: packed rows per forward pass of a device; 0: the largest of 4, 3, 2, 1 that fits batch_size.
+        name: adamw, or muon (Muon for the matrices inside the layers, AdamW for the rest).
+        weight_decay: weight decay of matrices.
+        beta1: AdamW's first beta.
+        beta2: AdamW's second beta.
+        warmup: share of the steps over which the learning rate rises.
+        floor: final learning rate of the cosine, as a share of the peak.
+        grad_clip: largest gradient norm; 0: no clipping.
+    """
+
+    lr: float = 2e-5
+    batch_size: int = 128
+    micro_batch_size: int = 0
+    name: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    warmup: float = 0.04
+    floor: float = 0.0
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Device, precision and memory.
+
+    Args:
+        device: auto, cpu or cuda.
+        precision: auto (bf16-mixed), bf16-mixed, bf16-true, 32-true or 64-true.
+        workers: processes that assemble batches.
+        gradient_checkpointing: recompute the activations inside layers instead of keeping them.
+        compile: torch.compile each layer.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16-mixed", "bf16-true", "32-true", "64-true"] = "auto"
+    workers: int = 2
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Validation, checkpoints and loggers.
+
+    Args:
+        val_every: steps between validations; 0: only at the start and the end.
+        val_packs: held-out rows whose loss is measured.
+        val_prompts: held-out prompts decoded with the draft, for accepted_length per exit; 0: none.
+        val_new_tokens: tokens decoded per prompt.
+        num_draft_tokens: length of the chains drafted there.
+        save_every: steps between the checkpoints that a run resumes from.
+        loggers: tensorboard, wandb; metrics.csv is always written.
+    """
+
+    val_every: int = 200
+    val_packs: int = 64
+    val_prompts: int = 16
+    val_new_tokens: int = 48
+    num_draft_tokens: int = 5
+    save_every: int = 100
+    loggers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """What to train and how long. Of `minutes`, `max_steps` and `epochs` the first that is given counts."""
+    """The options of every training run. Of `minutes`, `max_steps` and `epochs` the first that is given counts.
+
+    Args:
+        target: folder or Hub name of the model to draft for; distillation takes it as the teacher too.
+        data: conversations (for distillation best the target's own answers): files, folders or data sets on the Hub.
+        out: new folder for the model, curves and run.json.
+        num_layers: layers of the draft.
+        preset: a published shape instead of num_layers: wide-1, wide-3, wide-5 (the target's width), 290M, 543M, 796M,
+            1.3B.
+        init: the target's layers that the draft starts from: first, even (evenly spaced), fresh (random weights), or
+            the folder of a trained draft to continue from.
+        shape: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, where they differ
+            from the target's.
+        freeze: embeddings, head, or both: they stay the target's.
+        lora_rank: train adapters of this rank and merge them at the end; 0: train the weights themselves.
+        epochs: passes over the data.
+        max_steps: optimiser steps, instead of epochs.
+        minutes: length of the run, instead of steps; max_steps is fixed once the first steps have been timed.
+        devices: devices per machine.
+        num_nodes: machines.
+        strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
+        seed: seed of order, initialisation, dropout and on-policy answers.
+        text: data and template.
+        optim: learning rate, batch, optimiser.
+        machine: device, precision, workers.
+        watch: validation, checkpoints, loggers.
+    """
 
     target: str
     data: list[str]
     out: str
-    num_layers: int
+    num_layers: int | None = None
+    preset: str | None = None
     init: str = "first"
     shape: dict[str, int] | None = None
     freeze: Sequence[str] = ()
@@ -46,35 +169,53 @@ class TrainConfig:
     def world(self) -> int:
         return self.devices * self.num_nodes
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each device holds only a part of the weights or of their gradients."""
+        return self.strategy.startswith(SHARDED)
 
-def resolved(plan: TrainConfig) -> TrainConfig:
-    """`plan` with what its automatic options come to on this machine."""
-    if plan.strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {plan.strategy!r}: {', '.join(STRATEGIES)}")
-    cuda = torch.cuda.is_available() if plan.machine.device == "auto" else plan.machine.device == "cuda"
-    if plan.machine.device == "cuda" and not torch.cuda.is_available():
+    @property
+    def layers(self) -> int:
+        """The draft's number of layers, given by name or by preset."""
+        if (self.num_layers is None) == (self.preset is None):
+            raise ValueError("give either --num_layers or --preset")
+        return self.num_layers if self.preset is None else find_preset(self.preset).num_layers  # type: ignore[return-value]
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """`config` with its automatic options and its preset resolved for this machine."""
+    import torch
+
+    if config.strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {config.strategy!r}: {', '.join(STRATEGIES)}")
+    cuda = torch.cuda.is_available() if config.machine.device == "auto" else config.machine.device == "cuda"
+    if config.machine.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: this machine has no CUDA device")
-    if plan.strategy.startswith(("fsdp", "deepspeed")):
-        _check_sharded(plan, cuda)
-    _check_loggers(plan.watch.loggers)
-    precision = "bf16-mixed" if plan.machine.precision == "auto" else plan.machine.precision
+    if config.sharded:
+        _check_sharded(config, cuda)
+    _check_loggers(config.watch.loggers)
+    precision = "bf16-mixed" if config.machine.precision == "auto" else config.machine.precision
+    sizes = {} if config.preset is None else find_preset(config.preset).sizes
     return replace(
-        plan,
-        strategy=plan.strategy if plan.strategy != "auto" or plan.world == 1 else "ddp",
-        optim=replace(plan.optim, micro_batch_size=_micro_batch_size(plan)),
-        machine=replace(plan.machine, device="cuda" if cuda else "cpu", precision=precision),
+        config,
+        num_layers=config.layers,
+        preset=None,
+        shape={**sizes, **(config.shape or {})} or None,
+        strategy=config.strategy if config.strategy != "auto" or config.world == 1 else "ddp",
+        optim=replace(config.optim, micro_batch_size=_micro_batch_size(config)),
+        machine=replace(config.machine, device="cuda" if cuda else "cpu", precision=precision),
     )
 
 
-def _check_sharded(plan: TrainConfig, cuda: bool) -> None:
+def _check_sharded(config: TrainConfig, cuda: bool) -> None:
     if not cuda:
-        raise ValueError(f"strategy {plan.strategy} needs CUDA devices; on a CPU there is ddp")
-    if plan.optim.name == "muon":
-        raise ValueError(f"muon needs whole matrices, and {plan.strategy} cuts them up: use adamw, or ddp")
-    if plan.watch.val_prompts:
+        raise ValueError(f"strategy {config.strategy} needs CUDA devices; on a CPU use ddp")
+    if config.optim.name == "muon":
+        raise ValueError(f"muon needs whole matrices, and {config.strategy} shards them: use adamw, or ddp")
+    if config.watch.val_prompts:
         raise ValueError(
-            f"accepted_length is measured with the whole draft, and {plan.strategy} cuts it up: set "
-            "--watch.val_prompts 0 (the loss is still measured), and bench the checkpoint afterwards"
+            f"validation decodes with the whole draft, and {config.strategy} shards it: set --watch.val_prompts 0 "
+            "(the loss is still measured), and run bench on the finished draft"
         )
 
 
@@ -87,11 +228,11 @@ def _check_loggers(loggers: Sequence[str]) -> None:
             raise ValueError(f"the logger {name} needs the extra `{extra}`: pip install 'draftsmith[{extra}]'")
 
 
-def _micro_batch_size(plan: TrainConfig) -> int:
-    if plan.optim.batch_size % plan.world:
-        raise ValueError(f"batch_size {plan.optim.batch_size} does not divide by {plan.world} devices")
-    each = plan.optim.batch_size // plan.world
-    micro = plan.optim.micro_batch_size or next(size for size in (4, 3, 2, 1) if each % size == 0)
+def _micro_batch_size(config: TrainConfig) -> int:
+    if config.optim.batch_size % config.world:
+        raise ValueError(f"batch_size {config.optim.batch_size} is not a multiple of the {config.world} devices")
+    each = config.optim.batch_size // config.world
+    micro = config.optim.micro_batch_size or next(size for size in (4, 3, 2, 1) if each % size == 0)
     if each % micro:
         raise ValueError(f"micro_batch_size {micro} does not divide the {each} rows of a device (batch_size / devices)")
     return micro

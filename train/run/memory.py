@@ -1,6 +1,6 @@
-"""How much memory a run will take, before it takes it: weights, gradients, optimiser, activations, one head gradient.
+"""An estimate of a run's memory before it starts: weights, gradients, optimiser, activations, loss.
 
-An estimate: allocator, framework and data are not in it.
+Allocator, framework and data are not included.
 
 Legend: T positions of a micro-batch, D hidden, V vocabulary.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from draftsmith.train.objectives.chunked_loss import CHUNK_ENTRIES, CHUNK_ENTRIES_CUDA
 
-# Tensors of T x D that a layer keeps for its backward pass: measured on Llama shapes, attention without its matrix.
+# Tensors of T x D that a layer keeps for its backward pass, measured on Llama shapes; no attention matrix is kept.
 KEPT_PER_LAYER = 16
 
 
@@ -26,7 +26,7 @@ def memory_estimate(
     shards: dict[str, int],
     cuda: bool,
 ) -> dict[str, float]:
-    """GiB by part, on one device. `width`: bytes of an activation; `shards`: over how many devices each part lies."""
+    """GiB by part, on one device. `width`: bytes of an activation; `shards`: devices that share each part."""
     config = model.config.get_text_config()
     total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
@@ -52,6 +52,6 @@ def memory_estimate(
 
 
 def shards_of(strategy: str, devices: int) -> dict[str, int]:
-    """Over how many devices a strategy spreads each part."""
+    """The parts that a strategy shards, with the number of devices."""
     parts = {"fsdp": 3, "deepspeed_stage_3": 3, "deepspeed_stage_2": 2}.get(strategy, 0)
     return dict.fromkeys(("optimiser", "gradients", "weights")[:parts], devices)

@@ -1,8 +1,7 @@
 """The LightningModule of every objective: loss = token sum / loss tokens of the whole optimiser step.
 
-The batch says how many loss tokens its step has on all ranks and micro-batches together (batches.py), so the gradient
-is that of the mean over the step's tokens however they are packed, accumulated and spread. Which loss it is, the
-objective knows; data, files and progress are not known here.
+A batch knows the loss tokens of its step over all ranks and micro-batches (batches.py), so the gradient is that of the
+mean over the step's tokens, however they are packed, accumulated and distributed.
 
 Legend: E exits.
 """
@@ -21,7 +20,7 @@ from draftsmith.train.run.optimisers import Schedule, make_optimiser
 
 
 class Training(lightning.LightningModule):
-    """Trains `draft` by `objective`. `sums_E` and `tokens` collect what a step has done until `take_sums`."""
+    """Trains `draft` by `objective`; the losses of a step's micro-batches are collected until `take_sums`."""
 
     def __init__(
         self,
@@ -44,14 +43,13 @@ class Training(lightning.LightningModule):
         self.seed = seed
         self.grad_norm = float("nan")
         self._sums: list[torch.Tensor] = []
-        self._learned = 0
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        # Dropout, if there is any, depends on the micro-batch alone: a resumed run drops the same.
+        # Seeded per micro-batch, so that a resumed run has the same dropout.
         torch.manual_seed((self.seed << 32) + (int(batch["number"]) << 12) + self.global_rank)
         sums = self.objective(self.draft, batch)
         self._sums.append(sums.per_exit_E.detach() / batch["loss_tokens"])
-        # Ranks are averaged and micro-batches divided by their number; both are undone, for the sum is divided already.
+        # Lightning averages over ranks and micro-batches; undo both, because the sum is already divided.
         trainer = self.trainer
         return sums.total / batch["loss_tokens"] * (trainer.world_size * trainer.accumulate_grad_batches)
 
@@ -59,7 +57,7 @@ class Training(lightning.LightningModule):
         return self.objective(self.draft, batch), int((batch["labels"] != IGNORED).sum())
 
     def take_sums(self) -> torch.Tensor:
-        """[E] the mean loss per exit of the step just done, over all ranks."""
+        """[E] the last step's mean loss per exit, over all ranks."""
         sums_E = torch.stack(self._sums).sum(0)
         self._sums.clear()
         return reduced(self, sums_E)
@@ -79,11 +77,11 @@ class Training(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm over all ranks; the norm before is kept for the curves."""
+        """Clip by the norm over all ranks; the unclipped norm is logged."""
         if not gradient_clip_val:
             return
         whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
-        if whole is not None:  # FSDP: each rank holds a part of every gradient
+        if whole is not None:  # FSDP: each rank holds a shard of every gradient
             norm = whole(gradient_clip_val)
         else:
             trained = [weight for weight in self.draft.parameters() if weight.requires_grad]

@@ -1,7 +1,7 @@
 """Muon: momentum whose update is orthogonalised, for the matrices inside the layers; AdamW for all the rest.
 
 Method of Keller Jordan (2024), with the update scaled to AdamW's RMS (arXiv 2502.16982), so that one learning rate
-serves both. torch.optim.Muon takes matrices only, and Lightning one optimiser: this is one optimiser for both kinds.
+serves both. torch.optim.Muon takes only matrices and Lightning only one optimiser; hence this optimiser for both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-# Coefficients of the quintic iteration: steep at zero, and it need not converge to exactly one.
+# Coefficients of the quintic iteration, chosen for its slope at zero; it does not converge to exactly one.
 STEEP = (3.4445, -4.7750, 2.0315)
 
 
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """Nearly U V^T of `matrix` = U S V^T: singular values come out between about 0.7 and 1.2."""
+    """Approximately U V^T of `matrix` = U S V^T; the singular values end between about 0.7 and 1.2."""
     exact = torch.promote_types(matrix.dtype, torch.float32)
     wide = matrix.shape[0] <= matrix.shape[1]
     x = (matrix if wide else matrix.T).to(exact)

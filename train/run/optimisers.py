@@ -1,7 +1,4 @@
-"""Optimisers by name, and the learning rate of every step as a function of nothing but the step.
-
-Models are known here only as named parameters.
-"""
+"""Optimisers by name, and the learning rate of every step as a function of the step alone."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 
 from draftsmith.train.run.muon import Muon
 
-# A run limited by time does not know its length while it measures its first steps; they climb at this pace.
+# A run limited by time does not know its length during its first, measured steps; their warm-up has this length.
 PROVISIONAL_WARMUP = 100
 
 
@@ -21,7 +18,7 @@ PROVISIONAL_WARMUP = 100
 class Schedule:
     """Linear warm-up over a share of `max_steps`, then a cosine to `floor` times the peak.
 
-    The first `measured` steps do not depend on max_steps, so that it may be fixed after them.
+    The first `measured` steps do not depend on max_steps, which can be fixed after them.
     """
 
     peak: float
@@ -49,7 +46,7 @@ def make_optimiser(
     betas: tuple[float, float],
     outside: frozenset[str],
 ) -> torch.optim.Optimizer:
-    """`adamw` (fused) or `muon`, over what is trained. Decay is for matrices only; `outside` are the names of
+    """`adamw` (fused) or `muon` over the trainable weights, with weight decay on matrices only. `outside`: the names of
     embeddings and head, which Muon leaves to AdamW."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
@@ -59,7 +56,7 @@ def make_optimiser(
             continue
         (embedded if own in outside else matrices if weight.ndim == 2 else vectors).append(weight)
     if not matrices + vectors + embedded:
-        raise ValueError("nothing is left to train: every weight is frozen")
+        raise ValueError("there is nothing to train: every weight is frozen")
     groups = [
         {"params": matrices, "weight_decay": weight_decay, "matrices": True},
         {"params": embedded, "weight_decay": weight_decay, "matrices": False},

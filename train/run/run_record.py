@@ -1,11 +1,11 @@
-"""The folder of a training run: run.json, metrics.csv, the state to resume from, and at the end the model itself.
+"""The folder of a training run: run.json, metrics.csv, the newest checkpoint, and at the end the model itself.
 
-    run.json            how it was started, max_steps as fixed, data, results; `state` is running or finished
+    run.json            command and settings, max_steps, data, results; `state` is running or finished
     metrics.csv         one row per step and per validation
-    resume/step-N.ckpt  the newest state, gone when the run has finished
-    start/              what the run begins as, where that is not a model of its own; gone likewise
+    resume/step-N.ckpt  the newest checkpoint, deleted when the run has finished
+    start/              the random model that `train target` starts from, deleted too
 
-Every file is whole or not there. What is in a state is not known here.
+Every file is complete or absent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from draftsmith.infer.files.atomic import write_json, written_beside
 
-# What may differ between a run and its continuation: it decides how fast, not what.
+# Settings that may change when a run resumes: they affect its speed, not its result.
 FREE = {"workers", "save_every", "loggers", "cache"}
 
 
@@ -38,9 +38,9 @@ class RunRecord:
         return facts
 
     def open(self, facts: dict[str, Any], first: bool = True) -> dict[str, Any]:
-        """Find that a run goes on, and return its run.json; or make room for a new one, and return `facts`.
+        """The run.json of the run to resume, or `facts` for a new run, whose folder is created.
 
-        run.json itself is written by `begin`, once the options have proved to be good. Only the first rank writes.
+        run.json itself is written by `begin`, once the options have been checked. Only the first rank writes.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give a folder for the run")
@@ -55,7 +55,7 @@ class RunRecord:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if any(path.name != "start" for path in self.path.iterdir()):
-                raise ValueError(f"{self.path} is not empty, and holds no run to go on with: give a new folder")
+                raise ValueError(f"{self.path} is not empty and holds no run to resume: give a new folder")
             (self.path / ".part").touch()
             (self.path / ".part").unlink()
         except OSError as error:
@@ -66,8 +66,8 @@ class RunRecord:
         before, now = _flat(before), _flat(json.loads(json.dumps(now)))
         other = [key for key in now if key.split(".")[-1] not in FREE and before.get(key) != now[key]]
         if other:
-            told = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in other)
-            raise ValueError(f"{self.path} holds a run that was started with other settings: {told}")
+            listed = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in other)
+            raise ValueError(f"{self.path} holds a run that was started with other settings: {listed}")
 
     def begin(self, facts: dict[str, Any]) -> None:
         write_json(self.run_json, facts)
@@ -76,7 +76,7 @@ class RunRecord:
         write_json(self.run_json, {**self.read(), **facts})
 
     def newest_state(self) -> Path | None:
-        """The newest whole state."""
+        """The newest checkpoint."""
         states = (self.path / "resume").glob("step-*.ckpt")
         return max(states, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
 
@@ -97,7 +97,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Metrics:
-    """metrics.csv, one row at a time. Numbers are written so that they read back the same."""
+    """metrics.csv, one row at a time. Numbers read back exactly."""
 
     def __init__(self, path: Path, exits: Sequence[int]) -> None:
         self.path = path
@@ -108,7 +108,7 @@ class Metrics:
         ]  # fmt: skip
 
     def begin(self, step: int) -> None:
-        """Drop what was written after `step`: the run goes on from there."""
+        """Drop the rows after `step`, from which the run resumes."""
         kept = [row for row in self.rows() if int(row["step"]) <= step] if step else []
         with written_beside(self.path) as text:
             writer = csv.DictWriter(text, self.columns)
@@ -122,7 +122,7 @@ class Metrics:
             os.fsync(text.fileno())
 
     def rows(self) -> list[dict[str, str]]:
-        """All whole rows; what a kill left of the last one is passed over."""
+        """All complete rows, without a last one cut off by a kill."""
         if not self.path.is_file():
             return []
         with self.path.open(encoding="utf-8", newline="") as text:

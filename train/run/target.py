@@ -1,8 +1,7 @@
-"""A small target from scratch on local text, tokenizer and chat template included: so that everything can be tried on a
-machine without a hub.
+"""A small target from scratch on local text, tokenizer and chat template included, to try everything without a hub.
 
-A byte-level BPE is trained on the text first; then a Llama of random weights goes through the same training as any
-draft does. What it says will be plausible, not right.
+A byte-level BPE tokenizer is trained first; then a randomly initialised Llama goes through the same training as a
+draft. Its text will be plausible, not right.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from draftsmith.train.data.batches import rank
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.run.config import TrainConfig
 from draftsmith.train.run.run import train_draft
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,41 +32,20 @@ CHAT = (
 )
 
 
-def train_target(
-    *,
-    data: list[str],
-    out: str,
-    vocab_size: int,
-    hidden_size: int,
-    num_layers: int,
-    max_steps: int | None,
-    minutes: float | None,
-    epochs: float,
-    seed: int,
-    text: Text,
-    optim: Optim,
-    machine: Machine,
-    watch: Watch,
-) -> dict[str, Any]:
-    """Make `OUT/start` (tokenizer and random weights), train it, and leave the trained model in `out`."""
-    start = Path(out) / "start"
-    if rank() == 0 and not (start / "config.json").is_file() and not (Path(out) / "run.json").is_file():
-        _make_start(start, data, vocab_size, hidden_size, num_layers, text, seed)
-    plan = TrainConfig(
-        target=str(start), data=data, out=out, num_layers=num_layers, epochs=epochs, max_steps=max_steps,
-        minutes=minutes, seed=seed, text=text, optim=optim, machine=machine, watch=watch,
-    )  # fmt: skip
-    return train_draft(SFT(), plan)
+def train_target(config: TrainConfig, vocab_size: int, hidden_size: int) -> dict[str, Any]:
+    """Create tokenizer and random weights in `config.target`, train them, and leave the model in `config.out`."""
+    start = Path(config.target)
+    if rank() == 0 and not (start / "config.json").is_file() and not (Path(config.out) / "run.json").is_file():
+        _make_start(start, config, vocab_size, hidden_size)
+    return train_draft(SFT(), config)
 
 
-def _make_start(
-    start: Path, data: list[str], vocab_size: int, hidden_size: int, num_layers: int, text: Text, seed: int
-) -> None:
+def _make_start(start: Path, config: TrainConfig, vocab_size: int, hidden_size: int) -> None:
     if hidden_size % 64:
         raise ValueError(f"hidden_size {hidden_size} must be a multiple of 64, the width of a head")
-    tokenizer = train_tokenizer(texts(data, text.limit), vocab_size)
+    tokenizer = train_tokenizer(texts(config.data, config.text.limit), vocab_size)
     print(f"tokenizer: {len(tokenizer)} tokens", file=sys.stderr)
-    model = random_llama(tokenizer, hidden_size, num_layers, text.max_length, seed)
+    model = random_llama(tokenizer, hidden_size, config.layers, config.text.max_length, config.seed)
     part = start.with_name(f".start.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -97,7 +74,7 @@ def train_tokenizer(source: Iterator[str], vocab_size: int) -> PreTrainedTokeniz
 
     least = len(SPECIAL) + 256
     if vocab_size < least:
-        raise ValueError(f"vocab_size {vocab_size}: bytes and special tokens alone are {least}")
+        raise ValueError(f"vocab_size {vocab_size}: it must be at least {least}, for the bytes and special tokens")
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

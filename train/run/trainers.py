@@ -1,17 +1,16 @@
-"""Lightning's Trainer as our runs use it: strategies, ranks, loggers, and the whole weights at the end.
-
-What is trained is not known here.
-"""
+"""Lightning's Trainer as configured for our runs: strategies, loggers, checkpoint files, the final weights."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.fabric.plugins import CheckpointIO
 
 from draftsmith.infer.models.layers import stack_path
-from draftsmith.train.run.state_file import StateFile
 
 if TYPE_CHECKING:
     from draftsmith.train.run.callbacks import AtSteps
@@ -20,25 +19,41 @@ if TYPE_CHECKING:
     from draftsmith.train.run.run_record import RunRecord
 
 
+class StateFile(CheckpointIO):
+    """Writes checkpoints straight to their file (Lightning holds them twice); loads only tensors and plain values."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
 def make_trainer(
-    plan: TrainConfig, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
+    config: TrainConfig, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
 ) -> lightning.Trainer:
-    """A trainer whose epochs never end: max_steps does."""
-    sharded = plan.strategy.startswith(("fsdp", "deepspeed"))
-    each = plan.optim.batch_size // plan.world
+    """A trainer that runs to max_steps, in one endless epoch."""
+    sharded = config.strategy.startswith(("fsdp", "deepspeed"))
+    each = config.optim.batch_size // config.world
     return lightning.Trainer(
-        accelerator=plan.machine.device,
-        devices=plan.devices,
-        num_nodes=plan.num_nodes,
-        strategy=_strategy(plan, module),
-        precision=plan.machine.precision,
+        accelerator=config.machine.device,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=_strategy(config, module),
+        precision=config.machine.precision,
         max_steps=max_steps,
         max_epochs=-1,
-        accumulate_grad_batches=each // plan.optim.micro_batch_size,
-        gradient_clip_val=plan.optim.grad_clip or None,
+        accumulate_grad_batches=each // config.optim.micro_batch_size,
+        gradient_clip_val=config.optim.grad_clip or None,
         callbacks=[watcher],
         plugins=None if sharded else [StateFile()],
-        logger=_loggers(plan, record),
+        logger=_loggers(config, record),
         default_root_dir=record.path,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -49,23 +64,23 @@ def make_trainer(
     )
 
 
-def _strategy(plan: TrainConfig, module: Training) -> Any:
-    if plan.strategy == "fsdp":
+def _strategy(config: TrainConfig, module: Training) -> Any:
+    if config.strategy == "fsdp":
         from lightning.pytorch.strategies import FSDPStrategy
 
         model = module.draft.model
         layer = type(model.get_submodule(stack_path(model))[0])
         return FSDPStrategy(auto_wrap_policy={layer}, state_dict_type="full", use_orig_params=True)
-    if plan.strategy == "ddp":
+    if config.strategy == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 
-        return DDPStrategy(process_group_backend=None if plan.machine.device == "cuda" else "gloo")
-    return plan.strategy
+        return DDPStrategy(process_group_backend=None if config.machine.device == "cuda" else "gloo")
+    return config.strategy
 
 
-def _loggers(plan: TrainConfig, record: RunRecord) -> Any:
+def _loggers(config: TrainConfig, record: RunRecord) -> Any:
     made: list[Any] = []
-    for name in plan.watch.loggers:
+    for name in config.watch.loggers:
         if name == "tensorboard":
             from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -78,7 +93,7 @@ def _loggers(plan: TrainConfig, record: RunRecord) -> Any:
 
 
 def final_state(trainer: lightning.Trainer, module: Training, record: RunRecord) -> dict[str, torch.Tensor] | None:
-    """The draft's whole weights under its own names, on the first rank; None where the module itself holds them."""
+    """The draft's full weights by name, on the first rank; None if the module itself holds them."""
     name = type(trainer.strategy).__name__
     prefix = "draft.model."
     if name == "FSDPStrategy":

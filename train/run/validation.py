@@ -1,12 +1,12 @@
-"""What a draft in training is worth: its loss on held-out text, and accepted_length per exit through infer's own step.
+"""Validation of a draft in training: its loss on held-out text, and accepted_length per exit.
 
-An exit is the plain model that ends there and shares its weights with the draft; it is measured by the same loop, rule
-and metric as any draft model anywhere.
+An exit is measured as the plain model that ends there, sharing the draft's weights, by infer's own decode loop, rule
+and metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +14,14 @@ import torch
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
-from draftsmith.train.data.batches import IGNORED, Batch, Batches
 from draftsmith.train.data.corpus import Corpus
-from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.objectives.soft import SoFT
+from draftsmith.train.run.data_module import Batches
 from draftsmith.train.run.module import Training, reduced
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ ROWS_AT_ONCE = 8
 
 
 def held_out_losses(module: Training, data: Batches) -> list[float]:
-    """The mean loss per exit on the held-out rows; empty where there are none."""
+    """The mean loss per exit on the held-out rows; empty if there are none."""
     trainer = module.trainer
     sums, count = None, 0
     with torch.no_grad():
@@ -50,24 +49,13 @@ def held_out_losses(module: Training, data: Batches) -> list[float]:
 
 
 def held_out_prompts(corpus: Corpus, held_out: np.ndarray, count: int, longest: int) -> list[list[int]]:
-    """The first `count` held-out prompts that leave room to answer, one per conversation."""
+    """The first `count` held-out prompts of at most `longest` tokens, one per conversation."""
     prompts: dict[int, list[int]] = {}
     for i in held_out:
         prompt = corpus.prompt(int(i))
         if prompt and len(prompt) <= longest and len(prompts) < count:
             prompts.setdefault(int(corpus.groups[i]), prompt)
     return list(prompts.values())
-
-
-def exit_losses(draft: ExitStates, batches: Iterable[Batch]) -> list[float]:
-    """The mean loss per exit of a finished draft, in this process, on `batches`."""
-    objective = SoFT(draft.exits)
-    sums, count = torch.zeros(len(draft.exits)), 0
-    with torch.no_grad():
-        for batch in batches:
-            sums += objective(draft, batch).per_exit_E
-            count += int((batch["labels"] != IGNORED).sum())
-    return [float(value) for value in sums / max(count, 1)]
 
 
 def accepted_lengths(
@@ -83,22 +71,24 @@ def accepted_lengths(
     found = []
     for exit in exits:
         drafter = SmallLM(first_layers(model, exit), num_draft_tokens=num_draft_tokens)
-        done = decode_greedily(target, drafter, prompts, max_new_tokens)
+        done = decode(target, drafter, prompts, max_new_tokens)
         length = Totals.of(trace for row in done for trace in row.traces).accepted_length
         found.append(float("nan") if length is None else length)
     return found
 
 
-def decode_greedily(
+def decode(
     target: HFTarget,
     drafter: Drafter,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    temperature: float = 0.0,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> list[Generation]:
-    """The target's greedy answers to `prompts`, in their order, with the traces that `drafter` left."""
+    """The target's answers to `prompts`, in order, with the traces of `drafter`."""
     ends = getattr(target.model.generation_config, "eos_token_id", None)
     stops = Stops(max_new_tokens, frozenset([ends] if isinstance(ends, int) else ends or []))
+    settings = Settings(temperature=temperature)
     drafter.bind(target)
-    rows = [Row(f"held-out-{i}", list(prompt), stops=stops) for i, prompt in enumerate(prompts)]
+    rows = [Row(f"held-out-{i}", list(prompt), settings, stops) for i, prompt in enumerate(prompts)]
     return generate(target, drafter, rows, batch_size=rows_at_once)

@@ -1,12 +1,11 @@
-"""A teacher on disk: per learned position the target's likeliest tokens, their probabilities, and the mass of the rest.
+"""A teacher on disk: per learned position the target's likeliest tokens, their probabilities and the remaining mass.
 
-    teacher.json         what it is of: target, corpus, top_k, temperature; at the end every shard's checksum
-    shard-00000.bin      records of SHARD_POSITIONS positions in the corpus's order: ids, probabilities (float16), tail
-    shard-00000.sha256   its checksum, written before the shard takes its name
+    teacher.json         identity (target, corpus, top_k, temperature); when finished, every shard's checksum
+    shard-00000.bin      records of SHARD_POSITIONS positions in corpus order: ids, probabilities (float16), tail
+    shard-00000.sha256   its checksum, written before the shard gets its name
 
-The rest of a distribution is spread in the draft's own shape. So the divergences are those of the distributions in
-which all other tokens are one, exact in value and in slope; a flat rest would teach the draft to be flat. How it is
-made is teacher_cache_build.py's; losses are not known here.
+The remaining mass is spread in proportion to the draft's own probabilities. The divergences are then exactly those of
+distributions in which all other tokens are one, in value and gradient; a flat rest would train the draft to be flat.
 
 Legend: N positions that have a label, K kept tokens, V vocabulary, C positions of a chunk.
 """
@@ -31,7 +30,7 @@ SHARD_POSITIONS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a cache was made of, and how: equal, or it is another cache."""
+    """What a cache was built from; a cache is used only where all of it matches."""
 
     target: str
     corpus: str
@@ -59,7 +58,7 @@ class Identity:
 
 
 def identity_of(model: Any, corpus: Corpus, top_k: int, temperature: float) -> Identity:
-    """Every weight and every token speaks."""
+    """Hashes all weights of the target and all tokens of the corpus."""
     vocab_size = int(model.get_output_embeddings().out_features)
     if not 1 <= top_k < vocab_size:
         raise ValueError(f"a teacher cache of {top_k} tokens per position: 1 to {vocab_size - 1} of this vocabulary")
@@ -75,8 +74,8 @@ def identity_of(model: Any, corpus: Corpus, top_k: int, temperature: float) -> I
 
 
 def learned_positions(corpus: Corpus) -> np.ndarray:
-    """[tokens] how many learned positions lie before each place of the corpus. A position is learned at the token
-    before the one that it predicts, within one sample."""
+    """[tokens] the number of learned positions before each place of the corpus. A position is the token before the one
+    that is predicted, in the same sample."""
     learned = np.zeros(len(corpus.tokens), dtype=bool)
     learned[:-1] = np.asarray(corpus.masks[1:]) != 0
     learned[np.asarray(corpus.offsets[1:]) - 1] = False
@@ -86,23 +85,23 @@ def learned_positions(corpus: Corpus) -> np.ndarray:
 
 
 def check_identity(folder: Path, wanted: Identity) -> dict[str, Any]:
-    """What teacher.json says; ValueError where it is of something else."""
+    """The contents of teacher.json; ValueError if its identity is another."""
     path = folder / "teacher.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = facts["identity"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no description of a teacher cache") from error
+        raise ValueError(f"{path} does not describe a teacher cache") from error
     other = [key for key, value in asdict(wanted).items() if found.get(key) != value]
     if other:
         names = {"target": "other weights", "corpus": "other data, template or max_length"}
-        told = ", ".join(names.get(key, f"{key} {found.get(key)}, now {getattr(wanted, key)}") for key in other)
-        raise ValueError(f"{folder} is a teacher cache of something else ({told}): give another folder")
+        listed = ", ".join(names.get(key, f"{key} {found.get(key)}, now {getattr(wanted, key)}") for key in other)
+        raise ValueError(f"{folder} is a teacher cache of something else ({listed}): give another folder")
     return facts
 
 
 class CachedTeacher:
-    """Reads a finished cache, whose checksums are compared first."""
+    """Reads a finished cache after verifying its checksums."""
 
     def __init__(self, folder: Path, identity: Identity, corpus: Corpus) -> None:
         facts = check_identity(folder, identity)
@@ -115,10 +114,10 @@ class CachedTeacher:
         for number, positions in enumerate(identity.shards):
             path = shard_path(folder, number)
             if not path.is_file() or file_hash(path) != facts["sha256"][number]:
-                raise ValueError(f"{path} is damaged or missing: delete {folder}, and it is made anew")
+                raise ValueError(f"{path} is damaged or missing: delete {folder}, and it will be rebuilt")
             self._shards.append(np.memmap(path, dtype=identity.record, mode="r", shape=(len(positions),)))
 
-    def __call__(self, batch: Batch) -> CachedDistributions:
+    def __call__(self, batch: Batch) -> CachedBatch:
         places_N = batch["places"][batch["labels"] != IGNORED]
         positions_N = self._places[places_N.cpu().numpy()]
         numbers_N, within_N = np.divmod(positions_N, SHARD_POSITIONS)
@@ -127,11 +126,11 @@ class CachedTeacher:
         for number in np.unique(numbers_N):
             here_N = numbers_N == number
             records_N[here_N] = self._shards[number][within_N[here_N]]
-        return CachedDistributions(records_N, places_N.device, self._temperature)
+        return CachedBatch(records_N, places_N.device, self._temperature)
 
 
-class CachedDistributions:
-    """The distributions of a batch, as read."""
+class CachedBatch:
+    """The distributions at a batch's positions, as read from disk."""
 
     def __init__(self, records_N: np.ndarray, device: torch.device, temperature: float) -> None:
         self.ids_NK = torch.from_numpy(records_N["ids"].astype(np.int64)).to(device)

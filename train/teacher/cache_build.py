@@ -1,7 +1,6 @@
-"""Making a teacher cache: the frozen target reads the corpus once, and what it says goes to disk shard by shard.
+"""Builds a teacher cache: the frozen target reads the corpus once, and its distributions go to disk shard by shard.
 
-Killed at any moment, it goes on after the last whole shard. What it will take is told before, and refused where there
-is no room. The format is teacher_cache.py's.
+A killed build resumes after its last complete shard. The size is printed first, and refused if the disk is too full.
 
 Legend: N positions that have a label, K kept tokens, V vocabulary.
 """
@@ -22,7 +21,7 @@ from draftsmith.infer.files.atomic import write_json, written_beside
 from draftsmith.train.data.batches import IGNORED, assemble, rank
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import pack
-from draftsmith.train.drafts.context import TrainContext
+from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.teacher.cache import (
     CachedTeacher,
     Identity,
@@ -36,29 +35,29 @@ from draftsmith.train.teacher.live import LiveTeacher
 
 ROWS_AT_ONCE = 4
 POSITIONS_AT_ONCE = 256
-SMALLEST = 2.0**-24  # float16's; a kept token never has probability 0
+SMALLEST = 2.0**-24  # float16's smallest: a kept token never has probability 0
 
 
 def open_or_build(folder: str, run: TrainContext, *, top_k: int, temperature: float) -> CachedTeacher:
-    """The cache in `folder`, made or finished first where that is needed."""
+    """The cache in `folder`, built or completed first if needed."""
     path = Path(folder).expanduser()
     identity = identity_of(run.target, run.corpus, top_k, temperature)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: a teacher is `live`, or the folder of a cache")
+        raise ValueError(f"{path} is a file: a teacher is `live` or the folder of a cache")
     if rank() == 0 and _begin(path, identity):
         _build(path, identity, run)
     if not (path / "teacher.json").is_file():
-        raise ValueError(f"{path} is not there yet: build it on one device before training on several")
+        raise ValueError(f"{path} does not exist yet: build it on one device before training on several")
     return CachedTeacher(path, identity, run.corpus)
 
 
 def _begin(folder: Path, identity: Identity) -> bool:
-    """Whether something is left to do; the disk it takes is told, and has to be there."""
+    """Whether anything is left to build; prints the disk space it takes and checks that it is free."""
     if (folder / "teacher.json").is_file():
         if check_identity(folder, identity).get("state") == "finished":
             return False
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty, and holds no teacher cache: give a new folder")
+        raise ValueError(f"{folder} is not empty and holds no teacher cache: give a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = sum(path.stat().st_size for path in folder.glob("shard-*.bin"))
@@ -115,16 +114,16 @@ def _records(
             chunk = slice(first, first + POSITIONS_AT_ONCE)
             kept_N = inside_N[chunk]
             if kept_N.any():
-                distribution_NV = distributions.chunk(chunk).log_probs(identity.temperature, torch.empty(0)).exp()
-                records_N[at_N[chunk][kept_N]] = _record(distribution_NV, identity)[kept_N]
+                probs_NV = distributions.chunk(chunk).log_probs(identity.temperature, torch.empty(0)).exp()
+                records_N[at_N[chunk][kept_N]] = _record(probs_NV, identity)[kept_N]
     return records_N
 
 
-def _record(distribution_NV: torch.Tensor, identity: Identity) -> np.ndarray:
-    """The likeliest tokens first; the tail by zeroing and summing."""
-    probs_NK, ids_NK = torch.topk(distribution_NV, identity.top_k, dim=-1)
-    tail_N = distribution_NV.scatter(1, ids_NK, 0.0).sum(-1).clamp_min(SMALLEST)
-    record_N = np.zeros(len(distribution_NV), dtype=identity.record)
+def _record(probs_NV: torch.Tensor, identity: Identity) -> np.ndarray:
+    """Likeliest tokens first; the tail is computed by zeroing and summing."""
+    probs_NK, ids_NK = torch.topk(probs_NV, identity.top_k, dim=-1)
+    tail_N = probs_NV.scatter(1, ids_NK, 0.0).sum(-1).clamp_min(SMALLEST)
+    record_N = np.zeros(len(probs_NV), dtype=identity.record)
     record_N["ids"] = ids_NK.cpu().numpy()
     record_N["probs"] = probs_NK.clamp_min(SMALLEST).cpu().numpy()
     record_N["tail"] = tail_N.cpu().numpy()
@@ -132,7 +131,7 @@ def _record(distribution_NV: torch.Tensor, identity: Identity) -> np.ndarray:
 
 
 def _write(path: Path, records_N: np.ndarray) -> None:
-    """Beside its place, checksum first, then renamed: a shard that is there is whole and known."""
+    """Writes beside its place, checksum first, then renames: an existing shard is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -144,7 +143,7 @@ def _write(path: Path, records_N: np.ndarray) -> None:
         os.replace(part, path)
     except OSError as error:
         raise ValueError(
-            f"{path} could not be written ({error.strerror}); make room, and run the same command again"
+            f"{path} could not be written ({error.strerror}); free some space and run the same command again"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
-"""Teachers: who tells the target's distribution at the positions of a batch. Here the live one, the frozen target
-itself.
+"""Teachers provide the target's distribution at the positions of a batch; LiveTeacher is the frozen target itself.
 
-It sees the same packed rows as the draft, documents kept apart in the same way (exits.py), without a gradient; its
-logits are made chunk by chunk when a loss asks for them, once for all exits. A teacher that was written to disk is in
-teacher_cache.py. Losses and drafts are not known here.
+It reads the same packed rows as the draft, documents kept apart, without gradients. Its logits are computed chunk by
+chunk when a loss asks for them, once for all exits. CachedTeacher in cache.py reads distributions from disk.
 
 Legend: N positions that have a label, D hidden, V vocabulary, C positions of a chunk.
 """
@@ -15,26 +13,37 @@ from typing import Any, Protocol
 import torch
 
 from draftsmith.infer.models.layers import shaped_logits
+from draftsmith.train.data.batches import Batch
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.teacher.distributions import TargetChunk
-
-Batch = dict[str, torch.Tensor]
 
 
-class BatchDistributions(Protocol):
+class TeacherChunk(Protocol):
+    """The target's distribution at a chunk of positions."""
+
+    def log_probs(self, temperature: float, draft_log_CV: torch.Tensor) -> torch.Tensor:
+        """[C, V] log-probabilities at `temperature`. Tokens whose probability is unknown share the remaining mass in
+        proportion to the draft's."""
+        ...
+
+    def choice(self) -> torch.Tensor:
+        """[C] the likeliest tokens."""
+        ...
+
+
+class TeacherBatch(Protocol):
     """The target's distributions at the N positions of a batch."""
 
-    def chunk(self, chunk: slice) -> TargetChunk: ...
+    def chunk(self, chunk: slice) -> TeacherChunk: ...
 
 
 class Teacher(Protocol):
     vocab_size: int
 
-    def __call__(self, batch: Batch) -> BatchDistributions: ...
+    def __call__(self, batch: Batch) -> TeacherBatch: ...
 
 
 class LiveTeacher:
-    """The target `model`, frozen. It follows the batches to their device."""
+    """The frozen target `model`, moved to the device of the batches."""
 
     def __init__(self, model: Any) -> None:
         layers = model.config.get_text_config().num_hidden_layers
@@ -42,17 +51,17 @@ class LiveTeacher:
         self.vocab_size = int(self.states.head.out_features)
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch) -> LiveDistributions:
+    def __call__(self, batch: Batch) -> LiveBatch:
         device = batch["labels"].device
         if self.states.head.weight.device != device:
             self.states.to(device)
         self.states.eval()
         (states_ND,), _ = self.states(batch)
-        return LiveDistributions(states_ND, self.states)
+        return LiveBatch(states_ND, self.states)
 
 
-class LiveDistributions:
-    """The target's states at a batch's positions. Only the newest chunk's logits stand in memory."""
+class LiveBatch:
+    """The target's states at a batch's positions. Only the newest chunk's logits are kept."""
 
     def __init__(self, states_ND: torch.Tensor, model: ExitStates) -> None:
         self.states_ND = states_ND
@@ -72,7 +81,7 @@ class LiveDistributions:
 
 
 class LiveChunk:
-    """Logits of a chunk, and the distribution last asked for."""
+    """The logits of a chunk, and the log-probabilities at the temperature last asked for."""
 
     def __init__(self, logits_CV: torch.Tensor) -> None:
         self.logits_CV = logits_CV

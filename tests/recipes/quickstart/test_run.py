@@ -226,7 +226,7 @@ def results(folder: Path, run: str) -> dict[str, dict]:
 def test_it_goes_on_where_it_was_killed(ran):
     _, _, done = ran
     assert done.returncode == 0, done.stderr
-    assert "going on from step-" in done.stderr
+    assert "resuming from step-" in done.stderr
     assert done.stdout.count("\n      there already: ") == 1
     assert done.stdout.count("resuming") == 1
 

@@ -6,9 +6,9 @@ import pytest
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.studies import throughput as timing
-from draftsmith.recipes.studies.throughput import compared, throughput
-from draftsmith.train.data.batches import Batches
+from draftsmith.recipes.studies.throughput import compared, measure
 from draftsmith.train.data.corpus import load_corpus
+from draftsmith.train.run.data_module import Batches
 
 
 def test_every_arm_learns_all_tokens_once_in_each_round(target_folder, chats, tmp_path, monkeypatch, capsys):
@@ -20,7 +20,7 @@ def test_every_arm_learns_all_tokens_once_in_each_round(target_folder, chats, tm
     learned = []
     rates = timing._rates
     monkeypatch.setattr(timing, "_rates", lambda marks: learned.append(sum(mark[0] for mark in marks)) or rates(marks))
-    found = throughput(model, batches, 1, tmp_path)
+    found = measure(model, batches, 1, tmp_path)
     assert learned == [int(corpus.loss_counts.sum())] * 8
     assert found["ours_over_cpu"]["ours"] == 1
     assert all(rate > 0 for rounds in found["rounds"].values() for pair in rounds for rate in pair)

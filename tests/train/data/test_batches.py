@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from draftsmith.train.data.batches import IGNORED, Batches, MicroBatches, assemble
+from draftsmith.train.data.batches import IGNORED, MicroBatches, assemble
 from draftsmith.train.data.packing import PackStream
 from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.run.data_module import Batches
 
 KINDS = ["llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 

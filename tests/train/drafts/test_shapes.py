@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from draftsmith.train.drafts.init import init_draft
-from draftsmith.train.drafts.shapes import PRESETS, preset, reshaped
+from draftsmith.train.drafts.shapes import PRESETS, find_preset, reshaped
 
 
 def llama_7b():
@@ -17,7 +17,7 @@ def llama_7b():
 
 @pytest.mark.parametrize(("name", "millions"), [("290M", 465), ("543M", 869), ("796M", 1274), ("1.3B", 1345)])
 def test_the_published_shapes_have_their_true_sizes(name, millions):
-    shape = preset(name)
+    shape = find_preset(name)
     config = reshaped(llama_7b(), shape.sizes)
     config.num_hidden_layers = shape.num_layers
     with torch.device("meta"):
@@ -30,7 +30,7 @@ def test_the_wide_presets_are_the_published_ones_at_the_targets_width():
         assert PRESETS[wide].num_layers == PRESETS[published].num_layers
         assert not PRESETS[wide].sizes
     with pytest.raises(ValueError, match="unknown preset '7B': wide-1, wide-3"):
-        preset("7B")
+        find_preset("7B")
 
 
 def test_heads_follow_the_shape_and_keep_the_targets_grouping(make_model):
@@ -42,11 +42,11 @@ def test_heads_follow_the_shape_and_keep_the_targets_grouping(make_model):
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ({"depth": 3}, "no shape 'depth'"),
+        ({"depth": 3}, "no size 'depth'"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_size": 30}, "hidden_size 30 does not divide by 4"),
         ({"num_attention_heads": 6, "head_dim": 8, "num_key_value_heads": 4}, "6 heads do not divide by 4"),
-        ({"hidden_size": 36}, "9 wide, and rotary positions need an even number"),
+        ({"hidden_size": 36}, "9 wide, and rotary positions need an even width"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(make_model, sizes, told):
@@ -72,5 +72,5 @@ def test_other_mlps_at_the_targets_width_keep_the_targets_attention(make_model):
     ours, theirs = draft.model.layers[1], target.model.layers[1]
     assert ours.self_attn.q_proj.weight.equal(theirs.self_attn.q_proj.weight)
     assert ours.mlp.up_proj.weight.shape == (24, 32)
-    with pytest.raises(ValueError, match="another width has no use for the target's layers"):
+    with pytest.raises(ValueError, match="the target's layers do not fit another width"):
         init_draft(target, num_layers=2, shape={"hidden_size": 16})

@@ -14,13 +14,11 @@ from safetensors.torch import load_file
 
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
-from draftsmith.train.drafts.context import TrainContext
-from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates, TrainContext
 from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
-from draftsmith.train.run.config import TrainConfig
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
 from draftsmith.train.run.run import train_draft
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 LOSSES = ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled", "greedy", "topk", "cross_entropy"]
 
@@ -71,8 +69,7 @@ def _best_covered(plan, name):
     """The mean loss of logits that are free at every position."""
     from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.train.data.corpus import load_corpus
-    from draftsmith.train.objectives.divergences import find_divergence
-    from draftsmith.train.teacher.distributions import Distributions
+    from draftsmith.train.objectives.divergences import Distributions, find_divergence
     from draftsmith.train.teacher.live import LiveTeacher
 
     template = find_template("chat", load_tokenizer(plan.target))
@@ -142,18 +139,21 @@ def test_a_draft_goes_on_from_one_that_was_trained_before(make_plan):
     second = make_plan(max_steps=1, init=first.out, optim=Optim(lr=1e-6, batch_size=4))
     train_draft(Distil({"forward_kl": 1.0}), second)
     assert losses(second.out)[0] < 0.8 * losses(first.out)[0]
-    with pytest.raises(ValueError, match="num_hidden_layers 2, not 1: a draft goes on in its own shape"):
+    with pytest.raises(ValueError, match="num_hidden_layers 2, not 1: a trained draft keeps its shape"):
         train_draft(Distil({"forward_kl": 1.0}), make_plan(num_layers=1, init=first.out))
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"losses": {}}, "name at least one"),
+        ({"losses": {}}, "give at least one"),
         ({"losses": {"kl": 1.0}}, "unknown loss 'kl'"),
         ({"losses": {"jsd": -1.0}}, "not negative"),
-        ({"losses": {"jsd": 1.0}, "temperature": 0.0}, "temperature 0 leaves no distribution to compare for jsd"),
-        ({"losses": {"topk": 1.0}, "top_k": 0}, "top_k 0 < 1"),
+        (
+            {"losses": {"jsd": 1.0}, "temperature": 0.0},
+            "jsd compares distributions, which temperature 0",
+        ),
+        ({"losses": {"topk": 1.0}, "tree_top_k": 0}, "top_k 0 < 1"),
         ({"losses": {"jsd": 1.0}, "on_policy": 1.5}, "on_policy is 1.5"),
         ({"losses": {"jsd": 1.0}, "on_policy": 0.5, "teacher": "cache"}, "on-policy answers need a live teacher"),
         ({"losses": {"jsd": 1.0}, "exit_weights": [1.0]}, "without exits"),
@@ -168,7 +168,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(options, told):
 def test_a_teacher_with_another_vocabulary_is_refused(target_folder, make_corpus, make_model):
     corpus = make_corpus([12])
     target, _ = load_model(str(target_folder), device="cpu")
-    with pytest.raises(ValueError, match="the teacher has 262 tokens and the draft 61"):
+    with pytest.raises(ValueError, match="the teacher's vocabulary has 262 tokens, the draft's 61"):
         Distil({"jsd": 1.0}).begin(TrainContext(target, make_model("llama"), corpus, 64, "cpu"))
 
 
@@ -234,7 +234,7 @@ def test_killed_with_on_policy_answers_it_ends_as_if_it_had_not_been(target_fold
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     again = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr
+    assert "resuming from" in again.stderr
     assert losses(killed) == losses(whole)
     ours, theirs = load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(ours[name].equal(theirs[name]) for name in theirs)

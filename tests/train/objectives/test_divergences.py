@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from draftsmith.train.objectives.chunked_loss import chunked_loss
-from draftsmith.train.objectives.divergences import find_divergence, greedy, topk, total_variation
-from draftsmith.train.teacher.distributions import Distributions
+from draftsmith.train.objectives.divergences import Distributions, find_divergence, greedy, topk, total_variation
 from draftsmith.train.teacher.live import LiveChunk
 
 NAMES = ["forward_kl", "reverse_kl", "jsd", "total_variation", "sampled", "greedy", "topk", "cross_entropy"]

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.callbacks import AtSteps
-from draftsmith.train.run.config import TrainConfig, resolved
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch, resolved
 from draftsmith.train.run.run import train_draft
-from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 QUIET = Watch(val_every=0, val_prompts=0, save_every=1000)
 
@@ -121,7 +120,7 @@ def test_run_json_tells_how_the_model_was_made(make_plan):
     [
         ({"strategy": "fsdp"}, "needs CUDA"),
         ({"strategy": "zero"}, "unknown strategy"),
-        ({"devices": 3}, "batch_size 4 does not divide by 3"),
+        ({"devices": 3}, "batch_size 4 is not a multiple of the 3"),
         ({"optim": {"micro_batch_size": 3}}, "micro_batch_size 3 does not divide"),
     ],
 )

@@ -14,12 +14,11 @@ import torch
 import draftsmith.train.teacher.cache as format_of
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
-from draftsmith.train.drafts.context import TrainContext
-from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.exits import ExitStates, TrainContext
 from draftsmith.train.drafts.init import init_draft
 from draftsmith.train.objectives.distil import Distil
+from draftsmith.train.objectives.divergences import Distributions
 from draftsmith.train.teacher.cache_build import open_or_build
-from draftsmith.train.teacher.distributions import Distributions
 from draftsmith.train.teacher.live import LiveTeacher
 
 LENGTHS = [12, 20, 9, 33, 15, 8, 24, 40, 11]
@@ -142,7 +141,7 @@ def test_a_damaged_shard_a_strange_folder_and_a_file_are_refused(run, tmp_path):
         open_or_build(str(folder), run, top_k=8, temperature=1.0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not empty, and holds no teacher cache"):
+    with pytest.raises(ValueError, match="not empty and holds no teacher cache"):
         open_or_build(str(tmp_path / "other"), run, top_k=8, temperature=1.0)
     with pytest.raises(ValueError, match="is a file"):
         open_or_build(str(tmp_path / "other" / "thesis.txt"), run, top_k=8, temperature=1.0)
@@ -160,7 +159,7 @@ import draftsmith.train.teacher.cache_build as build
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.train.data.corpus import load_corpus
-from draftsmith.train.drafts.context import TrainContext
+from draftsmith.train.drafts.exits import TrainContext
 target, data, out = sys.argv[1:4]
 template = find_template("chat", load_tokenizer(target))
 corpus = load_corpus([data], template, max_length=128, cache=Path(out).parent / "tokens")

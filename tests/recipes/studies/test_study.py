@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from draftsmith.recipes.studies.learning_figures import markdown, summarise
-from draftsmith.recipes.studies.study_figures import read_found
+from draftsmith.recipes.studies.sorted_training import all_pairs
+from draftsmith.recipes.studies.study import markdown, read_measured, summarise
 
 
 def run(losses, committed, steps):
@@ -26,11 +26,12 @@ def found():
 
 
 DISTINCT = [1.0, 0.5, 0.1]
+PAIRS = all_pairs(["soft", "sft", "sft-1"], [1, 2])
 
 
 def test_accepted_length_is_a_ratio_of_sums_over_prompts_and_seeds(found):
-    results = summarise(found, DISTINCT, [1, 2])
-    row = results["kinds"]["soft"]["exits"]["1"]
+    results = summarise(found, DISTINCT, PAIRS)
+    row = results["runs"]["soft"]["1"]
     assert row["loss"] == 3.0
     assert row["all"]["accepted_length"] == pytest.approx(48 / 17)
     assert row["all"]["by_seed"] == pytest.approx([24 / 10, 24 / 7])
@@ -39,17 +40,17 @@ def test_accepted_length_is_a_ratio_of_sums_over_prompts_and_seeds(found):
 
 
 def test_a_ratio_is_paired_by_prompt_so_a_constant_one_has_no_width(found):
-    results = summarise(found, DISTINCT, [1, 2])
-    rows = {(row["over"], row["exit"]): row for row in results["comparisons"]}
-    twice = rows["sft", 1]
+    results = summarise(found, DISTINCT, PAIRS)
+    rows = {(row["over"], row["way"]): row for row in results["ratios"]}
+    twice = rows["sft", "1"]
     assert twice["all"]["ratio"] == pytest.approx(2)
     assert twice["all"]["interval"] == pytest.approx((2, 2))
     assert twice["all"]["by_seed"] == pytest.approx([2, 2])
-    assert rows["sft", 2]["all"]["interval"] == pytest.approx((1, 1))
+    assert rows["sft", "2"]["all"]["interval"] == pytest.approx((1, 1))
 
 
 def test_only_seeds_that_both_sides_have_are_compared(found):
-    row = next(row for row in summarise(found, DISTINCT, [1, 2])["comparisons"] if row["over"] == "sft-1")
+    row = next(row for row in summarise(found, DISTINCT, PAIRS)["ratios"] if row["over"] == "sft-1")
     assert row["seeds"] == [1]
     assert row["all"]["ratio"] == pytest.approx(8 / 7)
     low, high = row["all"]["interval"]
@@ -57,7 +58,7 @@ def test_only_seeds_that_both_sides_have_are_compared(found):
 
 
 def test_the_tables_show_every_figure_once(found):
-    text = markdown(summarise(found, DISTINCT, [1, 2]))
+    text = markdown(summarise(found, DISTINCT, PAIRS))
     assert "| soft | 1 | 3.000 | 2.82 [" in text
     assert "| soft / sft | 1 | 2.000 [2.000, 2.000] | 2.000, 2.000 |" in text
     assert "accepted_length, 3 prompts" in text
@@ -66,6 +67,28 @@ def test_the_tables_show_every_figure_once(found):
 def test_a_study_under_way_is_read_as_far_as_it_has_come(found, tmp_path):
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "soft-1-1-4-0.json").write_text(json.dumps(found["soft", 0]))
-    read, distinct = read_found(tmp_path)
+    read, distinct = read_measured(tmp_path)
     assert read == {("soft-1-1-4", 0): found["soft", 0]}
     assert distinct == []
+
+
+def run_of(committed, steps):
+    return {"greedy": {"committed": committed, "steps": steps}, "loss": {}}
+
+
+def test_figures_are_ratios_of_sums_over_prompts_and_the_seeds_that_both_have():
+    found = {
+        ("kl", 0): run_of([30, 20], [10, 10]), ("kl", 1): run_of([40, 10], [10, 10]),
+        ("sft", 0): run_of([20, 10], [10, 10]),
+    }  # fmt: skip
+    results = summarise(found, [0.9, 0.1], [("kl", "sft", "greedy"), ("kl", "nobody", "greedy")])
+    assert results["runs"]["kl"]["greedy"]["all"]["accepted_length"] == 2.5
+    assert results["runs"]["kl"]["greedy"]["all"]["by_seed"] == [2.5, 2.5]
+    (pair,) = results["ratios"]
+    assert pair["all"]["ratio"] == pytest.approx(50 / 30)
+    low, high = pair["all"]["interval"]
+    assert low == pytest.approx(1.5)
+    assert high == pytest.approx(2.0)
+    assert results["prompts"] == {"all": 2, "not_looping": 1}
+    assert pair["not_looping"]["ratio"] == 1.5
+    assert "| kl / sft | greedy | 1.667 [1.500, 2.000] | 1.667 |" in markdown(results)
