@@ -1,15 +1,19 @@
-"""All commands together: an example each, a heading each, one name and one type for one thing."""
+"""All commands together: an example each, a heading each, one name and one type for one thing; and no stilted words."""
 
 import inspect
 import re
 import shlex
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 from draftsmith.recipes.cli.argv import normalise, options, parameters
 from draftsmith.recipes.cli.main import COMMANDS, build_parser, load, run
 
+ROOT = Path(__file__).resolve().parents[2]
+# Each of these has a plainer word.
+REFUSED = ("told", "so many", "likewise", "whoever", "speaks", "stands in", "not known here")
 # Groups of commands, one line each in the overview.
 GROUPS = ("train", "store")
 
@@ -98,3 +102,16 @@ def test_every_command_prints_json_where_it_is_asked(name):
 def test_an_option_that_stands_in_a_group_is_found_by_its_own_word(word, meant, capsys):
     assert run(["train", "sft", f"--{word}", "1"]) == 2
     assert error_of(capsys) == f"draftsmith train sft: unknown option --{word}; did you mean --{meant}?"
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_code_and_recipes_use_no_word_that_the_style_refuses(words):
+    pattern = re.compile(r"(?<![a-z])" + words.replace(" ", r"[\s#_]+") + r"(?![a-z])", re.IGNORECASE)
+    found = []
+    for folder in ("infer", "retrieval", "train", "recipes"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".sh", ".yaml"):
+                text = path.read_text(encoding="utf-8")
+                lines = (text.count("\n", 0, match.start()) + 1 for match in pattern.finditer(text))
+                found += [f"{path.relative_to(ROOT)}:{line}" for line in lines]
+    assert found == []
