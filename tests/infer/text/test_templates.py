@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_tokenizer import CHATML, make_tokenizer
 
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.rendering import last_answer
@@ -18,13 +19,8 @@ from draftsmith.infer.text.templates import (
     load_tokenizer,
     plain_template,
     render_record,
-    tokenizer_fingerprint,
 )
 
-CHATML = (
-    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
 # Drops the reasoning of all answers but the newest, and asks for it in the generation prompt.
 THINKING = (
     "{% for m in messages %}<|start|>{{ m.role }}\n"
@@ -33,35 +29,12 @@ THINKING = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% if thinking is not defined or thinking %}<think>\n{% endif %}"
     "{% endif %}"
 )
-SENTENCES = [
-    "the quick brown fox jumps over the lazy dog",
-    "user\nhello there assistant\nyes no maybe",
-    "USER: what ASSISTANT: yes no maybe",
-]
 TALK = [
     Message("user", "hello"),
     Message("assistant", "yes no"),
     Message("user", "what"),
     Message("assistant", "maybe"),
 ]
-
-
-def make_tokenizer(template: str | None = CHATML, sentences: list[str] = SENTENCES, bos: bool = False, size: int = 320):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<bos>", "<eos>", "<|start|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
-    core.train_from_iterator(sentences, trainer)
-    if bos:
-        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>")
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -320,24 +293,6 @@ def test_the_last_answer_of_several_turns_begins_behind_the_last_question(folder
     assert folders.tokenizer.decode(answer, skip_special_tokens=True).strip() == "four"
 
 
-def test_tokenizer_fingerprint_is_that_of_the_mapping_not_of_template_or_padding(tmp_path):
-    one, other = make_tokenizer(), make_tokenizer(None)
-    other.model_max_length = 17
-    other.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 999}')
-    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(load_tokenizer(tmp_path))
-    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(make_tokenizer(sentences=["zebras zigzag"] * 9))
-
-
-def test_tokenizer_fingerprint_sees_other_splitting_over_the_same_vocabulary():
-    from tokenizers import pre_tokenizers
-
-    one, other = make_tokenizer(), make_tokenizer()
-    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    assert one.get_vocab() == other.get_vocab()
-    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
-
-
 def test_template_fingerprint_sees_template_kwargs_system_and_tokenizer(tokenizer):
     prints = [
         chat_template(tokenizer).fingerprint(),
@@ -350,27 +305,6 @@ def test_template_fingerprint_sees_template_kwargs_system_and_tokenizer(tokenize
     ]
     assert len(set(prints)) == len(prints)
     assert chat_template(make_tokenizer()).fingerprint() == prints[0]
-
-
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "infer/nowhere"])
-def test_tokenizer_path_that_does_not_exist_is_looked_for_nowhere(name, monkeypatch, tmp_path):
-    import transformers
-
-    (tmp_path / "infer").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(transformers, "AutoTokenizer", None)
-    with pytest.raises(ValueError, match="no such folder"):
-        load_tokenizer(name)
-
-
-def test_folder_without_tokenizer_and_file_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no tokenizer"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="is a file"):
-        load_tokenizer(tmp_path / "tokenizer.json")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_tokenizer(tmp_path)
 
 
 def test_llama2_prompt_is_bos_and_text_and_the_answer_continues_it():
