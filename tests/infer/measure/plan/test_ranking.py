@@ -24,8 +24,8 @@ from draftsmith.infer.measure.plan.ranking import (
     report,
     seconds,
 )
-from draftsmith.infer.measure.plan.shapes import CandidateShape, Size
-from draftsmith.infer.measure.plan.survey import Survey, SurveyRequest, check_room, survey
+from draftsmith.infer.measure.plan.shapes import CandidateShape, Size, SurveyRequest
+from draftsmith.infer.measure.plan.survey import Survey, survey
 from draftsmith.infer.measure.plan.tables import draw, plan_tables
 from draftsmith.infer.measure.predicted import expected_length
 
@@ -179,18 +179,6 @@ def test_a_report_is_plain_json_and_becomes_tables_and_a_plot(tmp_path, capsys):
 def test_what_is_no_tree_is_refused(text):
     with pytest.raises(ValueError, match="no tree"):
         Drafting.parse_tree(text)
-
-
-def test_too_much_for_the_memory_or_the_positions_is_refused_before_it_is_made(make_model):
-    config = make_model("llama").config
-    huge = Size(80, 70 * 10**9, 1, 1, 1, 140 * 10**9, 10**6, 1)
-    asked = SurveyRequest((1, 32), (100,), (4,), [CandidateShape(1, 32)])
-    with pytest.raises(ValueError, match=r"GiB for weights and .* GiB for the cache of 32 rows"):
-        check_room(config, {"target": huge, "1x32": SIZE}, asked, CPU)
-    with pytest.raises(ValueError, match="512 positions"):
-        check_room(
-            config, {"target": SIZE, "1x32": SIZE}, SurveyRequest((1,), (510,), (4,), [CandidateShape(1, 32)]), CPU
-        )
 
 
 def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, monkeypatch):
