@@ -187,6 +187,8 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
     """The parser of one command, made from the function's signature and docstring."""
     from jsonargparse import ArgumentParser
 
+    from draftsmith.recipes.cli.argv import resolve_hints
+
     positionals = [
         option.name.upper() + ("..." if option.many else "") for option in known.values() if option.positional
     ]
@@ -199,6 +201,7 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options; flags override it.")
+    resolve_hints(function)
     parser.add_function_arguments(function, as_group=False)
     return parser
 
