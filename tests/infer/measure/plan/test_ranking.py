@@ -168,11 +168,22 @@ def test_a_report_is_plain_json_and_becomes_tables_and_a_plot(tmp_path, capsys):
         show(plan_tables(said))
         told = capsys.readouterr().out
         assert "Verdict: " in told
+        for width in widths(said):
+            assert width <= 80
         assert "1x64" in told
         draw(said, tmp_path / "plan.svg")
         drawn = ET.parse(tmp_path / "plan.svg").getroot()
         assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
         assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 2 * 2
+
+
+def widths(said):
+    """Of the tables alone: lines of text are wrapped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=400)
+    return [console.measure(part).maximum for part in plan_tables(said) if isinstance(part, Table)]
 
 
 @pytest.mark.parametrize("text", ["14", "x4", "14x", "3x4", "0x0", "14x-1"])
