@@ -48,8 +48,8 @@ def calibration_tables(report: Mapping[str, Any]) -> list[RenderableType]:
         "errors are measured on the other half."
     )
     tables: list[RenderableType] = [
-        *(Text("Candidates up for acceptance"), _candidates(drafters), Text()),
-        *(Text("Calibration error (ECE)"), _errors(drafters), Text()),
+        *(Text("Candidates: share accepted, of all and of each node's likeliest"), _candidates(drafters), Text()),
+        *(Text("Calibration error (ECE), of all and of each node's likeliest"), _errors(drafters), Text()),
     ]
     if any("passes" in one for one in drafters.values()):
         tables += [Text(f"Passes of one row after {CONTEXT} tokens: ms by number of tokens"), _passes(drafters), Text()]
@@ -57,7 +57,7 @@ def calibration_tables(report: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _candidates(drafters: Mapping[str, Any]) -> Table:
-    columns = ["drafter", "source", "fit", "fitted to", "held out", "accepted", "likeliest accepted"]
+    columns = ["drafter", "source", "fit", "fitted to", "held out", "accepted", "likeliest"]
     table = table_of(columns, left=2)
     for label, one in drafters.items():
         for source, row in one["sources"].items():
@@ -69,7 +69,7 @@ def _candidates(drafters: Mapping[str, Any]) -> Table:
 
 
 def _errors(drafters: Mapping[str, Any]) -> Table:
-    table = table_of(["drafter", "source", *("raw", "one curve", "by rank"), "likeliest: raw", "one curve", "by rank"],
+    table = table_of(["drafter", "source", *("raw", "one curve", "by rank"), "raw", "one curve", "by rank"],
                      left=2)  # fmt: skip
     keys = [prefix + key for prefix in ("", "first_") for key in ("ece_before", "ece_one_curve", "ece_after")]
     for label, one in drafters.items():
