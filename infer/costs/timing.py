@@ -2,7 +2,8 @@
 
 A PassTimer can hold rows behind a context that it has not computed (the cache's content does not affect its speed), and
 run a pass. The shapes are visited in rounds, each round in a new order, and a shape's time is the median over its
-visits: on a busy machine all shapes slow down together.
+visits: on a busy machine all shapes slow down together. The longest passes, which would take most of the time, are
+visited less often.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 ROUNDS = (3, 9)
 # Slots beyond the context that a timed row gets.
 SPARE = 64
+# In a longer pass, filling the processor's caches is lost in the noise.
+LONG_S = 0.2
 
 Clock = Callable[[], float]
 
@@ -45,6 +48,10 @@ class TimedPass:
 
     shape: PassShape
     seconds: float
+
+
+# The name of a timer and the pass that it times.
+Visit = tuple[str, PassShape]
 
 
 def grid(rows: Iterable[int], tokens: Iterable[int], contexts: Iterable[int]) -> list[PassShape]:
@@ -74,27 +81,36 @@ def measure_together(
     seconds: float = 60.0,
     seed: int = 0,
     clock: Clock = time.perf_counter,
+    progress: Callable[[float | None], None] | None = None,
 ) -> dict[str, list[TimedPass]]:
     """Time the passes of several timers in the same rounds, so that their ratios hold on a busy machine too.
 
-    The first round is a warm-up, and shows how long a round takes; ValueError if there is no time for three more.
+    The first round is a warm-up, and shows how long every pass takes; ValueError if there is no time for three more.
+    After those, each round leaves out the passes that had their share of time: medians of long passes need fewer.
+    `progress` is called after every pass, with the seconds left as far as known (None in the first round).
     """
     visits = [(name, shape) for name, (_, shapes) in jobs.items() for shape in shapes]
-    taken: dict[tuple[str, PassShape], list[float]] = {visit: [] for visit in visits}
-    order, began, slowest = random.Random(seed), clock(), 0.0
+    taken: dict[Visit, list[float]] = {one: [] for one in visits}
+    order, began, done = random.Random(seed), clock(), 0
+    rounds = [visits]
     try:
         for number in range(ROUNDS[1] + 1):
-            started = clock()
-            if number > ROUNDS[0] and started - began + slowest > seconds:
+            if number == 1:
+                rounds += _rounds_of({one: times[0] for one, times in taken.items()})
+            ahead = [_run_seconds(median(taken[one])) for one in rounds[number]] if number else []
+            if number > ROUNDS[0] and clock() - began + sum(ahead) > seconds:
                 break
-            for done, (name, shape) in enumerate(order.sample(visits, len(visits)) if number else visits):
-                taken[name, shape].append(_visit(jobs[name][0], shape, clock))
+            shuffled = order.sample(rounds[number], len(rounds[number])) if number else visits
+            for one in shuffled:
+                taken[one].append(visit(jobs[one[0]][0], one[1], clock))
+                done += 1
                 if clock() - began > seconds and number <= ROUNDS[0]:
                     raise ValueError(
-                        f"{seconds:g} s are too few: they ended after {number * len(visits) + done + 1} of "
-                        f"{(ROUNDS[0] + 1) * len(visits)} passes; measure fewer shapes, or give more time (--seconds)"
+                        f"{seconds:g} s are too few: they ended after {done} of {(ROUNDS[0] + 1) * len(visits)} "
+                        "passes; measure fewer shapes, or give more time (--seconds)"
                     )
-            slowest = max(slowest, clock() - started)
+                if progress is not None:
+                    progress(_left(rounds, taken, seconds - (clock() - began)) if number else None)
     finally:
         for timer, _ in jobs.values():
             timer.close()
@@ -104,15 +120,43 @@ def measure_together(
     }
 
 
-def _visit(timer: PassTimer, shape: PassShape, clock: Clock) -> float:
-    """Seconds of one pass, after an uncounted one that brings weights and code into the caches."""
+def expected_seconds(seconds: Mapping[Visit, float]) -> tuple[float, float]:
+    """How long `measure_together` takes for passes of these seconds: at least, and if nothing limits it."""
+    rounds = [list(seconds), *_rounds_of(seconds)]
+    taken = [sum(_run_seconds(seconds[one]) for one in some) for some in rounds]
+    return sum(taken[: ROUNDS[0] + 1]), sum(taken)
+
+
+def _rounds_of(seconds: Mapping[Visit, float]) -> list[list[Visit]]:
+    """The passes of each counted round. One that takes up to the median time is in all, a longer one in fewer."""
+    share = ROUNDS[1] * median(seconds.values())
+    counts = {one: min(max(int(share / taken), ROUNDS[0]), ROUNDS[1]) for one, taken in seconds.items()}
+    return [[one for one in seconds if number < counts[one]] for number in range(ROUNDS[1])]
+
+
+def _run_seconds(taken: float) -> float:
+    """How long a visit to a pass of `taken` seconds takes."""
+    return taken if taken > LONG_S else 2 * taken
+
+
+def _left(rounds: Sequence[Sequence[Visit]], taken: Mapping[Visit, list[float]], limit: float) -> float:
+    """Seconds until all rounds are done, as every pass took so far, but no more than `limit`."""
+    counts = {one: sum(one in some for some in rounds) - len(times) for one, times in taken.items()}
+    return min(sum(count * _run_seconds(median(taken[one])) for one, count in counts.items()), max(limit, 0.0))
+
+
+def visit(timer: PassTimer, shape: PassShape, clock: Clock) -> float:
+    """Seconds of one pass. A short one runs twice, and the first, which fills the caches, does not count."""
     timer.place(shape.rows, shape.context)
-    timer.run(shape.tokens)
-    _wait(timer.device)
-    began = clock()
-    timer.run(shape.tokens)
-    _wait(timer.device)
-    return clock() - began
+    for _ in range(2):
+        _wait(timer.device)
+        began = clock()
+        timer.run(shape.tokens)
+        _wait(timer.device)
+        taken = clock() - began
+        if taken > LONG_S:
+            break
+    return taken
 
 
 def _wait(device: torch.device) -> None:

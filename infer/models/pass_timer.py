@@ -22,6 +22,7 @@ class TimedRows:
     def open(self, rows: int, context: int) -> None:
         self.close()
         self.rows = [object() for _ in range(rows)]
+        self.lm.cache.reserve(rows, context + SPARE)  # at once: growing row by row copies all rows for each
         for row in self.rows:
             self.lm.open(row, context + SPARE)
 

@@ -20,11 +20,23 @@ ROWS_HINT = 8
 
 def can_prepack(model: Any) -> bool:
     """Whether the CPU multiplies packed bfloat16 and the copy fits into its share of memory."""
-    weights = [layer.weight for layer in _layers(model)]
-    if not weights or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return sum(weight.nbytes for weight in weights) < SHARE_OF_MEMORY * memory
+    return packed_bytes(model) > 0
+
+
+def packed_bytes(model: Any) -> int:
+    """Bytes that `prepack` would add, or 0 where the model is not to be packed.
+
+    A model on the meta device is counted as if it were on the CPU.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return 0
+    copies = sum(int(layer.weight.nbytes) for layer in _layers(model))
+    return copies if copies < SHARE_OF_MEMORY * total_memory() else 0
+
+
+def total_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @torch.inference_mode()
@@ -51,4 +63,8 @@ class _PackedProduct:
 
 def _layers(model: Any) -> list[Any]:
     linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
-    return [layer for layer in linear if layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu"]
+    return [layer for layer in linear if _is_packable(layer.weight)]
+
+
+def _is_packable(weight: torch.Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 and weight.device.type in ("cpu", "meta")

@@ -66,6 +66,20 @@ def options(function: Callable[..., Any]) -> dict[str, Option]:
     return found
 
 
+def resolve_hints(function: Callable[..., Any]) -> None:
+    """Replace the strings in `function`'s signature by the types that they name.
+
+    jsonargparse would do it by executing all imports under TYPE_CHECKING in its module, torch among them.
+    """
+    hints = get_type_hints(function)
+    signature = inspect.signature(function)
+    parameters = [each.replace(annotation=hints.get(each.name, each.empty)) for each in signature.parameters.values()]
+    function.__annotations__ = hints
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=parameters, return_annotation=hints.get("return", signature.empty)
+    )
+
+
 def _options_of(name: str, hint: Any, positional: bool) -> Iterator[Option]:
     if dataclasses.is_dataclass(hint):
         for field_name, field_hint in get_type_hints(hint).items():

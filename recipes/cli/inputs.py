@@ -33,6 +33,12 @@ def parse_drafters(specs: str, defaults: Mapping[str, dict[str, Any]] | None = N
     return drafters
 
 
+def specs_by_label(specs: str, drafters: Mapping[str, Any]) -> dict[str, str]:
+    """Label -> what the user wrote for it; the label itself where one word gave several drafters."""
+    given = split_outside_brackets(specs)
+    return dict(zip(drafters, given if len(given) == len(drafters) else drafters))
+
+
 def one_drafter(specs: str) -> Any:
     """The one drafter of `specs`; for an empty text one that drafts nothing."""
     from draftsmith.infer.drafters.controls import Empty

@@ -191,7 +191,7 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
     """The parser of one command, made from the function's signature and docstring."""
     from jsonargparse import ArgumentParser
 
-    from draftsmith.recipes.cli.argv import parameters, shared
+    from draftsmith.recipes.cli.argv import parameters, resolve_hints, shared
 
     positionals = [
         option.name.upper() + ("..." if option.many else "") for option in known.values() if option.positional
@@ -205,6 +205,8 @@ def build_parser(name: str, function: Callable[..., Any], known: Mapping[str, Op
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options; flags override it.")
+    for source in (*shared(function), function):
+        resolve_hints(source)
     for each in shared(function):
         parser.add_class_arguments(each, as_group=False)
     skip: set[str | int] = {name for name in inspect.signature(function).parameters if name not in parameters(function)}

@@ -71,7 +71,7 @@ def calibrate(
     from draftsmith.infer.measure.calibrate.tables import calibration_tables, results
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.models.load import load_target
-    from draftsmith.recipes.cli.inputs import parse_drafters
+    from draftsmith.recipes.cli.inputs import parse_drafters, specs_by_label
 
     chosen = parse_drafters(drafters)
     if not chosen:
@@ -101,8 +101,9 @@ def calibrate(
             found[label].costs, found[label].cost_error = costs, error
         files = calibration.save(found, loaded)
     summary = results(
-        found, files, prompts=len({one.number for one in answers}), answers=len(answers), left_out=left_out,
-        tokens=sum(len(one.answer) for one in answers), temperature=temperature,
+        found, files, target=target, prompts=len({one.number for one in answers}), answers=len(answers),
+        left_out=left_out, specs=specs_by_label(drafters, chosen), temperature=temperature,
+        tokens=sum(len(one.answer) for one in answers),
     )  # fmt: skip
     if folder:
         folder.write_run(provenance(sys.argv, config, seed) | {"sampling": settings.to_json()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
@@ -49,7 +48,8 @@ def plan(
         dtype: type of the weights; auto takes the config's.
         device: auto takes CUDA if there is a device.
         training_tokens: tokens of training data, to estimate the hours of training.
-        seconds: time limit for timing passes.
+        seconds: time limit for timing passes, which takes most of the time; it ends earlier if all were timed nine
+            times (those above the median three to nine times). Models, the loop and training add a tenth or so.
         out: file to write the costs to, for `replay --latency`.
         plot: SVG file to plot speedup over length to.
         json: print one JSON object on the last line.
@@ -60,6 +60,7 @@ def plan(
     from draftsmith.infer.measure.plan.survey import survey
     from draftsmith.infer.measure.plan.tables import draw, plan_tables
     from draftsmith.infer.measure.predicted import parse_acceptance
+    from draftsmith.recipes.cli.progress import progress
 
     chains = parse_acceptance(acceptance) if acceptance else None
     grown = parse_acceptance(tree_acceptance, trees=True) if tree_acceptance else None
@@ -72,9 +73,7 @@ def plan(
     for name, value in (("training_tokens", training_tokens), ("context", wish.context)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    found = survey(
-        config, kind, where, asked, seconds=seconds, progress=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    found = survey(config, kind, where, asked, seconds=seconds, say=progress)
     ranking = report(found, wish, training_tokens)
     if out:
         with written_beside(Path(out)) as file:
@@ -90,8 +89,13 @@ def plan(
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, dtype, device, what to time, and the chains and trees to rank."""
     from draftsmith.infer.measure.plan.ranking import Drafting
-    from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
-    from draftsmith.infer.measure.plan.survey import SurveyRequest
+    from draftsmith.infer.measure.plan.shapes import (
+        SurveyRequest,
+        choose_device,
+        choose_dtype,
+        load_config,
+        parse_shapes,
+    )
 
     config = load_config(given["target"])
     drafting = [Drafting.chain(length) for length in numbers("lengths", given["lengths"])]

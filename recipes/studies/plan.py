@@ -24,6 +24,7 @@ from draftsmith.infer.measure.plan.loop_timing import LoopTiming, time_loop
 from draftsmith.infer.measure.plan.ranking import Drafting, predict
 from draftsmith.infer.measure.plan.shapes import (
     CandidateShape,
+    SurveyRequest,
     choose_device,
     choose_dtype,
     load_config,
@@ -31,9 +32,10 @@ from draftsmith.infer.measure.plan.shapes import (
     random_model,
     shaped_config,
 )
-from draftsmith.infer.measure.plan.survey import Survey, SurveyRequest, survey
+from draftsmith.infer.measure.plan.survey import Survey, survey
 from draftsmith.infer.measure.plan.tables import check_table
 from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.recipes.cli.progress import progress
 from draftsmith.recipes.commands.plan import numbers, words
 
 # (layers, share of the target's width): measured; tried, with a number of drafted tokens.
@@ -83,14 +85,14 @@ def check_plan(
     estimated = [shape for shape in parse_shapes([str(shape) for shape, _ in tried], config) if shape not in measured]
     sizes = numbers("batch_sizes", batch_sizes)
     asked = SurveyRequest(sizes, (max(1, context // 2), 2 * context), LENGTHS, measured, estimated)
-    found = survey(config, kind, where, asked, seconds=seconds, progress=_progress)
+    found = survey(config, kind, where, asked, seconds=seconds, say=progress)
     drafters = {
         f"{shape}@{length}": _drafter(config, shape, length, acceptance, kind, where) for shape, length in tried
     }
     model = HFTarget(random_model(config, kind, where))
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        _progress(f"the loop at batch size {size}")
+        progress(f"the loop at batch size {size}")
         timings = time_loop(model, drafters, rows=size, context=context, new_tokens=max_new_tokens, rounds=repeats)
         for shape, length in tried:
             rows.append(_row(found, shape, length, size, context + max_new_tokens / 2, timings[f"{shape}@{length}"]))
@@ -140,10 +142,6 @@ def _pair(word: str) -> tuple[CandidateShape, int]:
     if not length.isdecimal() or int(length) < 1:
         raise ValueError(f"{word!r} is no pair: write SHAPE@LENGTH, such as 3x512@4")
     return CandidateShape.parse(shape), int(length)
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from draftsmith.infer.measure.calibrate.advice import best_speedup, next_steps
 from draftsmith.infer.measure.calibrate.fit import Calibrated
 from draftsmith.infer.measure.tables import milliseconds, number, percent, table_of
 
@@ -25,6 +26,8 @@ def _one(found: Calibrated) -> dict[str, Any]:
     row: dict[str, Any] = {"home": found.home, "sources": found.scores, "covered_ece": found.covered_error}
     if found.costs is not None:
         row["overhead_s"] = found.costs.overhead
+        shares = [one["first_accepted"] for one in found.scores.values() if one.get("first_accepted") is not None]
+        row["best_speedup"] = best_speedup(found.costs, max(shares), CONTEXT) if shares else None
         row["passes"] = {
             name: {
                 "seconds": {str(tokens): cost(1, tokens, CONTEXT) for tokens in TOKENS},
@@ -44,28 +47,39 @@ def calibration_tables(report: Mapping[str, Any]) -> list[RenderableType]:
         f"{report['temperature']:g}; {report['left_out']} looping answers left out. Fitted to half of the prompts; "
         "errors are measured on the other half."
     )
-    tables: list[RenderableType] = [Text("Confidence against acceptance"), _sources(drafters), Text()]
+    tables: list[RenderableType] = [
+        *(Text("Candidates: share accepted, of all and of each node's likeliest"), _candidates(drafters), Text()),
+        *(Text("Calibration error (ECE), of all and of each node's likeliest"), _errors(drafters), Text()),
+    ]
     if any("passes" in one for one in drafters.values()):
-        tables += [Text(f"Passes of one row after {CONTEXT} tokens"), _passes(drafters), Text()]
-    return [*tables, Text(note), *files]
+        tables += [Text(f"Passes of one row after {CONTEXT} tokens: ms by number of tokens"), _passes(drafters), Text()]
+    return [*tables, Text(note), *files, *map(Text, next_steps(report))]
 
 
-def _sources(drafters: Mapping[str, Any]) -> Table:
-    columns = ["drafter", "source", "fit", "fitted to", "held out", "accepted", "ECE raw", "one curve", "by rank"]
-    table = table_of([*columns, "likeliest accepted", "ECE raw", "one curve", "by rank"], left=2)
+def _candidates(drafters: Mapping[str, Any]) -> Table:
+    columns = ["drafter", "source", "fit", "fitted to", "held out", "accepted", "likeliest"]
+    table = table_of(columns, left=2)
     for label, one in drafters.items():
         for source, row in one["sources"].items():
+            shares = (percent(row.get(key)) for key in ("accepted", "first_accepted"))
             table.add_row(
-                Text(label), Text(source), row["method"], str(row["fitted_to"]), str(row["observations"]),
-                *(f(row.get(prefix + key)) for prefix in ("", "first_")
-                  for key, f in (("accepted", percent), ("ece_before", _thousandths), ("ece_one_curve", _thousandths),
-                                 ("ece_after", _thousandths))),
-            )  # fmt: skip
+                Text(label), Text(source), row["method"], str(row["fitted_to"]), str(row["observations"]), *shares
+            )
+    return table
+
+
+def _errors(drafters: Mapping[str, Any]) -> Table:
+    table = table_of(["drafter", "source", *("raw", "one curve", "by rank"), "raw", "one curve", "by rank"],
+                     left=2)  # fmt: skip
+    keys = [prefix + key for prefix in ("", "first_") for key in ("ece_before", "ece_one_curve", "ece_after")]
+    for label, one in drafters.items():
+        for source, row in one["sources"].items():
+            table.add_row(Text(label), Text(source), *(_thousandths(row.get(key)) for key in keys))
     return table
 
 
 def _passes(drafters: Mapping[str, Any]) -> Table:
-    columns = ["drafter", "pass", *(f"{tokens} tokens, ms" for tokens in TOKENS), "error", "overhead, ms"]
+    columns = ["drafter", "pass", *map(str, TOKENS), "error", "overhead ms"]
     table = table_of(columns, left=2)
     for label, one in drafters.items():
         for name, row in one.get("passes", {}).items():

@@ -55,9 +55,21 @@ class CandidateShape:
 
 
 @dataclass(frozen=True, slots=True)
+class SurveyRequest:
+    """The grid to measure; costs of the shapes in `estimated` are fitted to those of `shapes`."""
+
+    batch_sizes: Sequence[int]
+    contexts: Sequence[int]
+    nodes: Sequence[int]
+    shapes: Sequence[CandidateShape]
+    estimated: Sequence[CandidateShape] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """What a model is made of. `read_bytes`: weights read by one pass; `token_bytes`: a token's cache; `multiplied`:
-    weights that each token is multiplied with, those of the layers and the head."""
+    weights that each token is multiplied with, those of the layers and the head; `packed_bytes`: the packed copies that
+    decoding makes of the weights (prepack.py)."""
 
     layers: int
     parameters: int
@@ -67,6 +79,12 @@ class Size:
     total_bytes: int
     token_bytes: int
     multiplied: int
+    packed_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """All that a model ready for decoding holds, without its cache."""
+        return self.total_bytes + self.packed_bytes
 
     @property
     def training_bytes(self) -> int:
@@ -190,9 +208,11 @@ def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return model
 
 
-def size_of(config: Any, dtype: torch.dtype) -> Size:
-    """Counted on a model on the meta device."""
+def size_of(config: Any, dtype: torch.dtype, device: torch.device) -> Size:
+    """Of the model that `random_model` makes, counted on one on the meta device."""
     from transformers import AutoModelForCausalLM
+
+    from draftsmith.infer.models.prepack import packed_bytes
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
@@ -209,6 +229,7 @@ def size_of(config: Any, dtype: torch.dtype) -> Size:
         total_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         token_bytes=2 * int(text.num_hidden_layers) * key_width * dtype.itemsize,
         multiplied=sum(p.numel() for p in layers) + (0 if head is None else head.weight.numel()),
+        packed_bytes=packed_bytes(model) if device.type == "cpu" else 0,
     )
 
 

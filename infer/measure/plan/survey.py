@@ -6,16 +6,15 @@ each shape is timed beside the same pass of the target and its times are scaled 
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from draftsmith.infer.contract.protocols import PassTimer
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.timing import (
     PassShape,
@@ -25,13 +24,27 @@ from draftsmith.infer.costs.timing import (
     left_out,
     machine,
     measure_together,
+    visit,
 )
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
+from draftsmith.infer.measure.plan.memory import check_room
+from draftsmith.infer.measure.plan.schedule import (
+    DRAFT_TOKENS,
+    LOOP,
+    LOOP_CONTEXT,
+    TARGET,
+    TRAINED_TOKENS,
+    TRAINING,
+    TRAINING_STEPS,
+    Say,
+    Schedule,
+    loop_lengths,
+)
 from draftsmith.infer.measure.plan.shapes import (
-    CandidateShape,
     Size,
+    SurveyRequest,
     check_enough,
     estimate_cost,
     leave_one_out,
@@ -41,23 +54,6 @@ from draftsmith.infer.measure.plan.shapes import (
 )
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.pass_timer import CachedPassTimer
-
-# Tokens per row of a draft pass: 1 in chains, 2 (SmallLM's width) in trees, 4 to fit the slope.
-DRAFT_TOKENS = (1, 2, 4)
-TRAINED_TOKENS = 256
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class SurveyRequest:
-    """The grid to measure; costs of the shapes in `estimated` are fitted to those of `shapes`."""
-
-    batch_sizes: Sequence[int]
-    contexts: Sequence[int]
-    nodes: Sequence[int]
-    shapes: Sequence[CandidateShape]
-    estimated: Sequence[CandidateShape] = ()
 
 
 @dataclass(slots=True)
@@ -85,43 +81,66 @@ def survey(
     asked: SurveyRequest,
     *,
     seconds: float = 300.0,
-    progress: Progress = lambda line: None,
+    say: Say = lambda line, last=False: None,
 ) -> Survey:
-    """Measure all of `asked`; timing the passes takes about `seconds`."""
+    """Measure all of `asked`; timing the passes takes at most `seconds`, building models and the loop come on top."""
     if asked.estimated:
         check_enough(len(asked.shapes))
-    sizes = {"target": size_of(config, dtype)}
-    sizes |= {str(s): size_of(shaped_config(config, s), dtype) for s in (*asked.shapes, *asked.estimated)}
+    sizes = {"target": size_of(config, dtype, device)}
+    sizes |= {str(s): size_of(shaped_config(config, s), dtype, device) for s in (*asked.shapes, *asked.estimated)}
     check_room(config, sizes, asked, device)
-    progress("the target's passes")
+    found = Survey(asked, {}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
+    schedule = Schedule(say)
+    _measure(found, config, dtype, device, seconds, schedule)  # its models are freed before training needs memory
+    _estimate(found)
+    schedule.begin(TRAINING)
+    found.training_flops = training_flops(shaped_config(config, asked.shapes[0]), sizes[str(asked.shapes[0])], device)
+    schedule.end()
+    found.machine = machine(device, dtype)
+    return found
+
+
+def _measure(
+    found: Survey, config: Any, dtype: torch.dtype, device: torch.device, seconds: float, schedule: Schedule
+) -> None:
+    """The passes of the target and of the shapes, and the loop around them."""
+    asked = found.asked
+    schedule.say("building a target with random weights")
     target = HFTarget(random_model(config, dtype, device))
     target_timer = CachedPassTimer(target.lm)
+    tokens = sorted({1, *(nodes + 1 for nodes in asked.nodes)})
+    schedule.plan(asked, found.sizes, probe(target_timer, asked, tokens), tokens, seconds)
     reference = PassShape(min(asked.batch_sizes), 1, max(asked.contexts))
-    asks = grid(asked.batch_sizes, sorted({1, *(nodes + 1 for nodes in asked.nodes)}), asked.contexts)
-    points = measure_together({"": (target_timer, asks)}, seconds=seconds * 0.6)[""]
+    asks = grid(asked.batch_sizes, tokens, asked.contexts)
+    allowed = schedule.begin(TARGET)
+    points = measure_together({"": (target_timer, asks)}, seconds=allowed, progress=schedule)[""]
     base = next(point.seconds for point in points if point.shape == reference)
-    found = Survey(asked, {"target": fit(points, target.buckets)}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
+    found.passes["target"] = fit(points, target.buckets)
     found.errors["target"] = left_out(points, target.buckets)
     for i, shape in enumerate(asked.shapes):
-        progress(f"the passes of {shape} ({i + 1} of {len(asked.shapes)})")
+        allowed = schedule.begin(str(shape))
         draft = random_model(shaped_config(config, shape), dtype, device)
         timer = CachedPassTimer(_chain(draft, 1).lm)
         jobs = {
             "": (target_timer, [reference]),
             "draft": (timer, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts)),
         }
-        timed = measure_together(jobs, seconds=seconds * 0.4 / len(asked.shapes))
+        timed = measure_together(jobs, seconds=allowed, progress=schedule)
         drift = base / timed[""][0].seconds
         scaled = [TimedPass(point.shape, point.seconds * drift) for point in timed["draft"]]
         found.passes[str(shape)] = fit(scaled, timer.buckets)
         if not i:
-            progress("the loop around the passes")
+            schedule.begin(LOOP)
             found.overhead = _overhead(asked, target, draft)
-    _estimate(found)
-    progress("training")
-    found.training_flops = training_flops(shaped_config(config, asked.shapes[0]), sizes[str(asked.shapes[0])], device)
-    found.machine = machine(device, dtype)
-    return found
+        del draft, timer, jobs  # before the next one is built
+
+
+def probe(timer: PassTimer, asked: SurveyRequest, tokens: Sequence[int]) -> PassCost:
+    """A rough cost of passes, from the smallest and the largest ones only: enough to say how long the survey takes."""
+    ends = [(min(some), max(some)) for some in (asked.batch_sizes, tokens, asked.contexts)]
+    first = [TimedPass(shape, visit(timer, shape, time.perf_counter)) for shape in grid(*ends)]
+    timer.close()
+    return fit(first, timer.buckets)
 
 
 def _chain(model: Any, length: int) -> LMDrafter:
@@ -130,7 +149,8 @@ def _chain(model: Any, length: int) -> LMDrafter:
 
 def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
     target_timer, draft_timer = CachedPassTimer(target.lm), CachedPassTimer(_chain(draft, 1).lm)
-    context = min(asked.contexts)
+    # Prompts are read before anything is timed, so they are short.
+    context = min(LOOP_CONTEXT, *asked.contexts)
 
     def around_s(rows: int, length: int) -> float:
         drafting = length * draft_timer.around(rows, 1, context) if length else 0.0
@@ -141,7 +161,7 @@ def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
         lambda length: _chain(draft, length),
         around_s,
         batch_sizes=sorted({min(asked.batch_sizes), max(asked.batch_sizes)}),
-        lengths=sorted({2, max(2, min(8, max(asked.nodes)))}),
+        lengths=loop_lengths(asked),
         context=context,
     )
 
@@ -157,42 +177,6 @@ def _estimate(found: Survey) -> None:
     ]
 
 
-def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device: torch.device) -> None:
-    """Raise if the positions exceed the model's or weights and caches exceed the memory."""
-    from draftsmith.infer.models.architectures import max_positions
-
-    longest = max(asked.contexts) + max(asked.nodes) + 1
-    if longest > max_positions(config.get_text_config()):
-        raise ValueError(
-            f"a context of {max(asked.contexts)} and {max(asked.nodes)} nodes exceed the target's "
-            f"{max_positions(config.get_text_config())} positions: use smaller --contexts or --lengths"
-        )
-    rows = max(asked.batch_sizes)
-    drafts = [size for name, size in sizes.items() if name != "target"]
-    # On a CPU, packed copies of bfloat16 weights double the size.
-    weights = (sizes["target"].total_bytes + max(size.total_bytes for size in drafts)) * (
-        2 if device.type == "cpu" else 1
-    )
-    tokens = rows * (longest + 320) * (sizes["target"].token_bytes + max(size.token_bytes for size in drafts))
-    room = _room(device)
-    if weights + tokens > room:
-        raise ValueError(
-            f"this needs {weights / 2**30:.1f} GiB for weights and {tokens / 2**30:.1f} GiB for the cache of {rows} "
-            f"rows, and {device.type} has {room / 2**30:.1f} GiB: use smaller --batch_sizes or --contexts"
-        )
-
-
-def _room(device: torch.device) -> int:
-    """Available bytes, including reclaimable file caches; all memory where the system reports only that."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def training_flops(config: Any, size: Size, device: torch.device) -> float:
     """FLOP/s of training a draft: 6 per multiplied weight and token, over the time of a forward and backward pass.
 
@@ -205,7 +189,7 @@ def training_flops(config: Any, size: Size, device: torch.device) -> float:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
     tokens_BT = torch.zeros((1, TRAINED_TOKENS), dtype=torch.long, device=device)
     taken = []
-    for _ in range(4):
+    for _ in range(TRAINING_STEPS):
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16):
             model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss.backward()

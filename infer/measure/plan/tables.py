@@ -24,9 +24,19 @@ def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
         Text(),
         Text("Shapes"),
         shape_table(report),
+        Text(),
+        Text("A pass of one token per row, ms by batch size"),
+        pass_table(report),
     ]
     for batch in report["batches"]:
-        shown += [Text(), Text(_title(report, batch)), ranking_table(batch), Text(f"Verdict: {batch['verdict']}.")]
+        shown += [
+            Text(),
+            Text(_title(report, batch)),
+            ranking_table(batch),
+            Text(),
+            needs_table(batch),
+            Text(f"Verdict: {batch['verdict']}."),
+        ]
     return [*shown, Text(), *(Text(line) for line in notes(report))]
 
 
@@ -41,10 +51,7 @@ def _title(report: dict[str, Any], batch: dict[str, Any]) -> str:
 
 
 def shape_table(report: dict[str, Any]) -> Table:
-    batches = [str(batch["batch_size"]) for batch in report["batches"]]
-    table = table_of(
-        ["shape", "parameters", "weights", "to train", "hours", "distilled", *(f"pass ms, {b} rows" for b in batches)]
-    )
+    table = table_of(["shape", "parameters", "weights", "to train", "hours", "distilled"])
     for name, row in report["shapes"].items():
         table.add_row(
             Text(name if row["measured"] else f"{name} (estimated)"),
@@ -53,32 +60,54 @@ def shape_table(report: dict[str, Any]) -> Table:
             _bytes(row["training_bytes"]),
             number(row["hours"], 1),
             number(row["hours_distilled"], 1),
-            *(milliseconds(row["pass_s"][b]) for b in batches),
         )
     return table
 
 
+def pass_table(report: dict[str, Any]) -> Table:
+    batches = [str(batch["batch_size"]) for batch in report["batches"]]
+    table = table_of(["shape", *batches])
+    for name, row in report["shapes"].items():
+        table.add_row(Text(name), *(milliseconds(row["pass_s"][batch]) for batch in batches))
+    return table
+
+
 def ranking_table(batch: dict[str, Any]) -> Table:
-    """A line per shape at its best; if no acceptance is known, with the acceptance it needs."""
+    """A line per shape at its best."""
     judged = any(row["best"] for row in batch["ranking"])
-    columns = ["shape", "draft", "step ms", "drafting", "verifying", "ceiling"]
-    columns += ["break-even", "for 1.5x", "for 2x", "accepted_length", "speedup"]
-    columns += ["acceptance to be first"] if judged else ["acceptance for 1x", "for 1.5x", "for 2x"]
+    columns = ["shape", "draft", "step ms", "drafting", "verifying"]
+    table = table_of([*columns, *(["accepted_length", "speedup"] if judged else ["ceiling"])])
+    for row in batch["ranking"]:
+        step = row["best"] or row["ceiling"]
+        table.add_row(
+            Text(row["shape"]),
+            step["draft"],
+            *(milliseconds(step[part]) for part in ("step_s", "draft_s", "verify_s")),
+            *([number(step["accepted_length"]), _times(step["speedup"])] if judged else [_times(step["ceiling"])]),
+        )
+    return table
+
+
+def needs_table(batch: dict[str, Any]) -> Table:
+    """What each shape needs: accepted_lengths, and acceptance, to be first or, if none is known, for each goal."""
+    judged = any(row["best"] for row in batch["ranking"])
+    columns = ["needs", "break-even", "for 1.5x", "for 2x"]
+    columns += ["acceptance to be first", "ceiling"] if judged else ["acceptance for 1x", "for 1.5x", "for 2x"]
     table = table_of(columns)
     for row in batch["ranking"]:
         step = row["best"] or row["ceiling"]
         needs = [row.get("to_be_first")] if judged else list(row["needs_acceptance"].values())
         table.add_row(
             Text(row["shape"]),
-            step["draft"],
-            *(milliseconds(step[part]) for part in ("step_s", "draft_s", "verify_s")),
-            f"{number(step['ceiling'])}x",
             *(_reached(step, goal) for goal in ("1", "1.5", "2")),
-            number(step["accepted_length"]),
-            "-" if step["speedup"] is None else f"{number(step['speedup'])}x",
             *("never" if need is None else number(need) for need in needs),
+            *([_times(step["ceiling"])] if judged else []),
         )
     return table
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{number(ratio)}x"
 
 
 def _reached(step: dict[str, Any], goal: str) -> str:
@@ -130,9 +159,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 def check_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Predicted and measured speedups, a line per pair."""
-    table = table_of(
-        ["shape", "draft", "rows", "accepted_length", "measured", "predicted", "error", "step ms", "predicted ms"]
-    )
+    table = table_of(["shape", "draft", "rows", "accepted", "measured", "predicted", "error", "step ms", "predicted"])
     for row in rows:
         table.add_row(
             Text(row["shape"]),

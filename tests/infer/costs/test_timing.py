@@ -1,6 +1,7 @@
 """Timing passes: rounds and medians on a clock of our own, the fit on known costs, and real cached models."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import (
     PassShape,
     TimedPass,
+    expected_seconds,
     fit,
     grid,
     left_out,
@@ -75,11 +77,28 @@ def test_time_that_allows_no_three_rounds_is_refused_and_more_buys_more_rounds()
         measure(timer, [1], [1], [0], seconds=seconds, clock=lambda: now[0])
         return len(timer.placed)
 
-    assert passes(8.5) == 4
-    assert passes(13.0) == 6
+    assert passes(4.25) == 4
+    assert passes(6.5) == 6
     assert passes(1e9) == 10
-    with pytest.raises(ValueError, match="5 s are too few"):
-        passes(5.0)
+    with pytest.raises(ValueError, match=r"2\.5 s are too few"):
+        passes(2.5)
+
+
+def test_a_long_pass_is_timed_less_often_and_a_short_one_runs_before_it_counts():
+    now = [0.0]
+    timers = {name: FakeTimer(now, factor=factor) for name, factor in (("short", 0.01), ("mid", 1.0), ("long", 20.0))}
+    jobs = {name: (timer, grid([1], [1], [0])) for name, timer in timers.items()}
+    left = []
+    points = measure_together(jobs, seconds=1e9, clock=lambda: now[0], progress=left.append)
+    assert {name: len(timer.placed) for name, timer in timers.items()} == {"short": 10, "mid": 10, "long": 4}
+    assert [points[name][0].seconds for name in timers] == pytest.approx([0.01, 1.0, 20.0])
+    # 10 visits of 2 short passes, 10 of a middle one, 4 of a long one.
+    assert now[0] == pytest.approx(20 * 0.01 + 10 + 80)
+    assert left[:3] == [None] * 3
+    assert all(before >= after for before, after in pairwise(left[3:]))
+    assert left[-1] == pytest.approx(0.0)
+    expected = expected_seconds({(name, point[0].shape): point[0].seconds for name, point in points.items()})
+    assert expected == (pytest.approx(8 * 0.01 + 4 + 80), pytest.approx(now[0]))
 
 
 def test_the_fit_gives_back_the_costs_behind_the_points():

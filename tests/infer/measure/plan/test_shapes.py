@@ -40,7 +40,7 @@ def test_a_shape_of_every_family_runs_and_weighs_what_was_counted(make_model, fa
     config = make_model(family).config
     made = shaped_config(config, CandidateShape.parse(text))
     model = random_model(made, torch.float32, CPU)
-    size = size_of(made, torch.float32)
+    size = size_of(made, torch.float32, CPU)
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert size.layers == model.config.num_hidden_layers == int(text.split("x")[0])
     assert model.get_input_embeddings().weight.shape == (config.vocab_size, int(text.split("x")[1]))
@@ -54,7 +54,8 @@ def test_a_shape_of_every_family_runs_and_weighs_what_was_counted(make_model, fa
 
 
 def test_the_target_itself_is_a_shape(config):
-    assert size_of(shaped_config(config, CandidateShape(8, 32)), torch.bfloat16) == size_of(config, torch.bfloat16)
+    itself = shaped_config(config, CandidateShape(8, 32))
+    assert size_of(itself, torch.bfloat16, CPU) == size_of(config, torch.bfloat16, CPU)
 
 
 def test_heads_keep_the_target_s_size_and_its_share_of_keys(config):

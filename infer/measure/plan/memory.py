@@ -1,0 +1,72 @@
+"""Whether what `plan` measures fits into the memory of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftsmith.infer.costs.timing import SPARE
+from draftsmith.infer.measure.plan.shapes import Size, SurveyRequest
+from draftsmith.infer.models.architectures import max_positions
+from draftsmith.infer.models.cached_lm import GROWTH
+from draftsmith.infer.models.prepack import total_memory
+
+
+def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device: torch.device) -> None:
+    """Raise if the positions exceed the model's or weights and caches exceed the memory."""
+    longest = max(asked.contexts) + max(asked.nodes) + 1
+    if longest > max_positions(config.get_text_config()):
+        raise ValueError(
+            f"a context of {max(asked.contexts)} and {max(asked.nodes)} nodes exceed the target's "
+            f"{max_positions(config.get_text_config())} positions: use smaller --contexts or --lengths"
+        )
+    needed, room = needed_bytes(sizes, asked), _room(device)
+    if needed.total > room:
+        fits = max(0, (room - needed.weights) * max(asked.batch_sizes) // needed.cache)
+        mend = f"use --batch_sizes of at most {fits}, or smaller --contexts" if fits else "take a smaller target"
+        raise ValueError(
+            f"this needs {needed.total / 2**30:.1f} GiB ({needed.weights / 2**30:.1f} for weights, "
+            f"{needed.cache / 2**30:.1f} for the cache of {max(asked.batch_sizes)} rows), and {device.type} has "
+            f"{room / 2**30:.1f} GiB available: {mend}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Bytes held at once: weights with their packed copies, and the caches."""
+
+    weights: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache
+
+
+def needed_bytes(sizes: dict[str, Size], asked: SurveyRequest) -> Needed:
+    """What the survey holds at its peak: the target, and beside it one draft at a time."""
+    target, drafts = sizes["target"], [sizes[str(shape)] for shape in asked.shapes]
+    slots = 0
+    # A timed row opens with SPARE slots behind its context; a cache that is too small grows by GROWTH or more.
+    for wanted in (
+        *(context + SPARE for context in sorted(asked.contexts)),
+        max(asked.contexts) + max(asked.nodes) + 1,
+    ):
+        slots = max(wanted, slots + GROWTH) if wanted > slots else slots
+    weights = target.held_bytes + max(draft.held_bytes for draft in drafts)
+    tokens = max(asked.batch_sizes) * slots
+    return Needed(weights, tokens * (target.token_bytes + max(draft.token_bytes for draft in drafts)))
+
+
+def _room(device: torch.device) -> int:
+    """Available bytes, including reclaimable file caches; all memory where the system reports only that."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return total_memory()
