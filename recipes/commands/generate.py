@@ -28,7 +28,7 @@ def generate(
     stop_ids: list[int] | None = None,
     seed: int = 0,
     batch_size: int = 1,
-    template: str = "chat",
+    template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     json: bool = False,
@@ -53,7 +53,8 @@ def generate(
         stop_ids: token ids that end an answer, in addition to the model's own.
         seed: random seed of sampling.
         batch_size: answers decoded together.
-        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
+            {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         json: print one JSON object on the last line.

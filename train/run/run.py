@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import torch
 from draftsmith.infer.files.locations import cache_folder
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
-from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
+from draftsmith.infer.text.templates import Template, find_template, load_tokenizer, to_stderr
 from draftsmith.train.data.batches import Batches, rank
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.drafts.context import TrainContext
@@ -52,13 +52,15 @@ def train_draft(objective: Objective, plan: TrainConfig, command: list[str] | No
     plan = resolved(plan)
     record = RunRecord(Path(plan.out))
     learned = {"name": type(objective).__name__, **{key.lstrip("_"): value for key, value in vars(objective).items()}}
+    tokenizer = load_tokenizer(plan.target)
+    notice = to_stderr if rank() == 0 else lambda line: None
+    template = find_template(plan.text.template, tokenizer, plan.text.template_kwargs, plan.text.system, notice)
+    plan = replace(plan, text=replace(plan.text, template=template.name))
     settings = without_secrets({**asdict(plan), "objective": learned})
     facts = {**provenance(command or sys.argv, settings, plan.seed), "settings": settings, "state": "running"}
     first = rank() == 0
     facts = record.open(facts, first)
 
-    tokenizer = load_tokenizer(plan.target)
-    template = find_template(plan.text.template, tokenizer, plan.text.template_kwargs, plan.text.system)
     corpus, data = load_data(plan, template, first)
     loaded, target, model = _models(plan)
     objective.begin(TrainContext(loaded, model, corpus, plan.text.max_length, plan.machine.device))

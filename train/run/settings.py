@@ -14,8 +14,8 @@ class Text:
     """What is learned from, and how it is served.
 
     Args:
-        template: chat (the tokenizer's own), plain, a format such as 'USER: {prompt} ASSISTANT:', or the name of a
-            FastChat template (vicuna_v1.1).
+        template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format such as
+            'USER: {prompt} ASSISTANT:', or the name of a FastChat template (vicuna_v1.1).
         template_kwargs: passed to the chat template (enable_thinking: false).
         system: a system message for conversations that have none.
         max_length: tokens of a packed row, and of the longest sequence.
@@ -25,7 +25,7 @@ class Text:
         cache: folder of tokenised data; not given: the user's cache folder.
     """
 
-    template: str = "chat"
+    template: str = "auto"
     template_kwargs: dict[str, Any] | None = None
     system: str | None = None
     max_length: int = 2048
