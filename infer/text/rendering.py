@@ -204,7 +204,7 @@ def render_record(template: Template, record: Record) -> list[Rendered]:
         if not prompt and record.messages:
             prompt = template.prompt_ids(record.prompt)
         return [_sample(prompt, record.token_ids)]
-    if record.token_ids_by_turn:
+    if record.prompt_token_ids_by_turn:
         samples: list[Rendered] = []
         for prompt, answer in zip(record.prompt_token_ids_by_turn, record.token_ids_by_turn):
             _join(samples, prompt, answer)

@@ -45,13 +45,12 @@ def find_template(
         tokenizer: of the target.
         template_kwargs: arguments of the tokenizer's own chat template.
         system: a system message for conversations without one.
-        notice: called with a line that says what `auto` chose, and one when prompts are rendered already.
+        notice: called with a line where `auto` falls back to plain, and where prompts are rendered already.
     """
     if name == "auto":
         name = "chat" if tokenizer.chat_template or template_kwargs else "plain"
-        bare = "as the tokenizer has no chat template: see --template"
-        why = bare if name == "plain" else "the tokenizer's own"
-        notice(f"template: {name}, {why}")
+        if name == "plain":
+            notice("template: plain, as the tokenizer has no chat template: see --template")
     if name == "chat":
         template = chat_template(tokenizer, template_kwargs, system)
     elif template_kwargs:

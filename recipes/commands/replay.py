@@ -15,6 +15,7 @@ def replay(
     data: list[str],
     tokenizer: str,
     drafters: str,
+    questions: str = "",
     split: str = "",
     arrival: bool = False,
     store_out: str = "",
@@ -34,9 +35,12 @@ def replay(
     Example: draftsmith replay --data logs.jsonl --tokenizer DIR --drafters pld,rest --split time:0.9 --arrival
 
     Args:
-        data: recorded answers: files, folders or `datasets` names; token ids are used if given.
+        data: recorded answers: files, folders or `datasets` names; token ids are used if given. Also Spec-Bench's and
+            FastChat's answer files, and answers/NAME.jsonl of `bench --out`.
         tokenizer: folder or Hub name of the target's tokenizer.
         drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's.
+        questions: the questions of answer files; by default questions.jsonl or question.jsonl beside them or one
+            folder up.
         split: index the earlier part and replay the later: time:0.9 or time:2026-05-01 by the rows' times, rows:0.9 by
             their order.
         arrival: replay in order of arrival, and let drafters index each answer after it was replayed.
@@ -56,7 +60,7 @@ def replay(
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings
+    from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings, with_questions
     from draftsmith.infer.measure.replay import Replay
     from draftsmith.infer.text.records import ReadReport, read_records
     from draftsmith.infer.text.templates import find_template, load_tokenizer
@@ -75,7 +79,7 @@ def replay(
     form = find_template(template, loaded)
     report = ReadReport()
     records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)  # type: ignore[arg-type]
-    streams = recordings(records, form)
+    streams = recordings(with_questions(records, questions, report), form)
     with ExitStack() as stack:
         parts = split_recordings(streams, asked) if asked else None
         path = _path(store_out, stack) if parts else None
@@ -97,6 +101,8 @@ def replay(
     results["template"] = form.name
     results["split"] = parts.to_json() if parts else None
     if json:
+        if report.used < report.rows:
+            print(*report.lines(), sep="\n", file=sys.stderr)
         for line in tables.leakage_warnings(results):
             print(line, file=sys.stderr)
         print(dumps(results, ensure_ascii=False))

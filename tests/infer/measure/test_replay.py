@@ -146,6 +146,22 @@ def test_leaked_answers_are_counted_and_the_figures_are_given_without_them():
     assert figures(SINGLE, *STREAMS)["leakage"] is None
 
 
+def test_leaked_prompts_are_counted_and_left_out_as_well():
+    """The prompt of b stands in the store without its answer: a and c leak by their answers, so nothing is left."""
+    streams = [*STREAMS[:1], Recording("b", "", [30, 31], [5, 6, 7, 8]), Recording("d", "", [32], [9, 10])]
+    leaked = figures(Parrot([2, 3, 4], [30, 31]), *streams)["leakage"]
+    assert (leaked["answers"], leaked["prompts"], leaked["left_out"]) == (1, 1, 2)
+    assert leaked["prompt_token_share"] == 2 / 4
+    assert (leaked["without"]["accepted_length"], leaked["without"]["total"]) == (1.0, 1)
+
+
+def test_a_prompt_is_found_by_the_user_s_message_whatever_template_it_is_served_in():
+    message = list(range(10, 22))
+    stream = Recording("a", "", [1, 2, *message, 3], [30, 31], question=message)
+    assert figures(Parrot([9, *message[1:], 8]), stream)["leakage"]["prompts"] == 1
+    assert figures(Parrot(message[:6]), stream)["leakage"]["prompts"] == 0
+
+
 def test_the_token_that_ends_an_answer_is_left_out_of_the_comparison(folders):
     end = folders.tokenizer.all_special_ids[0]
     streams = [Recording("a", "", [30], [2, 3, 4, end])]

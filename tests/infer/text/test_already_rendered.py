@@ -134,13 +134,13 @@ def test_a_system_message_before_a_rendered_prompt_is_refused(tokenizer):
         find_template("chat", tokenizer).prompt_ids([Message("system", "x"), Message("user", "USER: a ASSISTANT:")])
 
 
-def test_what_auto_chose_and_the_first_rendered_prompt_are_named_once(tokenizer):
+def test_the_first_rendered_prompt_is_named_once(tokenizer):
     lines: list[str] = []
     found = find_template("auto", tokenizer, notice=lines.append)
-    assert (found.name, lines) == ("chat", ["template: chat, the tokenizer's own"])
+    assert (found.name, lines) == ("chat", [])
     for _ in range(2):
         found.prompt_ids([Message("user", "USER: who? ASSISTANT:")])
-    assert lines[1:] == ["prompts already rendered (vicuna) are kept; the first: USER: who? ASSISTANT:..."]
+    assert lines == ["prompts already rendered (vicuna) are kept; the first: USER: who? ASSISTANT:..."]
 
 
 def test_a_tokenizer_without_a_chat_template_falls_back_to_plain_with_a_notice(tokenizer, capsys):
