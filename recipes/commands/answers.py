@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
     from draftsmith.infer.text.rendering import Template
 
+SHOWN = 5
 PRESETS: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "nucleus": {"temperature": 0.7, "top_p": 0.95}}
 
 
@@ -38,7 +40,7 @@ def answers(
     dtype: str = "auto",
     device: str = "auto",
     json: bool = False,
-) -> None:
+) -> int:
     """Answer every prompt and keep the token ids; run it again after an interruption to resume.
 
     Example: draftsmith answers --target DIR --data prompts.jsonl --out answers.jsonl --preset nucleus
@@ -97,11 +99,17 @@ def answers(
         else:
             _by_engine(loaded, drafters, form, asked, settings, max_new_tokens, batch_size, file)
         seconds = time.perf_counter() - began
-        summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": seconds}
+        failed = len(file.errors)
+        summary = {"out": out, "answered": len(file.done) - before - failed, "failed": failed}
+        summary |= {"there_already": before, "seconds": seconds}
+    for key, error in list(file.errors.items())[:SHOWN]:
+        print(f"question {key} has no answer: {error}", file=sys.stderr)
     if json:
         print(dumps(summary))
     else:
-        print(f"{summary['answered']} answers in {seconds:.1f} s, {before} were there already: {out}")
+        counts = f", {failed} failed" if failed else ""
+        print(f"{summary['answered']} answers in {seconds:.1f} s{counts}, {before} were there already: {out}")
+    return int(failed > 0 and failed == len(file.done))
 
 
 def _by_engine(
@@ -124,12 +132,6 @@ def _through_server(
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_server import Server, answer_through
 
-    for one in asked:
-        if name := form.rendered_format(one.record.prompt):
-            raise ValueError(
-                f"{one.record.source} row {one.record.row}: the prompt is already rendered ({name}), and a server "
-                "wraps all prompts in its own template: give plain prompts, or answer with --target"
-            )
     to = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
     answer_through(to, asked, form, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress())
 
