@@ -104,8 +104,8 @@ def answer_through(
     for one in records:
         if name := template.rendered_format(one.record.prompt):
             raise ValueError(
-                f"{one.record.source} row {one.record.row}: the prompt is already rendered ({name}), and a server wraps "
-                "every prompt in its own template: give prompts without one, or answer with --target"
+                f"{one.record.source} row {one.record.row}: the prompt is already rendered ({name}), and a server "
+                "wraps every prompt in its own template: give prompts without one, or answer with --target"
             )
     waiting = iter(out.missing(records))
     tokens = 0

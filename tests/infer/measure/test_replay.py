@@ -15,6 +15,7 @@ from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.measure.replay import Replay
+from draftsmith.infer.measure.tables import replay_tables
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.retrieval import PromptLookup
 
@@ -197,3 +198,17 @@ def test_costs_turn_accepted_length_into_speedup_and_break_even():
     assert 1 <= found["off_above"] < 16
     assert found["measured_up_to"] == 50  # a mean draft has one node
     assert figures(SINGLE, *streams)["predicted"] is None
+
+
+def test_the_tables_fit_80_columns():
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    costs = Costs({"target": PassCost([1, 5, 100], [1.0, 2.0, 94.0])}, overhead=0.0)
+    run = Replay([Recording("a", "qa", PROMPT, ANSWER)], VOCAB, costs=costs, batch_sizes=(1, 4, 8, 16, 32))
+    results = run.results({"pld": SINGLE, "a name of twenty char": SINGLE}) | {"split": None}
+    console = Console(width=240)
+    shown = [one for one in replay_tables(results) if isinstance(one, Table)]
+    assert len(shown) == 4
+    assert max(Measurement.get(console, console.options, one).maximum for one in shown) <= 80
