@@ -75,6 +75,8 @@ def with_questions(
             yield _joined(record, question)
     if missing and not found:
         raise ValueError(f"no answer fits its question; {missing}")
+    if questions and not found:
+        raise ValueError(f"no row needs the questions of {questions}: all have prompts of their own")
 
 
 def _questions_beside(source: str) -> Path:

@@ -133,7 +133,7 @@ class Template:
             return None
         if messages[0].role != "user":
             raise ValueError(
-                f"the prompt is already rendered ({name}), so a {messages[0].role} message cannot be put before it: "
+                f"the prompt is already rendered ({name}), so no {messages[0].role} message can come before it: "
                 "leave one of them out"
             )
         if self.notice is not None:

@@ -199,6 +199,8 @@ def test_answers_whose_questions_cannot_be_found_say_how_to_name_them(tmp_path):
     records, _ = joined(tmp_path, [answer_row(82, "two")], tmp_path / "mine.jsonl", "a/b/answers.jsonl", "mine.jsonl")
     assert texts(records[0]) == [("user", "how many?"), ("assistant", "two")]
     assert records[0].source == str(path)
+    with pytest.raises(ValueError, match=r"no row needs the questions of .*: all have prompts of their own"):
+        joined(tmp_path, [{"prompt": "who?", "output": "me"}], tmp_path / "mine.jsonl", name="mine.jsonl")
 
 
 def test_the_outer_tokens_of_a_long_prompt_are_not_compared():

@@ -130,7 +130,7 @@ def test_later_turns_are_rendered_like_the_first_or_kept(tokenizer):
 
 
 def test_a_system_message_before_a_rendered_prompt_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"already rendered \(vicuna\), so a system message cannot be put before it"):
+    with pytest.raises(ValueError, match=r"already rendered \(vicuna\), so no system message can come before it"):
         find_template("chat", tokenizer).prompt_ids([Message("system", "x"), Message("user", "USER: a ASSISTANT:")])
 
 
