@@ -114,7 +114,7 @@ def format_of(write: Write, through_special: Callable[[str], str], bos: str) -> 
         return None
     end = through_special(between)
     return Format(
-        "the template's own",
+        "this template",
         rf"(?:^|[>\]])\s*{re.escape(opening)}",
         re.escape(closing),
         first[len(first.rstrip()) :],
