@@ -37,12 +37,16 @@ def with_keys(records: Iterable[Record]) -> list[KeyedRecord]:
 
 
 class AnswerFile:
-    """An append-only JSONL file of answers, with its settings in a file beside it."""
+    """An append-only JSONL file of answers, with its settings in a file beside it.
+
+    A record that cannot be answered has a row with `error`; `errors` holds those written since the file was opened.
+    """
 
     def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
         self.path = Path(path)
         self.config = config
         self.done: set[str] = set()
+        self.errors: dict[str, str] = {}
         self._file: BufferedWriter | None = None
 
     def __enter__(self) -> AnswerFile:
@@ -69,6 +73,8 @@ class AnswerFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.done.add(key)
+        if error := row.get("error"):
+            self.errors[key] = error
 
     def _check_config(self) -> None:
         """Refuse to continue answers of other settings, unless there is no answer yet."""
@@ -132,12 +138,19 @@ class Conversation:
         self.prompts.append(list(prompt))
         self.token_ids.append(list(token_ids))
 
-    def row(self) -> dict[str, Any]:
-        """What the file keeps. A record of one turn is flat, so that the reader finds its token ids."""
+    def row(self, error: str = "") -> dict[str, Any]:
+        """What the file keeps. A record of one turn is flat, so that the reader finds its token ids.
+
+        `error` says why the question asked last, and those after it, have no answer.
+        """
         turns = [message.content for message in self.messages if message.role == "user"]
         outputs = [message.content for message in self.messages if message.role == "assistant"]
         row: dict[str, Any] = {"category": self._record.category}
-        if len(turns) == 1:
+        if error:
+            row["error"] = error
+        if not outputs:
+            row["turns"] = turns
+        elif len(turns) == 1:
             row |= {"prompt": turns[0], "output": outputs[0]}
             row |= {"prompt_token_ids": self.prompts[0], "token_ids": self.token_ids[0], "stop": self.stops[0]}
         else:

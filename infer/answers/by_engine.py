@@ -29,6 +29,8 @@ def answer_all(
 ) -> None:
     """Answer every turn of the records that `out` lacks. `drafter` is bound already.
 
+    A prompt that does not fit the target's context ends its record with an error, and no other.
+
     `progress(done, total, tokens)` is called after every row.
     """
     missing = out.missing(records)
@@ -43,14 +45,20 @@ def answer_all(
         conversation.take(generation.text, generation.stop, prompts[key], generation.token_ids)
         tokens += len(generation.token_ids)
         if conversation.finished:
-            out.write(key, open_now.pop(key).row())
-            if progress is not None:
-                progress(len(out.done), len(records), tokens)
+            end(key)
+
+    def end(key: str, error: str = "") -> None:
+        out.write(key, open_now.pop(key).row(error))
+        if progress is not None:
+            progress(len(out.done), len(records), tokens)
 
     for at in range(0, len(missing), batch_size * CHUNK):
         open_now = {one.key: Conversation(one.record) for one in missing[at : at + batch_size * CHUNK]}
         while open_now:
             prompts = {key: template.prompt_ids(conversation.ask()) for key, conversation in open_now.items()}
+            for key in [key for key, prompt in prompts.items() if len(prompt) >= target.max_positions]:
+                length = len(prompts.pop(key))
+                end(key, f"the prompt has {length} tokens, but the target's context ends at {target.max_positions}")
             rows = [
                 Row(f"{key}/{len(open_now[key].stops)}", prompt, settings, stops, target.tokenizer)
                 for key, prompt in prompts.items()

@@ -101,6 +101,12 @@ def answer_through(
     progress: Callable[[int, int, int], None] | None = None,
 ) -> None:
     """Answer the records that `out` lacks, `concurrency` at a time; `progress(done, total, tokens)` after every row."""
+    for one in records:
+        if name := template.rendered_format(one.record.prompt):
+            raise ValueError(
+                f"{one.record.source} row {one.record.row}: the prompt is already rendered ({name}), and a server "
+                "wraps every prompt in its own template: give prompts without one, or answer with --target"
+            )
     waiting = iter(out.missing(records))
     tokens = 0
     with ThreadPoolExecutor(concurrency) as pool:

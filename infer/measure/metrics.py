@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.contract.trace import StepTrace
+from draftsmith.infer.contract.trace import Generation, StepTrace
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
@@ -201,6 +201,19 @@ def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
         "by_source": by_source(traces),
         "by_exit": by_exit(traces),
         "exits_by_depth": exits_by_depth(traces),
+    }
+
+
+def speed_figures(done: Sequence[Generation]) -> dict[str, Any]:
+    """What one run says about speed: a speedup needs plain decoding beside it, which only a benchmark has."""
+    totals = Totals.of(trace for generation in done for trace in generation.traces)
+    return {
+        "tokens": totals.committed,
+        "tokens_per_s": totals.tokens_per_s,
+        "accepted_length": totals.accepted_length,
+        "acceptance_rate": totals.acceptance_rate,
+        "prefill_s": sum(generation.prefill_s for generation in done),
+        "decode_s": totals.decode_s,
     }
 
 

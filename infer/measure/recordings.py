@@ -1,26 +1,39 @@
 """Recorded answers: read from records, split into an indexed and a replayed part, and checked for leakage.
 
+Spec-Bench's and FastChat's answer files (and those of `draftsmith bench`) hold no prompts: these come from the file of
+questions, by question_id.
+
 A split `time:0.9` divides the conversations by time, `time:2026-05-01` at a date, `rows:0.9` in reading order. All
 answers of a conversation fall on one side, so that no answer is drafted from its own conversation's earlier turns in an
-index. An answer leaks if a drafter's store already holds it verbatim, within one document.
+index. An answer or a prompt leaks if a drafter's store already holds it verbatim, within one document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
-from draftsmith.infer.text.record import TIME_FIELDS, Record
+from draftsmith.infer.measure.answer_files import FAILED_TURN
+from draftsmith.infer.text.record import TIME_FIELDS, Message, Record
+from draftsmith.infer.text.records import ReadReport, read_records
 from draftsmith.infer.text.rendering import Template, last_answer
+from draftsmith.infer.text.tokenizer import Encoder
+
+# What our run folders, Spec-Bench and FastChat call the questions of answer files.
+QUESTION_FILES = ("questions.jsonl", "question.jsonl")
+# The outer tokens of longer prompts are not compared: spaces and line breaks around a prompt change them.
+SHORT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
     """Token ids of a prompt as it was served and of the answer to it.
 
-    `conversation` is the row that it was read from; `time` is in seconds since 1970, None where the row has none.
+    `conversation` is the row that it was read from; `time` is in seconds since 1970, None where the row has none;
+    `question` is the user's last message alone, empty where the row has only token ids.
     """
 
     key: str
@@ -29,22 +42,93 @@ class Recording:
     answer: list[int]
     conversation: str = ""
     time: float | None = None
+    question: list[int] = field(default_factory=list)
+
+
+def with_questions(
+    records: Iterable[Record], questions: str | Path | None = None, report: ReadReport | None = None
+) -> Iterator[Record]:
+    """Give answers that have no prompts those of their questions; other records pass unchanged.
+
+    Args:
+        records: as read.
+        questions: their file; by default questions.jsonl or question.jsonl beside the answers or one folder up.
+        report: counts the answers that are left out, because they failed or their question is missing.
+    """
+    report = ReadReport() if report is None else report
+    files: dict[Path, dict[str, Record]] = {}
+    missing, found = "", 0
+    for record in records:
+        if not record.outputs or record.messages or record.token_ids:
+            yield record
+            continue
+        path = Path(questions).expanduser() if questions else _questions_beside(record.source)
+        if path not in files:
+            files[path] = {one.id: one for one in read_records([path], need="questions")}
+        question = files[path].get(record.id)
+        if problem := _misfit(record, question):
+            report.used -= 1
+            report.skip(problem, f"{record.source} row {record.row}")
+            missing = missing or f"{record.source} row {record.row}: {problem} (question_id {record.id}, {path})"
+        elif question is not None:
+            found += 1
+            yield _joined(record, question)
+    if missing and not found:
+        raise ValueError(f"no answer fits its question; {missing}")
+    if questions and not found:
+        raise ValueError(f"no row needs the questions of {questions}: all have prompts of their own")
+
+
+def _questions_beside(source: str) -> Path:
+    folder = Path(source).absolute().parent
+    for path in (place / name for place in (folder, folder.parent) for name in QUESTION_FILES):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"{source} holds answers without their prompts, and there is no {' or '.join(QUESTION_FILES)} beside it or one "
+        "folder up: give --questions FILE"
+    )
+
+
+def _misfit(record: Record, question: Record | None) -> str:
+    """Why an answer cannot be joined with its question; empty if it can."""
+    if FAILED_TURN in record.outputs and not record.token_ids_by_turn:
+        return "an answer that failed"
+    if question is None:
+        return "its question is not in the file of questions"
+    return "more answers than the question has turns" if len(record.outputs) > len(question.questions) else ""
+
+
+def _joined(record: Record, question: Record) -> Record:
+    messages = [Message("system", question.system)] if question.system else []
+    for asked, answer in zip(question.questions, record.outputs):
+        messages += [Message("user", asked), Message("assistant", answer)]
+    return replace(record, messages=messages, outputs=[], category=record.category or question.category)
 
 
 def recordings(records: Iterable[Record], template: Template) -> list[Recording]:
     """Every answered turn of every record; token ids in the record are used unchanged."""
+    encoder = Encoder(template.tokenizer, add_special_tokens=False)
     found: list[Recording] = []
     for record in records:
         row = f"{record.source}:{record.row}"
         turns = list(_answered(record, template))
         # A record with one answer gives it the row's name.
         names = [row] if record.token_ids else [f"{row}/{turn}" for turn in range(len(turns))]
-        for name, (prompt, answer) in zip(names, turns):
+        asked = [*_asked(record), *[""] * len(turns)]
+        for name, (prompt, answer), text in zip(names, turns, asked):
             if answer:
-                found.append(Recording(name, record.category, prompt, answer, row, record.time))
+                question = encoder.encode(text)
+                found.append(Recording(name, record.category, prompt, answer, row, record.time, question))
     if not found:
         raise ValueError("no record holds an answer to replay")
     return found
+
+
+def _asked(record: Record) -> list[str]:
+    """The user's last message before every answer."""
+    before = [record.prompt] if record.token_ids else [messages for messages, _ in record.exchanges()]
+    return [next((one.content for one in messages[::-1] if one.role == "user"), "") for messages in before]
 
 
 def _answered(record: Record, template: Template) -> Iterable[tuple[list[int], list[int]]]:
@@ -52,7 +136,8 @@ def _answered(record: Record, template: Template) -> Iterable[tuple[list[int], l
     if record.token_ids:
         return [(list(record.prompt_token_ids) or template.prompt_ids(record.prompt), list(record.token_ids))]
     if record.token_ids_by_turn:
-        return zip(map(list, record.prompt_token_ids_by_turn), map(list, record.token_ids_by_turn))
+        prompts = record.prompt_token_ids_by_turn or [template.prompt_ids(before) for before, _ in record.exchanges()]
+        return zip(map(list, prompts), map(list, record.token_ids_by_turn))
     return [last_answer(template, [*before, answer]) for before, answer in record.exchanges()]
 
 
@@ -149,11 +234,43 @@ def without_ends(answer: Sequence[int], ends: Collection[int]) -> list[int]:
     return ids
 
 
-def leakage(answers: Sequence[Sequence[int]], held: Sequence[bool]) -> dict[str, Any]:
-    """Number and shares of the answers that a drafter's store holds.
+def prompt_to_find(stream: Recording, ends: Collection[int]) -> list[int]:
+    """What of a prompt a store is searched for: the user's message, or where only ids are known, the whole prompt."""
+    ids = stream.question or without_ends(without_ends(stream.prompt, ends)[::-1], ends)[::-1]
+    return ids[1:-1] if len(ids) > SHORT else ids
 
-    Short answers occur in many stores and prove nothing, so the share is given in answers and in tokens.
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Whether a drafter's store held an answer, and its prompt, before it was replayed."""
+
+    answer: bool
+    prompt: bool
+
+    @property
+    def any(self) -> bool:
+        return self.answer or self.prompt
+
+
+def leakage(streams: Sequence[Recording], held: Sequence[Held]) -> dict[str, Any]:
+    """Numbers and shares of the answers and of the prompts that a drafter's store holds, and how many that leaves out.
+
+    Short texts occur in many stores and prove nothing, so shares are given of texts and of tokens.
     """
-    tokens = sum(len(answer) for answer in answers)
-    leaked = sum(len(answer) for answer, is_held in zip(answers, held, strict=True) if is_held)
-    return {"answers": sum(held), "share": sum(held) / len(held), "token_share": leaked / max(tokens, 1)}
+    answers = _shares([one.answer for one in streams], [one.answer for one in held])
+    prompts = _shares([one.prompt for one in streams], [one.prompt for one in held])
+    return {
+        "answers": answers[0],
+        "share": answers[1],
+        "token_share": answers[2],
+        "prompts": prompts[0],
+        "prompt_share": prompts[1],
+        "prompt_token_share": prompts[2],
+        "left_out": sum(one.any for one in held),
+    }
+
+
+def _shares(texts: Sequence[Sequence[int]], held: Sequence[bool]) -> tuple[int, float, float]:
+    tokens = sum(map(len, texts))
+    leaked = sum(len(text) for text, is_held in zip(texts, held, strict=True) if is_held)
+    return sum(held), sum(held) / len(held), leaked / max(tokens, 1)

@@ -21,7 +21,7 @@ from draftsmith.infer.engine.generate import BUDGET, generate
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.metrics import trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES, predict_replayed
-from draftsmith.infer.measure.recordings import Recording, leakage, without_ends
+from draftsmith.infer.measure.recordings import Held, Recording, leakage, prompt_to_find, without_ends
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
 
@@ -31,7 +31,7 @@ class ReplayProgress(Protocol):
 
 @runtime_checkable
 class Holder(Protocol):
-    """A drafter with a store that can be searched for an answer."""
+    """A drafter with a store that can be searched for an answer or a prompt."""
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether `ids` occur in a row within one document."""
@@ -40,10 +40,10 @@ class Holder(Protocol):
 
 @dataclass(slots=True)
 class Replayed:
-    """One drafter's generations, and which answers it held beforehand (empty for a drafter without a store)."""
+    """One drafter's generations, and what it held of each beforehand (empty for a drafter without a store)."""
 
     done: list[Generation] = field(default_factory=list)
-    held: list[bool] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
 
     @property
     def traces(self) -> list[StepTrace]:
@@ -117,7 +117,8 @@ class Replay:
         ends = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
         for number, stream in enumerate(self.streams, start=1):
             if isinstance(drafter, Holder):
-                found.held.append(drafter.holds(without_ends(stream.answer, ends)))
+                answer, prompt = without_ends(stream.answer, ends), prompt_to_find(stream, ends)
+                found.held.append(Held(drafter.holds(answer), drafter.holds(prompt)))
             row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
             found.done += generate(target, drafter, [row], budget=self.budget)
             if self.arrival and isinstance(drafter, DocumentLearner):
@@ -127,15 +128,15 @@ class Replay:
         return found
 
     def figures(self, found: Replayed) -> dict[str, Any]:
-        """The figures of a benchmark that a replay can give, under the same names; with and without leaked answers."""
+        """The figures of a benchmark that a replay can give, under the same names; with and without leaked ones."""
         figures = self._counts(found.done)
         times = sorted(trace.propose_s for trace in found.traces)
         figures["propose_p50_s"] = times[len(times) // 2]
         figures["propose_p99_s"] = times[int(len(times) * 0.99)]
         figures["leakage"] = None
         if found.held:
-            clean = [generation for generation, held in zip(found.done, found.held) if not held]
-            figures["leakage"] = leakage([one.answer for one in self.streams], found.held)
+            clean = [generation for generation, held in zip(found.done, found.held) if not held.any]
+            figures["leakage"] = leakage(self.streams, found.held)
             figures["leakage"]["without"] = self._counts(clean) if clean else None
         return figures
 

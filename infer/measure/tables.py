@@ -16,8 +16,6 @@ SHOWN = 5
 WIDTH = 240
 # Drafts with more nodes than this can be made smaller, which pays where passes are expensive.
 FEW_NODES = 8
-REPLAY_COLUMNS = ["drafter", "accepted_length", "acceptance_rate", "hit_rate", "nodes/step", "propose p50 ms", "p99 ms"]
-REPLAY_COLUMNS += ["steps"]
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -249,21 +247,19 @@ def _where(difference: dict[str, Any]) -> str:
 
 
 def replay_tables(results: dict[str, Any]) -> list[RenderableType]:
-    table = table_of(REPLAY_COLUMNS)
+    accepted = table_of(["drafter", "accepted_length", "acceptance_rate", "hit_rate", "steps"])
+    cost = table_of(["drafter", "nodes/step", "propose p50 ms", "p99 ms"])
     for name, row in results["drafters"].items():
-        table.add_row(
-            Text(name),
-            with_interval(row["accepted_length"], row["accepted_length_interval"]),
-            percent(row["acceptance_rate"]),
-            percent(row["hit_rate"]),
-            number(row["nodes_per_step"], 1),
-            number(row["propose_p50_s"] * 1e3, 3),
-            number(row["propose_p99_s"] * 1e3, 3),
-            str(row["steps"]),
-        )
-    shown: list[RenderableType] = [table, Text(), *map(Text, replay_notes(results))]
+        length = with_interval(row["accepted_length"], row["accepted_length_interval"])
+        shares = (percent(row["acceptance_rate"]), percent(row["hit_rate"]))
+        accepted.add_row(Text(name), length, *shares, str(row["steps"]))
+        times = [number(row[key] * 1e3, 3) for key in ("propose_p50_s", "propose_p99_s")]
+        cost.add_row(Text(name), number(row["nodes_per_step"], 1), *times)
+    shown: list[RenderableType] = [accepted, Text(), cost, Text(), *map(Text, replay_notes(results))]
     if any(row["predicted"] for row in results["drafters"].values()):
-        shown += [Text(), predicted_table(results), *map(Text, predicted_notes(results))]
+        for title, key in (("Predicted speedup", "speedup"), ("Break-even", "break_even")):
+            shown += [Text(), Text(f"{title}, by batch size"), predicted_table(results, key)]
+        shown += [Text(), *map(Text, predicted_notes(results))]
     return shown
 
 
@@ -284,29 +280,30 @@ def replay_notes(results: dict[str, Any]) -> Iterator[str]:
 
 
 def leakage_warnings(results: dict[str, Any]) -> Iterator[str]:
-    """One line for each drafter whose store holds some of the answers verbatim."""
+    """One line for each drafter whose store holds some of the answers or prompts verbatim."""
     for name, row in results["drafters"].items():
         leaked = row["leakage"]
-        if not leaked or not leaked["answers"]:
+        if not leaked or not leaked["left_out"]:
             continue
         without = leaked["without"]
-        rest = "no other answers are left"
+        rest = "nothing else is left"
         if without:
             figure = with_interval(without["accepted_length"], without["accepted_length_interval"])
             rest = f"accepted_length without them {figure}"
         yield (
             f"warning: {name} already holds {leaked['answers']} of {results['streams']} answers verbatim "
-            f"({percent(leaked['share'])}, {percent(leaked['token_share'])} of the tokens): {rest}"
+            f"({percent(leaked['token_share'])} of their tokens) and {leaked['prompts']} prompts "
+            f"({percent(leaked['prompt_token_share'])}): {rest}"
         )
 
 
-def predicted_table(results: dict[str, Any]) -> RenderableType:
-    """Speedup and break-even by batch size."""
+def predicted_table(results: dict[str, Any], key: str) -> RenderableType:
+    """Speedup or break-even, one column per batch size, and up to which the drafter pays."""
     sizes = [row["batch_size"] for row in next(iter(results["drafters"].values()))["predicted"]["by_batch_size"]]
-    table = table_of(["predicted speedup (break-even)", *(f"batch {size}" for size in sizes), ""])
+    table = table_of(["drafter", *map(str, sizes), ""])
     for name, row in results["drafters"].items():
         found = row["predicted"]
-        cells = [f"{number(one['speedup'])} ({number(one['break_even'])})" for one in found["by_batch_size"]]
+        cells = [number(one[key]) for one in found["by_batch_size"]]
         table.add_row(Text(name), *cells, Text(pays(found["off_above"], max(sizes))))
     return table
 

@@ -38,8 +38,9 @@ class Record:
     """One row of input text. Fields that the row does not have are empty.
 
     `messages`: a conversation. `turns`: user turns without answers. `outputs`: answers whose prompts are in another
-    file (Spec-Bench's answer files). `text`: a plain document. `token_ids`: the answer (or document) as emitted;
-    `prompt_token_ids`: its prompt. Of several turns: `token_ids_by_turn` and `prompt_token_ids_by_turn`.
+    file (Spec-Bench's and FastChat's answer files). `text`: a plain document. `token_ids`: the answer (or document) as
+    emitted; `prompt_token_ids`: its prompt. Of several turns: `token_ids_by_turn` and `prompt_token_ids_by_turn`, which
+    answer files lack.
     `time`: seconds since 1970.
     """
 
@@ -82,7 +83,7 @@ class Record:
     def prompt(self) -> list[Message]:
         """The first prompt: the messages before the first answer, or the first unanswered turn."""
         if self.turns:
-            return [Message("user", self.turns[0])]
+            return [*self.messages, Message("user", self.turns[0])]
         first = next((i for i, message in enumerate(self.messages) if message.role == "assistant"), len(self.messages))
         return self.messages[:first]
 

@@ -158,11 +158,18 @@ def _read_sharegpt(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
 def _read_answer(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
     if len(row["choices"]) > 1:
         note(MANY_CHOICES)
-    return {"outputs": texts_of(row["choices"][0]["turns"], "choices[0].turns")}
+    choice = row["choices"][0]
+    outputs = texts_of(choice["turns"], "choices[0].turns")
+    given = choice.get("token_ids") or []
+    if not isinstance(given, list) or len(given) not in (0, len(outputs)):
+        raise Unusable("choices[0].token_ids has not one list per turn")
+    return {"outputs": outputs, "token_ids_by_turn": [ids_of({"token_ids": ids}, "token_ids") for ids in given]}
 
 
 def _read_question(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    return {"turns": texts_of(row["turns"], "turns")}
+    system = row.get("system")
+    messages = [Message("system", text_of(system, "system"))] if system else []
+    return {"turns": texts_of(row["turns"], "turns"), "messages": messages}
 
 
 def _read_recorded(row: Mapping[str, Any], note: Note) -> dict[str, Any]:

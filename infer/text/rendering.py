@@ -15,8 +15,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.text.already_rendered import KNOWN, Format, format_of
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.tokenizer import Encoder, tokenizer_fingerprint
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 # An answer that shows what a template puts before and after one.
 PROBE = "draftsmithanswerprobe"
+# Characters shown of a prompt in a notice.
+SHOWN = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,15 @@ class Rendered:
 class Template:
     """How a target is served: conversations in, token ids out.
 
-    `write(messages, generation)` gives the text of a conversation; `identity` is equal for templates that write alike.
+    A conversation that begins with a prompt that is rendered already is not wrapped again.
+
+    Args:
+        write: `write(messages, generation)` gives the text of a conversation.
+        identity: equal for templates that write alike.
+        name: by which `find_template` finds the template again.
+        detect: whether prompts may be rendered already.
+
+    `notice`, if set, is called with one line when the first prompt that is rendered already is met.
     """
 
     def __init__(
@@ -49,8 +61,13 @@ class Template:
         *,
         add_special_tokens: bool,
         system: str | None = None,
+        name: str = "",
+        detect: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
+        self.name = name
+        self._detect = detect
+        self.notice: Callable[[str], None] | None = None
         self._write = write
         self._identity = identity
         self._encoder = Encoder(tokenizer, add_special_tokens)
@@ -58,6 +75,8 @@ class Template:
 
     def text(self, messages: Sequence[Message], generation: bool) -> str:
         """The text of a conversation; `generation` adds the opening of the next answer."""
+        if kept := self._kept(messages):
+            return kept.text(messages, generation)
         messages = self._without_end_tokens(messages)
         if self._system is not None and not (messages and messages[0].role == "system"):
             messages = [Message("system", self._system), *messages]
@@ -65,6 +84,8 @@ class Template:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt for an answer to `messages`."""
+        if kept := self._kept(messages):
+            return kept.prompt_ids(messages)
         return self._encoder.encode(self.text(messages, generation=True))
 
     def render(self, messages: Sequence[Message]) -> Rendered:
@@ -82,6 +103,8 @@ class Template:
 
         An end token that a record keeps in an answer is not doubled.
         """
+        if kept := self._kept(messages):
+            return kept.render_served(messages)
         messages = self._without_end_tokens(messages)
         answered = [i for i, message in enumerate(messages) if message.role == "assistant"]
         if not answered:
@@ -98,6 +121,45 @@ class Template:
         """Equal for templates that render all conversations alike."""
         parts = [*self._identity, tokenizer_fingerprint(self.tokenizer)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def rendered_format(self, messages: Sequence[Message]) -> str:
+        """The name of the format that the first prompt is already rendered in; empty if it is not."""
+        first = next((message.content for message in messages if message.role == "user"), "")
+        return next((one.name for one in self._formats if one.matches(first)), "")
+
+    def _kept(self, messages: Sequence[Message]) -> Template | None:
+        """The template that keeps a prompt which is rendered already; None for any other conversation."""
+        if not (name := self.rendered_format(messages)):
+            return None
+        if messages[0].role != "user":
+            raise ValueError(
+                f"the prompt is already rendered ({name}), so no {messages[0].role} message can come before it: "
+                "leave one of them out"
+            )
+        if self.notice is not None:
+            start = " ".join(messages[0].content.split())[:SHOWN]
+            self.notice(f"prompts already rendered ({name}) are kept; the first: {start}...")
+            self.notice = None
+        return self._kept_by_format[name]
+
+    @cached_property
+    def _formats(self) -> list[Format]:
+        """The formats that a prompt may be rendered in: this template's own, and those that are widely used."""
+        if not self._detect:
+            return []
+        own = format_of(self._write, self._encoder.through_special, self.tokenizer.bos_token or "")
+        return [own, *KNOWN] if own else list(KNOWN)
+
+    @cached_property
+    def _kept_by_format(self) -> dict[str, Template]:
+        eos, special = self.tokenizer.eos_token or "\n", self._encoder.special
+        found = {}
+        for one in self._formats:
+            usable = one if one not in KNOWN or one.end in special else replace(one, end="")
+            found[one.name] = Template(
+                self.tokenizer, usable.write(eos), [one.name], add_special_tokens=True, detect=False
+            )
+        return found
 
     def _without_end_tokens(self, messages: Sequence[Message]) -> list[Message]:
         """Answers without the special token that ends them: the template adds it."""
@@ -142,7 +204,7 @@ def render_record(template: Template, record: Record) -> list[Rendered]:
         if not prompt and record.messages:
             prompt = template.prompt_ids(record.prompt)
         return [_sample(prompt, record.token_ids)]
-    if record.token_ids_by_turn:
+    if record.prompt_token_ids_by_turn:
         samples: list[Rendered] = []
         for prompt, answer in zip(record.prompt_token_ids_by_turn, record.token_ids_by_turn):
             _join(samples, prompt, answer)

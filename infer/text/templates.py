@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.record import Message
@@ -25,22 +26,43 @@ __all__ = [
 ]
 
 
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def find_template(
     name: str,
     tokenizer: PreTrainedTokenizerBase,
     template_kwargs: Mapping[str, Any] | None = None,
     system: str | None = None,
+    notice: Callable[[str], None] = to_stderr,
 ) -> Template:
-    """`chat` (the tokenizer's own), `plain`, a format that holds `{prompt}`, or the name of a FastChat template."""
+    """The template that `--template` names; its `name` is never `auto`, and finds the same template again.
+
+    Args:
+        name: `chat` (the tokenizer's own), `plain`, a format that holds `{prompt}`, the name of a FastChat template, or
+            `auto`: chat if the tokenizer has a chat template, else plain.
+        tokenizer: of the target.
+        template_kwargs: arguments of the tokenizer's own chat template.
+        system: a system message for conversations without one.
+        notice: called with a line where `auto` falls back to plain, and where prompts are rendered already.
+    """
+    if name == "auto":
+        name = "chat" if tokenizer.chat_template or template_kwargs else "plain"
+        if name == "plain":
+            notice("template: plain, as the tokenizer has no chat template: see --template")
     if name == "chat":
-        return chat_template(tokenizer, template_kwargs, system)
-    if template_kwargs:
+        template = chat_template(tokenizer, template_kwargs, system)
+    elif template_kwargs:
         raise ValueError(f"template_kwargs are for the tokenizer's own chat template, not for {name!r}")
-    if name == "plain" or "{" in name:
+    elif name == "plain" or "{" in name:
         if system is not None:
             raise ValueError("a plain format takes no separate system message: write it into the format")
-        return plain_template(tokenizer, "{prompt}" if name == "plain" else name)
-    return fastchat_template(name, tokenizer, system)
+        template = plain_template(tokenizer, "{prompt}" if name == "plain" else name)
+    else:
+        template = fastchat_template(name, tokenizer, system)
+    template.notice = notice
+    return template
 
 
 def chat_template(
@@ -52,7 +74,7 @@ def chat_template(
     if not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path} has no chat template: name a FastChat template "
-            "(vicuna_v1.1), or a plain format such as 'USER: {prompt} ASSISTANT:'"
+            "(vicuna_v1.1), or a plain format such as 'USER: {prompt} ASSISTANT:' (auto uses plain)"
         )
     kwargs = dict(template_kwargs or {})
 
@@ -68,7 +90,7 @@ def chat_template(
         return text
 
     identity = ["chat", str(tokenizer.get_chat_template()), kwargs, system]
-    return Template(tokenizer, write, identity, add_special_tokens=False, system=system)
+    return Template(tokenizer, write, identity, add_special_tokens=False, system=system, name="chat")
 
 
 def fastchat_template(name: str, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Template:
@@ -99,7 +121,7 @@ def fastchat_template(name: str, tokenizer: PreTrainedTokenizerBase, system: str
     if system is not None:
         probe.insert(0, Message("system", system))
     identity = ["fastchat", write(probe, True), {"name": name}, None]
-    return Template(tokenizer, write, identity, add_special_tokens=True, system=system)
+    return Template(tokenizer, write, identity, add_special_tokens=True, system=system, name=name)
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase, format: str = "{prompt}") -> Template:
@@ -128,4 +150,5 @@ def plain_template(tokenizer: PreTrainedTokenizerBase, format: str = "{prompt}")
                 raise ValueError(f"a plain format cannot hold a {message.role} message (turn {i + 1})")
         return "".join(parts)
 
-    return Template(tokenizer, write, ["plain", format + end, {}, None], add_special_tokens=True)
+    name = "plain" if format == "{prompt}" else format
+    return Template(tokenizer, write, ["plain", format + end, {}, None], add_special_tokens=True, name=name)

@@ -82,7 +82,7 @@ class Encoder:
 
     def through_special(self, text: str) -> str:
         """`text` up to and including its first special token, where the model stops; all of it if there is none."""
-        found = [(text.index(token), -len(token)) for token in self._special if token in text]
+        found = [(text.index(token), -len(token)) for token in self.special if token in text]
         if not found:
             return text
         start, minus_length = min(found)
@@ -90,11 +90,12 @@ class Encoder:
 
     def without_end(self, text: str) -> str:
         """`text` without a special token at its end."""
-        end = next((token for token in self._special if text.endswith(token)), "")
+        end = next((token for token in self.special if text.endswith(token)), "")
         return text.removesuffix(end)
 
     @cached_property
-    def _special(self) -> set[str]:
+    def special(self) -> set[str]:
+        """The special tokens, as text."""
         added: dict[int, Any] = getattr(self.tokenizer, "added_tokens_decoder", {})
         return {*self.tokenizer.all_special_tokens, *(str(token) for token in added.values() if token.special)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,9 @@ from draftsmith.recipes.cli.progress import progress
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
+    from draftsmith.infer.text.rendering import Template
 
+SHOWN = 5
 PRESETS: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "nucleus": {"temperature": 0.7, "top_p": 0.95}}
 
 
@@ -33,11 +36,11 @@ def answers(
     batch_size: int = 8,
     limit: int | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
-    template: str = "chat",
+    template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     json: bool = False,
-) -> None:
+) -> int:
     """Answer every prompt and keep the token ids; run it again after an interruption to resume.
 
     Example: draftsmith answers --target DIR --data prompts.jsonl --out answers.jsonl --preset nucleus
@@ -59,7 +62,8 @@ def answers(
         batch_size: answers decoded together, or concurrent requests.
         limit: read at most this many prompts.
         on_bad: rows that are not valid JSON or UTF-8: raise an error, or skip and count them.
-        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
+            {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         json: print one JSON object on the last line.
@@ -70,6 +74,7 @@ def answers(
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.recipes.cli.inputs import read_questions
 
     if (target is None) == (server is None):
@@ -79,53 +84,56 @@ def answers(
     asked = with_keys(read_questions(data, limit, on_bad))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}
+    if server and tokenizer is None:
+        raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)
+    form = find_template(template, load_tokenizer(str(tokenizer)) if loaded is None else loaded.tokenizer)
+    config["template"] = form.name
     settings = resolve_settings(None if loaded is None else loaded.generation_config, **wanted)
     began = time.perf_counter()
     with AnswerFile(out, config | {"sampling": settings.to_json()}) as file:
         before = len(file.done)
         if loaded is None:
             assert server is not None
-            _through_server(server, model, tokenizer, template, asked, settings, max_new_tokens, batch_size, file)
+            _through_server(server, model, form, asked, settings, max_new_tokens, batch_size, file)
         else:
-            _by_engine(loaded, drafters, template, asked, settings, max_new_tokens, batch_size, file)
+            _by_engine(loaded, drafters, form, asked, settings, max_new_tokens, batch_size, file)
         seconds = time.perf_counter() - began
-        summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": seconds}
+        failed = len(file.errors)
+        summary = {"out": out, "answered": len(file.done) - before - failed, "failed": failed}
+        summary |= {"there_already": before, "seconds": seconds}
+    for key, error in list(file.errors.items())[:SHOWN]:
+        print(f"question {key} has no answer: {error}", file=sys.stderr)
     if json:
         print(dumps(summary))
     else:
-        print(f"{summary['answered']} answers in {seconds:.1f} s, {before} were there already: {out}")
+        counts = f", {failed} failed" if failed else ""
+        print(f"{summary['answered']} answers in {seconds:.1f} s{counts}, {before} were there already: {out}")
+    return int(failed > 0 and failed == len(file.done))
 
 
 def _by_engine(
-    loaded: HFTarget, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
+    loaded: HFTarget, drafters: str, form: Template, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
     from draftsmith.infer.contract.row import Stops
-    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import one_drafter
 
     drafter = one_drafter(drafters)
-    assert loaded.tokenizer is not None
     drafter.bind(loaded)
-    rendered = find_template(template, loaded.tokenizer)
     stops = Stops(max_new_tokens, loaded.eos_ids)
-    answer_all(loaded, drafter, asked, rendered, settings, stops, file, batch_size=batch_size, progress=_Progress())
+    answer_all(loaded, drafter, asked, form, settings, stops, file, batch_size=batch_size, progress=_Progress())
 
 
 def _through_server(
-    server: str, model: str, tokenizer: str | None, template: str, asked: Any, settings: Any, max_new_tokens: int,
+    server: str, model: str, form: Template, asked: Any, settings: Any, max_new_tokens: int,
     concurrency: int, file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_server import Server, answer_through
-    from draftsmith.infer.text.templates import find_template, load_tokenizer
 
-    if tokenizer is None:
-        raise ValueError("--server needs --tokenizer as well: answers keep token ids")
-    rendered = find_template(template, load_tokenizer(tokenizer))
     to = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
-    answer_through(to, asked, rendered, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress())
+    answer_through(to, asked, form, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress())
 
 
 class _Progress:

@@ -33,7 +33,7 @@ def bench(
     min_distinct: float = 0.0,
     repeats: int = 1,
     warmup: int = 1,
-    template: str = "chat",
+    template: str = "auto",
 ) -> int:
     """Measure drafters against plain decoding: speed, acceptance, and whether the answers are equal.
 
@@ -60,7 +60,8 @@ def bench(
         min_distinct: leave answers that loop out of the figures: those with a smaller share of distinct 4-grams.
         repeats: how many times to measure each question.
         warmup: batches that each runner answers first, without measuring them.
-        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
+            {prompt}, or a FastChat name.
     """
     config = dict(locals())
     from draftsmith.infer.files.provenance import provenance
@@ -123,6 +124,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     tokenizer = target.tokenizer
     assert tokenizer is not None
     template = find_template(config["template"], tokenizer)
+    config["template"] = template.name
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
     stops = Stops(config["max_new_tokens"], target.eos_ids)

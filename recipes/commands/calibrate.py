@@ -27,7 +27,7 @@ def calibrate(
     limit: int | None = None,
     min_distinct: float = 0.0,
     seconds: float = 60.0,
-    template: str = "chat",
+    template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -53,7 +53,8 @@ def calibrate(
         limit: read at most this many prompts.
         min_distinct: leave out answers that loop: those with a smaller share of distinct 4-grams.
         seconds: time limit for timing passes; 0 times none.
-        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
+            {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         seed: random seed of sampling, and of the split into fitting and held-out prompts.
@@ -122,6 +123,7 @@ def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> 
 
     records = read_questions(config["data"], config["limit"])
     template = find_template(config["template"], loaded.tokenizer)
+    config["template"] = template.name
     progress, size = _progress("target", "answers written"), config["batch_size"]
     answers = answer_prompts(loaded, records, template, settings, stops, batch_size=size, progress=progress)
     kept = without_loops(answers, config["min_distinct"])

@@ -45,7 +45,7 @@ class Lengths:
 def data(
     data: list[str],
     tokenizer: str | None = None,
-    template: str = "chat",
+    template: str = "auto",
     template_kwargs: dict[str, Any] | None = None,
     show: int = 1,
     limit: int | None = None,
@@ -59,8 +59,8 @@ def data(
     Args:
         data: files, folders, or data sets on the Hub (owner/name[:split]).
         tokenizer: folder or Hub name of a tokenizer, to show token lengths and rendered conversations.
-        template: how conversations are rendered: chat (the tokenizer's own), plain, a format such as
-            'USER: {prompt} ASSISTANT:', or a FastChat name (vicuna_v1.1).
+        template: how conversations are rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
+            a format such as 'USER: {prompt} ASSISTANT:', or a FastChat name (vicuna_v1.1).
         template_kwargs: arguments of the chat template (enable_thinking: false).
         show: number of rendered conversations to show.
         limit: read at most this many records.
@@ -84,7 +84,8 @@ def data(
                 _show(console, served.tokenizer, record, sample)
     _print(console, report, lengths, refused)
     if json:
-        print(json_module.dumps({**report.to_json(), "lengths": lengths.summary(), "not_rendered": refused}))
+        used = {} if served is None else {"template": served.name}
+        print(json_module.dumps({**report.to_json(), "lengths": lengths.summary(), "not_rendered": refused} | used))
 
 
 def _render(template: Template, record: Record, refused: Counter[str]) -> Iterator[Rendered]:

@@ -28,9 +28,10 @@ def generate(
     stop_ids: list[int] | None = None,
     seed: int = 0,
     batch_size: int = 1,
-    template: str = "chat",
+    template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    stats: bool = False,
     json: bool = False,
 ) -> None:
     """Generate text; a drafter makes it faster and does not change the output.
@@ -53,17 +54,20 @@ def generate(
         stop_ids: token ids that end an answer, in addition to the model's own.
         seed: random seed of sampling.
         batch_size: answers decoded together.
-        template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
+        template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
+            {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        stats: after the text, print tokens/s, accepted_length and times to standard error; the JSON always has them.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.contract.row import Row, Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.engine.generate import generate as run
+    from draftsmith.infer.measure.metrics import speed_figures
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.inputs import one_drafter
+    from draftsmith.recipes.cli.inputs import PLAIN, one_drafter
 
     drafter = one_drafter(drafters)
     if batch_size < 1:
@@ -79,14 +83,29 @@ def generate(
     drafter.bind(loaded)
     stream = len(rows) == 1 and not json
     done = run(loaded, drafter, rows, batch_size=batch_size, on_tokens=_Streamed(sys.stdout) if stream else None)
+    figures = {"drafter": drafters or PLAIN} | speed_figures(done)
     if json:
         results = [_result(generation) for generation in done]
-        print(dumps(results[0] if data is None else {"generations": results}, ensure_ascii=False))
+        found = results[0] if data is None else {"generations": results}
+        print(dumps(found | {"stats": figures}, ensure_ascii=False))
     elif stream:
         print()
     else:
         for generation in done:
             print(f"== {generation.row}\n{generation.text}")
+    if stats:
+        print(_stats(figures), file=sys.stderr)
+
+
+def _stats(figures: dict[str, Any]) -> str:
+    """The figures in two lines. There is no speedup: nothing was decoded without the drafter."""
+    numbers = {name: "-" if value is None else f"{value:.2f}" for name, value in figures.items() if name != "drafter"}
+    return (
+        f"{figures['tokens']} tokens, {numbers['tokens_per_s']} tokens/s, prefill {numbers['prefill_s']} s, "
+        f"decode {numbers['decode_s']} s\n"
+        f"drafter {figures['drafter']}: accepted_length {numbers['accepted_length']}, "
+        f"acceptance_rate {numbers['acceptance_rate']}"
+    )
 
 
 def _prompts(prompt: str, data: list[str] | None, system: str) -> list[tuple[str, list[Any]]]:

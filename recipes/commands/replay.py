@@ -8,12 +8,6 @@ from contextlib import ExitStack
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from draftsmith.infer.text.rendering import Template
 
 
 def replay(
@@ -21,6 +15,7 @@ def replay(
     data: list[str],
     tokenizer: str,
     drafters: str,
+    questions: str = "",
     split: str = "",
     arrival: bool = False,
     store_out: str = "",
@@ -40,17 +35,20 @@ def replay(
     Example: draftsmith replay --data logs.jsonl --tokenizer DIR --drafters pld,rest --split time:0.9 --arrival
 
     Args:
-        data: recorded answers: files, folders or `datasets` names; token ids are used if given.
+        data: recorded answers: files, folders or `datasets` names; token ids are used if given. Also Spec-Bench's and
+            FastChat's answer files, and answers/NAME.jsonl of `bench --out`.
         tokenizer: folder or Hub name of the target's tokenizer.
         drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's.
+        questions: the questions of answer files; by default questions.jsonl or question.jsonl beside them or one
+            folder up.
         split: index the earlier part and replay the later: time:0.9 or time:2026-05-01 by the rows' times, rows:0.9 by
             their order.
         arrival: replay in order of arrival, and let drafters index each answer after it was replayed.
         store_out: new folder to keep the store of the split in.
         latency: file of pass costs (`draftsmith plan --out`), to predict speedup and break-even.
         batch_sizes: batch sizes of those predictions.
-        template: how conversations were rendered: auto (the tokenizer's chat template if it has one), chat, plain, a
-            format with {prompt}, or a FastChat name.
+        template: how conversations were rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
+            a format with {prompt}, or a FastChat name.
         temperature: the temperature of the answers; above 0 only drafters that do not sample can be replayed.
         nodes: maximum nodes of a draft.
         depth: maximum depth of a draft.
@@ -62,10 +60,10 @@ def replay(
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.measure import tables
-    from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings
+    from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings, with_questions
     from draftsmith.infer.measure.replay import Replay
     from draftsmith.infer.text.records import ReadReport, read_records
-    from draftsmith.infer.text.templates import load_tokenizer
+    from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.recipes.cli.inputs import leaves_open, parse_drafters
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.retrieval.rest.build import store_answers
@@ -78,16 +76,16 @@ def replay(
         raise ValueError("--store_out needs a split: give --split as well")
     asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
-    template, form = _template(template, loaded)
+    form = find_template(template, loaded)
     report = ReadReport()
     records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)  # type: ignore[arg-type]
-    streams = recordings(records, form)
+    streams = recordings(with_questions(records, questions, report), form)
     with ExitStack() as stack:
         parts = split_recordings(streams, asked) if asked else None
         path = _path(store_out, stack) if parts else None
         chosen = parse_drafters(drafters, {"rest": {"store": str(path)}} if path else {})
         if parts and path and (store_out or leaves_open(drafters, "rest")):
-            store_answers(path, parts.earlier, form, template, {"data": data, "split": parts.to_json()})
+            store_answers(path, parts.earlier, form, form.name, {"data": data, "split": parts.to_json()})
         run = Replay(
             parts.later if parts else arrived(streams) if arrival else streams,
             len(loaded),
@@ -100,8 +98,11 @@ def replay(
             batch_sizes=batch_sizes,
         )
         results = run.results(chosen, lambda done, total, name: progress(f"{name}: {done}/{total}", last=done == total))
+    results["template"] = form.name
     results["split"] = parts.to_json() if parts else None
     if json:
+        if report.used < report.rows:
+            print(*report.lines(), sep="\n", file=sys.stderr)
         for line in tables.leakage_warnings(results):
             print(line, file=sys.stderr)
         print(dumps(results, ensure_ascii=False))
@@ -116,13 +117,3 @@ def _path(store_out: str, stack: ExitStack) -> Path:
     if store_out:
         return Path(store_out).expanduser()
     return Path(stack.enter_context(TemporaryDirectory())) / "store"
-
-
-def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Template]:
-    """The resolved name of the template, and the template."""
-    from draftsmith.infer.text.templates import find_template
-
-    if name == "auto":
-        name = "chat" if tokenizer.chat_template else "USER: {prompt} ASSISTANT:"
-        print(f"rendering conversations with {name!r}", file=sys.stderr)
-    return name, find_template(name, tokenizer)

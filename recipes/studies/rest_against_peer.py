@@ -26,13 +26,13 @@ from draftsmith.infer.measure.bootstrap import speedup_interval
 from draftsmith.infer.measure.recordings import Recording, recordings
 from draftsmith.infer.measure.replay import Replay
 from draftsmith.infer.text.records import read_records
-from draftsmith.infer.text.templates import load_tokenizer
+from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.studies import run_study
 from draftsmith.recipes.studies.rest_scale import latency
 from draftsmith.retrieval.pld import PromptLookup
 from draftsmith.retrieval.rest.build import make_parts
 from draftsmith.retrieval.rest.drafter import Rest
-from draftsmith.retrieval.store.documents import Document, choose_template
+from draftsmith.retrieval.store.documents import Document
 from draftsmith.retrieval.store.segments import Store
 from draftsmith.retrieval.store.writer import build
 
@@ -62,7 +62,7 @@ def rest_against_peer(
     """
     opened = Store.open(store, "rest", "checksums")
     loaded = load_tokenizer(tokenizer)
-    template = choose_template(opened.manifest.template_name, loaded)
+    template = find_template(opened.manifest.template_name, loaded)
     streams = recordings(read_records(data, limit=limit, need="answers"), template)
     if not _has_peer():
         print(f"{PEER} is not installed (pip install {PEER}): REST's own rule is not shown", file=sys.stderr)

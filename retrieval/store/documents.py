@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
-from draftsmith.infer.text.templates import Rendered, Template, find_template, plain_template, render_record
+from draftsmith.infer.text.templates import Rendered, Template, find_template, render_record
 from draftsmith.infer.text.tokenizer import Encoder
 from draftsmith.retrieval.store.segments import check_ids
 
@@ -91,13 +91,6 @@ class DocumentReader:
         yield piece
 
 
-def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template called `name`; `auto` is the tokenizer's own, or plain text if it has none."""
-    if name != "auto":
-        return find_template(name, tokenizer)
-    return find_template("chat", tokenizer) if tokenizer.chat_template else plain_template(tokenizer)
-
-
 def open_reader(
     sources: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -108,9 +101,7 @@ def open_reader(
 ) -> DocumentReader:
     """The documents of files, folders and data sets, for a tokenizer."""
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    return DocumentReader(
-        sources, choose_template(template, tokenizer), vocab_size, content, ReadReport(), on_bad, limit
-    )
+    return DocumentReader(sources, find_template(template, tokenizer), vocab_size, content, ReadReport(), on_bad, limit)
 
 
 def stamp(sources: Sequence[str]) -> list[Any]:

@@ -26,7 +26,7 @@ from draftsmith.infer.text.read_files import find_source
 from draftsmith.infer.text.records import ReadReport, Record, read_records
 from draftsmith.infer.text.templates import Rendered, Template, render_record
 
-FORMAT = 1
+FORMAT = 2
 SHOWN = 3
 TEXT_PROMPT = 32
 

@@ -22,8 +22,8 @@ class Text:
     """The training text and how it is rendered.
 
     Args:
-        template: chat (the tokenizer's own), plain, a format such as 'USER: {prompt} ASSISTANT:', or the name of a
-            FastChat template (vicuna_v1.1).
+        template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format such as
+            'USER: {prompt} ASSISTANT:', or the name of a FastChat template (vicuna_v1.1).
         template_kwargs: passed to the chat template (enable_thinking: false).
         system: system message for conversations without one.
         max_length: tokens of a packed row, and of the longest sequence.
@@ -33,7 +33,7 @@ class Text:
         cache: folder for tokenised data; default: the user's cache folder.
     """
 
-    template: str = "chat"
+    template: str = "auto"
     template_kwargs: dict[str, Any] | None = None
     system: str | None = None
     max_length: int = 2048

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 
 from draftsmith.infer.files.provenance import provenance, without_secrets
 from draftsmith.infer.models.layers import find_parts
-from draftsmith.infer.text.templates import Template, find_template, load_tokenizer
+from draftsmith.infer.text.templates import Template, find_template, load_tokenizer, to_stderr
 from draftsmith.train.data.batches import rank
 from draftsmith.train.drafts.exits import ExitStates, TrainContext
 from draftsmith.train.drafts.init import freeze, init_draft
@@ -52,13 +52,15 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     config = resolved(config)
     record = RunRecord(Path(config.out))
     learned = {"name": type(objective).__name__, **{key.lstrip("_"): value for key, value in vars(objective).items()}}
+    tokenizer = load_tokenizer(config.target)
+    notice = to_stderr if rank() == 0 else lambda line: None
+    template = find_template(config.text.template, tokenizer, config.text.template_kwargs, config.text.system, notice)
+    config = replace(config, text=replace(config.text, template=template.name))
     settings = without_secrets({**asdict(config), "objective": learned})
     facts = {**provenance(sys.argv, settings, config.seed), "settings": settings, "state": "running"}
     first = rank() == 0
     facts = record.open(facts, first)
 
-    tokenizer = load_tokenizer(config.target)
-    template = find_template(config.text.template, tokenizer, config.text.template_kwargs, config.text.system)
     corpus, data = load_data(config, template, first)
     loaded, target, model = _models(config)
     objective.begin(TrainContext(loaded, model, corpus, config.text.max_length, config.machine.device, config.seed))

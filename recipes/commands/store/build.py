@@ -44,8 +44,8 @@ def build_rest(
         out: a new folder.
         tokenizer: folder or Hub name of the tokenizer of the targets to draft for.
         target: folder or Hub name of a target, to use its tokenizer.
-        template: how conversations are rendered: auto (the tokenizer's own template, or plain), chat, plain, a format
-            such as 'USER: {prompt} ASSISTANT:', or the name of a FastChat template.
+        template: how conversations are rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
+            a format such as 'USER: {prompt} ASSISTANT:', or the name of a FastChat template.
         content: what to keep of a conversation: answers, or all. Plain text is always kept whole.
         chunk_tokens: tokens per segment; building holds one segment in memory (about 12 bytes per token).
         limit: the most records to read.
@@ -56,7 +56,9 @@ def build_rest(
 
     reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)
     began = time.perf_counter()
-    build_store(Path(out), reader, template, _provenance(data), stamp(data), chunk_tokens, _segment_progress(began))
+    build_store(
+        Path(out), reader, reader.template.name, _provenance(data), stamp(data), chunk_tokens, _segment_progress(began)
+    )
     show(out, reader.report, json, seconds=time.perf_counter() - began)
 
 
@@ -98,7 +100,7 @@ def build_dresd(
     fit_positions: int = 1_000_000,
     batch_positions: int = 8_192,
     max_length: int = 2_048,
-    template: str = "chat",
+    template: str = "auto",
     template_kwargs: dict[str, Any] | None = None,
     limit: int | None = None,
     on_bad: OnBad = "raise",
@@ -121,7 +123,8 @@ def build_dresd(
         fit_positions: about how many keys to fit the z-score and the PCA on.
         batch_positions: positions per forward pass, padding included.
         max_length: longer sequences are embedded in parts.
-        template: how the target is served: chat, plain, a format with {prompt}, or a FastChat name.
+        template: how the target is served: auto (chat, or plain without one), chat (the tokenizer's own), plain, a
+            format with {prompt}, or a FastChat name.
         template_kwargs: for the tokenizer's own chat template.
         limit: the most records to read.
         on_bad: what to do with a row that is not valid JSON or UTF-8: raise, or skip.
@@ -147,8 +150,8 @@ def build_dresd(
     def facts() -> dict[str, Any]:
         from draftsmith.infer.files.provenance import provenance
 
-        served = {"name": template, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
-        return {"template": served, "provenance": provenance(sys.argv, config, seed)}
+        served = {"name": form.name, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
+        return {"template": served, "provenance": provenance(sys.argv, config | {"template": form.name}, seed)}
 
     manifest = build_store(
         loaded,

@@ -20,7 +20,7 @@ def quality(
     data: list[str],
     indexes: list[IndexKind] | None = None,
     positions: int = 1_000,
-    template: str = "chat",
+    template: str = "auto",
     limit: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -36,7 +36,7 @@ def quality(
         data: text that is not in the store, ideally the target's own answers to other prompts.
         indexes: kinds of index to compare with exact search on the store's keys.
         positions: how many positions to query.
-        template: how the target is served.
+        template: how the target is served: auto (chat, or plain without one), or as `store build dresd` takes it.
         limit: the most held-out records to read.
         dtype: of the target's weights.
         device: where the target runs.

@@ -149,3 +149,9 @@ def test_an_interrupted_run_asks_only_for_what_is_missing(serve, through):
     rows = through(whole, *records)
     assert {key: row["output"] for key, row in rows.items()} == {str(i): f"QUESTION {i}" for i in range(12)}
     assert 7 <= len(whole.requests) <= 9
+
+
+def test_a_prompt_that_is_already_rendered_is_refused_because_the_server_would_wrap_it(serve, through):
+    server = serve(lambda number, body: (200, said(body, token_ids=[9])))
+    with pytest.raises(ValueError, match=r"already rendered \(vicuna\), and a server wraps every prompt"):
+        through(server, asked("who?", key="a"), asked("USER: who? ASSISTANT:", key="b"))

@@ -1,18 +1,24 @@
 """Recordings read from records, split in two, and checked for leakage."""
 
+import json
+
 import pytest
 
 from draftsmith.infer.measure.recordings import (
+    Held,
     Recording,
     Split,
     arrived,
     leakage,
     parse_split,
+    prompt_to_find,
     recordings,
     split_recordings,
+    with_questions,
     without_ends,
 )
 from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.records import ReadReport, read_records
 from draftsmith.infer.text.templates import find_template
 
 DAY = 86_400.0
@@ -85,8 +91,12 @@ def test_the_tokens_that_end_an_answer_are_not_what_was_said():
     assert without_ends([0], {0}) == []
 
 
-def test_leakage_counts_answers_and_their_tokens():
-    assert leakage([[1], [1, 2, 3]], [False, True]) == {"answers": 1, "share": 0.5, "token_share": 0.75}
+def test_leakage_counts_answers_prompts_and_their_tokens():
+    streams = [Recording("a", "", [1, 2, 3, 4], [1]), Recording("b", "", [1], [1, 2, 3])]
+    assert leakage(streams, [Held(False, True), Held(True, True)]) == {
+        "answers": 1, "share": 0.5, "token_share": 0.75,
+        "prompts": 2, "prompt_share": 1.0, "prompt_token_share": 1.0, "left_out": 2,
+    }  # fmt: skip
 
 
 def test_token_ids_of_a_record_are_used_as_they_are(folders):
@@ -111,3 +121,89 @@ def test_every_answered_turn_is_a_recording_of_its_own(folders):
 def test_nothing_to_replay_is_said(folders):
     with pytest.raises(ValueError, match="no record holds an answer"):
         recordings([], find_template("chat", folders.tokenizer))
+
+
+QUESTIONS = [{"question_id": 81, "category": "writing", "turns": ["who?", "why?"], "system": "be brief"},
+             {"question_id": 82, "category": "math", "turns": ["how many?"]}]  # fmt: skip
+
+
+def answer_row(id, *turns, **more):
+    return {
+        "question_id": id,
+        "answer_id": "x",
+        "model_id": "m",
+        "choices": [{"index": 0, "turns": list(turns)} | more],
+    }
+
+
+def joined(folder, answers, questions=None, place="model_answer/vicuna.jsonl", name="question.jsonl"):
+    """The records of an answer file, with the questions at `name`."""
+    path = folder / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    report = ReadReport()
+    return list(with_questions(read_records([path], report=report), questions, report)), report
+
+
+def texts(record):
+    return [(message.role, message.content) for message in record.messages]
+
+
+@pytest.mark.parametrize("name", ["question.jsonl", "questions.jsonl"])
+@pytest.mark.parametrize("place", ["model_answer/vicuna.jsonl", "vicuna.jsonl"])
+def test_answer_files_get_the_questions_beside_them_or_one_folder_up(tmp_path, place, name):
+    records, report = joined(tmp_path, [answer_row(81, "me", "so"), answer_row(82, "two")], None, place, name)
+    assert texts(records[0]) == [
+        ("system", "be brief"), ("user", "who?"), ("assistant", "me"), ("user", "why?"), ("assistant", "so")
+    ]  # fmt: skip
+    assert [record.category for record in records] == ["writing", "math"]
+    assert report.used == 2
+
+
+def test_every_turn_is_replayed_with_the_ids_that_our_own_answer_files_keep(tmp_path, folders):
+    rows = [answer_row(81, "me", "so", token_ids=[[5, 6, 1], [7]])]
+    template = find_template("chat", folders.tokenizer)
+    found = recordings(joined(tmp_path, rows)[0], template)
+    assert [one.answer for one in found] == [[5, 6, 1], [7]]
+    asked = [
+        Message("system", "be brief"),
+        Message("user", "who?"),
+        Message("assistant", "me"),
+        Message("user", "why?"),
+    ]
+    assert [one.prompt for one in found] == [template.prompt_ids(asked[:2]), template.prompt_ids(asked)]
+    assert [folders.tokenizer.decode(one.question) for one in found] == ["who?", "why?"]
+    by_text = recordings(joined(tmp_path, [answer_row(81, "me", "so")])[0], template)
+    assert [folders.tokenizer.decode(one.answer) for one in by_text] == ["me<|end|>", "so<|end|>"]
+    assert [one.prompt for one in by_text] == [one.prompt for one in found]
+
+
+def test_answers_that_failed_or_fit_no_question_are_counted(tmp_path):
+    rows = [answer_row(82, "two"), answer_row(82, "ERROR"), answer_row(99, "x"), answer_row(82, "a", "b")]
+    records, report = joined(tmp_path, rows)
+    assert ([record.row for record in records], report.used) == ([1], 1)
+    assert {reason: tally.places[0].split()[-1] for reason, tally in report.skipped.items()} == {
+        "an answer that failed": "2",
+        "its question is not in the file of questions": "3",
+        "more answers than the question has turns": "4",
+    }
+    with pytest.raises(ValueError, match=r"no answer fits its question; .*row 1: .*question_id 99, .*question\.jsonl"):
+        joined(tmp_path, [answer_row(99, "x")])
+
+
+def test_answers_whose_questions_cannot_be_found_say_how_to_name_them(tmp_path):
+    path = tmp_path / "a" / "b" / "answers.jsonl"
+    with pytest.raises(ValueError, match=r"no questions\.jsonl or question\.jsonl beside it or one folder up: give --"):
+        joined(tmp_path, [answer_row(82, "two")], place="a/b/answers.jsonl")
+    records, _ = joined(tmp_path, [answer_row(82, "two")], tmp_path / "mine.jsonl", "a/b/answers.jsonl", "mine.jsonl")
+    assert texts(records[0]) == [("user", "how many?"), ("assistant", "two")]
+    assert records[0].source == str(path)
+    with pytest.raises(ValueError, match=r"no row needs the questions of .*: all have prompts of their own"):
+        joined(tmp_path, [{"prompt": "who?", "output": "me"}], tmp_path / "mine.jsonl", name="mine.jsonl")
+
+
+def test_the_outer_tokens_of_a_long_prompt_are_not_compared():
+    assert prompt_to_find(Recording("a", "", [1], [2], question=[5, 6]), set()) == [5, 6]
+    assert prompt_to_find(Recording("a", "", [1], [2], question=list(range(10))), set()) == list(range(1, 9))
+    assert prompt_to_find(Recording("a", "", [0, 5, 6, 0], [2]), {0}) == [5, 6]

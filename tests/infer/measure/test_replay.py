@@ -15,6 +15,7 @@ from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.measure.replay import Replay
+from draftsmith.infer.measure.tables import replay_tables
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.retrieval import PromptLookup
 
@@ -146,6 +147,22 @@ def test_leaked_answers_are_counted_and_the_figures_are_given_without_them():
     assert figures(SINGLE, *STREAMS)["leakage"] is None
 
 
+def test_leaked_prompts_are_counted_and_left_out_as_well():
+    """The prompt of b stands in the store without its answer: a and c leak by their answers, so nothing is left."""
+    streams = [*STREAMS[:1], Recording("b", "", [30, 31], [5, 6, 7, 8]), Recording("d", "", [32], [9, 10])]
+    leaked = figures(Parrot([2, 3, 4], [30, 31]), *streams)["leakage"]
+    assert (leaked["answers"], leaked["prompts"], leaked["left_out"]) == (1, 1, 2)
+    assert leaked["prompt_token_share"] == 2 / 4
+    assert (leaked["without"]["accepted_length"], leaked["without"]["total"]) == (1.0, 1)
+
+
+def test_a_prompt_is_found_by_the_user_s_message_whatever_template_it_is_served_in():
+    message = list(range(10, 22))
+    stream = Recording("a", "", [1, 2, *message, 3], [30, 31], question=message)
+    assert figures(Parrot([9, *message[1:], 8]), stream)["leakage"]["prompts"] == 1
+    assert figures(Parrot(message[:6]), stream)["leakage"]["prompts"] == 0
+
+
 def test_the_token_that_ends_an_answer_is_left_out_of_the_comparison(folders):
     end = folders.tokenizer.all_special_ids[0]
     streams = [Recording("a", "", [30], [2, 3, 4, end])]
@@ -181,3 +198,17 @@ def test_costs_turn_accepted_length_into_speedup_and_break_even():
     assert 1 <= found["off_above"] < 16
     assert found["measured_up_to"] == 50  # a mean draft has one node
     assert figures(SINGLE, *streams)["predicted"] is None
+
+
+def test_the_tables_fit_80_columns():
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    costs = Costs({"target": PassCost([1, 5, 100], [1.0, 2.0, 94.0])}, overhead=0.0)
+    run = Replay([Recording("a", "qa", PROMPT, ANSWER)], VOCAB, costs=costs, batch_sizes=(1, 4, 8, 16, 32))
+    results = run.results({"pld": SINGLE, "a name of twenty char": SINGLE}) | {"split": None}
+    console = Console(width=240)
+    shown = [one for one in replay_tables(results) if isinstance(one, Table)]
+    assert len(shown) == 4
+    assert max(Measurement.get(console, console.options, one).maximum for one in shown) <= 80

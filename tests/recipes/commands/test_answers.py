@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from scripted_server import Scripted, said
+
+from draftsmith.infer.text.records import read_records
 
 KILLS = 3
 PROMPTS = 96
@@ -192,3 +195,28 @@ def test_a_server_answers_and_an_interrupted_run_is_taken_up_again(call, folders
             assert output == turn.upper()
     assert server.headers[0]["Authorization"] == "Bearer secret"
     assert "secret" not in (tmp_path / "answers.jsonl.run.json").read_text()
+
+
+def test_a_prompt_that_does_not_fit_the_context_fails_alone(call, folders, tmp_path):
+    """The second turn of `two` does not fit either: its first answer is kept."""
+    rows = [{"id": "long", "prompt": "x" * 600}, {"id": "one", "prompt": "who?"},
+            {"id": "two", "turns": ["who?", "y" * 600]}]  # fmt: skip
+    data, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["answers", "--target", folders.target, "--data", data, "--out", out, "--max_new_tokens", 4]
+    told = call(*command, "--json")
+    assert (told.json["answered"], told.json["failed"], told.json["there_already"]) == (1, 2, 0)
+    assert re.search(r"question long has no answer: the prompt has \d+ tokens, but .* context ends at 512", told.err)
+    found = by_key(rows_of(out))
+    assert len(found["one"]["token_ids"]) == 4
+    assert "error" not in found["one"]
+    assert found["long"]["turns"] == ["x" * 600]
+    assert (len(found["two"]["outputs"]), len(found["two"]["token_ids_by_turn"])) == (1, 1)
+    assert "context ends at 512" in found["two"]["error"]
+    again = call(*command)
+    assert (again.code, again.out.split(" in ")[0]) == (0, "0 answers")
+    assert "3 were there already" in again.out
+    records = list(read_records([out], need="answers"))
+    assert [(record.id, len(record.answers)) for record in records] == [("one", 1), ("two", 1)]
+    data.write_text(json.dumps(rows[0]) + "\n")
+    assert call(*command[:-4], "--out", tmp_path / "none.jsonl").code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -184,3 +185,38 @@ def test_a_system_message_and_stop_strings_are_text_whatever_they_look_like(gene
     plain = generate()["token_ids"]
     assert len({tuple(generate("--system", text)["token_ids"]) for text in ("null", "# rules", "1")}) == 3
     assert generate("--stop", "null", "[", "# x")["token_ids"][:2] == plain[:2]
+
+
+STATS = ["tokens", "tokens_per_s", "accepted_length", "acceptance_rate", "prefill_s", "decode_s"]
+
+
+def test_stats_follow_the_text_on_standard_error_and_stand_in_the_json(call, folders):
+    common = ["generate", "--target", folders.target, "--prompt", PROMPTS[1], "--max_new_tokens", NEW]
+    told = call(*common, "--drafters", "pld", "--stats")
+    plain = call(*common)
+    assert (told.code, told.out, plain.err) == (0, plain.out, "")
+    first, second = told.err.splitlines()
+    assert re.fullmatch(rf"{NEW} tokens, [\d.]+ tokens/s, prefill [\d.]+ s, decode [\d.]+ s", first)
+    assert re.fullmatch(r"drafter pld: accepted_length [\d.]+, acceptance_rate [\d.]+", second)
+    assert "speedup" not in told.err
+    found = call(*common, "--drafters", "pld", "--json").json
+    assert list(found["stats"]) == ["drafter", *STATS]
+    assert found["stats"]["accepted_length"] == found["metrics"]["accepted_length"] > 1
+    assert found["stats"]["decode_s"] > 0 < found["stats"]["prefill_s"]
+    alone = call(*common, "--json").json["stats"]
+    assert (alone["drafter"], alone["accepted_length"], alone["acceptance_rate"]) == ("plain", 1.0, None)
+
+
+def test_a_tokenizer_without_a_chat_template_falls_back_with_a_notice(call, folders, tmp_path):
+    target = tmp_path / "bare"
+    shutil.copytree(folders.target, target)
+    for path in target.glob("chat_template*"):
+        path.unlink()
+    config = json.loads((target / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (target / "tokenizer_config.json").write_text(json.dumps(config))
+    told = call("generate", "--target", target, "--prompt", PROMPTS[0], "--max_new_tokens", 3, "--json")
+    assert told.err == "template: plain, as the tokenizer has no chat template: see --template\n"
+    plain = call("generate", "--target", target, "--prompt", PROMPTS[0], "--max_new_tokens", 3, "--json",
+                 "--template", "plain")  # fmt: skip
+    assert (plain.json["token_ids"], plain.err) == (told.json["token_ids"], "")
