@@ -34,7 +34,7 @@ class NodeDistribution:
         self._row = row
         self._draft = draft
         self._eos = sorted(row.stops.ids)
-        self._processors = row.settings.processors(self._eos, row.prompt_tokens)
+        self._processors = row.settings.processors(self._eos, row.prompt_tokens, logits_NV.device)
         self._warpers = row.settings.warpers()
         self._choices_N = None if self._processors else choices_N
         self._probs: dict[int, torch.Tensor] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 from draftsmith.infer.contract.distribution import NodeDistribution, nan_message
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
-from draftsmith.infer.contract.row import Row
+from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import max_positions, prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
@@ -92,6 +92,12 @@ class HFTarget:
         if named is None and self.tokenizer is not None:
             named = self.tokenizer.eos_token_id
         return frozenset([named] if isinstance(named, int) else named or [])
+
+    def stops(self, max_new_tokens: int, ids: Iterable[int] = (), strings: Iterable[str] = ()) -> Stops:
+        """The model's own stop ids and stop strings, and these."""
+        named = self.model.generation_config.stop_strings
+        own = [named] if isinstance(named, str) else named or []
+        return Stops(max_new_tokens, self.eos_ids.union(ids), tuple(dict.fromkeys([*own, *strings])))
 
     @property
     def embedding(self) -> torch.nn.Module:

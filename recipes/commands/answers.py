@@ -102,7 +102,6 @@ def _by_engine(
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
-    from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import one_drafter
 
@@ -110,7 +109,7 @@ def _by_engine(
     assert loaded.tokenizer is not None
     drafter.bind(loaded)
     rendered = find_template(template, loaded.tokenizer)
-    stops = Stops(max_new_tokens, loaded.eos_ids)
+    stops = loaded.stops(max_new_tokens)
     answer_all(loaded, drafter, asked, rendered, settings, stops, file, batch_size=batch_size, progress=_Progress())
 
 
