@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.contract.distribution import NodeDistribution, nan_message
+from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
@@ -165,7 +165,7 @@ class HFTarget:
         if hidden:
             for b, row in enumerate(rows):
                 self._states[row].append(tuple(layer[b] for layer in layers))
-        return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows, roots))
+        return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows))
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
         feedback = []
@@ -183,16 +183,13 @@ class HFTarget:
             self._states[row] = []
         return feedback
 
-    def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row], roots: list[int]) -> list[list[int]] | None:
-        """The argmax at every query if any row is greedy. `max` propagates NaN, so NaN logits are found here."""
+    def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row]) -> list[list[int]] | None:
+        """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates
+        NaN), which is an error only at nodes that the rule visits."""
         if not any(row.settings.greedy for row in rows):
             return None
         best_BQ, choice_BQ = logits_BQV.max(-1)
-        if bool(torch.isnan(best_BQ).any()):
-            for b, (row, root) in enumerate(zip(rows, roots)):
-                if bool(torch.isnan(best_BQ[b, root])):
-                    raise ValueError(nan_message(row, len(row.ids)))
-        choices: list[list[int]] = choice_BQ.tolist()
+        choices: list[list[int]] = choice_BQ.masked_fill(~torch.isfinite(best_BQ), -1).tolist()
         return choices
 
     def _check(self, row: Row) -> None:
