@@ -151,8 +151,8 @@ class HFTarget:
         late = [row for row in rows if len(row.ids) - self.lm.length(row) > PENDING_AT_ONCE]
         if late:
             chunks = self.lm.prefill(late, [row.ids[self.lm.length(row) : -1] for row in late], hidden)
-            for row, states in zip(late, chunks):
-                self._states[row] = states
+            if hidden:
+                self._states.update(zip(late, chunks))
         entries, roots = [], []
         for row, draft in zip(rows, drafts):
             pending = row.ids[self.lm.length(row) :]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import plant
 from transformers import AutoTokenizer, CompileConfig, GenerationConfig, WatermarkingConfig
 from transformers.generation import ContinuousBatchingConfig
 
@@ -19,7 +20,7 @@ from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.generation_fields import HARMLESS, HONOURED, REFUSED
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.contract.sampling import resolve_settings
+from draftsmith.infer.contract.sampling import Settings, resolve_settings
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -28,8 +29,7 @@ PROMPT = [5, 9, 31, 17, 9, 31, 40]
 NEW = 24
 SEED = 4
 SAMPLING = {"do_sample": True, "temperature": 1.3, "top_k": 0}
-# Per honoured field: what else the config sets, and its value. "eos:n" is the token that plain greedy decoding gives
-# first at index n, "token:n" the one at index n, "text:n:m" the text of the tokens from n to m.
+# Per honoured field: what else the config sets, and its value. The names in the values are explained by `filled`.
 HONOURED_VALUES: dict[str, tuple[dict[str, Any], Any]] = {
     "do_sample": ({}, True),
     "temperature": (SAMPLING, 0.6),
@@ -44,8 +44,8 @@ HONOURED_VALUES: dict[str, tuple[dict[str, Any], Any]] = {
     "bad_words_ids": ({}, [["token:1"], ["token:4", "token:5"]]),
     "suppress_tokens": ({}, ["token:3"]),
     "begin_suppress_tokens": ({}, ["token:0"]),
-    "min_length": ({"eos_token_id": "eos"}, "length"),
-    "min_new_tokens": ({"eos_token_id": "eos"}, "new"),
+    "min_length": ({"eos_token_id": "often"}, "length"),
+    "min_new_tokens": ({"eos_token_id": "often"}, "new"),
     "eos_token_id": ({}, ["eos", 60]),
     "stop_strings": ({}, ["text", "never there"]),
 }
@@ -137,6 +137,8 @@ def filled(value: Any, plain: list[int], tokenizer: Any) -> Any:
     index = next(i for i in range(4, NEW) if plain[i] not in plain[:i])
     if value == "eos":
         return plain[index]
+    if value == "often":  # every token but one, so that the answer ends as soon as the minimum lets it
+        return [token for token in range(61) if token != 20]
     if value == "length":
         return len(PROMPT) + index + 1
     if value == "new":
@@ -158,6 +160,32 @@ def test_every_field_is_honoured_harmless_or_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(HONOURED))
 def test_an_honoured_field_gives_the_tokens_of_generate(
+    name: str, model: Any, draft: Any, tokenizer: Any, plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_honoured(name, model, draft, tokenizer, plain, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "fault"),
+    [
+        ("min_new_tokens", "prompt_tokens, self.min_new_tokens, eos", "prompt_tokens, self.min_new_tokens - 1, eos"),
+        ("min_new_tokens", "prompt_tokens, self.min_new_tokens, eos", "prompt_tokens, self.min_new_tokens + 1, eos"),
+        ("min_length", "LogitsProcessor(self.min_length, eos)", "LogitsProcessor(self.min_length - 1, eos)"),
+        ("min_length", "LogitsProcessor(self.min_length, eos)", "LogitsProcessor(self.min_length + 1, eos)"),
+        ("begin_suppress_tokens", "suppress_tokens), prompt_tokens, dev", "suppress_tokens), prompt_tokens + 1, dev"),
+        ("begin_suppress_tokens", "suppress_tokens), prompt_tokens, dev", "suppress_tokens), prompt_tokens - 1, dev"),
+    ],
+)
+def test_planted_minimum_or_begin_index_off_by_one_is_caught(
+    name: str, sound: str, fault: str,
+    model: Any, draft: Any, tokenizer: Any, plain: list[int], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    plant(monkeypatch, Settings, "processors", sound, fault)
+    with pytest.raises(AssertionError):
+        check_honoured(name, model, draft, tokenizer, plain, monkeypatch)
+
+
+def check_honoured(
     name: str, model: Any, draft: Any, tokenizer: Any, plain: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others, value = HONOURED_VALUES[name]
