@@ -8,16 +8,24 @@ Legend: N nodes (index 0 is the prefix itself, 1 + n is node n), V vocabulary, T
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.row import Row
 
+NAN = "the target's logits are NaN or infinite: check its weights and dtype"
+BANNED = "all tokens are banned: check bad_words_ids, suppress_tokens, begin_suppress_tokens and the other bans"
+
 
 def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
     """The token at which the cumulative distribution passes `uniform`; a token of probability 0 is never drawn."""
     cumulated_V = torch.cumsum(probs_V, 0, dtype=torch.float64)
-    level = uniform * float(cumulated_V[-1])
+    total = float(cumulated_V[-1])
+    if not 0 < total < float("inf"):
+        raise ValueError(f"no token can be drawn: the probabilities sum to {total}")
+    level = uniform * total
     token = int(torch.searchsorted(cumulated_V, level, right=True))
     if token >= probs_V.numel():
         token = int(torch.nonzero(probs_V)[-1])
@@ -25,7 +33,10 @@ def draw_by_inversion(probs_V: torch.Tensor, uniform: float) -> int:
 
 
 class NodeDistribution:
-    """One row's distributions from logits_NV. `choices_N`: every node's argmax, if computed for the batch."""
+    """One row's distributions from logits_NV.
+
+    `choices_N`: every node's argmax, if computed for the batch, or -1 where the largest logit is not finite.
+    """
 
     def __init__(self, logits_NV: torch.Tensor, row: Row, draft: Draft, choices_N: list[int] | None) -> None:
         self.greedy = row.settings.greedy
@@ -34,14 +45,14 @@ class NodeDistribution:
         self._row = row
         self._draft = draft
         self._eos = sorted(row.stops.ids)
-        self._processors = row.settings.processors(self._eos, row.prompt_tokens)
+        self._processors = row.settings.processors(self._eos, row.prompt_tokens, logits_NV.device)
         self._warpers = row.settings.warpers()
         self._choices_N = None if self._processors else choices_N
         self._probs: dict[int, torch.Tensor] = {}
 
     def choice(self, node: int) -> int:
         """The greedy token at `node`."""
-        if self._choices_N is not None:
+        if self._choices_N is not None and self._choices_N[node + 1] >= 0:
             return self._choices_N[node + 1]
         return int(self._processed(node).argmax())
 
@@ -65,16 +76,23 @@ class NodeDistribution:
         logits_V = self._logits_NV[node + 1]
         if logits_V.dtype != torch.float64:
             logits_V = logits_V.to(torch.float32, copy=True)
-        if bool(torch.isnan(logits_V).any()):
-            raise ValueError(nan_message(self._row, len(self._row.ids)))
         scores_1V = logits_V[None]
+        self._check(scores_1V, node)
         if self._processors:
             prefix_1T = torch.tensor([self._row.ids + self._path(node)], device=logits_V.device)
             for processor in self._processors:
                 scores_1V = processor(prefix_1T, scores_1V)
+            self._check(scores_1V, node)
         for warper in self._warpers:
             scores_1V = warper(None, scores_1V)
         return scores_1V[0]
+
+    def _check(self, scores_1V: torch.Tensor, node: int) -> None:
+        """ValueError unless some token can be chosen. `max` propagates NaN."""
+        highest = float(scores_1V.max())
+        if not math.isfinite(highest):
+            position = len(self._row.ids) + len(self._path(node))
+            raise ValueError(f"row {self._row.key}, position {position}: {BANNED if highest < 0 else NAN}")
 
     def _path(self, node: int) -> list[int]:
         path: list[int] = []
@@ -82,7 +100,3 @@ class NodeDistribution:
             path.append(self._draft.tokens[node])
             node = self._draft.parents[node]
         return path[::-1]
-
-
-def nan_message(row: Row, position: int) -> str:
-    return f"the target's logits are NaN (row {row.key}, position {position}): check its weights and dtype"

@@ -103,13 +103,16 @@ class Feedback:
 
 
 class PassTimer(Protocol):
-    """A model whose passes can be timed. `buckets`: as of a Target."""
+    """A model whose passes can be timed. `buckets`: as of a Target; `max_positions`: the longest context it can run."""
 
     @property
     def buckets(self) -> Sequence[int]: ...
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def max_positions(self) -> int: ...
 
     def place(self, rows: int, context: int) -> None:
         """Set up `rows` rows with `context` committed tokens each, without computing them."""

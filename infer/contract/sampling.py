@@ -1,7 +1,8 @@
 """Sampling settings of a row, resolved once and shared by all decoders that are compared.
 
 They come from the target's generation_config.json and the user's options. Processors are transformers' own. Settings
-that verification of a tree cannot honour (beams, guidance, a second model, state between calls) raise ValueError.
+that verification of a tree cannot honour (beams, guidance, a second model, state between calls) raise ValueError:
+infer/contract/generation_fields.py.
 """
 
 from __future__ import annotations
@@ -11,33 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.contract.generation_fields import check_fields
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig
-
-# Fields of GenerationConfig that change the distribution in ways that a tree cannot follow, with their harmless values.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-    "penalty_alpha": (None, 0),
-    "dola_layers": (None,),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "exponential_decay_length_penalty": (None,),
-    "num_return_sequences": (None, 1),
-    "top_h": (None,),
-    "token_healing": (None, False),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "remove_invalid_values": (None, False),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the next token is chosen. `temperature` 0 is greedy; then only the penalties and bans apply."""
+    """How the next token is chosen. `temperature` 0 is greedy; then only the penalties and bans apply.
+
+    `min_length` counts the prompt, and `min_new_tokens` overrides it, as in transformers.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -51,6 +37,7 @@ class Settings:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    min_length: int = 0
     min_new_tokens: int = 0
     seed: int = 0
 
@@ -65,6 +52,9 @@ class Settings:
             raise ValueError(f"min_p must lie between 0 and 1, not {self.min_p}")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (off) or more, not {getattr(self, name)}")
 
     @property
     def greedy(self) -> bool:
@@ -86,26 +76,32 @@ class Settings:
         kwargs["begin_suppress_tokens"] = list(self.begin_suppress_tokens) or None
         if self.min_new_tokens:
             kwargs["min_new_tokens"] = self.min_new_tokens
+        else:
+            kwargs["min_length"] = self.min_length
         return kwargs
 
-    def processors(self, eos_ids: list[int], prompt_tokens: int) -> list[Any]:
-        """The processors that read the prefix, in transformers' own order."""
+    def processors(self, eos_ids: list[int], prompt_tokens: int, device: torch.device) -> list[Any]:
+        """The processors that read the prefix, in transformers' own order, with their tensors on `device`."""
         from transformers import generation as hf
 
         made: list[Any] = []
+        eos = torch.tensor(eos_ids, device=device) if eos_ids else None
         if self.repetition_penalty != 1.0:
             made.append(hf.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.no_repeat_ngram_size:
             made.append(hf.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
         if self.bad_words_ids:
-            eos = torch.tensor(eos_ids) if eos_ids else None
             made.append(hf.NoBadWordsLogitsProcessor([list(words) for words in self.bad_words_ids], eos))
-        if self.min_new_tokens and eos_ids:
-            made.append(hf.MinNewTokensLengthLogitsProcessor(prompt_tokens, self.min_new_tokens, torch.tensor(eos_ids)))
+        if eos is not None and self.min_length and not self.min_new_tokens:
+            made.append(hf.MinLengthLogitsProcessor(self.min_length, eos))
+        if eos is not None and self.min_new_tokens:
+            made.append(hf.MinNewTokensLengthLogitsProcessor(prompt_tokens, self.min_new_tokens, eos))
         if self.suppress_tokens:
-            made.append(hf.SuppressTokensLogitsProcessor(list(self.suppress_tokens)))
+            made.append(hf.SuppressTokensLogitsProcessor(list(self.suppress_tokens), device))
         if self.begin_suppress_tokens:
-            made.append(hf.SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), prompt_tokens))
+            made.append(
+                hf.SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), prompt_tokens, device)
+            )
         return made
 
     def warpers(self) -> list[Any]:
@@ -143,19 +139,16 @@ def resolve_settings(generation_config: GenerationConfig | None = None, **asked:
         raise ValueError(f"unknown sampling settings: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
     values: dict[str, Any] = {}
     if generation_config is not None:
-        for name, harmless in REFUSED.items():
-            value = getattr(generation_config, name, None)
-            if value not in harmless:
-                raise ValueError(f"generation config sets {name}={value!r}, which lossless drafting does not support")
+        check_fields(generation_config)
         for name in known - {"seed", "temperature"}:
             value = getattr(generation_config, name, None)
             if value is not None:
                 values[name] = value
         if getattr(generation_config, "do_sample", None):
             values["temperature"] = 1.0 if generation_config.temperature is None else generation_config.temperature
-        if getattr(generation_config, "sequence_bias", None):
-            raise ValueError("generation config sets sequence_bias, which lossless drafting does not support")
     values |= {name: value for name, value in asked.items() if value is not None}
+    if "min_new_tokens" in values:
+        values["min_length"] = 0  # overridden, by 0 as well
     values["bad_words_ids"] = tuple(tuple(words) for words in values.get("bad_words_ids", ()))
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         values[name] = tuple(values.get(name, ()))

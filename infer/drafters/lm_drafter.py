@@ -106,12 +106,14 @@ class Limits:
 
 @dataclass(slots=True)
 class _RowState:
-    """One row's draft, the number of pending tokens run for it, whether it was drawn, each node's cache entry."""
+    """One row's draft, the number of pending tokens run for it, whether it was drawn, each node's cache entry,
+    and whether the row has outgrown the draft model's context."""
 
     pending: int = 0
     draft: Draft = field(default_factory=Draft)
     drawn: bool = False
     entry_of: dict[int, int] = field(default_factory=dict)
+    outgrown: bool = False
 
 
 class LMDrafter:
@@ -166,11 +168,8 @@ class LMDrafter:
         self.policy = self._forward.bind(target, self.calibration, given_costs(costs, self.origin, target))
 
     def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        fitting = []
-        for row in rows:
-            self._rows[row] = _RowState()
-            if len(row.ids) < self.max_positions:
-                fitting.append(row)
+        self._rows |= {row: _RowState() for row in rows}
+        fitting = [row for row in rows if len(row.ids) < self.max_positions]
         nodes = self.limits.nodes
         for row in fitting:
             self.lm.open(row, min(len(row.ids) + row.left + nodes + 2, self.max_positions + nodes))
@@ -226,12 +225,10 @@ class LMDrafter:
 
     def _limit(self, row: Row, budget: Budget) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
-        if not self.lm.has(row):
-            return Budget(0, 0)
-        room = self.max_positions - len(row.ids)
-        depth = min(self.limits.num_draft_tokens, budget.depth, max(room, 0))
-        if depth < 1 <= budget.depth:
-            log.warning("row %s is longer than the draft model's context of %d: not drafted", row.key, room)
+        depth = min(self.limits.num_draft_tokens, budget.depth, max(self.max_positions - len(row.ids), 0))
+        if depth < 1 <= budget.depth and not self._rows[row].outgrown:
+            self._rows[row].outgrown = True
+            log.warning("row %s outgrew the draft model's context of %d: not drafted", row.key, self.max_positions)
         return Budget(
             min(self.limits.nodes, budget.nodes) if self.limits.top_k > 1 else min(depth, budget.nodes), depth
         )

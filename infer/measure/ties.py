@@ -103,7 +103,7 @@ class TieJudge:
     def _processed(self, prompt: list[int], answer: list[int], logits_V: torch.Tensor) -> torch.Tensor:
         """[V] the logits after the processors: those that greedy decoding chooses from."""
         scores_1V = logits_V[None]
-        for processor in self.settings.processors(sorted(self.eos_ids), len(prompt)):
+        for processor in self.settings.processors(sorted(self.eos_ids), len(prompt), logits_V.device):
             scores_1V = processor(torch.tensor([prompt + answer], device=logits_V.device), scores_1V)
         return scores_1V[0]
 

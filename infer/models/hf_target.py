@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from draftsmith.infer.contract.distribution import NodeDistribution, nan_message
+from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
-from draftsmith.infer.contract.row import Row
+from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import max_positions, prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 
@@ -93,6 +93,12 @@ class HFTarget:
             named = self.tokenizer.eos_token_id
         return frozenset([named] if isinstance(named, int) else named or [])
 
+    def stops(self, max_new_tokens: int, ids: Iterable[int] = (), strings: Iterable[str] = ()) -> Stops:
+        """The model's own stop ids and stop strings, and these."""
+        named = self.model.generation_config.stop_strings
+        own = [named] if isinstance(named, str) else named or []
+        return Stops(max_new_tokens, self.eos_ids.union(ids), tuple(dict.fromkeys([*own, *strings])))
+
     @property
     def embedding(self) -> torch.nn.Module:
         """The input embedding, for drafters that need it."""
@@ -145,8 +151,8 @@ class HFTarget:
         late = [row for row in rows if len(row.ids) - self.lm.length(row) > PENDING_AT_ONCE]
         if late:
             chunks = self.lm.prefill(late, [row.ids[self.lm.length(row) : -1] for row in late], hidden)
-            for row, states in zip(late, chunks):
-                self._states[row] = states
+            if hidden:
+                self._states.update(zip(late, chunks))
         entries, roots = [], []
         for row, draft in zip(rows, drafts):
             pending = row.ids[self.lm.length(row) :]
@@ -159,7 +165,7 @@ class HFTarget:
         if hidden:
             for b, row in enumerate(rows):
                 self._states[row].append(tuple(layer[b] for layer in layers))
-        return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows, roots))
+        return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows))
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
         feedback = []
@@ -177,16 +183,13 @@ class HFTarget:
             self._states[row] = []
         return feedback
 
-    def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row], roots: list[int]) -> list[list[int]] | None:
-        """The argmax at every query if any row is greedy. `max` propagates NaN, so NaN logits are found here."""
+    def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row]) -> list[list[int]] | None:
+        """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates
+        NaN), which is an error only at nodes that the rule visits."""
         if not any(row.settings.greedy for row in rows):
             return None
         best_BQ, choice_BQ = logits_BQV.max(-1)
-        if bool(torch.isnan(best_BQ).any()):
-            for b, (row, root) in enumerate(zip(rows, roots)):
-                if bool(torch.isnan(best_BQ[b, root])):
-                    raise ValueError(nan_message(row, len(row.ids)))
-        choices: list[list[int]] = choice_BQ.tolist()
+        choices: list[list[int]] = choice_BQ.masked_fill(~torch.isfinite(best_BQ), -1).tolist()
         return choices
 
     def _check(self, row: Row) -> None:

@@ -8,6 +8,7 @@ from statistics import median
 import torch
 
 from draftsmith.infer.costs.timing import SPARE
+from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.exit_lm import ExitLM
 
@@ -47,6 +48,7 @@ class CachedPassTimer:
     def __init__(self, lm: CachedLM) -> None:
         self.lm = lm
         self.buckets, self.device = lm.buckets, lm.device
+        self.max_positions = max_positions(lm.model.config.get_text_config())
         self._timed = TimedRows(lm)
         self.close = self._timed.close
 
@@ -79,6 +81,7 @@ class ExitPassTimer:
         self.lm = lm
         self.block = block
         self.buckets, self.device = lm.buckets, lm.device
+        self.max_positions = max_positions(lm.model.config.get_text_config())
         self._timed = TimedRows(lm)
         self.close = self._timed.close
 

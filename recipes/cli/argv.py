@@ -66,7 +66,7 @@ def options(function: Callable[..., Any]) -> dict[str, Option]:
     return found
 
 
-def resolve_hints(function: Callable[..., Any]) -> None:
+def resolve_hints(function: Any) -> None:
     """Replace the strings in `function`'s signature by the types that they name.
 
     jsonargparse would do it by executing all imports under TYPE_CHECKING in its module, torch among them.

@@ -117,12 +117,11 @@ def _by_engine(
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
-    from draftsmith.infer.contract.row import Stops
     from draftsmith.recipes.cli.inputs import one_drafter
 
     drafter = one_drafter(drafters)
     drafter.bind(loaded)
-    stops = Stops(max_new_tokens, loaded.eos_ids)
+    stops = loaded.stops(max_new_tokens)
     answer_all(loaded, drafter, asked, form, settings, stops, file, batch_size=batch_size, progress=_Progress())
 
 

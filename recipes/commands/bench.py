@@ -110,7 +110,6 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
 
 def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge]:
     """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of numeric ties."""
-    from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.measure.runners import LoopRunner
@@ -127,7 +126,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     config["template"] = template.name
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
-    stops = Stops(config["max_new_tokens"], target.eos_ids)
+    stops = target.stops(config["max_new_tokens"])
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
     runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)

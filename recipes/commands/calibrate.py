@@ -62,7 +62,6 @@ def calibrate(
         json: print one JSON object on the last line instead of tables.
     """
     config = dict(locals())
-    from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import tables
@@ -86,7 +85,7 @@ def calibrate(
     calibration.check_homes(chosen, loaded)
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     settings = resolve_settings(loaded.generation_config, **own)
-    stops = Stops(max_new_tokens, loaded.eos_ids)
+    stops = loaded.stops(max_new_tokens)
     answers, left_out = _answers(loaded, config, settings, stops)
     fit_on = calibration.halves(answers, seed)
     found: dict[str, Calibrated] = {}

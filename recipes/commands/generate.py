@@ -61,7 +61,7 @@ def generate(
         stats: after the text, print tokens/s, accepted_length and times to standard error; the JSON always has them.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.contract.row import Row, Stops
+    from draftsmith.infer.contract.row import Row
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.engine.generate import generate as run
     from draftsmith.infer.measure.metrics import speed_figures
@@ -77,7 +77,7 @@ def generate(
     assert loaded.tokenizer is not None
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings = resolve_settings(loaded.generation_config, **asked, repetition_penalty=repetition_penalty, seed=seed)
-    stops = Stops(max_new_tokens, loaded.eos_ids | set(stop_ids or ()), tuple(stop or ()))
+    stops = loaded.stops(max_new_tokens, stop_ids or (), stop or ())
     rendered = find_template(template, loaded.tokenizer)
     rows = [Row(key, rendered.prompt_ids(messages), settings, stops, loaded.tokenizer) for key, messages in prompts]
     drafter.bind(loaded)

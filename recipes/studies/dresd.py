@@ -8,7 +8,6 @@ from __future__ import annotations
 from json import dumps
 from typing import Any
 
-from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.measure import tables
 from draftsmith.infer.measure.bench import bench
@@ -61,7 +60,7 @@ def dresd(
     """
     loaded = load_target(target, dtype=dtype, device=device)
     form, settings = find_template(template, loaded.tokenizer), Settings(temperature, top_p=top_p, seed=seed)
-    stops = Stops(max_new_tokens, loaded.eos_ids)
+    stops = loaded.stops(max_new_tokens)
     named: dict[str, Any] = {PLAIN: None} | parse_drafters(drafters)
     measured = bench(
         [LoopRunner(name, loaded, each, settings, stops) for name, each in named.items()],

@@ -35,7 +35,7 @@ def measure_costs(
     for label, drafter in drafters.items():
         timers |= {(label, name): timer for name, timer in drafter.pass_timers().items()}
     jobs = {
-        "/".join(place): (timer, _shapes(BLOCK if place[0] else TREE, target.max_positions))
+        "/".join(place): (timer, _shapes(BLOCK if place[0] else TREE, timer.max_positions))
         for place, timer in timers.items()
     }
     points = measure_together(jobs, seconds=seconds)

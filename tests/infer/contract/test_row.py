@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from planted import plant
+from transformers import AutoTokenizer, GenerationConfig
 
 from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
@@ -45,6 +46,56 @@ def test_a_stop_string_may_lie_across_tokens_and_across_steps() -> None:
     one.ids += [4, 5, 6]
     assert one.cut([7, 8]) == ([7], "stop string 'fgh'")
     assert row(strings=("yc",)).cut([30, 2, 3]) == ([30, 2], "stop string 'yc'")
+
+
+def check_stop_strings() -> None:
+    """However the tokens fall into steps, the row stops at the token that completes the string."""
+    tokens = [2, 30, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    for text in ("f", "efgh", "defghij", "cxydefghijk", "ydefghi"):
+        wanted = next(n for n in range(len(tokens)) if text in Letters().decode(tokens[: n + 1])) + 1
+        for size in range(1, len(tokens) + 1):
+            one, stop = row(strings=("never", text)), ""
+            for start in range(0, len(tokens), size):
+                kept, stop = one.cut(tokens[start : start + size])
+                one.ids += kept
+                if stop:
+                    break
+            assert (one.new_ids, stop) == (tokens[:wanted], f"stop string {text!r}")
+
+
+def test_a_stop_string_may_lie_across_any_number_of_tokens_and_steps() -> None:
+    check_stop_strings()
+
+
+@pytest.mark.parametrize(
+    ("sound", "fault"),
+    [
+        ("min(new, longest + 4)", "min(new, 1)"),
+        ("min(new, longest + 4)", "min(new, 2)"),
+        ("decode(tail + kept,", "decode(kept,"),
+        ("decode(tail + kept,", "decode((tail + kept)[-2:],"),
+    ],
+)
+def test_planted_stop_string_over_too_few_tokens_is_caught(
+    monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
+) -> None:
+    plant(monkeypatch, Row, "_stop_string", sound, fault)
+    with pytest.raises(AssertionError):
+        check_stop_strings()
+
+
+def test_a_stop_string_of_letters_that_take_several_tokens_each_is_found(word_tokenizer: Any) -> None:
+    """Each of these letters is four tokens long, one byte each."""
+    tokenizer = AutoTokenizer.from_pretrained(word_tokenizer)
+    ids = tokenizer("a \U0001f600\U0001f680\U0001f600 b")["input_ids"]
+    one = Row("r", [5], Settings(), Stops(strings=("\U0001f680\U0001f600",)), tokenizer)
+    for token in ids:
+        kept, stop = one.cut([token])
+        one.ids += kept
+        if stop:
+            break
+    assert len(one.new_ids) == 2 + 3 * 4
+    assert tokenizer.decode(one.new_ids) == "a \U0001f600\U0001f680\U0001f600"
 
 
 def test_a_stop_string_in_the_prompt_stops_nothing() -> None:

@@ -33,6 +33,7 @@ class FakeTimer:
 
     buckets: tuple[int, ...] = ()
     device = torch.device("cpu")
+    max_positions = 1 << 30
 
     def __init__(self, now, factor=1.0, hiccup=0.0):
         self.now, self.factor, self.hiccup = now, factor, hiccup

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import plant
 
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
@@ -16,6 +17,7 @@ from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.engine.step import admit, release, step
+from draftsmith.infer.models import cached_lm
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.retrieval import PromptLookup
@@ -85,6 +87,18 @@ def test_the_end_of_the_context_ends_the_row(make_model: Any, shake: Any) -> Non
     assert done.token_ids == plain(model, [5] * 10, 14)
 
 
+@pytest.mark.parametrize("prompt", [10, 20, 30])
+def test_a_row_that_outgrows_the_draft_model_is_named_once_with_the_draft_s_context(
+    model: Any, make_model: Any, caplog: pytest.LogCaptureFixture, prompt: int
+) -> None:
+    target, drafter = HFTarget(model), SmallLM(make_model("llama", max_position_embeddings=20))
+    drafter.bind(target)
+    (done,) = generate(target, drafter, [Row("long", [5] * prompt, Settings(), Stops(25))])
+    assert done.token_ids == plain(model, [5] * prompt, 25)
+    (message,) = [record.getMessage() for record in caplog.records if record.name.endswith("lm_drafter")]
+    assert message == "row long outgrew the draft model's context of 20: not drafted"
+
+
 @pytest.mark.parametrize("features", [("last",), ("layer:0", "layer:1", "last")])
 def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake: Any, features: Any) -> None:
     """At every prompt position on admit and every committed position on commit, through trees, in order, once."""
@@ -123,6 +137,73 @@ def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake
             assert feedback.start == position
             position += count
         assert position == len(row.ids) - 1
+
+
+def check_features_of_chunks_and_turns(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt and a turn of several chunks, a short turn, and a row that decodes beside them: each position once."""
+    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 8)
+    target, drafter = HFTarget(model), Scripted(features=("layer:1", "last"))
+    turned = Row("a", [3 + i % 50 for i in range(30)], Settings(), Stops(4))
+    other = Row("b", [8, 9], Settings(), Stops(60))
+    admit(target, drafter, [turned, other])
+    for turn in ([7 + i % 40 for i in range(41)], [5, 6, 7, 8, 9], []):
+        while not turned.stop:
+            step(target, drafter, [turned, other], Budget(16, 8))
+        turned.turn(turn)
+    for row in (turned, other):
+        with torch.inference_mode():
+            states = model(torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
+        position = 0
+        for feedback in drafter.feedback[row.key]:
+            assert feedback.start == position
+            for name, layer in (("layer:1", 1), ("last", -1)):
+                lent_TD = feedback.features[name]
+                wanted_TD = states[layer][0, position : position + len(lent_TD)]
+                torch.testing.assert_close(lent_TD, wanted_TD, rtol=0, atol=1e-9)
+            position += len(feedback.features["last"])
+        assert position == target.lm.length(row)
+        assert position >= len(row.ids) - 1
+    release(target, drafter, [turned, other])
+
+
+def test_features_come_from_every_chunk_and_every_turn(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_features_of_chunks_and_turns(model, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "fault"),
+    [
+        ("_feedback", "for chunk in chunks])", "for chunk in chunks[-1:]])"),
+        ("admit", "self._feedback(row, 0, chunks)", "self._feedback(row, 0, chunks[-1:])"),
+        ("score", "self._states.update(zip(late, chunks))", "pass"),
+        ("commit", "start -= sum(chunk[0].shape[0] for chunk in chunks[:-1])", "pass"),
+    ],
+)
+def test_planted_features_of_the_last_chunk_only_are_caught(
+    model: Any, monkeypatch: pytest.MonkeyPatch, name: str, sound: str, fault: str
+) -> None:
+    plant(monkeypatch, HFTarget, name, sound, fault)
+    with pytest.raises(AssertionError):
+        check_features_of_chunks_and_turns(model, monkeypatch)
+
+
+def test_a_long_new_turn_is_read_in_chunks_by_drafters_without_features(
+    model: Any, shake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 8)
+    target, drafter = HFTarget(model), SmallLM(shake(model, 0.05))
+    drafter.bind(target)
+    row = Row("0", [3, 4, 5], Settings(), Stops(8))
+    admit(target, drafter, [row])
+    turn = [7 + i % 40 for i in range(41)]
+    for more in (turn, []):
+        while not row.stop:
+            step(target, drafter, [row], Budget(16, 8))
+        first = list(row.ids)
+        if more:
+            row.turn(more)
+    release(target, drafter, [row])
+    assert row.new_ids == plain(model, first[: row.prompt_tokens], 8)
 
 
 def test_an_unknown_feature_is_refused(model: Any) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planted import plant
 
+from draftsmith.infer.models import cached_lm
 from draftsmith.infer.models.architectures import mask_plan
-from draftsmith.infer.models.cached_lm import CachedLM, Entries, liked_buckets
+from draftsmith.infer.models.cached_lm import CachedLM, Entries, TreeCache, liked_buckets
 
 VOCAB = 61
 KINDS = ["llama", "gemma3", "gpt2"]
@@ -117,6 +120,82 @@ def test_the_context_lies_in_memory_once_whatever_the_tree(models: dict[str, Any
     layers, heads, size = 2, 2, 8
     assert before == 2 * layers * heads * size * lm.cache.slots * lm.dtype.itemsize
     assert lm.cache.slots < 2 * 400
+
+
+def check_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefill in chunks of 7 leaves the next logits and all hidden states of a fresh pass."""
+    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 7)
+    lm = CachedLM(model, mask_plan(model.config))
+    texts = {row: [(5 * i + 11 * row) % VOCAB for i in range(length)] for row, length in enumerate((30, 3, 14, 15))}
+    for row, text in texts.items():
+        lm.open(row, len(text) + 2)
+    chunks = lm.prefill(list(texts), list(texts.values()), hidden=True)
+    logits_BQV, _ = lm.forward(list(texts), [Entries.chain([7]) for _ in texts])
+    for row, text in texts.items():
+        assert lm.length(row) == len(text)
+        torch.testing.assert_close(logits_BQV[row, 0], fresh_logits(model, [*text, 7]), rtol=0, atol=1e-9)
+        with torch.inference_mode():
+            wanted = model(torch.tensor([text]), output_hidden_states=True, use_cache=False).hidden_states
+        for layer, states in enumerate(wanted):
+            found = torch.cat([chunk[layer] for chunk in chunks[row]])
+            torch.testing.assert_close(found, states[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prefill_in_chunks_leaves_what_one_pass_leaves(
+    models: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_chunks(models[kind], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("sound", "fault"),
+    [
+        ("tokens[i][offset : offset", "tokens[i][offset + (offset > 0) : offset"),
+        ("tokens[i][offset : offset", "(tokens[i][:7] + tokens[i][8:] + [0])[offset : offset"),
+        ("offset += PREFILL_CHUNK", "offset += PREFILL_CHUNK + 1"),
+        ("layer[b, : len(parts[b])]", "layer[0, : len(parts[b])]"),
+    ],
+)
+def test_planted_chunk_that_skips_a_token_is_caught(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
+) -> None:
+    plant(monkeypatch, CachedLM, "prefill", sound, fault)
+    with pytest.raises(AssertionError):
+        check_chunks(models["llama"], monkeypatch)
+
+
+def check_growth() -> None:
+    """Keys, values and states stay where they are when rows and slots are added."""
+    cache, generator = TreeCache(), torch.Generator().manual_seed(1)
+    cache.reserve(2, 6)
+    cache.begin(0, np.arange(5)[None].repeat(2, 0), torch.device("cpu"))
+    stored = {}
+    for layer in range(2):
+        key, value = (torch.randn(2, 3, 5, 4, generator=generator) for _ in range(2))
+        cache.update(key, value, layer)
+        states = torch.randn(2, 5, 7, generator=generator)
+        cache.put_states(layer, states)
+        stored[layer] = (key.transpose(1, 2), value.transpose(1, 2), states)
+    for rows, slots in ((2, 7), (3, 7), (3, 600), (5, 1200)):
+        cache.reserve(rows, slots)
+        for layer, wanted in stored.items():
+            for buffers, one in zip((cache.keys, cache.values, cache.states), wanted):
+                assert buffers[layer].shape[:2] == (cache.rows, cache.slots)
+                assert torch.equal(buffers[layer][:2, :5], one)
+    assert cache.rows >= 5
+    assert cache.slots >= 1200
+
+
+def test_growth_keeps_keys_values_and_states() -> None:
+    check_growth()
+
+
+@pytest.mark.parametrize("fault", ["(self.keys, self.values)", "(self.keys, self.states)"])
+def test_planted_growth_that_forgets_is_caught(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    plant(monkeypatch, TreeCache, "reserve", "(self.keys, self.values, self.states)", fault)
+    with pytest.raises(AssertionError):
+        check_growth()
 
 
 def test_half_precision_on_a_cpu_pads_to_two_queries() -> None:

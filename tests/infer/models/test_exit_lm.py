@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from planted import plant
 
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import Entries
+from draftsmith.infer.models.cached_lm import Entries, TreeCache
 from draftsmith.infer.models.exit_lm import ExitLM
 from draftsmith.infer.models.layers import first_layers
 
@@ -103,6 +104,43 @@ def test_rows_that_leave_hand_their_place_on(make_model: Any) -> None:
     with torch.inference_mode():
         theirs = lone_logits(model, [9, 10, 11, 12, 13, 14], 3)
     torch.testing.assert_close(lm.logits(states)[0], theirs, rtol=0, atol=1e-12)
+
+
+def check_growth(model: Any) -> None:
+    """States that a shallow exit left are what a deeper one needs, after the cache has grown in rows and slots too."""
+    lm = ExitLM(model, EXITS, prepare(model))
+    lm.open("a", 8)
+    lm.prefill(["a"], [[5, 6, 7]], blocks=1)
+    lm.enter(["a"], [Entries([13, 14], [-1, 0])])
+    slots = lm.cache.slots
+    for number in range(3):
+        lm.open(number, slots + 100 * number)
+    lm.prefill([0], [[9] * 40], blocks=2)
+    assert lm.cache.slots > slots
+    (states,) = lm.deepen(["a"], 1, [[1]])
+    with torch.inference_mode():
+        theirs = lone_logits(model, [5, 6, 7, 13, 14], 3)
+    torch.testing.assert_close(lm.logits(states)[0], theirs, rtol=0, atol=1e-12)
+
+
+def test_states_outlive_the_growth_of_the_cache(make_model: Any) -> None:
+    check_growth(make_model("llama", num_hidden_layers=4))
+
+
+@pytest.mark.parametrize(
+    ("sound", "fault"),
+    [
+        ("new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = old_BSHD",
+         "new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = 0 if buffers is self.states else old_BSHD"),
+        ("(self.keys, self.values, self.states)", "(self.keys, self.values)"),
+    ],
+)  # fmt: skip
+def test_planted_growth_that_forgets_states_is_caught(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
+) -> None:
+    plant(monkeypatch, TreeCache, "reserve", sound, fault)
+    with pytest.raises((AssertionError, IndexError, RuntimeError)):
+        check_growth(make_model("llama", num_hidden_layers=4))
 
 
 def test_a_model_that_does_more_after_its_layers_is_refused(make_model: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import enumeration as en
 import pytest
 import torch
+from planted import plant
 
 import draftsmith.infer.rules.token as rejection_module
 from draftsmith.infer.contract.distribution import draw_by_inversion
@@ -285,6 +286,38 @@ def test_a_forgotten_residual_is_caught() -> None:
 def test_a_draft_that_breaks_the_distribution_of_distributions_is_caught(fault: Callable[[Any], Draft]) -> None:
     emitted = en.emitted_distribution(fault, rejection, target_distribution, 1)
     assert en.distance(emitted, en.plain_distribution(target_distribution, 1)) > 0.005
+
+
+def small_residuals(count: int) -> Callable[[Any], Draft]:
+    """A draft so close to the target that what is left after a rejection is below 1e-2, and after two below 1e-4."""
+    close = Group(torch.tensor([0.4004, 0.3001, 0.1998, 0.0997], dtype=torch.float64))
+
+    def propose(chooser: Any) -> Draft:
+        draft = Draft()
+        for _ in range(count):
+            draft.sampled(ROOT, chooser.draw(close.draft_probs), close, "drawn", 0.5)
+        return draft
+
+    return propose
+
+
+def small_residual_error(count: int) -> float:
+    emitted = en.emitted_distribution(small_residuals(count), rejection, target_distribution, 1)
+    return en.distance(emitted, en.plain_distribution(target_distribution, 1))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_draft_close_to_the_target_leaves_a_small_residual_that_counts(count: int) -> None:
+    assert small_residual_error(count) < EXACT
+
+
+@pytest.mark.parametrize("level", ["1e-2", "1e-3"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_planted_small_residual_that_is_accepted_is_caught(
+    monkeypatch: pytest.MonkeyPatch, count: int, level: str
+) -> None:
+    plant(monkeypatch, rejection_module, "_reject_in_order", "if not total > 0:", f"if not total > {level}:")
+    assert small_residual_error(count) > 1e-5
 
 
 def test_a_drawn_token_of_no_probability_is_an_error() -> None:

@@ -12,7 +12,9 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import Calibration, calibration_path, find_calibration, find_costs
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.drafters.sd2 import SD2
 from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.measure.calibrate import costs as costs_module
 from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate.costs import measure_costs
 from draftsmith.infer.measure.calibrate.fit import (
@@ -186,6 +188,28 @@ def test_costs_hold_the_target_s_passes_and_those_that_a_drafter_lends(make_mode
     assert 0 < costs.of("small")(1, 1, 64) < costs.of("target")(4, 64, 64)
     assert costs.overhead > 0
     assert costs.machine["dtype"] == "float32"
+
+
+def test_a_draft_is_timed_within_its_own_context(make_model, monkeypatch):
+    """A draft with a shorter context than the target's was timed at the target's."""
+    target = HFTarget(make_model("gpt2", torch.float32, n_positions=1024))
+    short = make_model("gpt2", torch.float32, n_positions=128)
+    drafters = {"small": SmallLM(short), "sd2": SD2(short, [1, 2])}
+    timed = {}
+
+    def note(jobs, seconds):
+        timed.update({name: max(shape.context for shape in shapes) for name, (_, shapes) in jobs.items()})
+        beyond = [
+            shape for timer, shapes in jobs.values() for shape in shapes
+            if shape.context + shape.tokens > timer.max_positions
+        ]  # fmt: skip
+        assert not beyond
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs_module, "measure_together", note)
+    with pytest.raises(KeyboardInterrupt):
+        measure_costs(target, drafters, [], seconds=60)
+    assert timed == {"/target": 512, "small/small": 64, "sd2/sd2:1": 64, "sd2/sd2:2": 64}
 
 
 def trained(make, text_ids, steps, seed):
