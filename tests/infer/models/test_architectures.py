@@ -130,6 +130,7 @@ def test_a_model_that_ignores_positions_is_refused_by_the_probe(monkeypatch: pyt
         return true_forward(self, x, slots, **kwargs)
 
     monkeypatch.setattr(modeling_olmo.OlmoRotaryEmbedding, "forward", by_slot)
+    monkeypatch.setattr(probe, "_found", {})
     model = hf.AutoModelForCausalLM.from_config(hf.OlmoConfig(**SMALL)).eval()
     with pytest.raises(ValueError, match="does not honour a tree mask"):
         prepare(model)
@@ -143,7 +144,8 @@ def test_a_config_is_probed_once(monkeypatch: pytest.MonkeyPatch, make_model: An
         prepare(make_model("llama", rms_norm_eps=1e-4))
 
 
-def test_the_probe_leaves_the_model_and_the_random_state_alone() -> None:
+def test_the_probe_leaves_the_model_and_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_found", {})
     model = hf.AutoModelForCausalLM.from_config(hf.OlmoConfig(**SMALL)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
