@@ -191,7 +191,7 @@ def weight_bytes(model: Any) -> int:
     head = model.get_output_embeddings()
     table = model.get_input_embeddings().weight
     total = sum(parameter.nbytes for parameter in model.parameters())
-    return total if head is None or head.weight is table else total - table.nbytes
+    return total if head is None or getattr(head, "weight", None) is table else total - table.nbytes
 
 
 class CachedLM:

@@ -75,7 +75,7 @@ def resolve_hints(function: Any) -> None:
     signature = inspect.signature(function)
     parameters = [each.replace(annotation=hints.get(each.name, each.empty)) for each in signature.parameters.values()]
     function.__annotations__ = hints
-    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(
         parameters=parameters, return_annotation=hints.get("return", signature.empty)
     )
 

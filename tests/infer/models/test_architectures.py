@@ -1,4 +1,4 @@
-"""What cannot take a tree mask is refused with the reason; what is on neither list is probed."""
+"""Every model is probed: it gets the masks with which its trees come out right, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 import torch
 import transformers as hf
 
-from draftsmith.infer.models import architectures
-from draftsmith.infer.models.architectures import mask_plan, max_positions, prepare, probe, refusal, tree_error
+from draftsmith.infer.models import probe
+from draftsmith.infer.models.architectures import max_positions, prepare, refusal
 from draftsmith.infer.models.masks import MaskPlan
+from draftsmith.infer.models.probe import TWIN_TOLERANCE, probed_plan, tree_errors
+from draftsmith.infer.models.twin import random_model, tiny_config, window_attributes
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}  # fmt: skip
@@ -34,17 +36,86 @@ def test_what_cannot_take_a_tree_mask_is_refused_with_the_reason(config: Any, re
     assert reason in reason_given
 
 
-def test_an_unknown_family_that_honours_tree_masks_is_probed_and_taken() -> None:
-    model = hf.AutoModelForCausalLM.from_config(hf.OlmoConfig(**SMALL)).eval()
-    assert model.config.model_type not in architectures.KNOWN
+BOTH = ["sliding_attention", "full_attention"]
+
+
+def test_a_family_with_windows_is_probed_beyond_them() -> None:
+    config = tiny_config(hf.Olmo3Config(**SMALL, sliding_window=100, layer_types=BOTH))
+    model = random_model(config, hf.Olmo3ForCausalLM)
+    right = MaskPlan({"sliding_attention": 8, "full_attention": None}, by_kind=True)
+    assert max(tree_errors(model, right, (29, 43))) < TWIN_TOLERANCE
+    for window in (None, 7, 9):
+        wrong = MaskPlan({"sliding_attention": window, "full_attention": None}, by_kind=True)
+        assert max(tree_errors(model, wrong, (29, 43))) > 10 * TWIN_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "plan"),
+    [
+        ("llama", {}, MaskPlan()),
+        ("mistral", {"sliding_window": 21}, MaskPlan({"sliding_attention": 21})),
+        ("phi3", {"sliding_window": 21}, MaskPlan({"sliding_attention": 21})),
+        ("mixtral", {"sliding_window": 21}, MaskPlan({"sliding_attention": 21})),
+        ("qwen2", {"sliding_window": 21}, MaskPlan({"full_attention": None}, by_kind=True)),
+        (
+            "qwen2",
+            {"sliding_window": 21, "layer_types": BOTH},
+            MaskPlan({"sliding_attention": 21, "full_attention": None}, by_kind=True),
+        ),
+        ("gemma2", {}, MaskPlan({"sliding_attention": 16, "full_attention": None}, by_kind=True)),
+    ],
+)
+def test_the_masks_are_those_that_the_family_follows(
+    make_model: Any, kind: str, changes: dict[str, Any], plan: MaskPlan
+) -> None:
+    assert prepare(make_model(kind, **changes)) == plan
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        ("llama", {"sliding_window": 16}, "sliding_window=16"),
+        ("gpt2", {"sliding_window": 16}, "sliding_window=16"),
+        ("gpt_neox", {"sliding_window": 16}, "sliding_window=16"),
+        ("opt", {"sliding_window": 16}, "sliding_window=16"),
+        ("mistral", {"layer_types": BOTH}, "sliding_window=16 and layer_types"),
+        ("phi3", {"layer_types": BOTH}, "layer_types"),
+        ("mixtral", {"layer_types": BOTH}, "layer_types"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+    ],
+)
+def test_a_config_that_transformers_itself_does_not_follow_is_refused_by_name(
+    make_model: Any, kind: str, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=f"; check {named} in its config.json$"):
+        prepare(make_model(kind, **changes))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (hf.DogeConfig(), "takes no tree mask beyond keep_window_size=2048"),
+        (hf.GPTNeoXJapaneseConfig(), "cannot decode trees"),
+        (hf.RoFormerConfig(is_decoder=True), "does not honour a tree mask"),
+        (hf.OpenAIGPTConfig(), "takes no cache"),
+    ],
+)
+def test_a_family_whose_trees_come_out_wrong_is_refused(config: Any, reason: str) -> None:
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=reason):
+        probed_plan(model)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+def test_a_model_whose_rows_depend_on_their_neighbours_is_refused(make_model: Any) -> None:
+    model = make_model("llama", torch.float32)
     prepare(model)
-
-
-def test_an_unknown_family_with_its_own_windows_is_probed_beyond_them() -> None:
-    config = hf.Olmo3Config(**SMALL, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
-    model = hf.AutoModelForCausalLM.from_config(config).eval()
-    assert tree_error(model, mask_plan(config)) < architectures.TOLERANCE
-    assert tree_error(model, MaskPlan({"sliding_attention": None, "full_attention": None}, True)) > 0.01
+    prepare(make_model("llama", torch.bfloat16))
+    prepare(make_model("mixtral", torch.bfloat16))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    with pytest.raises(ValueError, match=r"depend on the other tokens in the same pass.*dynamic quantisation"):
+        prepare(quantised)
 
 
 def test_a_model_that_ignores_positions_is_refused_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,21 +130,26 @@ def test_a_model_that_ignores_positions_is_refused_by_the_probe(monkeypatch: pyt
         return true_forward(self, x, slots, **kwargs)
 
     monkeypatch.setattr(modeling_olmo.OlmoRotaryEmbedding, "forward", by_slot)
+    monkeypatch.setattr(probe, "_found", {})
     model = hf.AutoModelForCausalLM.from_config(hf.OlmoConfig(**SMALL)).eval()
     with pytest.raises(ValueError, match="does not honour a tree mask"):
         prepare(model)
 
 
-def test_a_known_family_is_not_probed(monkeypatch: pytest.MonkeyPatch, make_model: Any) -> None:
-    monkeypatch.setattr(architectures, "probe", lambda model: pytest.fail("probed"))
+def test_a_config_is_probed_once(monkeypatch: pytest.MonkeyPatch, make_model: Any) -> None:
     prepare(make_model("llama"))
+    monkeypatch.setattr(probe, "tiny_twin", lambda model: pytest.fail("probed again"))
+    prepare(make_model("llama"))
+    with pytest.raises(pytest.fail.Exception, match="probed again"):
+        prepare(make_model("llama", rms_norm_eps=1e-4))
 
 
-def test_the_probe_leaves_the_model_and_the_random_state_alone() -> None:
+def test_the_probe_leaves_the_model_and_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_found", {})
     model = hf.AutoModelForCausalLM.from_config(hf.OlmoConfig(**SMALL)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    probe(model)
+    probed_plan(model)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -85,11 +161,7 @@ def test_a_rotation_that_depends_on_the_length_of_the_call_limits_the_context() 
     assert max_positions(hf.GPT2Config(n_positions=77)) == 77
 
 
-def test_windows_reach_the_mask_of_their_own_layers() -> None:
-    both = ["sliding_attention", "full_attention"]
-    plan = mask_plan(hf.Gemma2Config(sliding_window=9, layer_types=both, num_hidden_layers=2))
-    assert plan.windows == {"sliding_attention": 9, "full_attention": None}
-    assert plan.by_kind
-    assert mask_plan(hf.MistralConfig(sliding_window=5)).windows == {"sliding_attention": 5}
-    assert not mask_plan(hf.MistralConfig(sliding_window=5)).by_kind
-    assert mask_plan(hf.LlamaConfig()).windows == {"full_attention": None}
+def test_windows_and_the_like_are_found_by_name() -> None:
+    assert window_attributes(hf.GPTNeoConfig(window_size=99)) == {"window_size": 99}
+    assert window_attributes(hf.DogeConfig(keep_window_size=77)) == {"keep_window_size": 77}
+    assert window_attributes(hf.Qwen2MoeConfig(num_local_experts=8, sliding_window=None)) == {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planted import plant
 
 from draftsmith.infer.models import cached_lm
-from draftsmith.infer.models.architectures import mask_plan
+from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries, TreeCache, liked_buckets
 
 VOCAB = 61
@@ -55,7 +55,7 @@ def test_next_logits_equal_a_fresh_pass_after_any_drafts_and_verdicts(
     models: dict[str, Any], kind: str, prompts: list[int], steps: list[Any], leaver: int
 ) -> None:
     model = models[kind]
-    lm = CachedLM(model, mask_plan(model.config))
+    lm = CachedLM(model, prepare(model))
     texts: dict[int, list[int]] = {}
     for row, length in enumerate(prompts):
         texts[row] = [(5 * i + 11 * row) % VOCAB for i in range(length)]
@@ -80,7 +80,7 @@ def test_next_logits_equal_a_fresh_pass_after_any_drafts_and_verdicts(
 
 def test_entries_of_later_passes_see_their_uncommitted_ancestors(models: dict[str, Any]) -> None:
     model = models["llama"]
-    lm = CachedLM(model, mask_plan(model.config))
+    lm = CachedLM(model, prepare(model))
     lm.open("a", 20)
     lm.open("b", 20)
     lm.prefill(["a", "b"], [[3, 4, 5], [9, 8]])
@@ -97,7 +97,7 @@ def test_entries_of_later_passes_see_their_uncommitted_ancestors(models: dict[st
 
 def test_a_padding_query_gives_no_nan_and_disturbs_nothing(models: dict[str, Any]) -> None:
     model = models["gemma3"]
-    lm = CachedLM(model, mask_plan(model.config), buckets=(8,))
+    lm = CachedLM(model, prepare(model), buckets=(8,))
     lm.open(0, 40)
     lm.open(1, 40)
     lm.prefill([0, 1], [list(range(3, 30)), [5]])
@@ -109,7 +109,7 @@ def test_a_padding_query_gives_no_nan_and_disturbs_nothing(models: dict[str, Any
 
 def test_the_context_lies_in_memory_once_whatever_the_tree(models: dict[str, Any]) -> None:
     model = models["llama"]
-    lm = CachedLM(model, mask_plan(model.config))
+    lm = CachedLM(model, prepare(model))
     lm.open(0, 400)
     lm.prefill([0], [[3] * 300])
     before = lm.cache.nbytes()
@@ -125,7 +125,7 @@ def test_the_context_lies_in_memory_once_whatever_the_tree(models: dict[str, Any
 def check_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefill in chunks of 7 leaves the next logits and all hidden states of a fresh pass."""
     monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 7)
-    lm = CachedLM(model, mask_plan(model.config))
+    lm = CachedLM(model, prepare(model))
     texts = {row: [(5 * i + 11 * row) % VOCAB for i in range(length)] for row, length in enumerate((30, 3, 14, 15))}
     for row, text in texts.items():
         lm.open(row, len(text) + 2)
