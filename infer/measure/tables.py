@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from draftsmith.infer.measure.terminal import empty_table, fit, wrap
+
 # Differences and errors shown per drafter; the JSON has all of them.
 SHOWN = 5
-# Least width of the console: a narrow terminal wraps a table's lines instead of cutting digits off.
-WIDTH = 240
 # Drafts with more nodes than this can be made smaller, which pays where passes are expensive.
 FEW_NODES = 8
 REPLAY_COLUMNS = ["drafter", "accepted_length", "acceptance_rate", "hit_rate", "nodes/step", "propose p50 ms", "p99 ms"]
@@ -41,11 +40,8 @@ def of(part: int, whole: int) -> str:
 
 
 def table_of(columns: Sequence[str], left: int = 1) -> Table:
-    """An empty table; the first `left` columns are text, the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
+    """An empty table; the first `left` columns are text, the others numbers. `show` fits it into the terminal."""
+    return empty_table(columns, left)
 
 
 def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
@@ -333,8 +329,15 @@ def predicted_notes(results: dict[str, Any]) -> Iterator[str]:
 
 
 def show(renderables: Sequence[RenderableType], console: Console | None = None) -> None:
-    if console is None:
-        console = Console()
-        console.width = max(console.width, WIDTH)
+    """Print tables and sentences at the console's width: 80 columns if there is no terminal and COLUMNS is not set."""
+    console = console or Console()
     for renderable in renderables:
-        console.print(renderable, soft_wrap=isinstance(renderable, Text), markup=False, highlight=False)
+        parts: Sequence[RenderableType] = [renderable]
+        if isinstance(renderable, Table):
+            parts = fit(renderable, console.width)
+        elif isinstance(renderable, Text):
+            parts = [Text(wrap(renderable.plain, console.width))]
+        for number, part in enumerate(parts):
+            if number:
+                console.print()
+            console.print(part, soft_wrap=isinstance(part, Text), markup=False, highlight=False)
