@@ -44,7 +44,8 @@ def table_of(columns: Sequence[str], left: int = 1) -> Table:
     return empty_table(columns, left)
 
 
-def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
+def bench_tables(results: dict[str, Any], head: Sequence[str] = ()) -> list[RenderableType]:
+    """The sentences of `head`, such as the verdict, the tables, and every runner's tokens/s on the last line."""
     drafters = results["drafters"]
     titled = {
         "Speed": speed_table(drafters),
@@ -54,7 +55,19 @@ def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
         "Speedup (accepted_length) by task": category_table(drafters),
     }
     shown = [part for title, table in titled.items() if table.row_count for part in (Text(title), table, Text())]
-    return [*shown, *(Text(line) for line in bench_notes(results))]
+    first = [*map(Text, head), Text()] if head else []
+    return [*first, *shown, *map(Text, bench_notes(results)), Text(), Text(rates(results))]
+
+
+def rates(results: dict[str, Any]) -> str:
+    """Every runner's tokens/s in one line, with the speedup."""
+    shown = []
+    for name, row in results["drafters"].items():
+        end_to_end = row["speedup_of"] != "decode"
+        rate = number(row["end_to_end_tokens_per_s" if end_to_end else "tokens_per_s"])
+        more = "" if name == results["baseline"] else f" ({number(row['speedup'])}x{', end to end' * end_to_end})"
+        shown.append(f"{name} {rate}{more}")
+    return "tokens/s: " + ", ".join(shown)
 
 
 def speed_table(drafters: dict[str, Any]) -> Table:
@@ -74,7 +87,9 @@ def speed_table(drafters: dict[str, Any]) -> Table:
             percent(row["hit_rate"]),
             number(row["nodes_per_step"], 1),
             percent(row["overhead"]),
-            of(row["equal"], row["total"]) + (f" + {row['ties']} ties" if row.get("ties") else ""),
+            of(row["equal"], row["total"])
+            + (f" + {row['ties']} ties" if row.get("ties") else "")
+            + (f" + {row['not_judged']} not judged" if row.get("not_judged") else ""),
             str(row["errors"]),
         )
     return table
@@ -147,6 +162,8 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
             + with_interval(row["all_questions"]["speedup"], row["all_questions"]["speedup_interval"])
             for name, row in results["drafters"].items()
         ]
+    if results.get("not_judged"):
+        notes.append(f"not judged: whether differences are numeric ties ({results['not_judged']})")
     for name, row in results["drafters"].items():
         notes += [f"{name}, question {one['question_id']}: {one['error']}" for one in row["error_list"][:SHOWN]]
         for one in row["differences"][:SHOWN]:
@@ -159,10 +176,13 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
 
 
 def _judged(difference: dict[str, Any]) -> str:
-    """The verdict on a difference from the float32 copy, if there is one."""
+    """The judgement on a difference, if there is one."""
     if "tie" not in difference:
         return ""
-    figures = f"float32 logits {difference['gap']:.2g} apart, rounding error {difference['error']:.2g}"
+    figures = (
+        f"float32 logits {difference['gap']:.2g} apart, rounding error {difference['error']:.2g}, "
+        f"the engine's error {difference['own_error']:.2g}, over the vocabulary {difference['drift']:.1f} x rounding"
+    )
     return f": numeric tie ({figures})" if difference["tie"] else f": NOT A TIE, A BUG ({figures})"
 
 

@@ -53,9 +53,9 @@ class _Column:
         self.head = "\n".join(textwrap.wrap(self.head, room, break_long_words=False, break_on_hyphens=False))
 
     def fold_cells(self, room: int) -> None:
-        self.cells = [
-            cell if _widest(_plain(cell)) <= room else Text(_folded(_plain(cell), room)) for cell in self.cells
-        ]
+        for at, cell in enumerate(self.cells):
+            if _widest(_plain(cell)) > room:
+                self.cells[at] = Text(_folded(_plain(cell), room))
 
 
 def fit(table: Table, width: int) -> list[Table]:
@@ -112,7 +112,7 @@ def _folded(name: str, room: int) -> str:
 
 def wrap(text: str, width: int) -> str:
     """Sentences on lines of at most `width`, broken at spaces; a longer word, such as a path, stays whole."""
-    return "\n".join(map(lambda line: _wrapped(line, width), text.split("\n")))
+    return "\n".join(_wrapped(line, width) for line in text.split("\n"))
 
 
 def _wrapped(line: str, width: int) -> str:
