@@ -1,4 +1,4 @@
-"""`draftsmith bench` killed in the middle and run again: no question is lost or doubled, and the order is the seed's."""
+"""`draftsmith bench` killed in the middle and run again: no question is lost or doubled."""
 
 from __future__ import annotations
 
