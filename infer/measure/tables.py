@@ -65,8 +65,8 @@ def rates(results: dict[str, Any]) -> str:
     for name, row in results["drafters"].items():
         end_to_end = row["speedup_of"] != "decode"
         rate = number(row["end_to_end_tokens_per_s" if end_to_end else "tokens_per_s"])
-        more = "" if name == results["baseline"] else f" ({number(row['speedup'])}x{', end to end' * end_to_end})"
-        shown.append(f"{name} {rate}{more}")
+        known = name != results["baseline"] and row["speedup"] is not None
+        shown.append(f"{name} {rate}" + (f" ({number(row['speedup'])}x{', end to end' * end_to_end})" if known else ""))
     return "tokens/s: " + ", ".join(shown)
 
 

@@ -176,7 +176,7 @@ def recommend(contenders: Iterable[Contender], temperature: float, named: bool =
             points[name].append(SpeedPoint(one.batch_size, figures["speedup"], pair))
     found = verdict(points, wrong, temperature if named else None, settings)
     found.notes.extend(
-        f"{name}: {count} of its answers differ from plain decoding, and whether by a numeric tie was not judged."
+        f"{name}: {count} of its answers differ from plain decoding and were not judged: a numeric tie or a bug."
         for name, count in unjudged.items()
         if count
     )

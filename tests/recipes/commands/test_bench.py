@@ -166,7 +166,7 @@ def test_at_80_columns_no_line_is_longer_and_no_number_is_broken(folders, rows_f
     for row in results.values():
         low, high = row["speedup_interval"]
         assert f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]" in told.stdout
-        assert f" {row['end_to_end_tokens_per_s']:.2f} " in told.stdout + " "
+        assert f" {row['end_to_end_tokens_per_s']:.2f}" in told.stdout
     assert lines[0].startswith(("Use ", "No drafter pays", "Plain decoding", "Unknown", "Not known")), lines[0]
     report = (tmp_path / "run" / "report.md").read_text()
     verdict = " ".join(" ".join(lines[: lines.index("")]).split())
@@ -197,7 +197,7 @@ def test_a_judge_without_room_loses_nothing(bench, folders, tmp_path, monkeypatc
     assert json.loads((out / "results.json").read_text()) == found
     report = (out / "report.md").read_text()
     assert "were not judged: no room for 14 GiB" in report
-    assert "was not judged" in report
+    assert "differ from plain decoding and were not judged: a numeric tie or a bug" in report
     assert "must not be used" not in report
 
 
