@@ -72,6 +72,10 @@ class NodeDistribution:
     def draw(self, node: int, uniform: float) -> int:
         return self.choice(node) if self.greedy else draw_by_inversion(self.probs(node), uniform)
 
+    def logits(self, node: int) -> torch.Tensor:
+        """[V] the logits at `node` after processors, temperature and truncation."""
+        return self._processed(node)
+
     def _processed(self, node: int) -> torch.Tensor:
         logits_V = self._logits_NV[node + 1]
         if logits_V.dtype != torch.float64:

@@ -16,8 +16,6 @@ import torch
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.measure.runners import Decode, Encode, Messages, Prompt, Question, Runner
 
-# Called with (runs done, runs in all, runner's name) after every group of questions that a runner has answered.
-Progress = Callable[[int, int, str], None]
 Clock = Callable[[], float]
 
 BANDWIDTH_BYTES = 256 << 20
@@ -47,6 +45,33 @@ class Outcome:
         return [trace for turn in self.turns for trace in turn.generation.traces]
 
 
+# One group of questions, answered by every runner: the runner's name -> an outcome per question.
+Visit = dict[str, list[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`questions` that all runners have answered, repeats included, of `total`; the last run's runner and tokens/s.
+
+    `seconds_left` assumes that the runs to come take as long as those so far.
+    """
+
+    questions: int
+    total: int
+    runner: str
+    tokens_per_s: float
+    seconds_left: float
+
+    @property
+    def done(self) -> bool:
+        return self.questions == self.total
+
+    def line(self) -> str:
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        left = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+        return f"{self.questions}/{self.total} questions, {self.runner} {self.tokens_per_s:.1f} tokens/s, {left} left"
+
+
 @dataclass(slots=True)
 class Measured:
     """outcomes[runner's name][question's id]: one outcome per repeat."""
@@ -62,6 +87,11 @@ class Measured:
         """The first error of a question's repeats, or ''."""
         return next((outcome.error for outcome in self.outcomes[name][question_id] if outcome.error), "")
 
+    def all_failed(self) -> str:
+        """The first error if no runner has answered any question, else ''."""
+        found = [one.error for by_id in self.outcomes.values() for several in by_id.values() for one in several]
+        return found[0] if all(found) else ""
+
 
 def bench(
     runners: Sequence[Runner],
@@ -74,27 +104,56 @@ def bench(
     warmup: int = 1,
     repeats: int = 1,
     baseline: str = "plain",
-    progress: Progress | None = None,
+    progress: Callable[[Progress], None] | None = None,
     clock: Clock = time.perf_counter,
+    done: Sequence[Visit] = (),
+    on_visit: Callable[[Visit], None] | None = None,
 ) -> Measured:
     """Measure all runners on each group of `batch_size` questions, in a newly drawn order, before the next group.
 
-    Each runner first answers `warmup` groups that are not counted.
+    Each runner first answers `warmup` groups that are not counted. `done` are the first visits, measured before;
+    `on_visit` gets each further one. A visit is whole, so a question's runners are always timed in one process.
     """
     _check(runners, questions, batch_size, repeats, baseline)
     groups = [list(questions[at : at + batch_size]) for at in range(0, len(questions), batch_size)]
-    for runner in runners:
+    visits = list(_interleaved(groups, runners, repeats, seed))
+    assert len(done) <= len(visits), "more visits are done than there are"
+    for runner in runners if len(done) < len(visits) else ():
         _warm(runner, groups, warmup, encode, decode, clock)
     outcomes: dict[str, dict[int | str, list[Outcome]]] = {
         runner.name: {question.id: [] for question in questions} for runner in runners
     }
-    runs = repeats * len(groups) * len(runners)
-    for done, (group, runner) in enumerate(_interleaved(groups, runners, repeats, seed), start=1):
-        for question, outcome in zip(group, answer(runner, group, encode, decode, clock)):
-            outcomes[runner.name][question.id].append(outcome)
-        if progress is not None:
-            progress(done, runs, runner.name)
-    return Measured(list(questions), baseline, batch_size, seed, repeats, outcomes)
+    measured = Measured(list(questions), baseline, batch_size, seed, repeats, outcomes)
+    for (group, _), visit in zip(visits, done):
+        _file(measured, group, visit)
+    began, runs, answered = clock(), 0, sum(len(group) for group, _ in visits[: len(done)])
+    for group, order in visits[len(done) :]:
+        visit = {}
+        for place, runner in enumerate(order, start=1):
+            visit[runner.name] = answer(runner, group, encode, decode, clock)
+            runs += 1
+            answered += len(group) if place == len(order) else 0
+            if progress is not None:
+                left = ((len(visits) - len(done)) * len(order) - runs) * (clock() - began) / runs
+                rate = _tokens_per_s(visit[runner.name])
+                progress(Progress(answered, repeats * len(questions), runner.name, rate, left))
+        if on_visit is not None:
+            on_visit(visit)
+        _file(measured, group, visit)
+    return measured
+
+
+def _file(measured: Measured, group: Sequence[Question], visit: Visit) -> None:
+    for name, outcomes in visit.items():
+        for question, outcome in zip(group, outcomes, strict=True):
+            measured.outcomes[name][question.id].append(outcome)
+
+
+def _tokens_per_s(outcomes: Sequence[Outcome]) -> float:
+    """End to end; 0 if all failed."""
+    turns = [turn for outcome in outcomes for turn in outcome.turns]
+    seconds = sum(turn.wall_s for turn in turns)
+    return sum(len(turn.generation.token_ids) for turn in turns) / seconds if seconds else 0.0
 
 
 def _check(
@@ -122,12 +181,12 @@ def _check(
 
 def _interleaved(
     groups: list[list[Question]], runners: Sequence[Runner], repeats: int, seed: int
-) -> Iterator[tuple[list[Question], Runner]]:
+) -> Iterator[tuple[list[Question], list[Runner]]]:
+    """Each group with the order of its runners, which depends on the seed only."""
     order = random.Random(seed)
     for _ in range(repeats):
         for group in groups:
-            for runner in order.sample(list(runners), len(runners)):
-                yield group, runner
+            yield group, order.sample(list(runners), len(runners))
 
 
 def _warm(

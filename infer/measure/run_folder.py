@@ -1,19 +1,29 @@
 """A run folder: run.json, questions.jsonl, answers/NAME.jsonl, traces/NAME.jsonl.gz, results.json.
 
-Each file is written completely or not at all.
+Each file is written completely or not at all. While a run is under way, unfinished.jsonl holds what it has measured,
+and the same command goes on from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
-from draftsmith.infer.files.atomic import write_json, write_rows
+from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.files.atomic import read_rows, write_json, write_rows
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
-from draftsmith.infer.measure.bench import Measured, Outcome
+from draftsmith.infer.measure.bench import Measured, Outcome, Turn, Visit
 from draftsmith.infer.measure.runners import Question
+
+UNFINISHED = "unfinished.jsonl"
+# Settings that a resumed run may change: they have no influence on what is measured.
+FREE = {"out", "json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +31,13 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path) -> RunFolder:
-        """A new or empty folder; any other is refused, so that no two runs are mixed."""
+    def create(cls, path: str | Path, resumable: bool = False) -> RunFolder:
+        """A new or empty folder, or that of an unfinished run; others are refused, so that no two runs are mixed."""
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: give a folder for the run")
-        if path.is_dir() and any(path.iterdir()):
+        unfinished = resumable and (path / UNFINISHED).is_file()
+        if path.is_dir() and any(path.iterdir()) and not unfinished:
             raise ValueError(f"{path} is not empty: give a new folder, so that no run is mixed with another")
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
@@ -49,13 +60,113 @@ class RunFolder:
 
     def write_measured(self, measured: Measured, results: dict[str, Any]) -> None:
         """Questions, answers and traces of every runner. The results come last: if they exist, so does the rest."""
-        write_rows(self.questions_path, (_question_json(question) for question in measured.questions))
+        self.write_questions(measured.questions)
         for name in measured.outcomes:
             write_answers(self.answers_path(name), answers_of(measured, name))
             traces = trace_rows(measured, name)
             if traces:
                 write_traces(self.traces_path(name), traces)
+        self.write_results(results)
+
+    def write_questions(self, questions: Sequence[Question]) -> None:
+        write_rows(self.questions_path, (_question_json(question) for question in questions))
+
+    def write_results(self, results: dict[str, Any]) -> None:
         write_json(self.path / "results.json", results)
+
+
+@dataclass(slots=True)
+class UnfinishedRun:
+    """The visits of a run, each on disk before the next begins. Only one process at a time can hold it."""
+
+    path: Path
+    visits: list[Visit] = field(default_factory=list)
+    _file: BinaryIO | None = None
+
+    @classmethod
+    def begin(cls, folder: RunFolder, provenance: dict[str, Any], questions: Sequence[Question]) -> UnfinishedRun:
+        """Begin a run, or go on with the one that the folder holds; ValueError if that one is another.
+
+        run.json notes each time that the run was resumed.
+        """
+        run = cls(folder.path / UNFINISHED)
+        run._file = run.path.open("a+b")
+        try:
+            fcntl.flock(run._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            before = folder.path / "run.json"
+            if before.is_file():
+                provenance = _same_run(folder, json.loads(before.read_text(encoding="utf-8")), provenance, questions)
+                run._read()
+                provenance["resumed"][-1]["visits"] = len(run.visits)
+            else:
+                folder.write_questions(questions)
+            folder.write_run(provenance)
+        except BaseException as error:
+            run._file.close()
+            if isinstance(error, BlockingIOError):
+                raise ValueError(f"{folder.path} is being written by another process: wait until that ends") from error
+            raise
+        return run
+
+    def _read(self) -> None:
+        """Read whole lines; a line that a kill cut short is dropped from the file."""
+        assert self._file is not None
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            self.visits.append(_visit_from_json(json.loads(line)))
+            whole += len(line)
+        self._file.truncate(whole)
+
+    def add(self, visit: Visit) -> None:
+        assert self._file is not None
+        row = {name: [asdict(outcome) for outcome in outcomes] for name, outcomes in visit.items()}
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Everything is written: the folder is a finished run."""
+        assert self._file is not None
+        self.path.unlink()
+        self._file.close()
+
+
+def _same_run(
+    folder: RunFolder, before: dict[str, Any], now: dict[str, Any], questions: Sequence[Question]
+) -> dict[str, Any]:
+    """run.json for a resumed run; ValueError if its settings, target or questions are not those of `before`."""
+    facts: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [(before["config"], now["config"])]
+    facts.append(({"weights": before.get("weights")}, {"weights": now.get("weights")}))
+    changed = [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for old, new in facts
+        for key in sorted({*old, *new} - FREE)
+        if old.get(key) != new.get(key)
+    ]
+    if not changed and [row for _, row in read_rows(folder.questions_path)] != list(map(_question_json, questions)):
+        changed = ["the questions have changed"]
+    if changed:
+        raise ValueError(
+            f"{folder.path} holds an unfinished run with other settings ({'; '.join(changed)}): give the same command "
+            "to resume it, or a new folder"
+        )
+    resumed = {key: now.get(key) for key in ("date", "git", "versions", "hardware")}
+    return before | {"resumed": [*before.get("resumed", []), resumed]}
+
+
+def _visit_from_json(row: dict[str, Any]) -> Visit:
+    return {name: [_outcome_from_json(outcome) for outcome in outcomes] for name, outcomes in row.items()}
+
+
+def _outcome_from_json(row: dict[str, Any]) -> Outcome:
+    turns = []
+    for turn in row["turns"]:
+        traces = [StepTrace.from_json(trace) for trace in turn["generation"].pop("traces")]
+        turns.append(Turn(turn["text"], Generation(**turn["generation"], traces=traces), turn["wall_s"]))
+    return Outcome(turns, row["error"])
 
 
 def _question_json(question: Question) -> dict[str, Any]:

@@ -6,16 +6,21 @@ traces is measured by wall time alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from draftsmith.infer.contract.protocols import AnswerLearner, Budget, Drafter, Target
+import torch
+
+from draftsmith.infer.contract.draft import ROOT, Draft, Trial
+from draftsmith.infer.contract.protocols import AnswerLearner, Budget, Drafter, Rule, Target, Verdict
+from draftsmith.infer.contract.rng import StepRng
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import BUDGET, generate
+from draftsmith.infer.rules.token import rejection
 
 Messages = list[dict[str, str]]
 Encode = Callable[[Messages], list[int]]
@@ -94,10 +99,59 @@ class LoopRunner:
     def run(self, prompts: Sequence[Prompt]) -> list[Generation]:
         return self._generate(self.drafter or Empty(), prompts)
 
+    def logits_again(
+        self, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[int]], key: str, index: int
+    ) -> torch.Tensor:
+        """[V] the logits behind token `index` of row `key`, after processors: decodes the given answers again."""
+        self.prepare(prompts)
+        watch = FollowAnswers(answers, {prompt.key: len(prompt.token_ids) for prompt in prompts}, key, index)
+        try:
+            self._generate(self.drafter or Empty(), prompts, watch)
+        except Found as found:
+            return found.logits_V
+        raise AssertionError(f"row {key} ended before its token {index}")
+
     def _answers(self, drafter: Drafter, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
         return {answer.row: answer.token_ids for answer in self._generate(drafter, prompts)}
 
-    def _generate(self, drafter: Drafter, prompts: Sequence[Prompt]) -> list[Generation]:
+    def _generate(self, drafter: Drafter, prompts: Sequence[Prompt], rule: Rule = rejection) -> list[Generation]:
         tokenizer = self.target.tokenizer
         rows = [Row(prompt.key, list(prompt.token_ids), self.settings, self.stops, tokenizer) for prompt in prompts]
-        return generate(self.target, drafter, rows, batch_size=len(prompts), budget=self.budget)
+        return generate(self.target, drafter, rows, batch_size=len(prompts), budget=self.budget, rule=rule)
+
+
+class Found(Exception):
+    """Ends the decoding of `FollowAnswers` with the logits that it looked for."""
+
+    def __init__(self, logits_V: torch.Tensor) -> None:
+        self.logits_V = logits_V
+
+
+@dataclass(frozen=True, slots=True)
+class FollowAnswers:
+    """A rule that commits given answers, whatever the logits say, and raises `Found` at token `index` of row `key`.
+
+    `starts`: prompt lengths by row. A draft is accepted as far as it agrees with the answer, so that the passes are
+    those of the run that gave the answers.
+    """
+
+    answers: Mapping[str, Sequence[int]]
+    starts: Mapping[str, int]
+    key: str
+    index: int
+
+    def __call__(self, draft: Draft, distribution: Any, rng: StepRng) -> Verdict:
+        at = rng.position - self.starts[rng.row]
+        ahead = self.answers[rng.row][at:]
+        node, path, accepted = ROOT, list[int](), list[Trial]()
+        for depth, token in enumerate(ahead):
+            if rng.row == self.key and at + depth == self.index:
+                raise Found(distribution.logits(node))
+            trials = draft.trials.get(node, ())
+            found = next((trial for trial in trials if draft.tokens[trial.node] == token), None)
+            if found is None or depth == len(ahead) - 1:
+                return Verdict(path, accepted, token)
+            node = found.node
+            path.append(node)
+            accepted.append(found)
+        raise AssertionError(f"row {rng.row} goes on after the end of its answer")

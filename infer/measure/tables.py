@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from draftsmith.infer.measure.terminal import empty_table, fit, wrap
+
 # Differences and errors shown per drafter; the JSON has all of them.
 SHOWN = 5
-# Least width of the console: a narrow terminal wraps a table's lines instead of cutting digits off.
-WIDTH = 240
 # Drafts with more nodes than this can be made smaller, which pays where passes are expensive.
 FEW_NODES = 8
 
@@ -39,14 +38,12 @@ def of(part: int, whole: int) -> str:
 
 
 def table_of(columns: Sequence[str], left: int = 1) -> Table:
-    """An empty table; the first `left` columns are text, the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
+    """An empty table; the first `left` columns are text, the others numbers. `show` fits it into the terminal."""
+    return empty_table(columns, left)
 
 
-def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
+def bench_tables(results: dict[str, Any], head: Sequence[str] = ()) -> list[RenderableType]:
+    """The sentences of `head`, such as the verdict, the tables, and every runner's tokens/s on the last line."""
     drafters = results["drafters"]
     titled = {
         "Speed": speed_table(drafters),
@@ -56,7 +53,19 @@ def bench_tables(results: dict[str, Any]) -> list[RenderableType]:
         "Speedup (accepted_length) by task": category_table(drafters),
     }
     shown = [part for title, table in titled.items() if table.row_count for part in (Text(title), table, Text())]
-    return [*shown, *(Text(line) for line in bench_notes(results))]
+    first = [*map(Text, head), Text()] if head else []
+    return [*first, *shown, *map(Text, bench_notes(results)), Text(), Text(rates(results))]
+
+
+def rates(results: dict[str, Any]) -> str:
+    """Every runner's tokens/s in one line, with the speedup."""
+    shown = []
+    for name, row in results["drafters"].items():
+        end_to_end = row["speedup_of"] != "decode"
+        rate = number(row["end_to_end_tokens_per_s" if end_to_end else "tokens_per_s"])
+        known = name != results["baseline"] and row["speedup"] is not None
+        shown.append(f"{name} {rate}" + (f" ({number(row['speedup'])}x{', end to end' * end_to_end})" if known else ""))
+    return "tokens/s: " + ", ".join(shown)
 
 
 def speed_table(drafters: dict[str, Any]) -> Table:
@@ -76,7 +85,9 @@ def speed_table(drafters: dict[str, Any]) -> Table:
             percent(row["hit_rate"]),
             number(row["nodes_per_step"], 1),
             percent(row["overhead"]),
-            of(row["equal"], row["total"]) + (f" + {row['ties']} ties" if row.get("ties") else ""),
+            of(row["equal"], row["total"])
+            + (f" + {row['ties']} ties" if row.get("ties") else "")
+            + (f" + {row['not_judged']} not judged" if row.get("not_judged") else ""),
             str(row["errors"]),
         )
     return table
@@ -149,6 +160,8 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
             + with_interval(row["all_questions"]["speedup"], row["all_questions"]["speedup_interval"])
             for name, row in results["drafters"].items()
         ]
+    if results.get("not_judged"):
+        notes.append(f"not judged: whether differences are numeric ties ({results['not_judged']})")
     for name, row in results["drafters"].items():
         notes += [f"{name}, question {one['question_id']}: {one['error']}" for one in row["error_list"][:SHOWN]]
         for one in row["differences"][:SHOWN]:
@@ -161,10 +174,13 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
 
 
 def _judged(difference: dict[str, Any]) -> str:
-    """The verdict on a difference from the float32 copy, if there is one."""
+    """The judgement on a difference, if there is one."""
     if "tie" not in difference:
         return ""
-    figures = f"float32 logits {difference['gap']:.2g} apart, rounding error {difference['error']:.2g}"
+    figures = (
+        f"float32 logits {difference['gap']:.2g} apart, rounding error {difference['error']:.2g}, "
+        f"the engine's error {difference['own_error']:.2g}, over the vocabulary {difference['drift']:.1f} x rounding"
+    )
     return f": numeric tie ({figures})" if difference["tie"] else f": NOT A TIE, A BUG ({figures})"
 
 
@@ -330,8 +346,15 @@ def predicted_notes(results: dict[str, Any]) -> Iterator[str]:
 
 
 def show(renderables: Sequence[RenderableType], console: Console | None = None) -> None:
-    if console is None:
-        console = Console()
-        console.width = max(console.width, WIDTH)
+    """Print tables and sentences at the console's width: 80 columns if there is no terminal and COLUMNS is not set."""
+    console = console or Console()
     for renderable in renderables:
-        console.print(renderable, soft_wrap=isinstance(renderable, Text), markup=False, highlight=False)
+        parts: Sequence[RenderableType] = [renderable]
+        if isinstance(renderable, Table):
+            parts = fit(renderable, console.width)
+        elif isinstance(renderable, Text):
+            parts = [Text(wrap(renderable.plain, console.width))]
+        for number, part in enumerate(parts):
+            if number:
+                console.print()
+            console.print(part, soft_wrap=isinstance(part, Text), markup=False, highlight=False)

@@ -53,7 +53,7 @@ def bench(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         seed: random seed of sampling, of the order of runs and of the intervals.
-        out: a new folder for answers, traces, results and report.html.
+        out: a new folder for answers, traces, results and report.html; the same command resumes a run that was stopped.
         json: print one JSON object on the last line instead of tables.
         limit: read at most this many questions.
         peers: other decoders to measure as well: generate, prompt_lookup, assistant:MODEL.
@@ -69,32 +69,46 @@ def bench(
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.bench import read_bandwidth
     from draftsmith.infer.measure.figures import summarise
-    from draftsmith.infer.measure.run_folder import RunFolder
+    from draftsmith.infer.measure.report.view import verdict_of
+    from draftsmith.infer.measure.run_folder import RunFolder, UnfinishedRun
     from draftsmith.infer.measure.ties import name_ties
+    from draftsmith.recipes.cli.inputs import short_names
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 
-    folder = RunFolder.create(out) if out else None
+    folder = RunFolder.create(out, resumable=True) if out else None
     questions = _questions(data, limit)
-    runners, encode, decode, judge = _runners(config)
-    if folder:
-        # Only now, so that refused input leaves no folder that blocks the next run.
-        folder.write_run(provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json()})
-    measured = measure(
-        runners, questions, encode, decode, batch_size=batch_size, seed=seed, warmup=warmup, repeats=repeats,
-        progress=lambda done, runs, name: progress(f"{done}/{runs} runs, last {name}", last=done == runs),
-    )  # fmt: skip
+    runners, encode, decode, judge, weights = _runners(config)
+    facts = provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json(), "weights": weights}
+    # Only now, so that refused input leaves no folder that blocks the next run.
+    run = UnfinishedRun.begin(folder, facts, questions) if folder else None
+    try:
+        measured = measure(
+            runners, questions, encode, decode, batch_size=batch_size, seed=seed, warmup=warmup, repeats=repeats,
+            progress=lambda now: progress(now.line(), last=now.done), done=run.visits if run else (),
+            on_visit=run.add if run else None,
+        )  # fmt: skip
+    except KeyboardInterrupt as stop:
+        advice = "run the same command again to resume" if run else "with --out a run can be resumed"
+        raise KeyboardInterrupt(advice) from stop
     results = summarise(measured, min_distinct=min_distinct, bandwidth=read_bandwidth(judge.model.device))
-    if temperature == 0:
-        name_ties(results, measured, encode, judge)
     if folder:
         folder.write_measured(measured, results)
+    if temperature == 0:
+        name_ties(results, measured, encode, judge, runners, lambda done, all: progress(
+            f"{done}/{all} differences judged", last=done == all))  # fmt: skip
+    if folder and run:
+        folder.write_results(results)
         report_beside(folder.path)
+        run.finish()
     if json:
         print(dumps(results, ensure_ascii=False))
     else:
-        tables.show(tables.bench_tables(results))
-    return 0
+        verdict = verdict_of(facts, results, short_names())
+        tables.show(tables.bench_tables(results, [verdict.sentence, *verdict.notes]))
+    if failed := measured.all_failed():
+        print(f"draftsmith bench: every run failed: {failed}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _questions(data: list[str], limit: int | None) -> list[Question]:
@@ -108,8 +122,8 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
     ]
 
 
-def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge]:
-    """Plain decoding, every drafter and every peer; the target's encode and decode, and the judge of numeric ties."""
+def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge, str]:
+    """Plain decoding, every drafter and every peer; encode, decode, the judge of ties, and the target's fingerprint."""
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.measure.runners import LoopRunner
@@ -137,4 +151,5 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    return runners, encode, decode, TieJudge(target.model, settings, sorted(target.eos_ids))
+    judge = TieJudge(target.model, settings, sorted(target.eos_ids))
+    return runners, encode, decode, judge, target.fingerprint()

@@ -72,7 +72,7 @@ def dresd(
         lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
         batch_size=batch_size,
         seed=seed,
-        progress=lambda done, runs, name: progress(f"{done}/{runs} runs, last {name}", last=done == runs),
+        progress=lambda now: progress(now.line(), last=now.done),
     )
     results = summarise(measured, min_distinct=min_distinct)
     for name in named:

@@ -136,8 +136,11 @@ def checked(sections: Sequence[Section]) -> str:
     if other and sections[0].run.temperature > 0:
         text += f"; {other:,} differ because they are sampled: above temperature 0 only the distribution is promised"
     elif other:
+        unjudged = sum(one.get("not_judged") or 0 for one in figures)
         text += f"; {ties:,} differ after a numeric tie of two logits"
-        text += f", and {wrong:,} without one: A BUG" if wrong else ", none otherwise"
+        text += f", and {wrong:,} without one: A BUG" if wrong else ", none otherwise" if not unjudged else ""
+        reasons = {section.run.results["not_judged"] for section in sections if section.run.results.get("not_judged")}
+        text += f"; {unjudged:,} were not judged: {'; '.join(sorted(reasons))}" if unjudged else ""
     return f"{text}; {errors:,} failed." if errors else f"{text}."
 
 

@@ -20,7 +20,7 @@ from draftsmith.infer.files.atomic import read_rows
 from draftsmith.infer.measure.answer_files import Answer, read_answers
 from draftsmith.infer.measure.metrics import Totals, distinct_share, ratio
 from draftsmith.infer.measure.report.traces import Example, Steps, examples, find_tokenizer, read_steps
-from draftsmith.infer.measure.run_folder import RunFolder
+from draftsmith.infer.measure.run_folder import UNFINISHED, RunFolder
 
 # Settings that may differ between the runs of one report without a warning.
 EXPECTED_TO_DIFFER = {"batch_size", "temperature", "drafters", "peers", "out", "json", "repeats", "warmup"}
@@ -44,6 +44,12 @@ class ReportedRun:
     names: dict[str, str] = field(default_factory=dict)
     label: str = ""
     place: str = ""
+
+    @classmethod
+    def of(cls, path: Path, facts: dict[str, Any], results: dict[str, Any]) -> ReportedRun:
+        run = cls(path, facts, results)
+        run.specs = _specs(str(run.config.get("drafters") or ""))
+        return run
 
     @property
     def config(self) -> dict[str, Any]:
@@ -105,15 +111,15 @@ def _read(path: Path) -> ReportedRun:
         raise ValueError(f"{path / 'results.json'} was not written by bench: it lacks {', '.join(sorted(missing))}")
     if results["baseline"] not in results["drafters"]:
         raise ValueError(f"{path / 'results.json'} has no figures of {results['baseline']!r}, its own baseline")
-    run = ReportedRun(path, facts, results)
-    run.specs = _specs(str(run.config.get("drafters") or ""))
-    return run
+    return ReportedRun.of(path, facts, results)
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     file = path / name
     if not file.is_file():
-        raise ValueError(f"{path} is not a finished run folder: it has no {name}")
+        unfinished = (path / UNFINISHED).is_file()
+        mend = "; give the same `draftsmith bench` command again to finish it" if unfinished else ""
+        raise ValueError(f"{path} is not a finished run folder: it has no {name}{mend}")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ temperature 0, other than by a numeric tie, is never recommended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,8 +147,47 @@ def _close(allowed: Points, name: str, size: int) -> list[str]:
     return [f"Within the margin of error at batch {size}: {', '.join(near)}."] if near else []
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A drafter in one run: its name, as written on the command line, and its figures in results.json."""
+
+    name: str
+    written: str
+    batch_size: int
+    figures: Mapping[str, Any]
+
+
+def recommend(contenders: Iterable[Contender], temperature: float, named: bool = False) -> Recommendation:
+    """The recommendation from the runs of one temperature, which is in the sentence if `named`."""
+    points: dict[str, list[SpeedPoint]] = {}
+    wrong: dict[str, int] = {}
+    settings: dict[str, str] = {}
+    unjudged: dict[str, int] = {}
+    for one in contenders:
+        name, figures, bracket = one.name, one.figures, one.written.find("[")
+        wrong[name] = wrong.get(name, 0) + not_ties(figures, temperature)
+        unjudged[name] = unjudged.get(name, 0) + (figures.get("not_judged") or 0)
+        points.setdefault(name, [])
+        if bracket >= 0 and "[" not in name:
+            settings[name] = one.written[bracket:]
+        if figures["speedup"] is not None:
+            interval = figures["speedup_interval"]
+            pair = None if interval is None else (interval[0], interval[1])
+            points[name].append(SpeedPoint(one.batch_size, figures["speedup"], pair))
+    found = verdict(points, wrong, temperature if named else None, settings)
+    found.notes.extend(
+        f"{name}: {count} of its answers differ from plain decoding and were not judged: a numeric tie or a bug."
+        for name, count in unjudged.items()
+        if count
+    )
+    return found
+
+
 def not_ties(figures: Mapping[str, Any], temperature: float) -> int:
-    """Answers that differ and should not: above temperature 0 only the distribution is promised to be equal."""
+    """Answers that differ and should not: above temperature 0 only the distribution is promised to be equal.
+
+    Those that could not be judged are counted by `not_judged` in the figures, not here.
+    """
     if temperature > 0:
         return 0
-    return sum(not difference.get("tie") for difference in figures["differences"])
+    return sum(not difference.get("tie") for difference in figures["differences"]) - (figures.get("not_judged") or 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
@@ -15,7 +16,7 @@ from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.drafters import About, about
 from draftsmith.infer.measure.report.runs import Readings, ReportedRun, other_settings, read
 from draftsmith.infer.measure.report.traces import Example
-from draftsmith.infer.measure.report.verdict import Recommendation, SpeedPoint, not_ties, verdict
+from draftsmith.infer.measure.report.verdict import Contender, Recommendation, not_ties, recommend
 from draftsmith.infer.measure.tables import number, percent
 
 
@@ -129,8 +130,7 @@ def view(runs: Sequence[ReportedRun], registry: Registry) -> View:
     groups = []
     for temperature in temperatures:
         own = [section for section in sections if section.run.temperature == temperature]
-        named = temperature if len(temperatures) > 1 else None
-        groups.append(TemperatureGroup(temperature, own, _verdict(own, named)))
+        groups.append(TemperatureGroup(temperature, own, _verdict(own, named=len(temperatures) > 1)))
     return View(groups, other_settings(runs))
 
 
@@ -170,22 +170,27 @@ def _order(entry: Entry) -> tuple[int, float]:
     return ("drafter", "plain", "control", "peer").index(entry.about.kind), -(entry.figures["speedup"] or 0.0)
 
 
-def _verdict(sections: Sequence[Section], temperature: float | None) -> Recommendation:
-    points: dict[str, list[SpeedPoint]] = {}
-    wrong: dict[str, int] = {}
-    settings: dict[str, str] = {}
-    for section in sections:
-        for entry in section.of("drafter"):
-            name, spot = entry.series.name, entry.spot
-            wrong[name] = wrong.get(name, 0) + entry.wrong
-            points.setdefault(name, [])
-            bracket = entry.about.written.find("[")
-            if bracket >= 0 and "[" not in name:
-                settings[name] = entry.about.written[bracket:]
-            if spot is not None:
-                interval = None if spot.interval is None else (spot.interval[0], spot.interval[1])
-                points[name].append(SpeedPoint(section.run.batch_size, spot.value, interval))
-    return verdict(points, wrong, temperature, settings)
+def _verdict(sections: Sequence[Section], named: bool) -> Recommendation:
+    contenders = [
+        Contender(entry.series.name, entry.about.written, section.run.batch_size, entry.figures)
+        for section in sections
+        for entry in section.of("drafter")
+    ]
+    return recommend(contenders, sections[0].run.temperature, named)
+
+
+def verdict_of(facts: dict[str, Any], results: dict[str, Any], registry: Registry) -> Recommendation:
+    """The verdict on one run from its run.json and results.json: the one in its report."""
+    run = ReportedRun.of(Path(), facts, results)
+    known = {label: about(run, label, registry) for label in results["drafters"]}
+    return recommend(
+        [
+            Contender(label, one.written, run.batch_size, results["drafters"][label])
+            for label, one in known.items()
+            if one.kind == "drafter"
+        ],
+        run.temperature,
+    )
 
 
 def why_not_faster(entry: Entry) -> str:

@@ -1,7 +1,6 @@
 """The measuring loop: order, warm-up, turns, batches, and errors that stay where they belong."""
 
 import random
-from itertools import pairwise
 
 import pytest
 
@@ -168,13 +167,43 @@ def test_repeats_are_outcomes_of_their_own(fake, coders, questions, clock):
     assert [len(outcomes) for outcomes in measured.outcomes["plain"].values()] == [3] * 6
 
 
-def test_progress_counts_every_run(fake, coders, questions, clock):
+def test_progress_has_the_questions_done_the_rate_and_the_time_left(fake, coders, questions, clock):
     seen = []
-    runners = [fake("plain"), fake("other")]
-    bench(runners, questions, *coders, batch_size=4, repeats=2, progress=lambda *now: seen.append(now), clock=clock)
-    assert [done for done, _, _ in seen] == list(range(1, 9))
-    assert {runs for _, runs, _ in seen} == {8}
-    assert all(later[0] == earlier[0] + 1 for earlier, later in pairwise(seen))
+    runners = [fake("plain"), fake("other", per_step=4)]
+    bench(runners, questions, *coders, batch_size=4, repeats=2, warmup=0, progress=seen.append, clock=clock)
+    assert [now.questions for now in seen] == [0, 4, 4, 6, 6, 10, 10, 12]
+    assert {now.total for now in seen} == {12}
+    assert [now.done for now in seen] == [False] * 7 + [True]
+    rates = {now.runner: now.tokens_per_s for now in seen if now.questions == 12 or now.runner == "other"}
+    assert rates["other"] == pytest.approx(8 * 2 / (0.5 + 2)), "the last group has two questions"
+    assert seen[-1].seconds_left == 0
+    assert seen[1].seconds_left == pytest.approx(3 * (8.5 + 2.5))
+    assert "4/12 questions" in seen[1].line()
+    assert seen[1].line().endswith("33 s left")
+
+
+def test_visits_that_were_measured_before_are_kept_and_the_others_follow_in_the_seed_s_order(
+    fake, coders, questions, clock
+):
+    def run(**options):
+        runners = [fake("plain"), fake("a"), fake("b")]
+        visits = []
+        measured = bench(
+            runners, questions, *coders, repeats=2, seed=5, warmup=0, clock=clock, on_visit=visits.append, **options
+        )
+        return measured, visits, [runner.calls for runner in runners]
+
+    whole, visits, calls = run()
+    assert len(visits) == 12
+    for done in (0, 1, 7, 12):
+        resumed, rest, later = run(done=visits[:done])
+        assert [list(visit) for visit in rest] == [list(visit) for visit in visits[done:]], "the order of the seed"
+        assert later == [own[done:] for own in calls]
+        assert {
+            name: {key: len(found) for key, found in by_id.items()} for name, by_id in resumed.outcomes.items()
+        } == {name: dict.fromkeys(range(6), 2) for name in ("plain", "a", "b")}
+        if done:
+            assert resumed.outcomes["a"][0][0] is whole.outcomes["a"][0][0]
 
 
 @pytest.mark.parametrize(

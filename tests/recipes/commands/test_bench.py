@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +146,64 @@ def test_tables_are_printed_for_people(call, folders, rows_file):
     assert told.code == 0
     assert "pld" in told.out
     assert "plain" in told.out
+
+
+def at_80_columns(*words: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "draftsmith.recipes", "bench", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_at_80_columns_no_line_is_longer_and_no_number_is_broken(folders, rows_file, tmp_path):
+    rows = [question(number, "over and over", category=f"a-task-{number}") for number in range(4)]
+    drafters = f"pld,oracle,a-drafter-with-a-long-name=small:{folders.draft}[top_k=3]"
+    words = ["--target", folders.target, "--data", rows_file(rows), "--drafters", drafters, "--peers", "generate"]
+    told = at_80_columns(*words, "--max_new_tokens", 24, "--out", tmp_path / "run")
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["drafters"]
+    for row in results.values():
+        low, high = row["speedup_interval"]
+        assert f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]" in told.stdout
+        assert f" {row['end_to_end_tokens_per_s']:.2f}" in told.stdout
+    assert lines[0].startswith(("Use ", "No drafter pays", "Plain decoding", "Unknown", "Not known")), lines[0]
+    report = (tmp_path / "run" / "report.md").read_text()
+    verdict = " ".join(" ".join(lines[: lines.index("")]).split())
+    assert verdict.split(". ")[0] in report.replace("\\", "")
+    last = " ".join(told.stdout.rpartition("tokens/s: ")[2].split())
+    for name, row in results.items():
+        rate = row["tokens_per_s"] if row["speedup_of"] == "decode" else row["end_to_end_tokens_per_s"]
+        assert f"{name} {rate:.2f}" in last
+    assert "4/4 questions" in told.stderr
+    assert "left" in told.stderr
+
+
+def test_a_judge_without_room_loses_nothing(bench, folders, tmp_path, monkeypatch):
+    from draftsmith.infer.measure import ties
+
+    out = tmp_path / "run"
+
+    def no_room(model: object) -> None:
+        assert (out / "results.json").is_file(), "results are written before the copy is made"
+        assert (out / "traces" / "plain.jsonl.gz").is_file()
+        raise MemoryError("no room for 14 GiB")
+
+    monkeypatch.setattr(ties, "_float32_copy", no_room)
+    words = ["--drafters", f"pld,small:{folders.bfloat16}[top_k=3]", "--out", out]
+    found = bench(*words, target=folders.bfloat16, new=64).json
+    assert found["not_judged"] == "no room for 14 GiB"
+    assert sum(row["not_judged"] for row in found["drafters"].values()) > 0
+    assert json.loads((out / "results.json").read_text()) == found
+    report = (out / "report.md").read_text()
+    assert "were not judged: no room for 14 GiB" in report
+    assert "differ from plain decoding and were not judged: a numeric tie or a bug" in report
+    assert "must not be used" not in report
+
+
+def test_the_exit_code_is_1_if_every_run_failed(bench, call, folders, tmp_path, rows_file):
+    rows = rows_file([question(1, "too long " * 120), question(2, "too long " * 130)])
+    told = call("bench", "--target", folders.target, "--data", rows, "--drafters", "pld", "--out", tmp_path / "run")
+    assert told.code == 1
+    assert "every run failed: ValueError: prompt 1/0 has" in told.err
+    assert (tmp_path / "run" / "report.html").is_file()
