@@ -63,12 +63,14 @@ def bench(
         template: prompt template: chat (the tokenizer's own), plain, a format with {prompt}, or a FastChat name.
     """
     config = dict(locals())
+    from draftsmith.infer.costs.identity import TargetIdentity
     from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.bench import read_bandwidth
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.run_folder import RunFolder
+    from draftsmith.infer.measure.runners import LoopRunner
     from draftsmith.infer.measure.ties import name_ties
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
@@ -78,7 +80,10 @@ def bench(
     runners, encode, decode, judge = _runners(config)
     if folder:
         # Only now, so that refused input leaves no folder that blocks the next run.
-        folder.write_run(provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json()})
+        assert isinstance(runners[0], LoopRunner), "plain decoding comes first"
+        identity = TargetIdentity.of(target, runners[0].target).to_json()
+        facts = {"sampling": judge.settings.to_json(), "target": identity}
+        folder.write_run(provenance(sys.argv, config, seed) | facts)
     measured = measure(
         runners, questions, encode, decode, batch_size=batch_size, seed=seed, warmup=warmup, repeats=repeats,
         progress=lambda done, runs, name: progress(f"{done}/{runs} runs, last {name}", last=done == runs),
