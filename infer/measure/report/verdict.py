@@ -121,7 +121,7 @@ def _before(allowed: Points, sizes: Sequence[int]) -> list[str]:
     """What is true of the batch sizes at which no drafter pays, below the first at which one does."""
     lost, unknown = ([size for size in sizes if _known(allowed, size) is known] for known in (True, False))
     said = [f"Plain decoding wins at batch {_listed(lost)}"] if lost else []
-    return said + ([f"Not known at batch {_listed(unknown)} ({TOO_FEW})"] if unknown else [])
+    return said + ([f"It is not known what pays at batch {_listed(unknown)} ({TOO_FEW})"] if unknown else [])
 
 
 def _listed(sizes: Sequence[int]) -> str:
@@ -148,7 +148,8 @@ def _none_pays(allowed: Points, size: int) -> str:
     point = nearest[best]
     shown = f"{best}, {point.text(interval=True)} at batch {size}"
     if point.interval is None:
-        return f"Not known: {TOO_FEW}. The fastest was {shown}."
+        fastest = f"{best}, {point.text()} plain decoding at batch {size}"
+        return f"It is not known which drafter pays: {TOO_FEW}. The fastest was {fastest}."
     if point.open:
         return f"No drafter pays for certain: use plain decoding. The nearest is {shown}: its interval contains 1."
     return f"No drafter pays: plain decoding wins. The nearest is {shown}."

@@ -193,7 +193,8 @@ def test_below_eight_questions_nothing_is_recommended_and_no_interval_is_shown(r
     asked = [Question(i, "qa", (f"question {i}",)) for i in range(count)]
     made = write_report([run_folder("run", RUNNERS, asked=asked, change=change)], None, REGISTRY)
     assert made.verdicts == [
-        "Not known: fewer than 8 questions give no interval. The fastest was small, 2.67x at batch 1."
+        "It is not known which drafter pays: fewer than 8 questions give no interval. The fastest was small, 2.67x "
+        "plain decoding at batch 1."
     ]
     for path in (made.page, made.markdown, *made.pictures):
         assert "2.78" not in path.read_text(), path

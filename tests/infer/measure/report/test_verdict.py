@@ -41,7 +41,8 @@ def test_another_drafter_that_is_faster_in_a_larger_batch_is_named_there():
         (point(1, 1.02, 0.97, 1.1), "No drafter pays for certain: use plain decoding."),
         (
             point(1, 2.78),
-            "Not known: fewer than 8 questions give no interval. The fastest was pld, 2.78x at batch 1.",
+            "It is not known which drafter pays: fewer than 8 questions give no interval. The fastest was pld, 2.78x "
+            "plain decoding at batch 1.",
         ),
     ],
 )
@@ -59,7 +60,9 @@ def test_a_batch_size_without_intervals_is_not_known():
         "interval)."
     )
     told = verdict({"pld": [point(1, 0.9), point(8, 1.5, 1.4, 1.6)]}, {})
-    assert told.sentence.startswith("Not known at batch 1 (fewer than 8 questions give no interval); from there on use")
+    assert told.sentence.startswith(
+        "It is not known what pays at batch 1 (fewer than 8 questions give no interval); from there on use"
+    )
 
 
 def test_one_batch_size_says_nothing_about_larger_ones():
