@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.costs.calibrator import Calibrator
-from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.identity import TargetIdentity, machine, machine_text, same_machine
+from draftsmith.infer.costs.pass_costs import WRITTEN_BY, Costs
 from draftsmith.infer.files.atomic import load_versioned, write_json
 from draftsmith.infer.files.locations import cache_folder
 
@@ -155,7 +156,7 @@ def find_costs(draft: str | Path, target: Target) -> Costs | None:
     if target.model is None:
         return None
     path = costs_path(draft, target)
-    return Costs.load(path) if path.is_file() else None
+    return checked_costs(Costs.load(path), target, str(path)) if path.is_file() else None
 
 
 def given_calibration(given: str | Calibration, draft: str | Path, target: Target) -> Calibration | None:
@@ -171,7 +172,25 @@ def given_costs(given: str | Costs, draft: str | Path, target: Target) -> Costs 
     """Resolve a drafter's argument `costs`: "auto" (look them up), "none", or a file."""
     if given in ("auto", "none"):
         return find_costs(draft, target) if given == "auto" and draft else None
-    return given if isinstance(given, Costs) else Costs.load(given)
+    if isinstance(given, Costs):
+        return checked_costs(given, target, "the given costs")
+    return checked_costs(Costs.load(given), target, str(given))
+
+
+def checked_costs(costs: Costs, target: Target, what: str) -> Costs:
+    """`costs`, unless they name another target or machine than the one that decodes. Recorded answers have neither."""
+    if target.model is None or costs.target is None:
+        return costs
+    if not costs.target.is_same(TargetIdentity.of("", target)):
+        raise ValueError(f"{what} holds the costs of another target, {costs.describe()}: run {WRITTEN_BY} again")
+    weight = next(target.model.parameters())
+    here = machine(weight.device, weight.dtype)
+    if not same_machine(costs.machine, here):
+        raise ValueError(
+            f"{what} was measured on {machine_text(costs.machine)}, and this is {machine_text(here)}: "
+            f"run {WRITTEN_BY} again"
+        )
+    return costs
 
 
 def _load_for(fingerprint: str, path: str | Path) -> Calibration:

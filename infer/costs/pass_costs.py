@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from draftsmith.infer.costs.identity import TargetIdentity, machine_text
 from draftsmith.infer.files.atomic import load_versioned
 
-FORMAT = 1
+FORMAT = 2
+WRITTEN_BY = "`draftsmith plan` or `draftsmith calibrate`"
 
 
 def padded(tokens: int, buckets: Sequence[int]) -> int:
@@ -60,22 +62,29 @@ class PassCost:
 class Costs:
     """A machine's pass costs by name: "target", and the names of a drafter's `pass_timers`.
 
-    `overhead`: seconds of a step outside all forward passes.
+    `overhead`: seconds of a step outside all forward passes. `target`: whose passes they are; a file always has one.
     """
 
     passes: Mapping[str, PassCost]
     overhead: float = 0.0
     machine: Mapping[str, Any] = field(default_factory=dict)
+    target: TargetIdentity | None = None
 
     def of(self, name: str) -> PassCost:
         if name not in self.passes:
             raise ValueError(f"no costs of {name!r} were measured, only of {', '.join(self.passes)}: calibrate again")
         return self.passes[name]
 
+    def describe(self) -> str:
+        """Target and machine in a few words."""
+        name = self.target.name if self.target else "an unnamed target"
+        return f"{name} on {machine_text(self.machine)}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "kind": "costs",
+            "target": self.target.to_json() if self.target else None,
             "machine": dict(self.machine),
             "overhead": self.overhead,
             "passes": {name: asdict(cost) for name, cost in self.passes.items()},
@@ -83,9 +92,11 @@ class Costs:
 
     @classmethod
     def load(cls, path: str | Path) -> Costs:
-        return load_versioned(path, "costs", FORMAT, cls._from_json, "`draftsmith plan` or `draftsmith calibrate`")
+        return load_versioned(path, "costs", FORMAT, cls._from_json, WRITTEN_BY)
 
     @classmethod
     def _from_json(cls, value: Mapping[str, Any]) -> Costs:
         passes = {name: PassCost(**one) for name, one in value["passes"].items()}
-        return cls(passes, float(value["overhead"]), value["machine"])
+        if value["target"] is None:
+            raise ValueError(f"it does not name its target: run {WRITTEN_BY} again")
+        return cls(passes, float(value["overhead"]), value["machine"], TargetIdentity.from_json(value["target"]))

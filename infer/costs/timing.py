@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -218,21 +218,3 @@ def left_out(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> list[f
             predicted = cost(point.shape.rows, point.shape.tokens, point.shape.context)
             errors.append(predicted / point.seconds - 1)
     return errors
-
-
-def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The machine that costs were measured on; they do not hold for another."""
-    import torch
-
-    from draftsmith.infer.files.provenance import hardware
-
-    facts = hardware()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else facts["cpu"]["model"]
-    return {
-        "device": device.type,
-        "name": name,
-        "cores": facts["cpu"]["cores_usable"],
-        "threads": facts["cpu"]["torch_threads"],
-        "torch": torch.__version__,
-        "dtype": str(dtype).removeprefix("torch."),
-    }

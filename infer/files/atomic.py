@@ -81,7 +81,9 @@ def load_versioned(
     if not isinstance(value, dict) or value.get("kind") != kind:
         raise ValueError(f"{path} is not a {kind} file: write one with {written_by}")
     if value.get("format") != version:
-        raise ValueError(f"{path} has format {value.get('format')}; this version reads {version}: write it again")
+        raise ValueError(
+            f"{path} has format {value.get('format')}; this version reads {version}: run {written_by} again"
+        )
     try:
         return parse(value)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

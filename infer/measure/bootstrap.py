@@ -11,10 +11,13 @@ Legend: R resamples, Q questions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 RESAMPLES = 4000
+# Fewer questions than this give no interval: resamples of two or three say nothing about other questions.
+MIN_PAIRS = 8
 CONFIDENCE = 0.95
 # Questions drawn at a time, at most: bounds the memory for long question lists.
 BLOCK = 500_000
@@ -48,8 +51,8 @@ def percentiles(statistic_R: np.ndarray) -> Interval:
 
 
 def ratio_interval(above: Values, below: Values, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Interval of sum(above) / sum(below), such as accepted_length or tokens/s; None for fewer than two questions."""
-    if len(above) < 2:
+    """Interval of sum(above) / sum(below), such as accepted_length or tokens/s; None below MIN_PAIRS questions."""
+    if len(above) < MIN_PAIRS:
         return None
     above_R, below_R = resampled_sums([above, below], seed=seed, resamples=resamples)
     return percentiles(_divide(above_R, below_R))
@@ -62,17 +65,33 @@ def speedup_interval(
 
     With steps for seconds it is the interval of the ratio of two accepted_lengths.
     """
-    if len(tokens) < 2:
+    return rates_interval([(tokens, seconds)], [(base_tokens, base_seconds)], seed=seed, resamples=resamples)
+
+
+def rates_interval(
+    above: Sequence[tuple[Values, Values]],
+    below: Sequence[tuple[Values, Values]],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Interval of a product of rates over another, each rate sum(tokens) / sum(seconds): a ratio of two speedups."""
+    rates = [*above, *below]
+    if len(rates[0][0]) < MIN_PAIRS:
         return None
-    sums = resampled_sums([tokens, seconds, base_tokens, base_seconds], seed=seed, resamples=resamples)
-    return percentiles(_divide(_divide(sums[0], sums[1]), _divide(sums[2], sums[3])))
+    sums = resampled_sums([column for rate in rates for column in rate], seed=seed, resamples=resamples)
+    statistic_R = np.ones(resamples)
+    for index, (tokens_R, seconds_R) in enumerate(zip(sums[::2], sums[1::2])):
+        rate_R = _divide(tokens_R, seconds_R)
+        statistic_R = statistic_R * rate_R if index < len(above) else _divide(statistic_R, rate_R)
+    return percentiles(statistic_R)
 
 
 def difference_interval(
     above: Values, below: Values, base_above: Values, base_below: Values, *, seed: int, resamples: int = RESAMPLES
 ) -> Interval:
     """Interval of sum(above) / sum(below) - sum(base_above) / sum(base_below), the difference of two ratios."""
-    if len(above) < 2:
+    if len(above) < MIN_PAIRS:
         return None
     sums = resampled_sums([above, below, base_above, base_below], seed=seed, resamples=resamples)
     return percentiles(_divide(sums[0], sums[1]) - _divide(sums[2], sums[3]))
@@ -81,3 +100,17 @@ def difference_interval(
 def _divide(above_R: np.ndarray, below_R: np.ndarray) -> np.ndarray:
     """NaN for a resample with nothing to divide by; `percentiles` leaves it out."""
     return np.divide(above_R, below_R, out=np.full_like(above_R, np.nan), where=below_R > 0)
+
+
+def without_small_samples(figures: dict[str, Any]) -> dict[str, Any]:
+    """A runner's figures as results.json has them, without intervals from fewer than MIN_PAIRS questions.
+
+    Older results have intervals from two questions on.
+    """
+    few = figures.get("pairs", MIN_PAIRS) < MIN_PAIRS
+    kept = {key: None if few and key.endswith("_interval") else value for key, value in figures.items()}
+    if everything := kept.get("all_questions"):
+        kept["all_questions"] = without_small_samples(everything)
+    if tasks := kept.get("by_category"):
+        kept["by_category"] = {task: without_small_samples(row) for task, row in tasks.items()}
+    return kept

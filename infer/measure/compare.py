@@ -3,23 +3,30 @@
 Questions are matched by id, in any order. A missing, extra or duplicated question is a difference, a failed row an
 error. Two speedups are given: ours, the ratio of all tokens over all seconds, with a paired bootstrap interval; and
 Spec-Bench's, the ratio of the questions' mean rates. Both use the token counts in the files, on both sides.
+
+Wall clocks of two runs also compare their machines and loads. So the speedup of two run folders is a ratio of ratios:
+each file over plain decoding of its own run. Runs of different targets or prompts are refused, other differences are
+warnings. Files outside run folders (Spec-Bench's own) have no plain decoding: their wall clocks are compared.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from draftsmith.infer.measure.answer_files import Answer, Choice, read_answers, task_of
-from draftsmith.infer.measure.bootstrap import difference_interval, ratio_interval, speedup_interval
+from draftsmith.infer.measure.bootstrap import difference_interval, rates_interval, ratio_interval
 from draftsmith.infer.measure.metrics import ratio
-from draftsmith.infer.measure.run_folder import answer_paths
+from draftsmith.infer.measure.run_folder import RunFacts, answer_paths
 
 BASELINE = "plain"
+# What a speedup is a ratio of: two speeds of one run, two speedups over each run's own plain, or two wall clocks.
+SAME_RUN, OWN_PLAIN, WALL_CLOCK = "same_run", "own_plain", "wall_clock"
+PlainAnswers = tuple[Mapping[str, list[Answer]] | None, Mapping[str, list[Answer]] | None] | None
 # Characters of text shown on either side of a difference.
 CONTEXT = 24
 
@@ -52,14 +59,34 @@ def text_difference(base: str, other: str) -> dict[str, Any] | None:
     return {"by": "text", "index": index, "base": base[around], "other": other[around]}
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An answer file, its run, and the plain answers of that run by question; both missing outside a run folder."""
+
+    path: Path
+    answers: list[Answer]
+    run: RunFacts | None
+    plain: Mapping[str, list[Answer]] | None
+
+    @classmethod
+    def read(cls, path: Path) -> Side:
+        run = RunFacts.around(path)
+        plain = answer_paths(run.folder).get(BASELINE) if run else None
+        return cls(path, read_answers(path), run, _by_id(read_answers(plain)) if plain else None)
+
+
 def compare(base: str | Path, others: Sequence[str | Path], *, seed: int = 0) -> dict[str, Any]:
     """The report as JSON. `equal` and `total` are sums over all others; `speedup` is None for several others."""
     base_path, other_paths = resolve(Path(base), [Path(other) for other in others])
-    base_answers = read_answers(base_path)
-    reports = {
-        name: compare_answers(base_answers, read_answers(path), seed=seed) | {"by_exit": _exits_of(path)}
-        for name, path in other_paths.items()
-    }
+    base_side = Side.read(base_path)
+    reports, warnings = {}, []
+    for name, path in other_paths.items():
+        side = Side.read(path)
+        speedup_of, unlike = speedup_basis(base_side, side)
+        own_plain = (base_side.plain, side.plain) if speedup_of == OWN_PLAIN else None
+        found = compare_answers(base_side.answers, side.answers, plain=own_plain, seed=seed)
+        reports[name] = found | {"by_exit": _exits_of(path), "speedup_of": speedup_of, "unlike": unlike}
+        warnings += basis_warnings(base_side, side, speedup_of, unlike)
     only = next(iter(reports.values())) if len(reports) == 1 else None
     return {
         "base": str(base_path),
@@ -67,8 +94,67 @@ def compare(base: str | Path, others: Sequence[str | Path], *, seed: int = 0) ->
         "total": sum(report["total"] for report in reports.values()),
         "speedup": only["speedup"] if only else None,
         "speedup_interval": only["speedup_interval"] if only else None,
+        "speedup_of": only["speedup_of"] if only else None,
+        "warnings": list(dict.fromkeys(warnings)),
         "others": reports,
     }
+
+
+def speedup_basis(base: Side, other: Side) -> tuple[str, dict[str, list[str]]]:
+    """(what the speedup is a ratio of, settings that differ); ValueError for runs of different targets or prompts."""
+    mine, theirs = base.run, other.run
+    if mine and theirs and mine.folder == theirs.folder:
+        return SAME_RUN, {}
+    if not (mine and theirs):
+        return WALL_CLOCK, {}
+    if mine.facts and theirs.facts and not mine.has_target_of(theirs):
+        names = f"{mine.target}, {theirs.target}" if mine.target != theirs.target else f"two at {mine.target}"
+        raise ValueError(f"{mine.folder} and {theirs.folder} are runs of different targets: {names}")
+    _check_prompts(mine, theirs)
+    one, two = (run.settings if run.facts else {} for run in (mine, theirs))
+    unlike = {
+        key: [one.get(key, "not set"), two.get(key, "not set")]
+        for key in {**one, **two}
+        if one and two and one.get(key) != two.get(key)
+    }
+    return OWN_PLAIN if base.plain and other.plain else WALL_CLOCK, unlike
+
+
+def _check_prompts(base: RunFacts, other: RunFacts) -> None:
+    """Refuse runs that share no question, or ask something else under one id."""
+    mine, theirs = base.questions, other.questions
+    if not (mine and theirs):
+        return
+    shared = [key for key in mine if key in theirs]
+    if not shared:
+        raise ValueError(f"{base.folder} and {other.folder} have no question in common")
+    if changed := [key for key in shared if mine[key] != theirs[key]]:
+        raise ValueError(
+            f"{base.folder} and {other.folder} have different prompts: {len(changed)} of {len(shared)} shared "
+            f"questions are worded differently, {changed[0]} is the first"
+        )
+
+
+def basis_warnings(base: Side, other: Side, speedup_of: str, unlike: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a reader must know before reading the speedups."""
+    if speedup_of == SAME_RUN:
+        return []
+    warnings = [
+        f"different {key}: {before} in {base.run.folder.name}, {here} in {other.run.folder.name}"
+        for key, (before, here) in unlike.items()
+        if base.run and other.run
+    ]
+    warnings += [
+        f"{side.run.folder} has no run.json: its target and settings are unknown"
+        for side in (base, other)
+        if side.run and not side.run.facts
+    ]
+    if speedup_of == WALL_CLOCK:
+        warnings.append(
+            "the speedups of answer files from different runs are ratios of wall clocks: they also compare the "
+            "machines, their loads and the settings"
+        )
+    return warnings
 
 
 def _exits_of(path: Path) -> dict[str, int]:
@@ -108,8 +194,13 @@ def resolve(base: Path, others: Sequence[Path]) -> tuple[Path, dict[str, Path]]:
     return base_path, found
 
 
-def compare_answers(base: Sequence[Answer], other: Sequence[Answer], *, seed: int = 0) -> dict[str, Any]:
-    """One file against the base: equality, speed and accepted_length, over all and by task."""
+def compare_answers(
+    base: Sequence[Answer], other: Sequence[Answer], *, plain: PlainAnswers = None, seed: int = 0
+) -> dict[str, Any]:
+    """One file against the base: equality, speed and accepted_length, over all and by task.
+
+    `plain`: the plain answers of the base's run and of the other's, which their speeds are divided by.
+    """
     base_by_id, other_by_id = _by_id(base), _by_id(other)
     ids = list(dict.fromkeys([*base_by_id, *other_by_id]))
     differences, errors, equal, paired = [], [], 0, []
@@ -122,7 +213,8 @@ def compare_answers(base: Sequence[Answer], other: Sequence[Answer], *, seed: in
             if any(failed.values()):
                 errors.append({"question_id": shown} | {side: text for side, text in failed.items() if text})
                 continue
-            paired.append(Pair(mine[0], theirs[0]))
+            alone = [one.get(key, []) for one in plain or () if one]
+            paired.append(Pair(mine[0], theirs[0], [one[0] if len(one) == 1 else None for one in alone]))
             found = answer_difference(mine[0], theirs[0])
         equal += found is None
         differences += [] if found is None else [{"question_id": shown} | found]
@@ -178,40 +270,53 @@ def _turn_difference(base: Choice, other: Choice, turn: int) -> dict[str, Any] |
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question answered in both files."""
+    """A question answered in both files; `plain` holds the plain answers of both runs, or nothing."""
 
     base: Answer
     other: Answer
+    plain: Sequence[Answer | None] = ()
+
+    @property
+    def timed(self) -> bool:
+        return all(answer is not None and answer.timed for answer in (self.base, self.other, *self.plain))
 
 
 def speed(pairs: Sequence[Pair], *, seed: int) -> dict[str, Any]:
     """Speed over the pairs timed in both files, and the accepted_length of each side."""
-    timed = [pair for pair in pairs if pair.base.timed and pair.other.timed]
-    tokens, seconds = [pair.other.tokens for pair in timed], [pair.other.seconds for pair in timed]
-    base_tokens, base_seconds = [pair.base.tokens for pair in timed], [pair.base.seconds for pair in timed]
-    rate, base_rate = ratio(sum(tokens), sum(seconds)), ratio(sum(base_tokens), sum(base_seconds))
-    return {
-        "pairs": len(timed),
-        "speedup": ratio(rate, base_rate),
-        "speedup_interval": speedup_interval(tokens, seconds, base_tokens, base_seconds, seed=seed),
-        "tokens_per_s": rate,
-        "base_tokens_per_s": base_rate,
-        "spec_bench": _spec_bench(timed, seed),
-        **_accepted_lengths(timed, seed),
+    timed = [pair for pair in pairs if pair.timed]
+    columns = {
+        "other": [pair.other for pair in timed],
+        "base": [pair.base for pair in timed],
+        "base_plain": [pair.plain[0] for pair in timed if pair.plain and pair.plain[0]],
+        "other_plain": [pair.plain[1] for pair in timed if pair.plain and pair.plain[1]],
     }
+    sums = {name: ([one.tokens for one in own], [one.seconds for one in own]) for name, own in columns.items()}
+    # As sums of rates over numbers of questions, Spec-Bench's mean rates have the same form.
+    rates = {name: ([one.tokens / one.seconds for one in own], [1.0] * len(own)) for name, own in columns.items()}
+    return (
+        _speedup(sums, seed)
+        | {"pairs": len(timed), "spec_bench": _speedup(rates, seed)}
+        | _accepted_lengths(timed, seed)
+    )
 
 
-def _spec_bench(timed: Sequence[Pair], seed: int) -> dict[str, Any]:
-    """Spec-Bench's speedup: the mean over questions of tokens/s, over the base's mean."""
-    rates = [pair.other.tokens / pair.other.seconds for pair in timed]
-    base_rates = [pair.base.tokens / pair.base.seconds for pair in timed]
-    mean, base_mean = ratio(sum(rates), len(rates)), ratio(sum(base_rates), len(base_rates))
-    ones = [1.0] * len(timed)
+def _speedup(columns: Mapping[str, tuple[Sequence[float], Sequence[float]]], seed: int) -> dict[str, Any]:
+    """The ratio of two rates or, with plain answers, of two speedups over plain, and its interval."""
+    rate = {name: ratio(sum(tokens), sum(seconds)) for name, (tokens, seconds) in columns.items()}
+    above, below = ["other"], ["base"]
+    own = None
+    if columns["other_plain"][0]:
+        own = ratio(rate["other"], rate["other_plain"])
+        above.append("base_plain")
+        below.append("other_plain")
+    speedup = ratio(own, ratio(rate["base"], rate["base_plain"])) if own else ratio(rate["other"], rate["base"])
+    interval = rates_interval([columns[name] for name in above], [columns[name] for name in below], seed=seed)
     return {
-        "speedup": ratio(mean, base_mean),
-        "speedup_interval": speedup_interval(rates, ones, base_rates, ones, seed=seed),
-        "tokens_per_s": mean,
-        "base_tokens_per_s": base_mean,
+        "speedup": speedup,
+        "speedup_interval": interval,
+        "tokens_per_s": rate["other"],
+        "base_tokens_per_s": rate["base"],
+        "over_own_plain": own,
     }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.measure.metrics import Totals
+from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 TARGET = "target"
@@ -61,6 +62,16 @@ class Prediction:
             "plain_step_s": self.plain_s,
             "step_s": self.step_s,
         }
+
+
+def check_tokenizer(costs: Costs, tokenizer: Any, path: str) -> None:
+    """Refuse the costs of a target that did not write the logs: its tokenizer or its vocabulary is another one."""
+    assert costs.target is not None, "a costs file names its target"
+    if not costs.target.fits_tokenizer(tokenizer_fingerprint(tokenizer), len(tokenizer)):
+        raise ValueError(
+            f"{path} holds the costs of {costs.target.name} ({costs.target.vocab_size} token ids), and the logs' "
+            f"tokenizer is another one ({len(tokenizer)} token ids): run `draftsmith plan` for the target of the logs"
+        )
 
 
 def predict(

@@ -96,6 +96,7 @@ class Replay:
             "temperature": self.temperature,
             "budget": {"nodes": self.budget.nodes, "depth": self.budget.depth},
             "arrival": self.arrival,
+            "costs": self.costs.describe() if self.costs else None,
         }
 
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:

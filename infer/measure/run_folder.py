@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.files.atomic import read_rows, write_json, write_rows
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn, Visit
@@ -167,6 +168,66 @@ def _outcome_from_json(row: dict[str, Any]) -> Outcome:
         traces = [StepTrace.from_json(trace) for trace in turn["generation"].pop("traces")]
         turns.append(Turn(turn["text"], Generation(**turn["generation"], traces=traces), turn["wall_s"]))
     return Outcome(turns, row["error"])
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """How the answers in a run folder were made; `facts` is run.json, empty where there is none."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @classmethod
+    def around(cls, answers: Path) -> RunFacts | None:
+        """The run that an answer file lies in; None for a file that lies in no run folder."""
+        folder = answers.resolve().parent.parent
+        if answers.resolve().parent.name != "answers":
+            return None
+        run = folder / "run.json"
+        try:
+            facts = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{run} cannot be read: {error}") from error
+        return cls(folder, facts if isinstance(facts, dict) else {})
+
+    @property
+    def target(self) -> str:
+        return str((self.facts.get("config") or {}).get("target") or "")
+
+    def has_target_of(self, other: RunFacts) -> bool:
+        """Run folders written before targets were recorded are compared by the target's path."""
+        mine, theirs = self.facts.get("target"), other.facts.get("target")
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            return TargetIdentity.from_json(mine).is_same(TargetIdentity.from_json(theirs))
+        paths = [Path(one.target).expanduser() for one in (self, other)]
+        return self.target == other.target or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What changes answers or speed, in words; the seed only where it decides anything."""
+        config, sampling = self.facts.get("config") or {}, dict(self.facts.get("sampling") or {})
+        if not sampling.get("temperature"):
+            sampling.pop("seed", None)
+        known = {key: config[key] for key in ("max_new_tokens", "batch_size", "dtype", "template") if key in config}
+        return {key: str(value) for key, value in (known | sampling | {"machine": machine(self.facts)}).items()}
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        """The prompts by question; run folders written by old versions have none."""
+        path = RunFolder(self.folder).questions_path
+        rows = [row for _, row in read_rows(path)] if path.is_file() else []
+        return {str(row["question_id"]): (row["turns"], row.get("system")) for row in rows}
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """The hardware of a run.json in a few words."""
+    hardware = facts.get("hardware") or {}
+    gpus = [str(gpu.get("name")) for gpu in hardware.get("gpus") or []]
+    if gpus and str((facts.get("config") or {}).get("device", "auto")) != "cpu":
+        return gpus[0] if len(gpus) == 1 else f"{len(gpus)} x {gpus[0]}"
+    cpu = hardware.get("cpu") or {}
+    cores = cpu.get("cores_usable") or cpu.get("cores")
+    return f"{cpu.get('model') or 'unknown CPU'}" + (f", {cores} cores" if cores else "")
 
 
 def _question_json(question: Question) -> dict[str, Any]:

@@ -190,9 +190,10 @@ def _rest(name: str, errors: int, differences: int) -> list[str]:
 
 
 def compare_tables(report: dict[str, Any]) -> list[RenderableType]:
-    tables: list[RenderableType] = [Text(f"Compared with {report['base']}"), equality_table(report)]
+    tables: list[RenderableType] = [Text(f"warning: {line}") for line in report["warnings"]]
+    tables += [Text(f"Compared with {report['base']}"), equality_table(report)]
     for name, other in report["others"].items():
-        tables += [Text(), Text(name), task_table(other)]
+        tables += [Text(), Text(name), task_table(other), Text(), spec_bench_table(other)]
         tables += [Text(line) for line in compare_notes(name, other)]
     return tables
 
@@ -201,32 +202,36 @@ def equality_table(report: dict[str, Any]) -> Table:
     table = table_of(["answers", "equal", "differences", "errors", "pairs"])
     for name, other in report["others"].items():
         counts = (str(len(other["differences"])), str(other["errors"]), str(other["pairs"]))
-        table.add_row(Text(name), of(other["equal"], other["total"]), *counts)
+        table.add_row(Text(_end_of(name)), of(other["equal"], other["total"]), *counts)
     return table
 
 
+def _end_of(path: str, limit: int = 40) -> str:
+    return path if len(path) <= limit else f"…{path[1 - limit :]}"
+
+
 def task_table(other: dict[str, Any]) -> Table:
-    """Speedup by task, ours and Spec-Bench's, with intervals."""
-    columns = [
-        "task",
-        "pairs",
-        "end-to-end tokens/s",
-        "base tokens/s",
-        "speedup",
-        "Spec-Bench's speedup",
-        "accepted_length",
-    ]
-    table = table_of(columns)
+    """Our speedup by task. Against another run, both sides are first divided by plain decoding of their own run."""
+    own = other.get("speedup_of") == "own_plain"
+    beside = ("over its plain", "over_own_plain") if own else ("base tokens/s", "base_tokens_per_s")
+    table = table_of(["task", "pairs", "end-to-end tokens/s", beside[0], "speedup"])
     for task, row in [*other["by_category"].items(), ("overall", other)]:
         table.add_row(
             Text(task),
             str(row["pairs"]),
             number(row["tokens_per_s"]),
-            number(row["base_tokens_per_s"]),
+            number(row[beside[1]]) + ("x" if own and row[beside[1]] is not None else ""),
             Text(with_interval(row["speedup"], row["speedup_interval"])),
-            Text(with_interval(row["spec_bench"]["speedup"], row["spec_bench"]["speedup_interval"])),
-            number(row["accepted_length"]),
         )
+    return table
+
+
+def spec_bench_table(other: dict[str, Any]) -> Table:
+    """Spec-Bench's two figures by task."""
+    table = table_of(["task", "Spec-Bench's speedup", "accepted_length"])
+    for task, row in [*other["by_category"].items(), ("overall", other)]:
+        spec = with_interval(row["spec_bench"]["speedup"], row["spec_bench"]["speedup_interval"])
+        table.add_row(Text(task), Text(spec), number(row["accepted_length"]))
     return table
 
 
@@ -255,6 +260,7 @@ def _where(difference: dict[str, Any]) -> str:
         case "duplicated":
             return f" occurs {base} times in the base, {other} times here"
         case "token_ids":
+            base, other = ("the end" if token is None else token for token in (base, other))
             return f"{turn}: token {difference['index']} is {base} in the base, {other} here"
         case "text":
             return f"{turn}: character {difference['index']}: {base!r} in the base, {other!r} here"
@@ -273,6 +279,7 @@ def replay_tables(results: dict[str, Any]) -> list[RenderableType]:
         cost.add_row(Text(name), number(row["nodes_per_step"], 1), *times)
     shown: list[RenderableType] = [accepted, Text(), cost, Text(), *map(Text, replay_notes(results))]
     if any(row["predicted"] for row in results["drafters"].values()):
+        shown += [Text(), Text(f"costs: {results['costs']}")]
         for title, key in (("Predicted speedup", "speedup"), ("Break-even", "break_even")):
             shown += [Text(), Text(f"{title}, by batch size"), predicted_table(results, key)]
         shown += [Text(), *map(Text, predicted_notes(results))]

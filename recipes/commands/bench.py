@@ -64,6 +64,7 @@ def bench(
             {prompt}, or a FastChat name.
     """
     config = dict(locals())
+    from draftsmith.infer.costs.identity import TargetIdentity
     from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bench import bench as measure
@@ -71,6 +72,7 @@ def bench(
     from draftsmith.infer.measure.figures import summarise
     from draftsmith.infer.measure.report.view import verdict_of
     from draftsmith.infer.measure.run_folder import RunFolder, UnfinishedRun
+    from draftsmith.infer.measure.runners import LoopRunner
     from draftsmith.infer.measure.ties import name_ties
     from draftsmith.recipes.cli.inputs import short_names
     from draftsmith.recipes.cli.progress import progress
@@ -79,7 +81,10 @@ def bench(
     folder = RunFolder.create(out, resumable=True) if out else None
     questions = _questions(data, limit)
     runners, encode, decode, judge, weights = _runners(config)
-    facts = provenance(sys.argv, config, seed) | {"sampling": judge.settings.to_json(), "weights": weights}
+    assert isinstance(runners[0], LoopRunner), "plain decoding comes first"
+    identity = TargetIdentity.of(target, runners[0].target).to_json()
+    facts = provenance(sys.argv, config, seed)
+    facts |= {"sampling": judge.settings.to_json(), "target": identity, "weights": weights}
     # Only now, so that refused input leaves no folder that blocks the next run.
     run = UnfinishedRun.begin(folder, facts, questions) if folder else None
     try:

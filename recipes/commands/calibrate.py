@@ -97,7 +97,8 @@ def calibrate(
     files = calibration.save(found, loaded)  # before timing, which may fail
     if seconds > 0:
         print(f"timing passes for up to {seconds:g} s", file=sys.stderr)
-        for label, (costs, error) in measure_costs(loaded, chosen, answers, seconds=seconds).items():
+        timed = measure_costs(loaded, chosen, answers, seconds=seconds, name=target)
+        for label, (costs, error) in timed.items():
             found[label].costs, found[label].cost_error = costs, error
         files = calibration.save(found, loaded)
     summary = results(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from json import dumps
 from typing import Literal
 
@@ -14,6 +15,9 @@ def compare(
     seed: int = 0,
 ) -> int:
     """Compare the answers and the speed of runs with those of a base run.
+
+    Each run is first measured against its own plain decoding, so that machines and their loads cancel out. Runs of
+    different targets or prompts are refused; other differences are listed as warnings.
 
     Example: draftsmith compare runs/first runs/second --require equal
 
@@ -29,6 +33,8 @@ def compare(
 
     report = compare_paths(base, others, seed=seed)
     if json:
+        for line in report["warnings"]:
+            print(f"warning: {line}", file=sys.stderr)
         print(dumps(report, ensure_ascii=False))
     else:
         tables.show(tables.compare_tables(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from json import dumps
 from pathlib import Path
@@ -54,6 +55,11 @@ def export(
             exits=exits, reach=not dry_run,
         )  # fmt: skip
         print(f"exit {facts['exit']}: {', '.join(facts['files'])}" + (f" in {folder}" if out else ""))
+        if not facts["compared"]:
+            print(
+                "warning: the target's tokenizer was not at hand, so it was not compared with the draft's",
+                file=sys.stderr,
+            )
         if engine == "vllm":
             print("vLLM drafts chains from this one exit: it does not choose exits or draft trees.")
             print(facts["serve"])

@@ -33,7 +33,7 @@ def plan(
     Example: draftsmith plan --target TARGET --acceptance 0.7
 
     Args:
-        target: folder, Hub name or config.json; only the config is read.
+        target: folder, Hub name or config.json; only the config and the tokenizer are read.
         batch_sizes: rows decoded together.
         contexts: context lengths at which passes are timed; costs at other lengths come from a fit.
         shapes: draft shapes to time: LAYERSxWIDTH or LAYERSxWIDTHxHEADS; by default 1, 2, 3 and 5 layers of the
@@ -73,7 +73,8 @@ def plan(
     for name, value in (("training_tokens", training_tokens), ("context", wish.context)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    found = survey(config, kind, where, asked, seconds=seconds, say=progress)
+    names = {"name": target, "tokenizer": _tokenizer(target)}
+    found = survey(config, kind, where, asked, seconds=seconds, say=progress, **names)
     ranking = report(found, wish, training_tokens)
     if out:
         with written_beside(Path(out)) as file:
@@ -84,6 +85,21 @@ def plan(
         print(dumps(ranking))
     else:
         tables.show(plan_tables(ranking))
+
+
+def _tokenizer(target: str) -> str:
+    """The fingerprint of the target's tokenizer; "" for a config alone."""
+    from draftsmith.infer.text.tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_fingerprint
+
+    folder = Path(target).expanduser()
+    if folder.is_file() or (folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES)):
+        return ""
+    try:
+        return tokenizer_fingerprint(load_tokenizer(target))
+    except ValueError:
+        if folder.is_dir():
+            raise
+        return ""  # a Hub name of which only the config can be had
 
 
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:

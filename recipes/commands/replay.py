@@ -60,6 +60,7 @@ def replay(
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.predicted import check_tokenizer
     from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings, with_questions
     from draftsmith.infer.measure.replay import Replay
     from draftsmith.infer.text.records import ReadReport, read_records
@@ -76,6 +77,8 @@ def replay(
         raise ValueError("--store_out needs a split: give --split as well")
     asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
+    if costs is not None:
+        check_tokenizer(costs, loaded, latency)
     form = find_template(template, loaded)
     report = ReadReport()
     records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)  # type: ignore[arg-type]

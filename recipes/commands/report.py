@@ -29,9 +29,9 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
             "markdown": str(made.markdown),
             "pictures": [str(path) for path in made.pictures],
         }
-        print(dumps({"verdicts": made.verdicts, **files}, ensure_ascii=False))
+        print(dumps({"verdicts": made.verdicts, "notes": made.notes, **files}, ensure_ascii=False))
         return
-    for sentence in made.verdicts:
+    for sentence in (*made.verdicts, *made.notes):
         print(sentence)
     print(f"report: {made.page}")
 

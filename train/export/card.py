@@ -8,14 +8,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from draftsmith.infer.files.locations import is_hub_name
+from draftsmith.infer.measure.bootstrap import without_small_samples
+from draftsmith.infer.measure.report.runs import specs_by_label
+from draftsmith.infer.measure.run_folder import machine
 
+UNCOMPARED = (
+    "The draft's tokenizer was not compared with that of `{target}`, which was not at hand. They must be the same: "
+    "run `draftsmith bench`, which checks it."
+)
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -68,10 +76,11 @@ def model_card(
     exit: int,
     exits: Sequence[int],
     run: dict[str, Any],
-    results: dict[str, Any],
+    bench: Benchmark | None,
     licence: dict[str, str],
+    compared: bool,
 ) -> str:
-    """The text of README.md. `run` is run.json, `results` a benchmark's results.json; both may be empty."""
+    """The text of README.md. `run` is run.json, and may be empty; `compared`: the tokenizers are known to be equal."""
     head: dict[str, Any] = {**licence, "library_name": "transformers", "pipeline_tag": "text-generation"}
     head["tags"] = ["speculative-decoding", "draft-model", "draftsmith"]
     if not Path(target).is_absolute():
@@ -80,44 +89,82 @@ def model_card(
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}",
         f"A draft model for speculative decoding with `{_shown(target)}`: {exit} layers"
         + (f", with exits after {_listed(exits)}." if len(exits) > 1 else ".")
-        + " It makes the target faster without changing its output, in any engine that verifies drafts.",
-        _measured(exit, run, results),
+        + " An engine that verifies drafts keeps the target's output. Whether it decodes faster depends on the engine, "
+        "the prompts and the machine: only what is listed below was measured.",
+        "" if compared else UNCOMPARED.format(target=_shown(target)),
+        _measured(exit, target, run, bench),
         _recipe(run),
         _use(name, target, exits),
-        _licence(licence),
+        _licence(licence, run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _measured(exit: int, run: dict[str, Any], results: dict[str, Any]) -> str:
-    lines = ["## Measurements", ""]
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """The drafters' figures in results.json and run.json of a run folder; `run` is empty in old folders."""
+
+    run: dict[str, Any]
+    results: dict[str, Any]
+
+    @property
+    def target(self) -> str:
+        return str((self.run.get("config") or {}).get("target") or "")
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Drafters that are made from a model; all drafters where run.json does not say what they are made from."""
+        known = specs_by_label(str((self.run.get("config") or {}).get("drafters") or ""))
+        for label, figures in (self.results.get("drafters") or {}).items():
+            argument = known[label][1].argument if label in known else ""
+            if figures.get("speedup") and label != "plain" and (argument or not known):
+                yield label + (f" ({_shown(argument)})" if argument else ""), without_small_samples(figures)
+
+    def where(self) -> str:
+        config = self.run.get("config") or {}
+        parts = [f"with `{_shown(self.target)}`" if self.target else "with a target that was not recorded"]
+        parts.append(f"on {machine(self.run)}" if self.run else "on a machine that was not recorded")
+        parts += [f"{self.results['questions']} questions"] if self.results.get("questions") else []
+        parts += [f"{key} {config[key]}" for key in ("batch_size", "temperature", "max_new_tokens") if key in config]
+        return ", ".join([*parts, str(self.run.get("date", ""))[:10]]).rstrip(", ")
+
+
+def _measured(exit: int, target: str, run: dict[str, Any], bench: Benchmark | None) -> str:
+    lines = []
     held_out = run.get("results") or {}
     settings = run.get("settings") or {}
-    names = [key for key in held_out if key.startswith("accepted_length_exit_")]
-    for key in names:
+    trained_for = settings.get("target") or target
+    other = "" if _shown(trained_for) == _shown(target) else f", with `{_shown(trained_for)}` as the target"
+    for key in (key for key in held_out if key.startswith("accepted_length_exit_")):
         at = int(key.rpartition("_")[2])
         if at <= exit:
             depth = settings.get("watch", {}).get("num_draft_tokens")
-            lines.append(f"- exit {at}: accepted_length {held_out[key]:.2f} (held-out prompts, chain of {depth})")
-    for drafter, figures in (results.get("drafters") or {}).items():
-        speed = figures.get("speedup")
-        if speed and drafter != "plain":
-            low, high = figures.get("speedup_interval") or (None, None)
-            within = f" (95 % interval {low:.2f} to {high:.2f})" if low is not None else ""
-            length = figures.get("accepted_length") or float("nan")
-            lines.append(f"- benchmark, `{drafter}`: {speed:.2f}x plain decoding{within}, accepted_length {length:.2f}")
-    if len(lines) == 2:
-        lines.append("Nothing yet.")
+            lines.append(
+                f"- exit {at}: accepted_length {held_out[key]:.2f} (held-out prompts, chain of {depth}{other})"
+            )
+    rows = [_benchmark_line(label, figures) for label, figures in bench.rows()] if bench else []
+    if bench and rows:
+        lines += [*([""] if lines else []), f"Benchmark {bench.where()}:", "", *rows]
+    else:
+        lines += [*([""] if lines else []), "No speedup was measured."]
     hardware = (run.get("hardware") or {}).get("cpu", {}).get("model")
     gpus = [gpu["name"] for gpu in (run.get("hardware") or {}).get("gpus", [])]
-    if run:
+    if gpus or hardware:
         lines += ["", f"Trained on {', '.join(gpus) or hardware}, {str(run.get('date', ''))[:10]}."]
-    return "\n".join(lines)
+    return "\n".join(["## What was measured", "", *lines])
+
+
+def _benchmark_line(label: str, figures: dict[str, Any]) -> str:
+    low, high = figures.get("speedup_interval") or (None, None)
+    within = f"95 % interval {low:.2f} to {high:.2f}" if low is not None else "too few questions for an interval"
+    length = figures.get("accepted_length")
+    return f"- benchmark, `{label}`: {figures['speedup']:.2f}x plain decoding ({within})" + (
+        f", accepted_length {length:.2f}" if length else ""
+    )
 
 
 def _recipe(run: dict[str, Any]) -> str:
     if not run:
-        return "## How it was made\n\nThe checkpoint has no run.json: how it was trained is unknown."
+        return "## How it was made\n\nThe checkpoint has no run.json: how it was made is unknown."
     settings = run.get("settings", {})
     rendering = run.get("data", {}).get("rendering", {})
     sources = ", ".join(f"`{_shown(name)}`" for name in settings.get("data", []))
@@ -144,6 +191,8 @@ def _use(name: str, target: str, exits: Sequence[int]) -> str:
     several = f"sd2:{name}" if len(exits) > 1 else f"small:{name}"
     return f"""## How to use it
 
+These lines show how an engine takes the draft; they are no statement about its speed there.
+
 transformers:
 
 ```python
@@ -169,14 +218,18 @@ draftsmith generate --target {target} --drafters {several} --prompt "Hello"
 ```"""
 
 
-def _licence(licence: dict[str, str]) -> str:
-    if licence:
-        named = licence.get("license_name") or licence.get("license")
-        return f"## Licence\n\nThe weights were initialised from the target's and are under its licence: {named}."
-    return (
-        "## Licence\n\nThe weights were initialised from the target's and are under its licence, which could not "
-        "be found when this card was written: look it up before you publish."
-    )
+def _licence(licence: dict[str, str], run: dict[str, Any]) -> str:
+    how = (run.get("settings") or {}).get("init")
+    origin = {
+        "first": "The weights began as the target's: the target's licence applies.",
+        "even": "The weights began as the target's: the target's licence applies.",
+        "fresh": "The weights began at random.",
+    }.get(str(how), "Weights that began as the target's are under the target's licence.")
+    named = licence.get("license_name") or licence.get("license")
+    if named:
+        return f"## Licence\n\n{origin} The target's licence: {named}."
+    missing = "The target's licence could not be found where this card was written: look it up before you publish."
+    return f"## Licence\n\n{origin} {missing}"
 
 
 def speculative_config(name: str, num_draft_tokens: int = 5) -> dict[str, Any]:

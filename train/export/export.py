@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.files.locations import is_hub_name
+from draftsmith.infer.costs.identity import short_name
+from draftsmith.infer.files.locations import is_hub_name, may_be_on_hub
 from draftsmith.infer.files.provenance import without_secrets
 from draftsmith.infer.models.layers import first_layers
-from draftsmith.infer.models.load import DTYPES, load_model
+from draftsmith.infer.models.load import DTYPES, check_same_tokenizer, load_model
+from draftsmith.infer.text.tokenizer import TOKENIZER_FILES, load_tokenizer
 from draftsmith.train.drafts.exits import check_exits
 from draftsmith.train.export.card import (
+    Benchmark,
     copy_licences,
     licence_folder,
     licence_of,
@@ -82,10 +85,15 @@ def export_draft(
     """
     _check(out, dtype, engine)
     run = _json(Path(checkpoint) / "run.json")
-    target = target or run.get("settings", {}).get("target")
+    trained_for = run.get("settings", {}).get("target")
+    if target and target != trained_for and not (Path(target).expanduser().is_dir() or may_be_on_hub(target)):
+        raise ValueError(f"{target} does not exist, and is not a Hub name (owner/model): give the target's folder")
+    target = target or trained_for
     if not target:
         raise ValueError(f"{checkpoint} has no run.json that names its target: give --target")
+    benchmark = _benchmark(bench, target) if bench else None
     model, tokenizer = _load(checkpoint, dtype)
+    compared = _compare_tokenizers(checkpoint, model, tokenizer, target, reach)
     model, chosen, exits, fingerprint = _cut(checkpoint, model, exit, exits)
     if engine:
         exits = exits[-1:]
@@ -96,9 +104,8 @@ def export_draft(
         save_model(part, model, tokenizer, exits=exits, template_fingerprint=fingerprint)
         source = licence_folder(target, reach)
         licence = licence_of(source)
-        results = _json(Path(bench) / "results.json") if bench else {}
-        facts: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence}
-        card = model_card(name=shown, target=target, run=run, results=results, **facts)
+        facts: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence, "compared": compared}
+        card = model_card(name=shown, target=target, run=run, bench=benchmark, **facts)
         (part / "README.md").write_text(card, encoding="utf-8")
         facts["licence_files"] = copy_licences(source, part)
         if run:
@@ -122,6 +129,44 @@ def _check(out: Path, dtype: str | None, engine: str | None) -> None:
         raise ValueError(f"{out} is not empty: give a new folder")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: {', '.join(DTYPES)}")
+
+
+def _benchmark(bench: str, target: str) -> Benchmark:
+    """The figures of a run folder; ValueError if they are another target's."""
+    folder = Path(bench)
+    found = Benchmark(_json(folder / "run.json"), _json(folder / "results.json"))
+    if not found.results:
+        raise ValueError(f"--bench {bench} is not a finished run folder: it has no results.json")
+    if found.target and short_name(found.target) != short_name(target):
+        raise ValueError(f"--bench {bench} measured the target {found.target}, not {target}: give a run of {target}")
+    return found
+
+
+def _compare_tokenizers(checkpoint: str, model: Any, tokenizer: Any, target: str, reach: bool) -> bool:
+    """Refuse a target with another tokenizer; False if the target's tokenizer is not at hand."""
+    other = _tokenizer_of(target, reach)
+    if other is None or tokenizer is None:
+        return False
+    size = int(model.get_input_embeddings().weight.shape[0])
+    try:
+        check_same_tokenizer(tokenizer, size, other, len(other), checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} cannot draft for {target}: {error}") from error
+    return True
+
+
+def _tokenizer_of(target: str, reach: bool) -> Any | None:
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        return load_tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+    if not is_hub_name(target):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(target, local_files_only=not reach)
+    except (OSError, ValueError, KeyError):
+        return None  # the card says that the tokenizers were not compared
 
 
 def _cut(checkpoint: str, model: Any, exit: int | None, exits: Sequence[int] | None) -> tuple[Any, int, list[int], str]:

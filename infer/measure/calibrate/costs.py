@@ -12,10 +12,12 @@ from typing import Any
 from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, machine, measure_together
+from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, measure_together
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered
+from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 
 ROWS = (1, 4)
 TREE, BLOCK = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
@@ -25,11 +27,11 @@ STEPS_OF, STEPS = 3, 24
 
 
 def measure_costs(
-    target: Target, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float
+    target: Target, drafters: Mapping[str, Drafter], answers: Sequence[Answered], *, seconds: float, name: str = ""
 ) -> dict[str, tuple[Costs, dict[str, Any]]]:
     """Per drafter: its costs, the target's passes included, and the median error of the fit on passes left out of it.
 
-    `seconds`: the time that all passes may take together.
+    `seconds`: the time that all passes may take together. `name`: the target's, as it was loaded.
     """
     timers = {("", name): timer for name, timer in target.pass_timers().items()}
     for label, drafter in drafters.items():
@@ -47,10 +49,12 @@ def measure_costs(
     assert target.model is not None
     weight = next(target.model.parameters())
     here = machine(weight.device, weight.dtype)
+    tokenizer = tokenizer_fingerprint(target.tokenizer) if target.tokenizer is not None else ""
+    identity = TargetIdentity.of(name, target, tokenizer)
     found = {}
     for label, drafter in drafters.items():
         own = [place for place in timers if place[0] in ("", label)]
-        costs = Costs({place[1]: passes[place] for place in own}, overhead(target, drafter, answers), here)
+        costs = Costs({place[1]: passes[place] for place in own}, overhead(target, drafter, answers), here, identity)
         found[label] = (costs, {place[1]: errors[place] for place in own})
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from draftsmith.infer.contract.protocols import PassTimer
+from draftsmith.infer.costs.identity import TargetIdentity, config_hash, machine, short_name
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.timing import (
     PassShape,
@@ -22,7 +23,6 @@ from draftsmith.infer.costs.timing import (
     fit,
     grid,
     left_out,
-    machine,
     measure_together,
     visit,
 )
@@ -68,10 +68,12 @@ class Survey:
     machine: dict[str, Any]
     errors: dict[str, list[float]] = field(default_factory=dict)
 
+    target: TargetIdentity | None = None
+
     def costs(self) -> Costs:
         """The content of a costs file, with the overhead of a plain step of one row."""
         named = {"target" if name == "target" else f"small:{name}": cost for name, cost in self.passes.items()}
-        return Costs(named, self.overhead(1, 0), self.machine)
+        return Costs(named, self.overhead(1, 0), self.machine, self.target)
 
 
 def survey(
@@ -82,8 +84,13 @@ def survey(
     *,
     seconds: float = 300.0,
     say: Say = lambda line, last=False: None,
+    name: str = "",
+    tokenizer: str = "",
 ) -> Survey:
-    """Measure all of `asked`; timing the passes takes at most `seconds`, building models and the loop come on top."""
+    """Measure all of `asked`; timing the passes takes at most `seconds`, building models and the loop come on top.
+
+    `name` and `tokenizer` (a fingerprint, "" for none) are the target's, recorded with the costs.
+    """
     if asked.estimated:
         check_enough(len(asked.shapes))
     sizes = {"target": size_of(config, dtype, device)}
@@ -97,6 +104,10 @@ def survey(
     found.training_flops = training_flops(shaped_config(config, asked.shapes[0]), sizes[str(asked.shapes[0])], device)
     schedule.end()
     found.machine = machine(device, dtype)
+    vocab_size = int(config.get_text_config().vocab_size)
+    found.target = TargetIdentity(
+        short_name(name), config_hash(config), sizes["target"].parameters, vocab_size, tokenizer=tokenizer
+    )
     return found
 
 

@@ -22,7 +22,7 @@ from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.files.atomic import written_beside
 from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series, Spot
-from draftsmith.infer.measure.report.runs import machine, read_runs
+from draftsmith.infer.measure.report.runs import read_runs
 from draftsmith.infer.measure.report.traces import Piece
 from draftsmith.infer.measure.report.view import (
     Entry,
@@ -33,6 +33,7 @@ from draftsmith.infer.measure.report.view import (
     view,
     why_not_faster,
 )
+from draftsmith.infer.measure.run_folder import machine
 from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
 
 # Differences listed per drafter; results.json has all of them.
@@ -44,12 +45,13 @@ TARGET = "target"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The files written; `verdicts` has one sentence per temperature."""
+    """The files written; `verdicts` has one sentence per temperature, `notes` the warnings beside them."""
 
     page: Path
     markdown: Path
     pictures: list[Path]
     verdicts: list[str]
+    notes: list[str]
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None, registry: Registry) -> Report:
@@ -63,7 +65,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None, registry
     for path, text in ((place, html), (place.with_suffix(".md"), markdown(seen, pictures))):
         with written_beside(path) as file:
             file.write(text)
-    return Report(place, place.with_suffix(".md"), pictures, [group.verdict.sentence for group in seen.groups])
+    notes = list(dict.fromkeys(note for group in seen.groups for note in group.verdict.notes))
+    return Report(place, place.with_suffix(".md"), pictures, [group.verdict.sentence for group in seen.groups], notes)
 
 
 def write_pictures(view: View, page: Path) -> list[Path]:
@@ -232,24 +235,26 @@ def _group(group: TemperatureGroup) -> list[str]:
     if group.chosen:
         parts.append(_cell(why_not_faster(group.chosen[1])))
     for section in group.sections:
-        rows = [HEAD, ["---"] * len(HEAD), *map(_row, section.entries)]
+        rows = [HEAD, ["---"] * len(HEAD), *(_row(section, entry) for entry in section.entries)]
         parts.append(f"### {_cell(section.run.label)}")
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-        parts += [checked([section]), *([section.loops] if section.loops else [])]
+        parts.append(checked([section]))
     where, line = next_lines(group)[0]
     return [*parts, f"Next ({where}):\n\n```sh\n{' '.join(line.split())}\n```"]
 
 
-HEAD = ["drafter", "speedup", "all prompts", "accepted_length", "break-even", "p95 step, ms", "overhead", "equal",
-        "adds to memory", "cost to make", "runs in"]  # fmt: skip
+HEAD = ["drafter", "speedup", "tokens/s", "answer latency (s)", "all prompts", "accepted_length", "break-even",
+        "p95 step, ms", "overhead", "equal", "adds to memory", "cost to make", "runs in"]  # fmt: skip
 
 
-def _row(entry: Entry) -> list[str]:
+def _row(section: Section, entry: Entry) -> list[str]:
     figures, everything = entry.figures, entry.figures.get("all_questions")
     end_to_end = "" if figures["speedup_of"] == "decode" else " (end to end)"
     cells = [
         entry.series.name,
         with_interval(figures["speedup"], figures["speedup_interval"]) + end_to_end,
+        number(figures["tokens_per_s"], 1),
+        number(section.answer_s(entry)),
         with_interval(everything["speedup"], everything["speedup_interval"]) if everything else "the same",
         number(figures["accepted_length"]),
         number(figures["break_even"]),
@@ -258,7 +263,7 @@ def _row(entry: Entry) -> list[str]:
         f"{figures['equal']}/{figures['total']}" + (f" + {figures['ties']} ties" if figures.get("ties") else ""),
         entry.about.adds or "-",
         entry.about.made or "-",
-        ", ".join(entry.about.runs),
+        ", ".join(entry.places),
     ]
     return [_cell(cell) for cell in cells]
 

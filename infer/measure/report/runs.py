@@ -18,9 +18,10 @@ import numpy as np
 from draftsmith.infer.drafters.registry import Spec, parse_spec, split_outside_brackets
 from draftsmith.infer.files.atomic import read_rows
 from draftsmith.infer.measure.answer_files import Answer, read_answers
+from draftsmith.infer.measure.bootstrap import without_small_samples
 from draftsmith.infer.measure.metrics import Totals, distinct_share, ratio
 from draftsmith.infer.measure.report.traces import Example, Steps, examples, find_tokenizer, read_steps
-from draftsmith.infer.measure.run_folder import UNFINISHED, RunFolder
+from draftsmith.infer.measure.run_folder import UNFINISHED, RunFolder, machine
 
 # Settings that may differ between the runs of one report without a warning.
 EXPECTED_TO_DIFFER = {"batch_size", "temperature", "drafters", "peers", "out", "json", "repeats", "warmup"}
@@ -48,7 +49,7 @@ class ReportedRun:
     @classmethod
     def of(cls, path: Path, facts: dict[str, Any], results: dict[str, Any]) -> ReportedRun:
         run = cls(path, facts, results)
-        run.specs = _specs(str(run.config.get("drafters") or ""))
+        run.specs = specs_by_label(str(run.config.get("drafters") or ""))
         return run
 
     @property
@@ -111,6 +112,7 @@ def _read(path: Path) -> ReportedRun:
         raise ValueError(f"{path / 'results.json'} was not written by bench: it lacks {', '.join(sorted(missing))}")
     if results["baseline"] not in results["drafters"]:
         raise ValueError(f"{path / 'results.json'} has no figures of {results['baseline']!r}, its own baseline")
+    results["drafters"] = {label: without_small_samples(row) for label, row in results["drafters"].items()}
     return ReportedRun.of(path, facts, results)
 
 
@@ -129,7 +131,7 @@ def _json(path: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _specs(text: str) -> dict[str, tuple[str, Spec]]:
+def specs_by_label(text: str) -> dict[str, tuple[str, Spec]]:
     """Label -> (as written, parsed), with the labels that the loader gives: a second `small` is small-2."""
     found: dict[str, tuple[str, Spec]] = {}
     for written in split_outside_brackets(text):
@@ -177,17 +179,6 @@ def other_settings(runs: Sequence[ReportedRun]) -> dict[str, list[str]]:
     keys = list(dict.fromkeys(key for one in described for key in one))
     values = {key: list(dict.fromkeys(one.get(key, "not set") for one in described)) for key in keys}
     return {key: several for key, several in values.items() if len(several) > 1}
-
-
-def machine(facts: dict[str, Any]) -> str:
-    """The hardware in a few words."""
-    hardware = facts.get("hardware") or {}
-    gpus = [str(gpu.get("name")) for gpu in hardware.get("gpus") or []]
-    if gpus and str((facts.get("config") or {}).get("device", "auto")) != "cpu":
-        return gpus[0] if len(gpus) == 1 else f"{len(gpus)} x {gpus[0]}"
-    cpu = hardware.get("cpu") or {}
-    cores = cpu.get("cores_usable") or cpu.get("cores")
-    return f"{cpu.get('model') or 'unknown CPU'}" + (f", {cores} cores" if cores else "")
 
 
 @dataclass(slots=True)

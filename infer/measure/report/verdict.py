@@ -1,8 +1,9 @@
 """The first sentence of a report: which drafter to use, at which batch sizes, or that none pays.
 
 A drafter pays if the whole interval of its speedup lies above 1. If the interval contains 1, the drafter cannot be
-distinguished from plain decoding and is not recommended. A drafter whose answers differ from plain decoding's at
-temperature 0, other than by a numeric tie, is never recommended.
+distinguished from plain decoding and is not recommended. Without an interval (fewer than MIN_PAIRS questions) nothing
+is known and nothing recommended. A drafter whose answers differ from plain decoding's at temperature 0, other than by a
+numeric tie, is never recommended.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from draftsmith.infer.measure.bootstrap import MIN_PAIRS
 from draftsmith.infer.measure.tables import with_interval
+
+TOO_FEW = f"fewer than {MIN_PAIRS} questions give no interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +94,39 @@ def _choose(allowed: Points, settings: Mapping[str, str]) -> tuple[str | None, i
         return None, None, _none_pays(allowed, sizes[0])
     first, paying = min(winners), max(winners)
     name = winners[first]
-    before = [str(size) for size in sizes if size < first]
-    listed = " and ".join([", ".join(before[:-1]), before[-1]] if len(before) > 1 else before)
-    use = f"Plain decoding wins at batch {listed}; from there on use" if before else "Use"
+    before = [size for size in sizes if size < first]
+    use = "; ".join(_before(allowed, before)) + "; from there on use" if before else "Use"
     best = allowed[name][first].text(interval=True)
     sentence = f"{use} {name}{settings.get(name, '')}: {best} plain decoding at batch {first}"
     for size in sizes:
         if first < size <= paying:
             sentence += _later(allowed, name, winners.get(size), size)
-    if paying < sizes[-1]:
+    above = [size for size in sizes if size > paying]
+    if any(_known(allowed, size) for size in above):
         sentence += f"; off above batch {paying}"
-        above = [point for size, point in sorted(allowed[name].items()) if size > paying]
-        shown = [f"{point.text(interval=point.open)} at batch {point.batch_size}" for point in above]
+        points = [point for size, point in sorted(allowed[name].items()) if size > paying and point.interval]
+        shown = [f"{point.text(interval=point.open)} at batch {point.batch_size}" for point in points]
         sentence += f" ({', '.join(shown)})" if shown else ""
+    unknown = [size for size in above if not _known(allowed, size)]
+    sentence += f"; not known at batch {_listed(unknown)} ({TOO_FEW})" if unknown else ""
     return name, first, f"{sentence}."
+
+
+def _known(allowed: Points, size: int) -> bool:
+    """Whether any drafter has an interval at this batch size."""
+    return any(row[size].interval is not None for row in allowed.values() if size in row)
+
+
+def _before(allowed: Points, sizes: Sequence[int]) -> list[str]:
+    """What is true of the batch sizes at which no drafter pays, below the first at which one does."""
+    lost, unknown = ([size for size in sizes if _known(allowed, size) is known] for known in (True, False))
+    said = [f"Plain decoding wins at batch {_listed(lost)}"] if lost else []
+    return said + ([f"It is not known what pays at batch {_listed(unknown)} ({TOO_FEW})"] if unknown else [])
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    words = [str(size) for size in sizes]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _winner(allowed: Points, size: int) -> str | None:
@@ -114,7 +137,7 @@ def _winner(allowed: Points, size: int) -> str | None:
 def _later(allowed: Points, name: str, winner: str | None, size: int) -> str:
     """What to do at a larger batch size, as the rest of the sentence."""
     if winner is None:
-        return f"; nothing pays at batch {size}"
+        return f"; nothing pays at batch {size}" if _known(allowed, size) else f"; not known at batch {size}"
     best = allowed[winner][size].text()
     return f", {best} at batch {size}" if winner == name else f"; at batch {size} {winner} is faster: {best}"
 
@@ -125,7 +148,8 @@ def _none_pays(allowed: Points, size: int) -> str:
     point = nearest[best]
     shown = f"{best}, {point.text(interval=True)} at batch {size}"
     if point.interval is None:
-        return f"Unknown: one question gives no interval. The fastest was {shown}."
+        fastest = f"{best}, {point.text()} plain decoding at batch {size}"
+        return f"It is not known which drafter pays: {TOO_FEW}. The fastest was {fastest}."
     if point.open:
         return f"No drafter pays for certain: use plain decoding. The nearest is {shown}: its interval contains 1."
     return f"No drafter pays: plain decoding wins. The nearest is {shown}."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
+from draftsmith.infer.measure.metrics import ratio
 from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.drafters import About, about
 from draftsmith.infer.measure.report.runs import Readings, ReportedRun, other_settings, read
@@ -33,6 +34,12 @@ class Entry:
     examples: list[Example]
 
     @property
+    def places(self) -> list[str]:
+        """Where the drafter runs; only the run itself was measured."""
+        measured = self.about.runs[:1]
+        return [*measured, *(f"{place} (not measured)" for place in self.about.runs[1:])]
+
+    @property
     def spot(self) -> Spot | None:
         speedup = self.figures["speedup"]
         return None if speedup is None else Spot(speedup, self.figures["speedup_interval"])
@@ -51,6 +58,14 @@ class Section:
 
     def entry(self, name: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.series.name == name), None)
+
+    def answer_s(self, entry: Entry) -> float | None:
+        """Mean seconds until all turns of a question are answered; in a batch, the whole batch's seconds."""
+        figures, results = entry.figures, self.run.results
+        rows = min(self.run.batch_size, int(results["questions"]))
+        answers = figures["pairs"] * int(results.get("repeats", 1))
+        seconds = ratio(figures["tokens"], figures["end_to_end_tokens_per_s"])
+        return ratio(None if seconds is None else seconds * rows, answers)
 
     @property
     def tasks(self) -> list[str]:
@@ -101,6 +116,10 @@ class TemperatureGroup:
                 found.setdefault(entry.series.name, entry)
         return sorted(found.values(), key=_order)
 
+    def first(self, name: str) -> tuple[Section, Entry]:
+        """The smallest batch that has the runner."""
+        return next((section, entry) for section in self.sections if (entry := section.entry(name)) is not None)
+
     def spots(self, name: str) -> list[Spot]:
         """Speedups of one runner, by batch size."""
         found = [(section.run.place, section.entry(name)) for section in self.sections]
@@ -130,7 +149,9 @@ def view(runs: Sequence[ReportedRun], registry: Registry) -> View:
     groups = []
     for temperature in temperatures:
         own = [section for section in sections if section.run.temperature == temperature]
-        groups.append(TemperatureGroup(temperature, own, _verdict(own, named=len(temperatures) > 1)))
+        found = _verdict(own, named=len(temperatures) > 1)
+        found.notes.extend(dict.fromkeys(section.loops for section in own if section.loops))
+        groups.append(TemperatureGroup(temperature, own, found))
     return View(groups, other_settings(runs))
 
 
@@ -213,4 +234,5 @@ def next_lines(group: TemperatureGroup) -> list[tuple[str, str]]:
     drafter = chosen[1].about
     words = f"draftsmith generate --target {target} --drafters {shlex.quote(drafter.written)}"
     words += f" --temperature {group.temperature:g}" if group.temperature > 0 else ""
-    return [("here", f'{words} --prompt "..."'), *drafter.elsewhere.items()]
+    elsewhere = [(f"{engine} (not measured)", line) for engine, line in drafter.elsewhere.items()]
+    return [("here", f'{words} --prompt "..."'), *elsewhere]

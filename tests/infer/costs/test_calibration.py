@@ -1,6 +1,7 @@
 """Calibrations: to a file and back, refused files, and one draft with a file for each of its targets."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from draftsmith.infer.costs.calibration import (
     covered_key,
     find_calibration,
     find_costs,
+    given_costs,
 )
 from draftsmith.infer.costs.calibrator import Calibrator
+from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.models.hf_target import HFTarget
@@ -93,12 +96,39 @@ def test_a_calibration_for_another_target_is_refused(tmp_path, targets):
         find_calibration(draft, targets[0])
 
 
+def costs_of(target, **machine_facts):
+    weight = next(target.model.parameters())
+    here = machine(weight.device, weight.dtype) | machine_facts
+    return Costs({"target": PassCost([1], [2.0])}, 0.0, here, TargetIdentity.of("mine", target))
+
+
+def test_given_costs_of_another_target_or_machine_are_refused_in_one_line(tmp_path, targets):
+    path = tmp_path / "costs.json"
+    write_json(path, costs_of(targets[0]).to_json())
+    assert given_costs(str(path), "", targets[0]).of("target")(1, 1, 0) == 2.0
+    assert given_costs(str(path), "", RecordedTarget({}, 10)) is not None
+    with pytest.raises(ValueError, match=r"costs\.json holds the costs of another target, mine on .*: run `draftsmith"):
+        given_costs(str(path), "", targets[1])
+    for changed in ({"name": "another CPU"}, {"threads": 96}, {"dtype": "float16"}):
+        write_json(path, costs_of(targets[0], **changed).to_json())
+        with pytest.raises(ValueError, match=r"costs\.json was measured on .*, and this is .*: run `draftsmith"):
+            given_costs(str(path), "", targets[0])
+
+
+def test_costs_of_random_weights_hold_for_the_target_with_that_config(targets, make_model):
+    """`plan` has no weights: it records the config and the number of parameters."""
+    planned = replace(TargetIdentity.of("x", targets[0]), fingerprint="")
+    assert planned.is_same(TargetIdentity.of("y", targets[0]))
+    wider = HFTarget(make_model("llama", num_hidden_layers=5))
+    assert not planned.is_same(TargetIdentity.of("x", wider))
+
+
 def test_costs_belong_to_machine_target_dtype_and_the_draft_s_shape(tmp_path, targets, make_model):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"layers": name}))
     assert find_costs(tmp_path / "one", targets[0]) is None
-    write_json(costs_path(tmp_path / "one", targets[0]), Costs({"target": PassCost([1], [2.0])}).to_json())
+    write_json(costs_path(tmp_path / "one", targets[0]), costs_of(targets[0]).to_json())
     found = find_costs(tmp_path / "one", targets[0])
     assert found is not None
     assert found.of("target")(1, 1, 0) == 2.0

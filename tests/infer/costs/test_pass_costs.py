@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 
+TARGET = TargetIdentity("vicuna", "c0", 7_000_000_000, 32000)
 COST = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_seen=0.01, per_pair=0.001)
 
 
@@ -25,9 +27,21 @@ def test_a_padded_pass_costs_what_its_bucket_costs():
 
 
 def test_costs_come_back_from_a_file(tmp_path):
-    costs = Costs({"target": COST}, overhead=0.5, machine={"cpu": "x"})
+    costs = Costs({"target": COST}, overhead=0.5, machine={"name": "x"}, target=TARGET)
     (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))
-    assert Costs.load(tmp_path / "costs.json").of("target")(2, 5, 7) == COST(2, 5, 7)
+    found = Costs.load(tmp_path / "costs.json")
+    assert found.of("target")(2, 5, 7) == COST(2, 5, 7)
+    assert found.target == TARGET
+    assert found.describe() == "vicuna on x, unknown dtype"
+
+
+def test_a_file_without_a_target_is_refused_with_the_command_that_writes_a_new_one(tmp_path):
+    path = tmp_path / "costs.json"
+    old = Costs({"target": COST}).to_json()
+    for value in (old, {key: one for key, one in old.items() if key != "target"} | {"format": 1}):
+        path.write_text(json.dumps(value))
+        with pytest.raises(ValueError, match="run `draftsmith plan` or `draftsmith calibrate` again"):
+            Costs.load(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kind": "costs", "format": 99}', '{"kind": "costs", "format": 1}'])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from draftsmith.infer.costs.identity import machine
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import (
     PassShape,
@@ -15,7 +16,6 @@ from draftsmith.infer.costs.timing import (
     fit,
     grid,
     left_out,
-    machine,
     measure,
     measure_together,
     non_negative_fit,

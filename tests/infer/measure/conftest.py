@@ -152,12 +152,18 @@ def questions():
 
 
 @pytest.fixture
-def run_folder(fake, questions, clock, tmp_path):
-    """Write a finished run: `runners` maps labels to FakeRunner options; plain decoding is always there."""
+def run_folder(fake, clock, tmp_path):
+    """Write a finished run: `runners` maps labels to FakeRunner options; plain decoding is always there.
 
-    def write(name: str, runners: dict[str, dict], *, asked=None, batch_size=1, change=None, **config) -> Path:
-        made = [fake("plain"), *(fake(label, **options) for label, options in runners.items())]
-        measured = bench(made, asked or questions, encode, decode, batch_size=batch_size, clock=clock)
+    By default nine questions in three categories: enough for intervals.
+    """
+    nine = [Question(i, ["writing", "math", "qa"][i % 3], (f"question {i}",)) for i in range(9)]
+
+    def write(
+        name: str, runners: dict[str, dict], *, asked=None, batch_size=1, change=None, plain=None, **config
+    ) -> Path:
+        made = [fake("plain", **(plain or {})), *(fake(label, **options) for label, options in runners.items())]
+        measured = bench(made, asked or nine, encode, decode, batch_size=batch_size, clock=clock)
         results = summarise(measured)
         for figures in results["drafters"].values():
             figures["ties"] = 0

@@ -6,13 +6,15 @@ import pytest
 from draftsmith.infer.measure import bootstrap
 from draftsmith.infer.measure.bootstrap import (
     difference_interval,
+    rates_interval,
     ratio_interval,
     resampled_sums,
     speedup_interval,
+    without_small_samples,
 )
 
-TOKENS = [10, 20, 30, 5, 80]
-SECONDS = [1.0, 3.0, 2.5, 1.0, 9.0]
+TOKENS = [10, 20, 30, 5, 80, 12, 44, 7]
+SECONDS = [1.0, 3.0, 2.5, 1.0, 9.0, 1.5, 4.0, 1.0]
 
 
 def mean_interval(values, seed):
@@ -39,17 +41,36 @@ def test_the_seed_decides():
     assert mean_interval(TOKENS, seed=1) != mean_interval(TOKENS, seed=2)
 
 
-def test_fewer_than_two_questions_have_no_interval():
-    assert speedup_interval([1], [1], [1], [1], seed=0) is None
-    assert ratio_interval([], [], seed=0) is None
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_fewer_than_eight_questions_have_no_interval(count):
+    tokens, seconds = TOKENS[:count], SECONDS[:count]
+    assert ratio_interval(tokens, seconds, seed=0) is None
+    assert speedup_interval(tokens, seconds, tokens, seconds, seed=0) is None
+    assert difference_interval(tokens, seconds, tokens, seconds, seed=0) is None
+    assert rates_interval([(tokens, seconds)] * 2, [(tokens, seconds)] * 2, seed=0) is None
+
+
+def test_a_ratio_of_speedups_does_not_see_that_one_run_was_on_a_slower_machine():
+    """Run A: 2x over plain. Run B, everything 3 times slower: 3x over its own plain."""
+    fast, plain = (TOKENS, [s / 2 for s in SECONDS]), (TOKENS, SECONDS)
+    faster, slow_plain = (TOKENS, [s / 3 * 3 for s in SECONDS]), (TOKENS, [s * 3 for s in SECONDS])
+    assert rates_interval([faster, plain], [slow_plain, fast], seed=0) == pytest.approx((1.5, 1.5))
+
+
+def test_intervals_of_older_results_are_dropped_below_eight_pairs():
+    row = {"speedup": 2.0, "speedup_interval": [1.9, 2.1], "pairs": 12}
+    few = {**row, "pairs": 2, "accepted_length_interval": [1, 2]}
+    found = without_small_samples({**row, "by_category": {"qa": few}, "all_questions": {**row, "pairs": 13}})
+    assert found["speedup_interval"] == found["all_questions"]["speedup_interval"] == [1.9, 2.1]
+    assert found["by_category"]["qa"] == {**few, "speedup_interval": None, "accepted_length_interval": None}
 
 
 def test_blocks_change_neither_the_number_nor_the_size_of_resamples(monkeypatch):
     monkeypatch.setattr(bootstrap, "BLOCK", 12)
     (sums,) = resampled_sums([TOKENS], seed=0, resamples=101)
     assert sums.shape == (101,)
-    assert sums.min() >= 5 * min(TOKENS)
-    assert sums.max() <= 5 * max(TOKENS)
+    assert sums.min() >= len(TOKENS) * min(TOKENS)
+    assert sums.max() <= len(TOKENS) * max(TOKENS)
     assert len(set(sums)) > 30
 
 

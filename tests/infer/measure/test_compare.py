@@ -1,11 +1,16 @@
 """Answer files against a base: the traps of Spec-Bench's two reports, and its formulas by hand."""
 
+import io
 import json
 import random
 
 import pytest
+from rich.console import Console
 
+from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.measure.compare import compare
+from draftsmith.infer.measure.runners import Question
+from draftsmith.infer.measure.tables import compare_tables, show
 
 
 def row(question_id, *, turns=("answer",), tokens=(10,), seconds=(1.0,), lengths=(), category="qa", **extra):
@@ -167,8 +172,15 @@ class TestSpeed:
         report, details = against(self.BASE, self.OTHER)
         assert report["speedup"] == pytest.approx((60 / 5.5) / (60 / 5))
         assert details["tokens_per_s"] == pytest.approx(60 / 5.5)
+        assert report["speedup_interval"] is None, "three questions"
+
+    def test_the_interval_of_eight_questions_holds_the_speedup(self, against):
+        report, _ = against(
+            [row(i, tokens=(10 + i,), seconds=(1.0 + i / 9,)) for i in range(8)],
+            [row(i, tokens=(10 + i,), seconds=(0.5 + i / 30,)) for i in range(8)],
+        )
         low, high = report["speedup_interval"]
-        assert low <= report["speedup"] <= high
+        assert low < report["speedup"] < high
 
     def test_mt_bench_is_one_task_and_the_others_their_own(self, against):
         """MT-Bench: rates 10, 30 against 20, 60, exactly twice as fast; translation: half as fast."""
@@ -177,7 +189,7 @@ class TestSpeed:
         assert list(tasks) == ["mt_bench", "translation"]
         assert tasks["mt_bench"]["spec_bench"]["speedup"] == pytest.approx(2)
         assert tasks["mt_bench"]["speedup"] == pytest.approx(2)
-        assert tasks["mt_bench"]["speedup_interval"] == pytest.approx((2, 2))
+        assert tasks["mt_bench"]["speedup_interval"] is None
         assert tasks["translation"]["speedup"] == pytest.approx(0.5)
         assert tasks["translation"]["speedup_interval"] is None
 
@@ -243,6 +255,103 @@ class TestFolders:
         path.write_text(path.read_text() + '{"question_id": 2}\n')
         with pytest.raises(ValueError, match=r"pld\.jsonl, row 2: choices is missing"):
             compare(folder, [])
+
+
+class TestRuns:
+    """Runs of one target on other machines, under other loads, with other settings, of other targets."""
+
+    @pytest.fixture
+    def run(self, run_folder):
+        """A run in which pld is `gain` times faster than plain, on a machine that is `slow` times slower."""
+
+        def write(name, *, gain=2, slow=1.0, **config):
+            runners = {"pld": {"per_step": gain, "step_s": slow, "prefill_s": 0.5 * slow}}
+            return run_folder(name, runners, plain={"step_s": slow, "prefill_s": 0.5 * slow}, **config)
+
+        return write
+
+    def test_a_run_on_a_slower_machine_keeps_the_speedup_that_it_measured(self, run):
+        fast, slow = run("fast"), run("slow", slow=3.0)
+        figures = json.loads((slow / "results.json").read_text())["drafters"]["pld"]
+        found = compare(fast, [slow / "answers" / "pld.jsonl"])
+        assert found["speedup"] == pytest.approx(figures["end_to_end_speedup"]) == pytest.approx(8.5 / 4.5)
+        assert found["speedup_of"] == "own_plain"
+        assert found["speedup_interval"] == pytest.approx((8.5 / 4.5, 8.5 / 4.5))
+        (details,) = found["others"].values()
+        assert details["over_own_plain"] == pytest.approx(8.5 / 4.5)
+        assert details["spec_bench"]["speedup"] == pytest.approx(8.5 / 4.5)
+
+    def test_two_drafters_of_two_runs_are_compared_by_their_speedups(self, run):
+        one, two = run("one"), run("two", gain=4, slow=5.0)
+        found = compare(one / "answers" / "pld.jsonl", [two / "answers" / "pld.jsonl"])
+        assert found["speedup"] == pytest.approx((8.5 / 2.5) / (8.5 / 4.5))
+
+    def test_within_one_run_the_clocks_are_compared(self, run):
+        found = compare(run("one"), [])
+        assert (found["speedup_of"], found["warnings"]) == ("same_run", [])
+        assert found["speedup"] == pytest.approx(8.5 / 4.5)
+
+    def test_unlike_settings_are_warned_of_by_name(self, run):
+        one = run("one", max_new_tokens=32, dtype="bfloat16")
+        two = run("two", max_new_tokens=48, dtype="float32", temperature=0.5, batch_size=3)
+        found = compare(one, [two / "answers" / "pld.jsonl"])
+        (details,) = found["others"].values()
+        assert set(details["unlike"]) == {"max_new_tokens", "dtype", "temperature", "batch_size"}
+        assert "different max_new_tokens: 32 in one, 48 in two" in found["warnings"]
+
+    def test_other_hardware_is_warned_of(self, run):
+        one, two = run("one"), run("two")
+        facts = json.loads((two / "run.json").read_text())
+        (two / "run.json").write_text(json.dumps(facts | {"hardware": {"cpu": {"model": "Z80", "cores": 1}}}))
+        assert compare(one, [two])["warnings"] == ["different machine: unknown CPU in one, Z80, 1 cores in two"]
+
+    def test_runs_of_different_targets_or_prompts_are_refused(self, run):
+        one = run("one", target="org/a")
+        with pytest.raises(ValueError, match="different targets: org/a, org/b"):
+            compare(one, [run("two", target="org/b")])
+        asked = [Question(i, "qa", (f"another question {i}",)) for i in range(9)]
+        with pytest.raises(ValueError, match="different prompts: 9 of 9 shared questions"):
+            compare(one, [run("three", target="org/a", asked=asked)])
+        asked = [Question(f"x{i}", "qa", (f"question {i}",)) for i in range(9)]
+        with pytest.raises(ValueError, match="no question in common"):
+            compare(one, [run("four", target="org/a", asked=asked)])
+
+    def test_one_path_with_other_weights_is_another_target_and_another_path_with_the_same_is_not(self, run):
+        one, two = run("one", target="models/a"), run("two", target="/somewhere/a")
+
+        def weights(folder, fingerprint):
+            facts = json.loads((folder / "run.json").read_text())
+            target = TargetIdentity("a", "c0", 10, 300, fingerprint).to_json()
+            (folder / "run.json").write_text(json.dumps(facts | {"target": target}))
+
+        weights(one, "f0")
+        weights(two, "f0")
+        assert compare(one, [two])["warnings"] == []
+        weights(two, "f1")
+        with pytest.raises(ValueError, match="different targets"):
+            compare(one, [two])
+
+    def test_files_outside_run_folders_are_compared_by_the_clock_with_a_note(self, run, tmp_path):
+        """Spec-Bench's files: no run.json, no plain decoding beside them."""
+        paths = []
+        for name, seconds in (("vanilla", 2.0), ("eagle", 1.0)):
+            paths.append(tmp_path / f"{name}.jsonl")
+            paths[-1].write_text("".join(json.dumps(row(i, seconds=(seconds,))) + "\n" for i in range(9)))
+        found = compare(paths[0], [paths[1]])
+        assert (found["speedup"], found["speedup_of"]) == (2.0, "wall_clock")
+        assert any("ratios of wall clocks" in line for line in found["warnings"])
+        assert compare(run("one"), [paths[1]])["speedup_of"] == "wall_clock"
+
+    def test_the_tables_fit_80_columns_and_the_warnings_come_first(self, run):
+        one, two = run("one", max_new_tokens=32), run("two", max_new_tokens=48, slow=2.0)
+        file = io.StringIO()
+        show(compare_tables(compare(one, [two / "answers" / "pld.jsonl"])), Console(file=file, width=80))
+        lines = [line for line in file.getvalue().splitlines() if not line.startswith(("Compared with", "/"))]
+        assert lines[0] == "warning: different max_new_tokens: 32 in one, 48 in two"
+        assert max(map(len, lines)) <= 80
+        assert any(line.split()[1:] == ["9/9", "0", "0", "9"] and "pld.jsonl" in line for line in lines)
+        assert any("over its plain" in line for line in lines)
+        assert any(line.split() == ["overall", "9", "0.89", "1.89x", "1.89", "[1.89,", "1.89]"] for line in lines)
 
 
 class TestCommand:

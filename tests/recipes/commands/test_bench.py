@@ -48,7 +48,8 @@ def test_all_controls_and_peers_give_plain_s_answers_in_float32(bench, call, fol
         assert set(figures) >= KEYS, name
         assert (figures["equal"], figures["total"], figures["errors"]) == (3, 3, 0), name
         assert figures["end_to_end_tokens_per_s"] > 0
-        assert figures["speedup_interval"][0] <= figures["speedup"] <= figures["speedup_interval"][1]
+        assert figures["speedup"] > 0
+        assert figures["speedup_interval"] is None, "three questions"
         assert figures["ties"] == 0
     assert found["plain"]["speedup"] == 1.0
     for name in ("plain", "empty", "adversary"):

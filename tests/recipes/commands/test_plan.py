@@ -13,6 +13,7 @@ import pytest
 from tiny_folders import tiny_llama
 
 from draftsmith.infer.costs import timing as latency
+from draftsmith.infer.costs.pass_costs import Costs
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 QUICK = ["--batch_sizes", "1,2", "--contexts", "8,16", "--lengths", "1,3", "--trees", "3x2", "--shapes", "1x32,2x32"]
@@ -49,7 +50,11 @@ def test_json_holds_every_shape_length_and_batch_size(call, config, tmp_path):
         assert batch["verdict"]
         assert {row["shape"] for row in batch["ranking"]} == {"1x32", "2x32"}
     assert set(said["shapes"]) == {"1x32", "2x32"}
-    assert json.loads((tmp_path / "costs.json").read_text())["kind"] == "costs"
+    costs = Costs.load(tmp_path / "costs.json")
+    assert costs.target is not None
+    assert costs.target.name == "target"
+    assert costs.target.parameters == sum(p.numel() for p in tiny_llama(num_hidden_layers=4).parameters())
+    assert costs.target.fingerprint == costs.target.tokenizer == ""
 
 
 def test_tables_and_a_plot_for_people_from_a_folder(call, config, tmp_path):

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 PROMPT = "what does the fox say to the lazy dog?"
 KEYS = {"accepted_length", "acceptance_rate", "hit_rate", "nodes_per_step"}
@@ -128,7 +130,10 @@ def test_the_store_of_a_split_can_be_kept_and_named(call, replay, rows_file, tmp
 
 
 def test_costs_give_speedup_and_break_even_in_the_json_and_the_table(call, replay, folders, rows_file, tmp_path):
-    costs = Costs({"target": PassCost([1, 64, 512], [0.010, 0.012, 0.1])}, overhead=0.0005)
+    tokenizer = tokenizer_fingerprint(load_tokenizer(folders.target))
+    planned = TargetIdentity("bench-30M", "c0", 30_000_000, 300, tokenizer=tokenizer)
+    passes = {"target": PassCost([1, 64, 512], [0.010, 0.012, 0.1])}
+    costs = Costs(passes, 0.0005, {"device": "cpu", "name": "AMD EPYC", "threads": 2, "dtype": "bfloat16"}, planned)
     (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))
     data, words = rows_file(LOGS), ["--split", "rows:0.5", "--latency", tmp_path / "costs.json"]
     found = replay(data, "rest,pld", *words, "--batch_sizes", 1, 512).json["drafters"]["rest"]["predicted"]
@@ -138,7 +143,21 @@ def test_costs_give_speedup_and_break_even_in_the_json_and_the_table(call, repla
     told = call("replay", "--data", data, "--tokenizer", folders.target, "--drafters", "rest,pld", *words)
     assert "break-even" in told.out
     assert "batch 32" in told.out
+    assert "costs: bench-30M on AMD EPYC, 2 threads, bfloat16" in told.out
     assert "earlier answers (55 tokens) were indexed" in told.out
+
+
+@pytest.mark.parametrize(
+    "planned", [{"tokenizer": "of another model", "vocab_size": 300}, {"tokenizer": "", "vocab_size": 32000}]
+)
+def test_logs_are_not_priced_with_the_passes_of_another_target(replay, rows_file, tmp_path, planned):
+    target = TargetIdentity("bench-30M", "c0", 30_000_000, **planned)
+    costs = Costs({"target": PassCost([1, 64], [0.01, 0.02])}, 0.0, {"name": "AMD EPYC"}, target)
+    (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))
+    told = replay(rows_file(LOGS), "pld", "--latency", tmp_path / "costs.json")
+    assert told.code == 2
+    assert "holds the costs of bench-30M" in told.err.splitlines()[-1]
+    assert "run `draftsmith plan` for the target of the logs" in told.err.splitlines()[-1]
 
 
 def test_answers_of_several_turns_are_replayed_with_the_ids_that_were_emitted(

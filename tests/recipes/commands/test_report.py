@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_a_benchmark_writes_its_report_and_says_where(run):
     assert "what does the fox say?" in html
     assert (folder / "report.md").is_file()
     # Where each drafter runs is read from the packaged short names.
-    assert html.count(">vLLM</span>") == 2
+    assert html.count("<small>not measured: transformers, vLLM</small>") == 2
 
 
 def test_the_command_writes_the_same_page_again_and_prints_the_verdict(run, call, tmp_path):
@@ -87,3 +88,15 @@ def test_every_line_to_copy_from_the_short_names_has_its_places_filled(run):
         assert "{argument}" not in text
     run_json = json.loads((folder / "run.json").read_text())
     assert run_json["config"]["target"] in (folder / "report.md").read_text()
+
+
+def test_a_run_records_its_target_so_that_another_one_is_not_compared_with_it(run, call, tmp_path):
+    folder, _ = run
+    facts = json.loads((folder / "run.json").read_text())
+    assert len(facts["target"]["fingerprint"]) == 64
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "run.json").write_text(json.dumps(facts | {"target": facts["target"] | {"fingerprint": "0" * 64}}))
+    told = call("compare", folder, other)
+    assert told.code == 2
+    assert "are runs of different targets" in told.err
+    assert len(told.err.splitlines()) == 1

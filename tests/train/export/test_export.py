@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -64,6 +65,61 @@ def test_the_card_tells_what_was_measured_and_carries_the_targets_licence(checkp
         assert fact in card
     assert str(tmp_path) not in card
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "as is"
+
+
+def other_tokenizer(folder):
+    """A target with another tokenizer: two of its words are exchanged."""
+    vocab = json.loads((folder / "tokenizer.json").read_text())
+    words = vocab["model"]["vocab"]
+    one, two = sorted(words, key=words.__getitem__)[-2:]
+    words[one], words[two] = words[two], words[one]
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+    return folder
+
+
+def test_a_target_with_another_tokenizer_is_refused(checkpoint, target_folder, tmp_path):
+    same = shutil.copytree(target_folder, tmp_path / "same")
+    told = export_draft(str(checkpoint), tmp_path / "out", target=str(same))
+    assert told["compared"] is True
+    other = other_tokenizer(shutil.copytree(target_folder, tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"cannot draft for .*other: .* has another tokenizer"):
+        export_draft(str(checkpoint), tmp_path / "never", target=str(other))
+    with pytest.raises(ValueError, match="does not exist, and is not a Hub name"):
+        export_draft(str(checkpoint), tmp_path / "never", target="/no/such/target")
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_card_claims_no_speedup_that_was_not_measured(checkpoint, target_folder, tmp_path):
+    same = shutil.copytree(target_folder, tmp_path / "same")
+    export_draft(str(checkpoint), tmp_path / "out", target=str(same))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "No speedup was measured." in card
+    assert "makes the target faster" not in card
+    assert "accepted_length 2.35 (held-out prompts, chain of 5, with `target` as the target)" in card
+    assert "not compared" not in card
+    assert "began as the target's:" not in card, "run.json does not say so"
+    told = export_draft(str(checkpoint), tmp_path / "hub", target="me/elsewhere", reach=False)
+    assert told["compared"] is False
+    assert "tokenizer was not compared with that of `me/elsewhere`" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_figures_of_another_target_do_not_reach_the_card_and_few_questions_give_no_interval(checkpoint, tmp_path):
+    bench = tmp_path / "bench"
+    bench.mkdir()
+    figures = {"speedup": 2.78, "speedup_interval": [2.78, 2.78], "accepted_length": 2.5, "pairs": 2}
+    rows = {"plain": {}, "small": figures, "pld": figures}
+    (bench / "results.json").write_text(json.dumps({"drafters": rows, "questions": 2}))
+    config = {"target": str(tmp_path / "target"), "drafters": f"small:{checkpoint},pld", "batch_size": 4}
+    (bench / "run.json").write_text(json.dumps({"config": config, "hardware": {"cpu": {"model": "Z80"}}}))
+    export_draft(str(checkpoint), tmp_path / "out", bench=str(bench))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Benchmark with `target`, on Z80, 2 questions, batch_size 4:" in card
+    assert "`small (draft)`: 2.78x plain decoding (too few questions for an interval)" in card
+    assert "`pld" not in card
+    config["target"] = "org/another"
+    (bench / "run.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(ValueError, match="measured the target org/another, not"):
+        export_draft(str(checkpoint), tmp_path / "never", bench=str(bench))
 
 
 def test_for_vllm_it_writes_one_exit_and_the_line_that_serves_it(checkpoint, tmp_path):

@@ -11,6 +11,7 @@ from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import Calibration, calibration_path, find_calibration, find_costs
 from draftsmith.infer.costs.calibrator import Calibrator
+from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.sd2 import SD2
 from draftsmith.infer.drafters.small_lm import SmallLM
@@ -132,7 +133,9 @@ def test_cover_tells_what_a_deeper_exit_s_top_k_holds():
 def found_for(target, home, sources, passes=None):
     curve = Calibrator((0.1, 0.9), (0.2, 0.6))
     calibration = Calibration(target.fingerprint(), dict.fromkeys(sources, curve))
-    costs = None if passes is None else Costs({name: PassCost([1], [2.0]) for name in passes})
+    weight = next(target.model.parameters())
+    whose = machine(weight.device, weight.dtype), TargetIdentity.of("t", target)
+    costs = None if passes is None else Costs({name: PassCost([1], [2.0]) for name in passes}, 0.0, *whose)
     return Calibrated(str(home), calibration, {}, {}, costs=costs)
 
 

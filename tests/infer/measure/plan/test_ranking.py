@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from draftsmith.infer.costs import timing as latency
+from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.measure.plan.loop_timing import Overhead
 from draftsmith.infer.measure.plan.ranking import (
@@ -28,6 +29,7 @@ from draftsmith.infer.measure.plan.shapes import CandidateShape, Size, SurveyReq
 from draftsmith.infer.measure.plan.survey import Survey, survey
 from draftsmith.infer.measure.plan.tables import draw, plan_tables
 from draftsmith.infer.measure.predicted import expected_length
+from draftsmith.infer.models.hf_target import HFTarget
 
 CPU = torch.device("cpu")
 SIZE = Size(2, 1000, 1500, 400, 1900, 2000, 8, 950)
@@ -197,7 +199,9 @@ def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, mo
     config = make_model("llama", num_hidden_layers=6).config
     shapes = [CandidateShape(1, 32), CandidateShape(2, 32), CandidateShape(4, 32)]
     asked = SurveyRequest((1, 2), (8, 32), (1, 3), shapes, [CandidateShape(3, 32)])
-    found = survey(config, torch.float32, CPU, asked, seconds=120)
+    found = survey(config, torch.float32, CPU, asked, seconds=120, name="org/model")
+    assert found.target is not None
+    assert found.target.is_same(TargetIdentity.of("elsewhere", HFTarget(make_model("llama", num_hidden_layers=6))))
     (tmp_path / "costs.json").write_text(json.dumps(found.costs().to_json()))
     costs = Costs.load(tmp_path / "costs.json")
     assert set(costs.passes) == {"target", "small:1x32", "small:2x32", "small:4x32", "small:3x32"}

@@ -61,7 +61,7 @@ def test_the_page_tells_the_verdict_and_the_figures_of_the_results(run_folder):
         assert name in page.text
         assert f"{row['speedup']:.2f}" in page.text, name
         assert f"{row['accepted_length']:.2f}" in page.text, name
-    assert "18 of 18 answers of the drafters and controls equal plain decoding's" in page.text
+    assert "27 of 27 answers of the drafters and controls equal plain decoding's" in page.text
     assert "draftsmith generate --target org/model --drafters small" in page.text
     assert "drafts that are always right reach 8.00" in page.text
     assert sum(tag == "svg" and "wide" in attrs.get("class", "") for tag, attrs in page.elements) >= 3
@@ -108,7 +108,7 @@ def test_a_wrong_answer_is_an_alarm_and_bars_the_drafter(run_folder):
     def change(results):
         difference = {"question_id": 2, "repeat": 0, "turn": 0, "index": 1, "base": 5, "other": 6}
         results["drafters"]["small"]["differences"] = [difference | {"tie": False, "gap": 3.0, "error": 0.01}]
-        results["drafters"]["small"]["equal"] = 5
+        results["drafters"]["small"]["equal"] = 8
 
     made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
     assert made.verdicts[0].startswith("Use pld")
@@ -122,7 +122,7 @@ def test_ties_are_named_and_bar_nobody(run_folder):
     def change(results):
         difference = {"question_id": 2, "repeat": 0, "turn": 0, "index": 1, "base": 5, "other": 6}
         results["drafters"]["small"]["differences"] = [difference | {"tie": True, "gap": 0.01, "error": 0.03}]
-        results["drafters"]["small"] |= {"equal": 5, "ties": 1}
+        results["drafters"]["small"] |= {"equal": 8, "ties": 1}
 
     made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
     assert made.verdicts[0].startswith("Use small")
@@ -161,7 +161,7 @@ def test_left_out_prompts_and_figures_over_all_are_told(run_folder):
 
     made = write_report([run_folder("run", RUNNERS, change=change)], None, REGISTRY)
     text = Page(made.page.read_text()).text
-    assert "2 of 6 prompts are left out of the figures" in text
+    assert "2 of 9 prompts are left out of the figures" in text
     assert "all 9.87x" in text
     assert not re.search(r"question [03],", text.split("Best and worst")[1])
     assert "9.87 [9.00, 10.00]" in made.markdown.read_text()
@@ -174,8 +174,52 @@ def test_loops_that_were_left_in_are_told(run_folder):
     for row in rows[:2]:
         row["choices"][0]["token_ids"] = [[7] * 20]
     (folder / "answers" / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = Page(write_report([folder], None, REGISTRY).page.read_text()).text
-    assert "loops on 2 of 6 prompts" in text
+    made = write_report([folder], None, REGISTRY)
+    text = Page(made.page.read_text()).text
+    assert "loops on 2 of 9 prompts" in text
+    assert text.index("loops on 2 of 9") < text.index("Lossless"), "the warning belongs beside the verdict"
+    assert text.count("loops on 2 of 9") == 1
+    assert any("loops on 2 of 9 prompts" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_below_eight_questions_nothing_is_recommended_and_no_interval_is_shown(run_folder, count):
+    """Runs of older versions have intervals from two questions on."""
+
+    def change(results):
+        for row in results["drafters"].values():
+            row["speedup_interval"] = row["accepted_length_interval"] = [2.78, 2.78]
+
+    asked = [Question(i, "qa", (f"question {i}",)) for i in range(count)]
+    made = write_report([run_folder("run", RUNNERS, asked=asked, change=change)], None, REGISTRY)
+    assert made.verdicts == [
+        "It is not known which drafter pays: fewer than 8 questions give no interval. The fastest was small, 2.67x "
+        "plain decoding at batch 1."
+    ]
+    for path in (made.page, made.markdown, *made.pictures):
+        assert "2.78" not in path.read_text(), path
+    assert "draftsmith generate" not in made.markdown.read_text()
+
+
+def test_the_first_table_has_tokens_per_second_and_answer_latency(run_folder):
+    """pld: 4 steps of 1 s and a prefill of 0.5 s for 8 tokens; a batch of three is answered at once."""
+    made = write_report([run_folder("run", RUNNERS), run_folder("three", RUNNERS, batch_size=3)], None, REGISTRY)
+    first = Page(made.page.read_text()).text.split("In detail")[0]
+    assert "tokens/s" in first
+    assert "answer latency" in first
+    rows = [line.split(" | ") for line in made.markdown.read_text().splitlines() if line.startswith("| pld")]
+    assert [(row[2], row[3]) for row in rows] == [("2.0", "4.50"), ("6.0", "4.50")]
+    assert ">4.50</td>" in made.page.read_text()
+
+
+def test_engines_that_were_not_run_are_marked(run_folder):
+    runners = {"pld": {"per_step": 4}, "transformers": {"traced": False}}
+    made = write_report([run_folder("run", runners, drafters="pld", target="org/model")], None, REGISTRY)
+    text = Page(made.page.read_text()).text
+    assert "not measured: vLLM" in text
+    assert "or vLLM (not measured) vllm serve org/model" in text
+    assert "here, vLLM (not measured)" in made.markdown.read_text()
+    assert "transformers (not measured)" not in text, "the peer was measured"
 
 
 def test_plain_decoding_alone_and_a_failing_drafter_make_a_page_too(run_folder):
@@ -184,7 +228,7 @@ def test_plain_decoding_alone_and_a_failing_drafter_make_a_page_too(run_folder):
     failing = {"pld": {"fails_on": lambda prompt: True}}
     made = write_report([run_folder("failing", failing)], None, REGISTRY)
     assert made.verdicts[0].startswith("Nothing to choose from")
-    assert "6 failed" in Page(made.page.read_text()).text
+    assert "9 failed" in Page(made.page.read_text()).text
 
 
 def test_markdown_and_pictures_lie_beside_the_page(run_folder):

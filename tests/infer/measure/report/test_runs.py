@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from draftsmith.infer.measure.report.runs import machine, other_settings, read_runs
+from draftsmith.infer.measure.report.runs import other_settings, read_runs
+from draftsmith.infer.measure.run_folder import machine
 
 
 def test_runs_are_ordered_and_labelled_by_temperature_and_batch(run_folder):

@@ -39,13 +39,34 @@ def test_another_drafter_that_is_faster_in_a_larger_batch_is_named_there():
             "No drafter pays: plain decoding wins. The nearest is pld, 0.90x [0.80, 0.95] at batch 1.",
         ),
         (point(1, 1.02, 0.97, 1.1), "No drafter pays for certain: use plain decoding."),
-        (point(1, 1.5), "Unknown: one question gives no interval."),
+        (
+            point(1, 2.78),
+            "It is not known which drafter pays: fewer than 8 questions give no interval. The fastest was pld, 2.78x "
+            "plain decoding at batch 1.",
+        ),
     ],
 )
 def test_without_an_interval_above_1_nothing_is_recommended(own, says):
     told = verdict({"pld": [own]}, {})
     assert told.use is None
     assert told.sentence.startswith(says)
+
+
+def test_a_batch_size_without_intervals_is_not_known():
+    """It is neither lost by plain decoding nor a batch above which drafting is off."""
+    told = verdict({"pld": [point(1, 1.5, 1.4, 1.6), point(8, 0.9)]}, {})
+    assert told.sentence == (
+        "Use pld: 1.50x [1.40, 1.60] plain decoding at batch 1; not known at batch 8 (fewer than 8 questions give no "
+        "interval)."
+    )
+    told = verdict({"pld": [point(1, 0.9), point(8, 1.5, 1.4, 1.6)]}, {})
+    assert told.sentence.startswith(
+        "It is not known what pays at batch 1 (fewer than 8 questions give no interval); from there on use"
+    )
+
+
+def test_one_batch_size_says_nothing_about_larger_ones():
+    assert "off" not in verdict({"pld": [point(1, 1.5, 1.4, 1.6)]}, {}).sentence
 
 
 def test_a_drafter_with_wrong_answers_is_refused_however_fast_it_is():
