@@ -8,6 +8,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftsmith.recipes.cli.progress import progress
+from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
@@ -25,13 +26,13 @@ def answers(
     model: str = "",
     tokenizer: str | None = None,
     preset: Literal["greedy", "nucleus"] = "greedy",
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    max_new_tokens: int = 128,
-    seed: int = 0,
-    batch_size: int = 8,
-    limit: int | None = None,
+    temperature: FloatFrom0 | None = None,
+    top_k: IntFrom0 | None = None,
+    top_p: Above0To1 | None = None,
+    max_new_tokens: IntFrom1 = 128,
+    seed: IntFrom0 = 0,
+    batch_size: IntFrom1 = 8,
+    limit: IntFrom1 | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
     template: str = "chat",
     dtype: str = "auto",
@@ -52,7 +53,7 @@ def answers(
         tokenizer: folder or Hub name of the server's tokenizer.
         preset: greedy, or nucleus (temperature 0.7, top_p 0.95).
         temperature: overrides the preset.
-        top_k: sample from this many of the likeliest tokens.
+        top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: overrides the preset.
         max_new_tokens: token limit of each answer.
         seed: random seed of sampling.
@@ -74,8 +75,6 @@ def answers(
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     asked = with_keys(read_questions(data, limit, on_bad))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}

@@ -8,23 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from draftsmith.recipes.cli.options_of import with_options_of
+from draftsmith.recipes.cli.ranges import FloatAbove0, FloatFrom0, From0To1, IntFrom1
 from draftsmith.recipes.commands.train import sft, train
 
 
 @with_options_of(sft)
 def distil(
     *,
-    num_layers: int | None = None,
+    num_layers: IntFrom1 | None = None,
     preset: str | None = None,
     losses: dict[str, float] | None = None,
-    temperature: float = 1.0,
-    tree_top_k: int = 4,
-    sharpness: float = 1.0,
+    temperature: FloatFrom0 = 1.0,
+    tree_top_k: IntFrom1 = 4,
+    sharpness: FloatAbove0 = 1.0,
     teacher: str = "live",
-    teacher_top_k: int = 64,
-    on_policy: float = 0.0,
-    exits: list[int] | None = None,
-    exit_weights: list[float] | None = None,
+    teacher_top_k: IntFrom1 = 64,
+    on_policy: From0To1 = 0.0,
+    exits: list[IntFrom1] | None = None,
+    exit_weights: list[FloatFrom0] | None = None,
     **options: Any,
 ) -> None:
     """Train a draft model on the target's own distribution (distillation). Run again with the same options, it goes on.

@@ -7,12 +7,14 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
+from draftsmith.recipes.cli.ranges import IntFrom1
+
 
 def export(
     checkpoint: str,
     *,
     target: str | None = None,
-    exit: int | None = None,
+    exit: IntFrom1 | None = None,
     out: str | None = None,
     hub: str | None = None,
     private: bool = True,
@@ -20,7 +22,7 @@ def export(
     engine: Literal["vllm"] | None = None,
     dtype: str | None = None,
     bench: str | None = None,
-    exits: list[int] | None = None,
+    exits: list[IntFrom1] | None = None,
     json: bool = False,
 ) -> None:
     """Write a draft as a plain Hugging Face model, with a model card.

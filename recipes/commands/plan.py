@@ -8,23 +8,25 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom1
+
 
 def plan(
     *,
     target: str,
-    batch_sizes: Sequence[int] = (1, 8, 32),
-    contexts: Sequence[int] = (128, 1024),
+    batch_sizes: Sequence[IntFrom1] = (1, 8, 32),
+    contexts: Sequence[IntFrom1] = (128, 1024),
     shapes: str = "",
     estimate: str = "",
-    lengths: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
+    lengths: Sequence[IntFrom1] = (1, 2, 3, 4, 6, 8, 12, 16),
     trees: str = "14x4,30x6",
     acceptance: str = "",
     tree_acceptance: str = "",
-    context: int | None = None,
+    context: IntFrom1 | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    training_tokens: int = 100_000_000,
-    seconds: float = 600.0,
+    training_tokens: IntFrom1 = 100_000_000,
+    seconds: FloatFrom0 = 600.0,
     out: str | None = None,
     plot: str | None = None,
     json: bool = False,
@@ -69,9 +71,6 @@ def plan(
         raise ValueError(f"--plot writes SVG: name a file that ends in .svg, not {plot}")
     config, kind, where, asked, drafting = _asked(locals())
     wish = Wish(drafting, context or sum(asked.contexts) // len(asked.contexts), chains, grown)
-    for name, value in (("training_tokens", training_tokens), ("context", wish.context)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
     found = survey(
         config, kind, where, asked, seconds=seconds, progress=lambda line: print(line, file=sys.stderr, flush=True)
     )

@@ -9,6 +9,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.recipes.cli.options_of import with_options_of
+from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom0, IntFrom1
 from draftsmith.train.run.settings import Machine, Optim, Text, Watch
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def sft(
     target: str,
     data: list[str],
     out: str,
-    num_layers: int,
-    exits: list[int] | None = None,
+    num_layers: IntFrom1,
+    exits: list[IntFrom1] | None = None,
     init: str = "first",
     shape: dict[str, int] | None = None,
     freeze: list[str] | None = None,
@@ -32,7 +33,7 @@ def sft(
     devices: int = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    seed: int = 0,
+    seed: IntFrom0 = 0,
     text: Text = Text(),
     optim: Optim = Optim(),
     machine: Machine = Machine(),
@@ -75,7 +76,7 @@ def sft(
 
 
 @with_options_of(sft)
-def soft(*, exits: list[int], exit_weights: list[float] | None = None, **options: Any) -> None:
+def soft(*, exits: list[IntFrom1], exit_weights: list[FloatFrom0] | None = None, **options: Any) -> None:
     """Train one draft model that can be left at several depths (sorted fine-tuning).
 
     Example: draftsmith train soft --target MODEL --data answers.jsonl --out sorted --num_layers 12 --exits 6 9 12
@@ -108,11 +109,11 @@ def target(
     out: str,
     vocab_size: int = 8192,
     hidden_size: int = 512,
-    num_layers: int = 8,
+    num_layers: IntFrom1 = 8,
     max_steps: int | None = None,
     minutes: float | None = None,
     epochs: float = 1.0,
-    seed: int = 0,
+    seed: IntFrom0 = 0,
     text: Text = Text(max_length=512),
     optim: Optim = Optim(lr=1e-3, batch_size=16, name="muon", warmup=0.04),
     machine: Machine = Machine(),

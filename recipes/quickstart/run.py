@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from draftsmith.recipes.cli.ranges import IntFrom0
 from draftsmith.recipes.quickstart.steps import SCALES, QuickstartPlan, Step
 
 # `machine_seconds` on the machine where the steps' seconds were measured.
 REFERENCE_SECONDS = 0.31
 
 
-def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | None = None, seed: int = 0) -> None:
+def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | None = None, seed: IntFrom0 = 0) -> None:
     """Train a small target and drafts for it, build stores, and compare every drafter; no downloads, no GPU.
 
     The text is Python's own standard library. Each step is a `draftsmith` command, printed as it runs. Interrupt it at

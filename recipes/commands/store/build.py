@@ -13,6 +13,7 @@ from draftsmith.infer.text.records import OnBad, ReadReport, read_records
 from draftsmith.infer.text.rendering import Rendered, render_record
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.cli.progress import progress
+from draftsmith.recipes.cli.ranges import IntFrom0, IntFrom1
 from draftsmith.recipes.commands.store.info import show
 from draftsmith.retrieval.dresd.index import IndexKind
 from draftsmith.retrieval.store.documents import Content, open_reader, stamp
@@ -30,8 +31,8 @@ def build_rest(
     target: str | None = None,
     template: str = "auto",
     content: Content = "answers",
-    chunk_tokens: int = 16_000_000,
-    limit: int | None = None,
+    chunk_tokens: IntFrom1 = 16_000_000,
+    limit: IntFrom1 | None = None,
     on_bad: OnBad = "raise",
     json: bool = False,
 ) -> None:
@@ -94,17 +95,17 @@ def build_dresd(
     out: str,
     feature: str = "last",
     index: IndexKind = "auto",
-    dims: int = 64,
-    fit_positions: int = 1_000_000,
-    batch_positions: int = 8_192,
-    max_length: int = 2_048,
+    dims: IntFrom1 = 64,
+    fit_positions: IntFrom1 = 1_000_000,
+    batch_positions: IntFrom1 = 8_192,
+    max_length: IntFrom1 = 2_048,
     template: str = "chat",
     template_kwargs: dict[str, Any] | None = None,
-    limit: int | None = None,
+    limit: IntFrom1 | None = None,
     on_bad: OnBad = "raise",
     dtype: str = "auto",
     device: str = "auto",
-    seed: int = 0,
+    seed: IntFrom0 = 0,
     json: bool = False,
 ) -> None:
     """Build a dense store: a target's answers, keyed by its hidden states. Run it again to resume a stopped build.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.records import OnBad
+from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom1
 from draftsmith.recipes.commands.store.build import find_tokenizer
 from draftsmith.recipes.commands.store.info import show
 
@@ -56,7 +57,7 @@ def append(
     show(store, reader.report, json, added=added)
 
 
-def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> None:
+def merge(store: str, chunk_tokens: IntFrom1 = 16_000_000, json: bool = False) -> None:
     """Rewrite a store in as few segments as possible.
 
     Example: draftsmith store merge STORE
@@ -73,7 +74,7 @@ def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> Non
     show(store, None, json)
 
 
-def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, json: bool = False) -> None:
+def remove(store: str, ids: Sequence[str] = (), keep_days: FloatFrom0 | None = None, json: bool = False) -> None:
     """Remove documents from a store, by id or by age. --keep_days keeps documents without a time.
 
     Example: draftsmith store remove STORE --keep_days 90
