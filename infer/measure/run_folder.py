@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from draftsmith.infer.files.atomic import write_json, write_rows
+from draftsmith.infer.files.locations import check_writable
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
 from draftsmith.infer.measure.bench import Measured, Outcome
 from draftsmith.infer.measure.runners import Question
@@ -22,13 +23,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """A new or empty folder; any other is refused, so that no two runs are mixed."""
+        """A new or empty folder; any other is refused, so that no two runs are mixed. The first file creates it."""
+        check_writable(path, folder=True)
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file: give a folder for the run")
         if path.is_dir() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty: give a new folder, so that no run is mixed with another")
-        path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
     @property

@@ -70,14 +70,21 @@ def answers(
         del config[name]
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.models.load import load_target
-    from draftsmith.recipes.cli.inputs import read_questions
+    from draftsmith.infer.files.locations import check_writable
+    from draftsmith.infer.models.load import check_model, load_target
+    from draftsmith.recipes.cli.inputs import one_drafter, read_questions
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
+    check_writable(out)
+    if target is not None:
+        check_model(target, dtype, device)
+    elif tokenizer is None:
+        raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     asked = with_keys(read_questions(data, limit, on_bad))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}
+    drafter = one_drafter(drafters)
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)
     settings = resolve_settings(None if loaded is None else loaded.generation_config, **wanted)
     began = time.perf_counter()
@@ -87,7 +94,7 @@ def answers(
             assert server is not None
             _through_server(server, model, tokenizer, template, asked, settings, max_new_tokens, batch_size, file)
         else:
-            _by_engine(loaded, drafters, template, asked, settings, max_new_tokens, batch_size, file)
+            _by_engine(loaded, drafter, template, asked, settings, max_new_tokens, batch_size, file)
         seconds = time.perf_counter() - began
         summary = {"out": out, "answered": len(file.done) - before, "there_already": before, "seconds": seconds}
     if json:
@@ -97,15 +104,13 @@ def answers(
 
 
 def _by_engine(
-    loaded: HFTarget, drafters: str, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
+    loaded: HFTarget, drafter: Any, template: str, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
     from draftsmith.infer.contract.row import Stops
     from draftsmith.infer.text.templates import find_template
-    from draftsmith.recipes.cli.inputs import one_drafter
 
-    drafter = one_drafter(drafters)
     assert loaded.tokenizer is not None
     drafter.bind(loaded)
     rendered = find_template(template, loaded.tokenizer)
@@ -120,8 +125,7 @@ def _through_server(
     from draftsmith.infer.answers.by_server import Server, answer_through
     from draftsmith.infer.text.templates import find_template, load_tokenizer
 
-    if tokenizer is None:
-        raise ValueError("--server needs --tokenizer as well: answers keep token ids")
+    assert tokenizer is not None
     rendered = find_template(template, load_tokenizer(tokenizer))
     to = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
     answer_through(to, asked, rendered, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress())

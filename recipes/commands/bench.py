@@ -70,11 +70,15 @@ def bench(
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.bench import read_bandwidth
     from draftsmith.infer.measure.figures import summarise
+    from draftsmith.infer.measure.peers import parse_peers
     from draftsmith.infer.measure.run_folder import RunFolder
     from draftsmith.infer.measure.ties import name_ties
+    from draftsmith.infer.models.load import check_model
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 
+    check_model(target, dtype, device)
+    parse_peers(peers)
     folder = RunFolder.create(out) if out else None
     questions = _questions(data, limit)
     runners, encode, decode, judge = _runners(config)
@@ -121,6 +125,8 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
 
+    # Drafters first: a mistake in their names or arguments is found before the target's weights are read.
+    drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
     tokenizer = target.tokenizer
     assert tokenizer is not None
@@ -128,7 +134,6 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
     stops = Stops(config["max_new_tokens"], target.eos_ids)
-    drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
     runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 

@@ -72,15 +72,16 @@ def calibrate(
     from draftsmith.infer.measure.calibrate.reliability import check_plots
     from draftsmith.infer.measure.calibrate.tables import calibration_tables, results
     from draftsmith.infer.measure.run_folder import RunFolder
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.recipes.cli.inputs import parse_drafters
 
+    check_model(target, dtype, device)
+    folder = RunFolder.create(out) if out else None
     chosen = parse_drafters(drafters)
     if not chosen:
         raise ValueError("give --drafters, such as sd2:MODEL or rest:STORE")
     if out:
         check_plots()
-    folder = RunFolder.create(out) if out else None
     loaded = load_target(target, dtype=dtype, device=device)
     for drafter in chosen.values():
         drafter.bind(loaded)

@@ -43,6 +43,7 @@ def export(
         exits: the exits of a published draft, if its config does not list them.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.train.export.export import export_draft
     from draftsmith.train.export.hub import check_hub_name, upload
 
@@ -50,6 +51,8 @@ def export(
         raise ValueError("nowhere to export to: give --out DIR, --hub OWNER/MODEL, or both")
     if hub is not None:
         check_hub_name(hub)
+    if out is not None:
+        check_writable(out, folder=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(out) if out else Path(temporary) / "model"
         facts = export_draft(

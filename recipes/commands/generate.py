@@ -63,12 +63,13 @@ def generate(
     from draftsmith.infer.contract.row import Row, Stops
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.engine.generate import generate as run
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import one_drafter
 
-    drafter = one_drafter(drafters)
+    check_model(target, dtype, device)
     prompts = _prompts(prompt, data, system)
+    drafter = one_drafter(drafters)
     loaded = load_target(target, dtype=dtype, device=device)
     assert loaded.tokenizer is not None
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}

@@ -57,6 +57,7 @@ def plan(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.files.atomic import written_beside
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.plan.ranking import Wish, report
     from draftsmith.infer.measure.plan.survey import survey
@@ -65,8 +66,10 @@ def plan(
 
     chains = parse_acceptance(acceptance) if acceptance else None
     grown = parse_acceptance(tree_acceptance, trees=True) if tree_acceptance else None
-    for name in (out, plot):
-        _check_place(name)
+    for name in filter(None, (out, plot)):
+        check_writable(name)
+        if not Path(name).resolve().parent.is_dir():
+            raise ValueError(f"{name} cannot be written: its folder does not exist")
     if plot and Path(plot).suffix != ".svg":
         raise ValueError(f"--plot writes SVG: name a file that ends in .svg, not {plot}")
     config, kind, where, asked, drafting = _asked(locals())
@@ -89,8 +92,9 @@ def plan(
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, dtype, device, what to time, and the chains and trees to rank."""
     from draftsmith.infer.measure.plan.ranking import Drafting
-    from draftsmith.infer.measure.plan.shapes import choose_device, choose_dtype, load_config, parse_shapes
+    from draftsmith.infer.measure.plan.shapes import choose_dtype, load_config, parse_shapes
     from draftsmith.infer.measure.plan.survey import SurveyRequest
+    from draftsmith.infer.models.load import choose_device
 
     config = load_config(given["target"])
     drafting = [Drafting.chain(length) for length in numbers("lengths", given["lengths"])]
@@ -115,9 +119,3 @@ def numbers(name: str, given: Sequence[int]) -> list[int]:
     if not given or min(given) < 1:
         raise ValueError(f"--{name} takes numbers of at least 1, such as 1,8,32, not {list(given)}")
     return sorted(set(given))
-
-
-def _check_place(name: str | None) -> None:
-    """Refuse an output path that cannot be written, before minutes of timing."""
-    if name and (Path(name).is_dir() or not Path(name).resolve().parent.is_dir()):
-        raise ValueError(f"{name} cannot be written: it is a folder, or its folder does not exist")

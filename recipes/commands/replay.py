@@ -63,6 +63,7 @@ def replay(
     """
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings
     from draftsmith.infer.measure.replay import Replay
@@ -76,6 +77,8 @@ def replay(
         raise ValueError("give --drafters, such as pld or rest:STORE")
     if store_out and not split:
         raise ValueError("--store_out needs a split: give --split as well")
+    if store_out:
+        check_writable(store_out, folder=True)
     asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
     template, form = _template(template, loaded)

@@ -24,7 +24,6 @@ from draftsmith.infer.measure.plan.loop_timing import LoopTiming, time_loop
 from draftsmith.infer.measure.plan.ranking import Drafting, predict
 from draftsmith.infer.measure.plan.shapes import (
     CandidateShape,
-    choose_device,
     choose_dtype,
     load_config,
     parse_shapes,
@@ -34,6 +33,7 @@ from draftsmith.infer.measure.plan.shapes import (
 from draftsmith.infer.measure.plan.survey import Survey, SurveyRequest, survey
 from draftsmith.infer.measure.plan.tables import check_table
 from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.infer.models.load import choose_device
 from draftsmith.recipes.commands.plan import numbers, words
 
 # (layers, share of the target's width): measured; tried, with a number of drafted tokens.

@@ -9,6 +9,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.files.locations import check_writable
 from draftsmith.infer.text.records import OnBad, ReadReport, read_records
 from draftsmith.infer.text.rendering import Rendered, render_record
 from draftsmith.infer.text.templates import find_template, load_tokenizer
@@ -55,6 +56,7 @@ def build_rest(
     """
     from draftsmith.retrieval.rest.build import build_store
 
+    check_writable(out, folder=True)
     reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)
     began = time.perf_counter()
     build_store(Path(out), reader, template, _provenance(data), stamp(data), chunk_tokens, _segment_progress(began))
@@ -132,9 +134,11 @@ def build_dresd(
         json: print the manifest as one JSON object on the last line.
     """
     config = dict(locals())
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.retrieval.dresd.build import build_store
 
+    check_writable(out, folder=True)
+    check_model(target, dtype, device)
     loaded = load_target(target, dtype=dtype, device=device)
     if loaded.tokenizer is None:
         raise ValueError(f"{target} has no tokenizer: save one in its folder")

@@ -86,16 +86,25 @@ def remove(store: str, ids: Sequence[str] = (), keep_days: FloatFrom0 | None = N
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest.build import make_parts
+    from draftsmith.retrieval.store.segments import Store
     from draftsmith.retrieval.store.writer import remove as remove_from
 
     if not ids and keep_days is None:
         raise ValueError("name what to remove: --ids ID ..., or --keep_days N")
     named, oldest = set(ids), None if keep_days is None else time.time() - keep_days * DAY
 
+    path = _changeable(store)
+    if named:
+        opened = Store.open(path)
+        held = {meta["id"] for segment in opened.segments for meta, _ in opened.segment_documents(segment)}
+        if absent := sorted(named - held):
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise ValueError(f"{store} holds no document with the id {absent[0]!r}{more}; nothing was removed")
+
     def drop(meta: dict[str, Any]) -> bool:
         return meta["id"] in named or (oldest is not None and meta.get("time", oldest) < oldest)
 
-    _, removed = remove_from(_changeable(store), make_parts, drop)
+    _, removed = remove_from(path, make_parts, drop)
     show(store, None, json, removed=removed)
 
 
