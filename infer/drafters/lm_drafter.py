@@ -102,6 +102,8 @@ class Limits:
         for what in ("num_draft_tokens", "top_k", "nodes", "width"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be at least 1, not {getattr(self, what)}")
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must lie between 0 and 1, not {self.min_confidence}")
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ dotted paths when needed.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -38,16 +39,17 @@ class Spec:
 
 
 def load_drafters(specs: str, registry: Registry) -> dict[str, Any]:
-    """Label -> drafter for a comma-separated list. A second `small` is called small-2."""
-    found: dict[str, Any] = {}
+    """Label -> drafter for a comma-separated list. A second `small` is called small-2. All are checked before any is
+    built, which may load weights."""
+    found: dict[str, Callable[[], Any]] = {}
     for text in split_outside_brackets(specs):
         spec = parse_spec(text)
         for label, class_path, init_args in _entries(spec, registry):
             own = spec.label or spec.is_file
             if own and label in found:
                 raise ValueError(f"two drafters are called {label!r}; give each its own label: LABEL={text}")
-            found[_unused(label, found)] = instantiate(label, class_path, init_args)
-    return found
+            found[_unused(label, found)] = checked(label, class_path, init_args)
+    return {label: build() for label, build in found.items()}
 
 
 def load_drafter(spec: str, registry: Registry) -> Any:
@@ -154,10 +156,16 @@ def _unused(label: str, found: Mapping[str, Any]) -> str:
     return candidate
 
 
-def instantiate(label: str, class_path: str, init_args: Mapping[str, Any]) -> Any:
-    """Import a class by its dotted path and build it, with its arguments converted to their declared types."""
+def checked(label: str, class_path: str, init_args: Mapping[str, Any]) -> Callable[[], Any]:
+    """Import a class by its dotted path and convert its arguments to their declared types; the result builds it."""
     built = import_class(label, class_path)
-    parameters = inspect.signature(built).parameters.values()
+    try:
+        parameters = inspect.signature(built).parameters.values()
+    except ValueError as error:
+        raise ValueError(
+            f"drafter {label!r}: {class_path} has no signature, so its arguments cannot be checked; name a class or a "
+            "function that is written in Python"
+        ) from error
     names = [entry.name for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
     unknown = (
         [] if any(entry.kind is entry.VAR_KEYWORD for entry in parameters) else sorted(set(init_args) - set(names))
@@ -168,7 +176,7 @@ def instantiate(label: str, class_path: str, init_args: Mapping[str, Any]) -> An
         if entry.name in names and entry.default is entry.empty and entry.name not in init_args:
             raise ValueError(f"drafter {label!r} needs its argument {entry.name}: write NAME[{entry.name}=...]")
     declared = {name: value for name, value in init_args.items() if name in names}
-    return built(**{**init_args, **_typed(label, built, declared)})
+    return functools.partial(built, **{**init_args, **_typed(label, built, declared)})
 
 
 def _typed(label: str, built: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.measure.runners import Prompt
+
+if TYPE_CHECKING:
+    from draftsmith.infer.drafters.registry import Spec
 
 KINDS = ("generate", "assistant", "prompt_lookup")
 
@@ -80,6 +83,24 @@ class TransformersRunner:
         )
 
 
+def parse_peers(specs: str) -> list[Spec]:
+    """The peers of a comma-separated list, with their names and models checked; loads nothing."""
+    from draftsmith.infer.drafters.registry import parse_spec, split_outside_brackets
+    from draftsmith.infer.models.load import check_model
+
+    peers = [parse_spec(text) for text in split_outside_brackets(specs)]
+    for spec in peers:
+        if spec.name not in KINDS:
+            raise ValueError(f"unknown peer {spec.name!r}: known are {', '.join(KINDS)}")
+        if spec.name == "assistant" and not spec.argument:
+            raise ValueError("the peer assistant needs a model: assistant:MODEL")
+        if spec.name == "assistant":
+            check_model(spec.argument)
+        elif spec.argument:
+            raise ValueError(f"the peer {spec.name} takes nothing after a colon")
+    return peers
+
+
 def load_peers(
     specs: str, target: str, dtype: str, device: str, settings: Settings, stops: Stops
 ) -> list[TransformersRunner]:
@@ -87,25 +108,17 @@ def load_peers(
 
     They decode with their own copy of the target, loaded by transformers without our patches.
     """
-    from draftsmith.infer.drafters.registry import parse_spec, split_outside_brackets
     from draftsmith.infer.models.load import load_model
 
     runners: list[TransformersRunner] = []
-    texts = split_outside_brackets(specs)
-    if not texts:
+    peers = parse_peers(specs)
+    if not peers:
         return runners
     model, tokenizer = load_model(target, dtype=dtype, device=device)
-    for text in texts:
-        spec = parse_spec(text)
-        if spec.name not in KINDS:
-            raise ValueError(f"unknown peer {spec.name!r}: known are {', '.join(KINDS)}")
+    for spec in peers:
         assistant, options = None, dict(spec.init_args)
         if spec.name == "assistant":
-            if not spec.argument:
-                raise ValueError("the peer assistant needs a model: assistant:MODEL")
             assistant, _ = load_model(spec.argument, dtype=dtype, device=device)
-        elif spec.argument:
-            raise ValueError(f"the peer {spec.name} takes nothing after a colon")
         if spec.name == "prompt_lookup":
             options.setdefault("prompt_lookup_num_tokens", 10)
         name = spec.label or f"transformers {spec.name}"

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.files.atomic import read_rows, write_json, write_rows
+from draftsmith.infer.files.locations import check_writable
 from draftsmith.infer.measure.answer_files import Answer, Choice, TraceRow, write_answers, write_traces
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn, Visit
 from draftsmith.infer.measure.runners import Question
@@ -33,14 +34,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, resumable: bool = False) -> RunFolder:
-        """A new or empty folder, or that of an unfinished run; others are refused, so that no two runs are mixed."""
+        """A new or empty folder, or that of an unfinished run; others are refused, so that no two runs are mixed.
+
+        The first file creates the folder.
+        """
+        check_writable(path, folder=True)
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file: give a folder for the run")
         unfinished = resumable and (path / UNFINISHED).is_file()
         if path.is_dir() and any(path.iterdir()) and not unfinished:
             raise ValueError(f"{path} is not empty: give a new folder, so that no run is mixed with another")
-        path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
     @property
@@ -90,6 +92,7 @@ class UnfinishedRun:
 
         run.json notes each time that the run was resumed.
         """
+        folder.path.mkdir(parents=True, exist_ok=True)
         run = cls(folder.path / UNFINISHED)
         run._file = run.path.open("a+b")
         try:

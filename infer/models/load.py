@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,20 +33,12 @@ def load_model(
     `for_decoding`: the model must be able to verify trees, and its weights will not change, so they may be packed
     (prepack.py).
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: auto, {', '.join(DTYPES)}")
-    folder = Path(name)
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{name} is not a model folder: it has no config.json")
-    elif not may_be_on_hub(name):
-        raise ValueError(f"{name} does not exist, and is not a Hub name (owner/model)")
+    check_model(name, dtype, device)
     tokenizer = load_tokenizer(name)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
@@ -53,12 +46,65 @@ def load_model(
         if reason:
             raise ValueError(f"{name}: {reason}")
         model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
-    except OSError as problem:
-        raise ValueError(f"{name} could not be loaded: {str(problem).splitlines()[0]}") from problem
-    model = model.to(device).eval()
+    except (OSError, SafetensorError, RuntimeError, EOFError, UnpicklingError) as problem:
+        reason = _damaged(Path(name)) or (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"{name} could not be loaded: {reason}") from problem
+    model = model.to(choose_device(device)).eval()
     if for_decoding and can_prepack(model):
         prepack(model)
     return model, tokenizer
+
+
+def check_model(name: str, dtype: str = "auto", device: str = "auto") -> None:
+    """Refuse a name, dtype or device that `load_model` cannot use; reads no weights."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: auto, {', '.join(DTYPES)}")
+    choose_device(device)
+    folder = Path(name)
+    if not name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a model: give a folder or a Hub name (owner/model)")
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name} is not a model folder: it has no config.json")
+    elif not may_be_on_hub(name):
+        raise ValueError(f"{name} does not exist, and is not a Hub name (owner/model)")
+
+
+def choose_device(name: str) -> torch.device:
+    """A device that this torch can use; auto is CUDA if there is a device, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    present = {"cpu": 1}
+    if torch.cuda.is_available():
+        present["cuda"] = torch.cuda.device_count()
+    if torch.backends.mps.is_available():
+        present["mps"] = 1
+    if kind in present and (not index or (index.isdecimal() and int(index) < present[kind])):
+        return torch.device(name)
+    known = [f"{one}:{number}" if number else one for one, count in present.items() for number in range(count)]
+    if kind in present:
+        reason = f"there is no device {name!r} here"
+    elif kind == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        reason = f"device {name!r}: this torch ({torch.__version__}) is built without CUDA"
+    elif kind in ("cuda", "mps"):
+        reason = f"device {name!r}: torch finds no such device"
+    else:
+        reason = f"unknown device {name!r}" + ("; CUDA devices are called cuda" if kind == "gpu" else "")
+    raise ValueError(f"{reason}; this machine has {', '.join(known)}")
+
+
+def _damaged(folder: Path) -> str:
+    """Which weight file of `folder` cannot be read, and why; empty if none."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as problem:
+            return f"{path.name} is damaged or incomplete ({problem}); copy or download it again"
+    return ""
 
 
 def load_target(name: str, *, dtype: str = "auto", device: str = "auto") -> HFTarget:

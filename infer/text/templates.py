@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,10 @@ def fastchat_template(name: str, tokenizer: PreTrainedTokenizerBase, system: str
             f"the template {name} is FastChat's, which the extra `train` installs: pip install 'draftsmith[train]'"
         ) from error
     if name not in conv_templates:
-        raise ValueError(f"FastChat has no template named {name!r}; it has {', '.join(sorted(conv_templates))}")
+        close = difflib.get_close_matches(name, ["chat", "plain", *conv_templates], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "give chat, plain, or a format with {prompt}."
+        listed = "python -c 'from fastchat.conversation import conv_templates; print(*conv_templates)'"
+        raise ValueError(f"unknown template {name!r}; {hint} FastChat's are listed by: {listed}")
 
     def write(messages: Sequence[Message], generation: bool) -> str:
         conversation = conv_templates[name].copy()

@@ -13,15 +13,20 @@ import json
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from draftsmith.recipes.cli.ranges import WORDS
 
 # Options of every command; the value says whether a word follows.
 COMMON = {"config": True, "help": False, "print_config": False}
 
 _OPTION = re.compile(r"--[A-Za-z]|-h$")
-_EXPECTED = re.compile(r": Expected an? (?P<kind>.+?)\. Got value: (?P<value>.*)")
-_KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false",
-          "<class 'str'>": "text"}  # fmt: skip
+# A value of the wrong type or out of range: the option, and the value in one of the parser's three ways to show it.
+_WRONG_VALUE = re.compile(
+    r"--(?P<name>\w[\w.]*): (?P<why>Expected an? |Not of type |Does not validate |Not a valid |Failed to ).*"
+    r"(?:(?:Got|Given) value: (?P<value>.*)|: (?P<number>\S*) (?:does not conform|not an?) .*|: (?P<literal>'.*'))$"
+)
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _MISSING = "the following arguments are required: "
 
 
@@ -30,6 +35,7 @@ class Option:
     """One parameter: `flag` is a bool, `many` takes several values, `text` says that their elements are strings."""
 
     name: str
+    hint: Any = str
     positional: bool = False
     flag: bool = False
     many: bool = False
@@ -88,7 +94,8 @@ def _options_of(name: str, hint: Any, positional: bool) -> Iterator[Option]:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     lists = [member for member in members if (get_origin(member) or member) in (list, tuple, set, Sequence)]
     elements = {element for member in lists for element in get_args(member)} - {Ellipsis}
-    yield Option(name, positional, bool in members, bool(lists), not elements <= {int, float, bool})
+    numbers = all(isinstance(element, type) and issubclass(element, (int, float)) for element in elements)
+    yield Option(name, hint, positional, bool in members, bool(lists), not numbers)
 
 
 def normalise(words: Sequence[str], known: dict[str, Option]) -> list[str]:
@@ -179,11 +186,27 @@ def explain(message: str, normal: Sequence[str], function: Callable[..., object]
         example = re.search(r"^ *(Example: .*)$", function.__doc__ or "", re.MULTILINE)
         return f"{' and '.join(missing)} must be given" + (f". {example[1]}" if example else "")
     message = re.sub(r"^argument (--\w[\w.]*)\S*: expected one argument$", r"\1 needs a value", message)
-    message = _EXPECTED.sub(lambda found: f" takes {_kind(found['kind'])}, not {found['value']!r}", message)
+    wrong = _WRONG_VALUE.fullmatch(message)
+    if wrong and wrong["name"] in known:
+        value = next(value for value in (wrong["value"], wrong["number"], wrong["literal"]) if value is not None)
+        shown = value if value.startswith("'") else repr(value)
+        message = f"--{wrong['name']} takes {_kind(known[wrong['name']].hint)}, not {shown}"
     files = " ".join(word for word in normal if word.startswith("--config="))
     return message.replace("Problems parsing config", f"invalid YAML in {files}")
 
 
-def _kind(kind: str) -> str:
-    choices = re.findall(r"'([^']*)'", kind) if "Literal[" in kind else []
-    return " or ".join(choices) if choices else _KINDS.get(kind, kind)
+def _kind(hint: Any) -> str:
+    """What a parameter of this type takes, in words."""
+    if hint in WORDS or hint in _KINDS:
+        return WORDS.get(hint) or _KINDS[hint]
+    members = [member for member in get_args(hint) if member not in (type(None), Ellipsis)]
+    origin = get_origin(hint)
+    if origin is Literal:
+        return ("only " if len(members) == 1 else "") + " or ".join(map(str, members))
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_kind, members)))
+    if origin is dict:
+        return "NAME: VALUE pairs, such as '{name: 1}'"
+    if origin in (list, tuple, set, Sequence):
+        return f"one or more values, each {_kind(members[0])}" if members else "one or more values"
+    return getattr(hint, "__name__", str(hint))

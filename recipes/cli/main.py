@@ -16,6 +16,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -91,6 +92,8 @@ _WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, PermissionError,
 
 def main() -> NoReturn:
     """The console script."""
+    if sys.stdout is None:  # closed by the caller (`>&-`): like /dev/null
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.exit(run(sys.argv[1:]))
 
 
@@ -106,16 +109,26 @@ def run(words: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int
         advice = str(error) or "a command that keeps its progress resumes when it is run again"
         return _fail(f"{prefix}: interrupted; {advice}", 130)
     except BrokenPipeError:
-        # The reader has gone (`draftsmith data F | head`): say nothing, and let no later flush fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone (`draftsmith data F | head`): say nothing.
+        _discard_stdout()
         return 141
     except _WRONG_INPUT as error:
         return _fail(f"{prefix}: {_one_line(error)}", 2)
+    except OSError as error:  # a full disk, a failing file system: no mistake of the user, and no bug
+        _discard_stdout()
+        reason = _one_line(error) if error.filename else f"the output cannot be written: {error.strerror or error}"
+        return _fail(f"{prefix}: {reason}", 1)
     except ModuleNotFoundError as error:
         missing = _missing_extra(error)
         if missing is None:
             raise
         return _fail(f"{prefix}: {missing}", 2)
+
+
+def _discard_stdout() -> None:
+    """Let no later flush of standard output fail."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _split(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, list[str]]:
@@ -171,11 +184,14 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     known = options(function)
     parser = build_parser(name, function, known)
     normal = normalise(words, known)
+    if "--help" in normal:  # argparse's own printing hides that the output cannot be written
+        print(parser.format_help(), end="")
+        return 0
     try:
         parsed = parser.parse_args(normal)
     except ArgumentError as error:
         raise ValueError(explain(str(error), normal, function, known)) from error
-    except SystemExit as stop:  # --help and --print_config have printed what was asked for
+    except SystemExit as stop:  # --print_config has printed what was asked for
         return int(stop.code or 0)
     arguments = dict(vars(parser.instantiate(parsed)))
     arguments.pop("config", None)

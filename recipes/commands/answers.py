@@ -9,6 +9,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftsmith.recipes.cli.progress import progress
+from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
@@ -28,13 +29,13 @@ def answers(
     model: str = "",
     tokenizer: str | None = None,
     preset: Literal["greedy", "nucleus"] = "greedy",
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    max_new_tokens: int = 128,
-    seed: int = 0,
-    batch_size: int = 8,
-    limit: int | None = None,
+    temperature: FloatFrom0 | None = None,
+    top_k: IntFrom0 | None = None,
+    top_p: Above0To1 | None = None,
+    max_new_tokens: IntFrom1 = 128,
+    seed: IntFrom0 = 0,
+    batch_size: IntFrom1 = 8,
+    limit: IntFrom1 | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
     template: str = "auto",
     dtype: str = "auto",
@@ -55,7 +56,7 @@ def answers(
         tokenizer: folder or Hub name of the server's tokenizer.
         preset: greedy, or nucleus (temperature 0.7, top_p 0.95).
         temperature: overrides the preset.
-        top_k: sample from this many of the likeliest tokens.
+        top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: overrides the preset.
         max_new_tokens: token limit of each answer.
         seed: random seed of sampling.
@@ -73,19 +74,24 @@ def answers(
         del config[name]
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.files.locations import check_writable
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.infer.text.templates import find_template, load_tokenizer
-    from draftsmith.recipes.cli.inputs import read_questions
+    from draftsmith.recipes.cli.inputs import one_drafter, read_questions
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_writable(out)
+    if target is not None:
+        check_model(target, dtype, device)
+    elif tokenizer is None:
+        raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     asked = with_keys(read_questions(data, limit, on_bad))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}
     if server and tokenizer is None:
         raise ValueError("--server needs --tokenizer as well: answers keep token ids")
+    drafter = one_drafter(drafters)
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)
     form = find_template(template, load_tokenizer(str(tokenizer)) if loaded is None else loaded.tokenizer)
     config["template"] = form.name
@@ -97,7 +103,7 @@ def answers(
             assert server is not None
             _through_server(server, model, form, asked, settings, max_new_tokens, batch_size, file)
         else:
-            _by_engine(loaded, drafters, form, asked, settings, max_new_tokens, batch_size, file)
+            _by_engine(loaded, drafter, form, asked, settings, max_new_tokens, batch_size, file)
         seconds = time.perf_counter() - began
         failed = len(file.errors)
         summary = {"out": out, "answered": len(file.done) - before - failed, "failed": failed}
@@ -113,13 +119,11 @@ def answers(
 
 
 def _by_engine(
-    loaded: HFTarget, drafters: str, form: Template, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
+    loaded: HFTarget, drafter: Any, form: Template, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
     file: Any,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
-    from draftsmith.recipes.cli.inputs import one_drafter
 
-    drafter = one_drafter(drafters)
     drafter.bind(loaded)
     stops = loaded.stops(max_new_tokens)
     answer_all(loaded, drafter, asked, form, settings, stops, file, batch_size=batch_size, progress=_Progress())

@@ -6,6 +6,8 @@ import sys
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.recipes.cli.ranges import Above0To1, FloatAbove0, FloatFrom0, From0To1, IntFrom0, IntFrom1
+
 if TYPE_CHECKING:
     from draftsmith.infer.measure.runners import Decode, Encode, Messages, Question, Runner
     from draftsmith.infer.measure.ties import TieJudge
@@ -16,23 +18,23 @@ def bench(
     target: str,
     data: list[str],
     drafters: str = "",
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    batch_size: int = 1,
+    max_new_tokens: IntFrom1 = 128,
+    temperature: FloatFrom0 = 0.0,
+    top_k: IntFrom0 | None = None,
+    top_p: Above0To1 | None = None,
+    min_p: From0To1 | None = None,
+    repetition_penalty: FloatAbove0 | None = None,
+    batch_size: IntFrom1 = 1,
     dtype: str = "auto",
     device: str = "auto",
-    seed: int = 0,
+    seed: IntFrom0 = 0,
     out: str | None = None,
     json: bool = False,
-    limit: int | None = None,
+    limit: IntFrom1 | None = None,
     peers: str = "",
-    min_distinct: float = 0.0,
-    repeats: int = 1,
-    warmup: int = 1,
+    min_distinct: From0To1 = 0.0,
+    repeats: IntFrom1 = 1,
+    warmup: IntFrom0 = 1,
     template: str = "auto",
 ) -> int:
     """Measure drafters against plain decoding: speed, acceptance, and whether the answers are equal.
@@ -45,7 +47,7 @@ def bench(
         drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml.
         max_new_tokens: token limit of each answer (one per turn).
         temperature: 0 is greedy.
-        top_k: sample from this many of the likeliest tokens.
+        top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: sample from the likeliest tokens, up to this total probability.
         min_p: sample from tokens with at least this share of the likeliest one's probability.
         repetition_penalty: above 1 makes tokens that are already in the text less likely.
@@ -70,14 +72,18 @@ def bench(
     from draftsmith.infer.measure.bench import bench as measure
     from draftsmith.infer.measure.bench import read_bandwidth
     from draftsmith.infer.measure.figures import summarise
+    from draftsmith.infer.measure.peers import parse_peers
     from draftsmith.infer.measure.report.view import verdict_of
     from draftsmith.infer.measure.run_folder import RunFolder, UnfinishedRun
     from draftsmith.infer.measure.runners import LoopRunner
     from draftsmith.infer.measure.ties import name_ties
+    from draftsmith.infer.models.load import check_model
     from draftsmith.recipes.cli.inputs import short_names
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 
+    check_model(target, dtype, device)
+    parse_peers(peers)
     folder = RunFolder.create(out, resumable=True) if out else None
     questions = _questions(data, limit)
     runners, encode, decode, judge, weights = _runners(config)
@@ -138,6 +144,8 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
 
+    # Drafters first: a mistake in their names or arguments is found before the target's weights are read.
+    drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
     tokenizer = target.tokenizer
     assert tokenizer is not None
@@ -146,7 +154,6 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
     stops = target.stops(config["max_new_tokens"])
-    drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
     runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 

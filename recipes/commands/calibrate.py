@@ -6,6 +6,8 @@ import sys
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, From0To1, IntFrom0, IntFrom1
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,19 +20,19 @@ def calibrate(
     target: str,
     drafters: str,
     data: list[str],
-    exits: list[int] | None = None,
-    max_new_tokens: int = 96,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    batch_size: int = 8,
-    limit: int | None = None,
-    min_distinct: float = 0.0,
-    seconds: float = 60.0,
+    exits: list[IntFrom1] | None = None,
+    max_new_tokens: IntFrom1 = 96,
+    temperature: FloatFrom0 = 0.0,
+    top_k: IntFrom0 | None = None,
+    top_p: Above0To1 | None = None,
+    batch_size: IntFrom1 = 8,
+    limit: IntFrom1 | None = None,
+    min_distinct: From0To1 = 0.0,
+    seconds: FloatFrom0 = 60.0,
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
-    seed: int = 0,
+    seed: IntFrom0 = 0,
     out: str | None = None,
     json: bool = False,
 ) -> None:
@@ -47,7 +49,7 @@ def calibrate(
         exits: calibrate only these exits of a sorted draft.
         max_new_tokens: token limit of each answer.
         temperature: the temperature to calibrate for; 0 is greedy.
-        top_k: sample from this many of the likeliest tokens.
+        top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: sample from the likeliest tokens, up to this total probability.
         batch_size: answers decoded together.
         limit: read at most this many prompts.
@@ -70,15 +72,16 @@ def calibrate(
     from draftsmith.infer.measure.calibrate.reliability import check_plots
     from draftsmith.infer.measure.calibrate.tables import calibration_tables, results
     from draftsmith.infer.measure.run_folder import RunFolder
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.recipes.cli.inputs import parse_drafters, specs_by_label
 
+    check_model(target, dtype, device)
+    folder = RunFolder.create(out) if out else None
     chosen = parse_drafters(drafters)
     if not chosen:
         raise ValueError("give --drafters, such as sd2:MODEL or rest:STORE")
     if out:
         check_plots()
-    folder = RunFolder.create(out) if out else None
     loaded = load_target(target, dtype=dtype, device=device)
     for drafter in chosen.values():
         drafter.bind(loaded)

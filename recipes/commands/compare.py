@@ -6,13 +6,15 @@ import sys
 from json import dumps
 from typing import Literal
 
+from draftsmith.recipes.cli.ranges import IntFrom0
+
 
 def compare(
     base: str,
     others: list[str],
     json: bool = False,
     require: Literal["equal"] | None = None,
-    seed: int = 0,
+    seed: IntFrom0 = 0,
 ) -> int:
     """Compare the answers and the speed of runs with those of a base run.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
 from draftsmith.infer.text.templates import Rendered, Template, find_template, load_tokenizer, render_record
+from draftsmith.recipes.cli.ranges import IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,8 +48,8 @@ def data(
     tokenizer: str | None = None,
     template: str = "auto",
     template_kwargs: dict[str, Any] | None = None,
-    show: int = 1,
-    limit: int | None = None,
+    show: IntFrom0 = 1,
+    limit: IntFrom1 | None = None,
     on_bad: OnBad = "skip",
     json: bool = False,
 ) -> None:

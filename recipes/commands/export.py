@@ -8,12 +8,14 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
+from draftsmith.recipes.cli.ranges import IntFrom1
+
 
 def export(
     checkpoint: str,
     *,
     target: str | None = None,
-    exit: int | None = None,
+    exit: IntFrom1 | None = None,
     out: str | None = None,
     hub: str | None = None,
     private: bool = True,
@@ -21,7 +23,7 @@ def export(
     engine: Literal["vllm"] | None = None,
     dtype: str | None = None,
     bench: str | None = None,
-    exits: list[int] | None = None,
+    exits: list[IntFrom1] | None = None,
     json: bool = False,
 ) -> None:
     """Write a draft as a plain Hugging Face model, with a model card.
@@ -42,12 +44,15 @@ def export(
         exits: the exits of a published draft, if its config does not list them.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.train.export.export import check_hub_name, export_draft, upload
 
     if out is None and hub is None:
         raise ValueError("nowhere to export to: give --out DIR, --hub OWNER/MODEL, or both")
     if hub is not None:
         check_hub_name(hub)
+    if out is not None:
+        check_writable(out, folder=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(out) if out else Path(temporary) / "model"
         facts = export_draft(

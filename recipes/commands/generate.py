@@ -6,6 +6,8 @@ import sys
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.recipes.cli.ranges import Above0To1, FloatAbove0, FloatFrom0, From0To1, IntFrom0, IntFrom1
+
 if TYPE_CHECKING:
     from draftsmith.infer.contract.row import Row
     from draftsmith.infer.contract.trace import Generation
@@ -18,16 +20,16 @@ def generate(
     data: list[str] | None = None,
     drafters: str = "",
     system: str = "",
-    max_new_tokens: int = 128,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
+    max_new_tokens: IntFrom1 = 128,
+    temperature: FloatFrom0 | None = None,
+    top_k: IntFrom0 | None = None,
+    top_p: Above0To1 | None = None,
+    min_p: From0To1 | None = None,
+    repetition_penalty: FloatAbove0 | None = None,
     stop: list[str] | None = None,
-    stop_ids: list[int] | None = None,
-    seed: int = 0,
-    batch_size: int = 1,
+    stop_ids: list[IntFrom0] | None = None,
+    seed: IntFrom0 = 0,
+    batch_size: IntFrom1 = 1,
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
@@ -46,7 +48,7 @@ def generate(
         system: a system message.
         max_new_tokens: token limit of each answer.
         temperature: 0 is greedy; by default the model's own.
-        top_k: sample from this many of the likeliest tokens.
+        top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: sample from the likeliest tokens, up to this total probability.
         min_p: sample from tokens with at least this share of the likeliest one's probability.
         repetition_penalty: above 1 makes tokens that are already in the text less likely.
@@ -65,14 +67,13 @@ def generate(
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.engine.generate import generate as run
     from draftsmith.infer.measure.metrics import speed_figures
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import PLAIN, one_drafter
 
-    drafter = one_drafter(drafters)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_model(target, dtype, device)
     prompts = _prompts(prompt, data, system)
+    drafter = one_drafter(drafters)
     loaded = load_target(target, dtype=dtype, device=device)
     assert loaded.tokenizer is not None
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}

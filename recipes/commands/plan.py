@@ -7,23 +7,25 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom1
+
 
 def plan(
     *,
     target: str,
-    batch_sizes: Sequence[int] = (1, 8, 32),
-    contexts: Sequence[int] = (128, 1024),
+    batch_sizes: Sequence[IntFrom1] = (1, 8, 32),
+    contexts: Sequence[IntFrom1] = (128, 1024),
     shapes: str = "",
     estimate: str = "",
-    lengths: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
+    lengths: Sequence[IntFrom1] = (1, 2, 3, 4, 6, 8, 12, 16),
     trees: str = "14x4,30x6",
     acceptance: str = "",
     tree_acceptance: str = "",
-    context: int | None = None,
+    context: IntFrom1 | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    training_tokens: int = 100_000_000,
-    seconds: float = 600.0,
+    training_tokens: IntFrom1 = 100_000_000,
+    seconds: FloatFrom0 = 600.0,
     out: str | None = None,
     plot: str | None = None,
     json: bool = False,
@@ -55,6 +57,7 @@ def plan(
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.files.atomic import written_beside
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.plan.ranking import Wish, report
     from draftsmith.infer.measure.plan.survey import survey
@@ -64,15 +67,14 @@ def plan(
 
     chains = parse_acceptance(acceptance) if acceptance else None
     grown = parse_acceptance(tree_acceptance, trees=True) if tree_acceptance else None
-    for name in (out, plot):
-        _check_place(name)
+    for name in filter(None, (out, plot)):
+        check_writable(name)
+        if not Path(name).resolve().parent.is_dir():
+            raise ValueError(f"{name} cannot be written: its folder does not exist")
     if plot and Path(plot).suffix != ".svg":
         raise ValueError(f"--plot writes SVG: name a file that ends in .svg, not {plot}")
     config, kind, where, asked, drafting = _asked(locals())
     wish = Wish(drafting, context or sum(asked.contexts) // len(asked.contexts), chains, grown)
-    for name, value in (("training_tokens", training_tokens), ("context", wish.context)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
     names = {"name": target, "tokenizer": _tokenizer(target)}
     found = survey(config, kind, where, asked, seconds=seconds, say=progress, **names)
     ranking = report(found, wish, training_tokens)
@@ -105,13 +107,8 @@ def _tokenizer(target: str) -> str:
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, dtype, device, what to time, and the chains and trees to rank."""
     from draftsmith.infer.measure.plan.ranking import Drafting
-    from draftsmith.infer.measure.plan.shapes import (
-        SurveyRequest,
-        choose_device,
-        choose_dtype,
-        load_config,
-        parse_shapes,
-    )
+    from draftsmith.infer.measure.plan.shapes import SurveyRequest, choose_dtype, load_config, parse_shapes
+    from draftsmith.infer.models.load import choose_device
 
     config = load_config(given["target"])
     drafting = [Drafting.chain(length) for length in numbers("lengths", given["lengths"])]
@@ -136,9 +133,3 @@ def numbers(name: str, given: Sequence[int]) -> list[int]:
     if not given or min(given) < 1:
         raise ValueError(f"--{name} takes numbers of at least 1, such as 1,8,32, not {list(given)}")
     return sorted(set(given))
-
-
-def _check_place(name: str | None) -> None:
-    """Refuse an output path that cannot be written, before minutes of timing."""
-    if name and (Path(name).is_dir() or not Path(name).resolve().parent.is_dir()):
-        raise ValueError(f"{name} cannot be written: it is a folder, or its folder does not exist")

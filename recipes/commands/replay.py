@@ -8,6 +8,9 @@ from contextlib import ExitStack
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
+
+from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom0, IntFrom1
 
 
 def replay(
@@ -20,14 +23,14 @@ def replay(
     arrival: bool = False,
     store_out: str = "",
     latency: str = "",
-    batch_sizes: Sequence[int] = (1, 4, 8, 16, 32),
+    batch_sizes: Sequence[IntFrom1] = (1, 4, 8, 16, 32),
     template: str = "auto",
-    temperature: float = 0.0,
-    nodes: int = 64,
-    depth: int = 64,
-    limit: int | None = None,
-    on_bad: str = "raise",
-    seed: int = 0,
+    temperature: FloatFrom0 = 0.0,
+    nodes: IntFrom1 = 64,
+    depth: IntFrom1 = 64,
+    limit: IntFrom1 | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
+    seed: IntFrom0 = 0,
     json: bool = False,
 ) -> None:
     """Replay recorded answers and show how much of them each drafter would have drafted.
@@ -59,6 +62,7 @@ def replay(
     """
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.predicted import check_tokenizer
     from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings, with_questions
@@ -71,17 +75,17 @@ def replay(
 
     if not drafters:
         raise ValueError("give --drafters, such as pld or rest:STORE")
-    if on_bad not in ("raise", "skip"):
-        raise ValueError(f"--on_bad takes raise or skip, not {on_bad!r}")
     if store_out and not split:
         raise ValueError("--store_out needs a split: give --split as well")
+    if store_out:
+        check_writable(store_out, folder=True)
     asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
     loaded = load_tokenizer(tokenizer)
     if costs is not None:
         check_tokenizer(costs, loaded, latency)
     form = find_template(template, loaded)
     report = ReadReport()
-    records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)  # type: ignore[arg-type]
+    records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)
     streams = recordings(with_questions(records, questions, report), form)
     with ExitStack() as stack:
         parts = split_recordings(streams, asked) if asked else None

@@ -19,9 +19,12 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
         out: the HTML file; by default report.html in the first run folder.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure.report.report import write_report
     from draftsmith.recipes.cli.inputs import short_names
 
+    if out:
+        check_writable(out)
     made = write_report(runs, out, short_names())
     if json:
         files = {

@@ -8,6 +8,7 @@ it finished.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -17,13 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from draftsmith.infer.files.locations import check_writable
+from draftsmith.recipes.cli.ranges import IntFrom0
 from draftsmith.recipes.quickstart.steps import SCALES, QuickstartPlan, Step
 
 # `machine_seconds` on the machine where the steps' seconds were measured.
 REFERENCE_SECONDS = 0.31
 
 
-def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | None = None, seed: int = 0) -> None:
+def quickstart(
+    scale: Literal["smoke", "small", "full"] | None = None, out: str | None = None, seed: IntFrom0 = 0
+) -> None:
     """Train a small target and drafts for it, build stores, and compare every drafter; no downloads, no GPU.
 
     The text is Python's own standard library. Each step is a `draftsmith` command, printed as it runs. Interrupt it at
@@ -32,13 +37,18 @@ def quickstart(scale: Literal["smoke", "small", "full"] = "small", out: str | No
     Example: draftsmith quickstart --scale smoke
 
     Args:
-        scale: smoke (a minute), small (about ten minutes) or full (about an hour).
+        scale: smoke (a minute), small (about ten minutes) or full (about an hour); by default that of the environment
+            variable SCALE, else small.
         out: the output folder; quickstart/SCALE by default.
         seed: random seed for the text's order, training and measuring.
     """
-    size = SCALES[scale]
-    folder = Path(out or f"quickstart/{scale}")
-    print(f"quickstart, scale {scale}: {size.says}; output folder {folder}")
+    chosen = scale or os.environ.get("SCALE") or "small"
+    if chosen not in SCALES:
+        raise ValueError(f"the environment variable SCALE takes {' or '.join(SCALES)}, not {chosen!r}")
+    size = SCALES[chosen]
+    folder = Path(out or f"quickstart/{chosen}")
+    check_writable(folder, folder=True)
+    print(f"quickstart, scale {chosen}: {size.says}; output folder {folder}")
     print("Interrupt it whenever you like: the same command resumes where it stopped.\n")
     began = time.perf_counter()
     steps = QuickstartPlan(folder, size, seed).steps()

@@ -25,7 +25,6 @@ from draftsmith.infer.measure.plan.ranking import Drafting, predict
 from draftsmith.infer.measure.plan.shapes import (
     CandidateShape,
     SurveyRequest,
-    choose_device,
     choose_dtype,
     load_config,
     parse_shapes,
@@ -35,6 +34,7 @@ from draftsmith.infer.measure.plan.shapes import (
 from draftsmith.infer.measure.plan.survey import Survey, survey
 from draftsmith.infer.measure.plan.tables import check_table
 from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.infer.models.load import choose_device
 from draftsmith.recipes.cli.progress import progress
 from draftsmith.recipes.commands.plan import numbers, words
 

@@ -122,17 +122,6 @@ def choose_dtype(config: Any, name: str) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def choose_device(name: str) -> torch.device:
-    """auto is CUDA if available."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {name!r}: auto, cpu, cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"{name} is not available: torch finds no CUDA device")
-    return torch.device(name)
-
-
 def shaped_config(config: Any, shape: CandidateShape) -> Any:
     """The target's config in another shape; a ValueError if the width does not divide into heads."""
     target = config.get_text_config()

@@ -9,10 +9,12 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.files.locations import check_writable
 from draftsmith.infer.text.records import OnBad, ReadReport, read_records
 from draftsmith.infer.text.rendering import Rendered, render_record
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.cli.progress import progress
+from draftsmith.recipes.cli.ranges import IntFrom0, IntFrom1
 from draftsmith.recipes.commands.store.info import show
 from draftsmith.retrieval.dresd.index import IndexKind
 from draftsmith.retrieval.store.documents import Content, open_reader, stamp
@@ -30,8 +32,8 @@ def build_rest(
     target: str | None = None,
     template: str = "auto",
     content: Content = "answers",
-    chunk_tokens: int = 16_000_000,
-    limit: int | None = None,
+    chunk_tokens: IntFrom1 = 16_000_000,
+    limit: IntFrom1 | None = None,
     on_bad: OnBad = "raise",
     json: bool = False,
 ) -> None:
@@ -54,6 +56,7 @@ def build_rest(
     """
     from draftsmith.retrieval.rest.build import build_store
 
+    check_writable(out, folder=True)
     reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)
     began = time.perf_counter()
     build_store(
@@ -96,17 +99,17 @@ def build_dresd(
     out: str,
     feature: str = "last",
     index: IndexKind = "auto",
-    dims: int = 64,
-    fit_positions: int = 1_000_000,
-    batch_positions: int = 8_192,
-    max_length: int = 2_048,
+    dims: IntFrom1 = 64,
+    fit_positions: IntFrom1 = 1_000_000,
+    batch_positions: IntFrom1 = 8_192,
+    max_length: IntFrom1 = 2_048,
     template: str = "auto",
     template_kwargs: dict[str, Any] | None = None,
-    limit: int | None = None,
+    limit: IntFrom1 | None = None,
     on_bad: OnBad = "raise",
     dtype: str = "auto",
     device: str = "auto",
-    seed: int = 0,
+    seed: IntFrom0 = 0,
     json: bool = False,
 ) -> None:
     """Build a dense store: a target's answers, keyed by its hidden states. Run it again to resume a stopped build.
@@ -134,9 +137,11 @@ def build_dresd(
         json: print the manifest as one JSON object on the last line.
     """
     config = dict(locals())
-    from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.retrieval.dresd.build import build_store
 
+    check_writable(out, folder=True)
+    check_model(target, dtype, device)
     loaded = load_target(target, dtype=dtype, device=device)
     if loaded.tokenizer is None:
         raise ValueError(f"{target} has no tokenizer: save one in its folder")

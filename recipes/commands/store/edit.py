@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.text.records import OnBad
+from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom1
 from draftsmith.recipes.commands.store.build import find_tokenizer
 from draftsmith.recipes.commands.store.info import show
 
@@ -56,7 +57,7 @@ def append(
     show(store, reader.report, json, added=added)
 
 
-def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> None:
+def merge(store: str, chunk_tokens: IntFrom1 = 16_000_000, json: bool = False) -> None:
     """Rewrite a store in as few segments as possible.
 
     Example: draftsmith store merge STORE
@@ -73,7 +74,7 @@ def merge(store: str, chunk_tokens: int = 16_000_000, json: bool = False) -> Non
     show(store, None, json)
 
 
-def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, json: bool = False) -> None:
+def remove(store: str, ids: Sequence[str] = (), keep_days: FloatFrom0 | None = None, json: bool = False) -> None:
     """Remove documents from a store, by id or by age. --keep_days keeps documents without a time.
 
     Example: draftsmith store remove STORE --keep_days 90
@@ -85,16 +86,25 @@ def remove(store: str, ids: Sequence[str] = (), keep_days: float | None = None, 
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest.build import make_parts
+    from draftsmith.retrieval.store.segments import Store
     from draftsmith.retrieval.store.writer import remove as remove_from
 
     if not ids and keep_days is None:
         raise ValueError("name what to remove: --ids ID ..., or --keep_days N")
     named, oldest = set(ids), None if keep_days is None else time.time() - keep_days * DAY
 
+    path = _changeable(store)
+    if named:
+        opened = Store.open(path)
+        held = {meta["id"] for segment in opened.segments for meta, _ in opened.segment_documents(segment)}
+        if absent := sorted(named - held):
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise ValueError(f"{store} holds no document with the id {absent[0]!r}{more}; nothing was removed")
+
     def drop(meta: dict[str, Any]) -> bool:
         return meta["id"] in named or (oldest is not None and meta.get("time", oldest) < oldest)
 
-    _, removed = remove_from(_changeable(store), make_parts, drop)
+    _, removed = remove_from(path, make_parts, drop)
     show(store, None, json, removed=removed)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
+from draftsmith.recipes.cli.ranges import IntFrom1
 from draftsmith.recipes.commands.store.build import render_all
 from draftsmith.retrieval.dresd.index import IndexKind
 
@@ -19,9 +20,9 @@ def quality(
     target: str,
     data: list[str],
     indexes: list[IndexKind] | None = None,
-    positions: int = 1_000,
+    positions: IntFrom1 = 1_000,
     template: str = "auto",
-    limit: int | None = None,
+    limit: IntFrom1 | None = None,
     dtype: str = "auto",
     device: str = "auto",
     json: bool = False,

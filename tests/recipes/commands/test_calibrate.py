@@ -121,8 +121,8 @@ def test_exits_may_be_chosen_and_others_are_refused(calibrate, sorted_spec):
     ("words", "message"),
     [
         (["--limit", "1"], "has 1 answered"),
-        (["--min_distinct", "1.1"], "has 0 answered"),
-        (["--exits", "[7]"], "exit 7 is none of"),
+        (["--min_distinct", "1.1"], "--min_distinct takes a number from 0 to 1"),
+        (["--exits", "[7]"], "exit 7 is not one of the draft's exits"),
         (["--batch_size", "0"], "batch_size"),
     ],
 )
