@@ -78,7 +78,7 @@ class RunRecord:
     def newest_state(self) -> Path | None:
         """The newest checkpoint."""
         states = (self.path / "resume").glob("step-*.ckpt")
-        return max(states, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
+        return max(states, key=state_step, default=None)
 
     def state_path(self, step: int) -> Path:
         return self.path / "resume" / f"step-{step:08d}.ckpt"
@@ -86,6 +86,10 @@ class RunRecord:
     def clean(self) -> None:
         for name in ("resume", "start"):
             shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def state_step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,13 +18,14 @@ import torch
 from draftsmith.infer.text.records import read_records
 from draftsmith.train.data.batches import rank
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import TrainConfig
+from draftsmith.train.run.config import TrainConfig, check_ranges
 from draftsmith.train.run.run import train_draft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
+LEAST_VOCAB = len(SPECIAL) + 256
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -34,6 +35,13 @@ CHAT = (
 
 def train_target(config: TrainConfig, vocab_size: int, hidden_size: int) -> dict[str, Any]:
     """Create tokenizer and random weights in `config.target`, train them, and leave the model in `config.out`."""
+    check_ranges(config)
+    if vocab_size < LEAST_VOCAB:
+        raise ValueError(
+            f"--vocab_size {vocab_size}: it must be at least {LEAST_VOCAB}, for the bytes and special tokens"
+        )
+    if hidden_size < 64 or hidden_size % 64:
+        raise ValueError(f"--hidden_size {hidden_size}: it must be a multiple of 64, the width of a head")
     start = Path(config.target)
     if rank() == 0 and not (start / "config.json").is_file() and not (Path(config.out) / "run.json").is_file():
         _make_start(start, config, vocab_size, hidden_size)
@@ -41,8 +49,6 @@ def train_target(config: TrainConfig, vocab_size: int, hidden_size: int) -> dict
 
 
 def _make_start(start: Path, config: TrainConfig, vocab_size: int, hidden_size: int) -> None:
-    if hidden_size % 64:
-        raise ValueError(f"hidden_size {hidden_size} must be a multiple of 64, the width of a head")
     tokenizer = train_tokenizer(texts(config.data, config.text.limit), vocab_size)
     print(f"tokenizer: {len(tokenizer)} tokens", file=sys.stderr)
     model = random_llama(tokenizer, hidden_size, config.layers, config.text.max_length, config.seed)
@@ -72,9 +78,6 @@ def train_tokenizer(source: Iterator[str], vocab_size: int) -> PreTrainedTokeniz
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    least = len(SPECIAL) + 256
-    if vocab_size < least:
-        raise ValueError(f"vocab_size {vocab_size}: it must be at least {least}, for the bytes and special tokens")
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
