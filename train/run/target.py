@@ -6,8 +6,6 @@ draft. Its text will be plausible, not right.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.files.atomic import folder_beside
 from draftsmith.infer.text.records import read_records
 from draftsmith.train.data.batches import rank
 from draftsmith.train.objectives.sft import SFT
@@ -52,16 +51,9 @@ def _make_start(start: Path, config: TrainConfig, vocab_size: int, hidden_size: 
     tokenizer = train_tokenizer(texts(config.data, config.text.limit), vocab_size)
     print(f"tokenizer: {len(tokenizer)} tokens", file=sys.stderr)
     model = random_llama(tokenizer, hidden_size, config.layers, config.text.max_length, config.seed)
-    part = start.with_name(f".start.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with folder_beside(start) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        os.replace(part, start)
-    except OSError as error:
-        raise ValueError(f"{start} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def texts(data: list[str], limit: int | None) -> Iterator[str]:
