@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,9 +70,10 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     corpus, data = load_data(config, template, first)
     loaded, target, model = _models(config)
     objective.begin(TrainContext(loaded, model, corpus, config.text.max_length, config.machine.device, config.seed))
+    kept = weakref.ref(loaded)
     del loaded  # an objective that needs it keeps it
     module = _module(objective, config, model, exits)
-    _print_memory(config, model, exits, first)
+    _print_memory(config, module.draft, kept(), first)
     max_steps = facts.get("max_steps") or (None if config.minutes else config.max_steps or data.steps_in(config.epochs))
     module.schedule.max_steps = facts.get("planned_steps") or max_steps or ENDLESS
     module.schedule.measured = facts.get("measured_steps", MEASURED) if config.minutes else 0
@@ -168,19 +170,23 @@ def _models(config: TrainConfig) -> tuple[Any, HFTarget | None, Any]:
     return loaded, target, model.train()
 
 
-def _print_memory(config: TrainConfig, model: Any, exits: list[int], first: bool) -> None:
+def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, first: bool) -> None:
+    """`target`: the target's model, if it stays loaded."""
+    mixed = config.machine.precision == "bf16-mixed"
+    cuda = config.machine.device == "cuda"
     parts = memory_estimate(
-        model,
-        positions=config.optim.micro_batch_size * config.text.max_length,
-        num_exits=len(exits),
+        draft,
+        rows=config.optim.micro_batch_size,
+        length=config.text.max_length,
         optimiser=config.optim.name,
-        width=4 if config.machine.precision == "32-true" else 2,
+        autocast=torch.bfloat16 if mixed else None,
         checkpointing=config.machine.gradient_checkpointing,
         shards=shards_of(config.strategy, config.world),
-        cuda=config.machine.device == "cuda",
+        cuda=cuda,
+        target=target if target is not None and target.device.type == config.machine.device else None,
     )
     if first:
-        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if name != "total")
+        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if name != "total" and size)
         print(f"memory per device, estimated: {parts['total']:.2f} GiB ({listed})", file=sys.stderr)
 
 
