@@ -19,7 +19,7 @@ import torch
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.chunked_loss import CHUNK_ENTRIES, CHUNK_ENTRIES_CUDA
 
-MEASURED_LENGTHS = (16, 32, 64)
+MEASURED_LENGTHS = (32, 128)
 
 
 def memory_estimate(
@@ -78,26 +78,28 @@ def resident_bytes() -> int:
 
 def _kept(draft: ExitStates, rows: int, length: int, autocast: torch.dtype | None) -> tuple[float, float]:
     """Bytes that a micro-batch keeps for its backward pass: (independent of its size, such as weights in the dtype of
-    mixed precision; the rest). Per row they are a polynomial of second degree in T, because masks grow with its square.
+    mixed precision; the rest). They grow with T, apart from each layer's mask of packed rows, T x T.
     """
     device = draft.head.weight.device
     training = draft.training
     draft.eval()  # neither dropout nor recomputed layers
 
     def measure(size: int) -> int:
-        positions_1T = torch.arange(size, device=device)[None] % (size // 2)
+        positions_1T = torch.arange(size, device=device)[None] % (size // 2)  # two documents
         batch = {"input_ids": positions_1T, "position_ids": positions_1T, "labels": positions_1T}
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             return saved_bytes(draft, lambda: draft(batch))
 
+    config = draft.model.config.get_text_config()
+    mask = config.num_hidden_layers * (draft.head.weight.element_size() if autocast is None else autocast.itemsize)
+    short, long = MEASURED_LENGTHS
     try:
         with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"), torch.enable_grad():
-            sizes = torch.tensor([[1.0, size, size**2] for size in MEASURED_LENGTHS], dtype=torch.float64)
-            found = torch.tensor([float(measure(size)) for size in MEASURED_LENGTHS], dtype=torch.float64)
+            least, most = measure(short), measure(long)
     finally:
         draft.train(training)
-    fixed, linear, square = torch.linalg.solve(sizes, found).tolist()
-    return max(fixed, 0.0), rows * (linear * length + square * length**2)
+    each = (most - least - mask * (long**2 - short**2)) / (long - short)
+    return max(least - each * short, 0.0), rows * (each * length + mask * length**2)
 
 
 def saved_bytes(module: torch.nn.Module, run: Callable[[], Any]) -> int:
