@@ -114,7 +114,7 @@ def test_minutes_that_turn_out_too_short_for_max_steps_are_kept_all_the_same(
 def test_a_run_of_minutes_really_ends_in_time(target_folder, chats, tmp_path, capsys):
     out = tmp_path / "out"
     began = time.monotonic()
-    assert run(command(target_folder, chats, out, "--minutes", "0.04", "--optim.batch_size", "4096")) == 1
+    assert run(command(target_folder, chats, out, "--minutes", "0.04", "--optim.batch_size", "1024")) == 1
     assert time.monotonic() - began < 6
     assert (out / "model.safetensors").is_file()
 
@@ -223,7 +223,7 @@ def test_a_state_saved_inside_an_accumulation_is_that_of_the_last_step(
 ):
     """The signal comes at the third of four micro-batches of step 3, while `minutes` has not yet fixed max_steps."""
     out = tmp_path / "out"
-    words = command(target_folder, chats, out, "--minutes", "0.1")
+    words = command(target_folder, chats, out, "--minutes", "5")
     step = Training.training_step
 
     def signalled(module, batch, index):
@@ -240,21 +240,21 @@ def test_a_state_saved_inside_an_accumulation_is_that_of_the_last_step(
     state = torch.load(out / "resume" / "step-00000002.ckpt", weights_only=True)
     assert state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 8
 
-    words = command(target_folder, chats, out, "--minutes", "0.1")
+    words = command(target_folder, chats, out, "--minutes", "5")
     (out / "run.json").write_text(json.dumps({**before, "max_steps": 6}))
     assert run(words) == 0
     beside = tmp_path / "beside"
     beside.mkdir()
     settings = {**before["settings"], "out": str(beside)}
     (beside / "run.json").write_text(json.dumps({**before, "max_steps": 6, "settings": settings}))
-    assert run(command(target_folder, chats, beside, "--minutes", "0.1")) == 0
+    assert run(command(target_folder, chats, beside, "--minutes", "5")) == 0
     assert [row["loss"] for row in train_rows(out)] == [row["loss"] for row in train_rows(beside)]
     assert len(train_rows(out)) == 6
 
 
 def test_sigterm_before_the_first_step_is_one_line_too(target_folder, chats, tmp_path):
     out = tmp_path / "out"
-    process = start(command(target_folder, chats, out, "--max_steps", "2", "--optim.batch_size", "65536"))
+    process = start(command(target_folder, chats, out, "--max_steps", "2", "--optim.batch_size", "1024"))
     wait_for(lambda: (out / "metrics.csv").is_file(), process)
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
