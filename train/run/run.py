@@ -29,7 +29,7 @@ from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.run.callbacks import FEW_STEPS, MEASURED, AtSteps, rows_for_steps
 from draftsmith.train.run.config import TrainConfig, check_ranges, resolved
 from draftsmith.train.run.data_module import Batches, load_data
-from draftsmith.train.run.memory import memory_estimate, shards_of
+from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import Schedule
 from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves, state_step
@@ -68,12 +68,13 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.target)
     template = find_template(config.text.template, tokenizer, config.text.template_kwargs, config.text.system)
     corpus, data = load_data(config, template, first)
+    process = resident_bytes()
     loaded, target, model = _models(config)
     objective.begin(TrainContext(loaded, model, corpus, config.text.max_length, config.machine.device, config.seed))
     kept = weakref.ref(loaded)
     del loaded  # an objective that needs it keeps it
     module = _module(objective, config, model, exits)
-    _print_memory(config, module.draft, kept(), first)
+    _print_memory(config, module.draft, kept(), process, first)
     max_steps = facts.get("max_steps") or (None if config.minutes else config.max_steps or data.steps_in(config.epochs))
     module.schedule.max_steps = facts.get("planned_steps") or max_steps or ENDLESS
     module.schedule.measured = facts.get("measured_steps", MEASURED) if config.minutes else 0
@@ -170,8 +171,8 @@ def _models(config: TrainConfig) -> tuple[Any, HFTarget | None, Any]:
     return loaded, target, model.train()
 
 
-def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, first: bool) -> None:
-    """`target`: the target's model, if it stays loaded."""
+def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, process: int, first: bool) -> None:
+    """`target`: the target's model, if it stays loaded; `process`: resident bytes before it was."""
     mixed = config.machine.precision == "bf16-mixed"
     cuda = config.machine.device == "cuda"
     parts = memory_estimate(
@@ -184,6 +185,7 @@ def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, first: bo
         shards=shards_of(config.strategy, config.world),
         cuda=cuda,
         target=target if target is not None and target.device.type == config.machine.device else None,
+        process=process,
     )
     if first:
         listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if name != "total" and size)
