@@ -18,10 +18,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from draftsmith.train.run.checkpoints import save_state
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.progress import ProgressLine, clock, say
-from draftsmith.train.run.run_record import Metrics, RunRecord
+from draftsmith.train.run.run_record import Metrics, RunRecord, save_state
 from draftsmith.train.run.stops import DIVERGED, TERMINATED, Sigterm, Stopped, all_finite, diverged
 
 # max_steps is fixed after MEASURED steps, or at the first step that ends after FIX_AFTER of the time.

@@ -82,17 +82,18 @@ def _kept(draft: ExitStates, rows: int, length: int, autocast: torch.dtype | Non
     """Bytes that a micro-batch keeps for its backward pass: (independent of its size, such as weights in the dtype of
     mixed precision; the rest). They grow with T, apart from each layer's mask of packed rows, T x T.
     """
+    config = draft.model.config.get_text_config()
     device = draft.head.weight.device
     training = draft.training
     draft.eval()  # neither dropout nor recomputed layers
 
     def measure(size: int) -> int:
         positions_1T = torch.arange(size, device=device)[None] % (size // 2)  # two documents
-        batch = {"input_ids": positions_1T, "position_ids": positions_1T, "labels": positions_1T}
+        ids_1T = positions_1T % config.vocab_size
+        batch = {"input_ids": ids_1T, "position_ids": positions_1T, "labels": ids_1T}
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             return saved_bytes(draft, lambda: draft(batch))
 
-    config = draft.model.config.get_text_config()
     mask = config.num_hidden_layers * (draft.head.weight.element_size() if autocast is None else autocast.itemsize)
     short, long = MEASURED_LENGTHS
     try:
