@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_chats import build_target, conversations, write_jsonl
 from tiny_folders import Folders, build
 from tiny_models import shaken, tiny_model
 
@@ -51,6 +52,17 @@ def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations to train on."""
+    return write_jsonl(tmp_path_factory.mktemp("data") / "chats.jsonl", conversations(40))
+
+
+@pytest.fixture(scope="session")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_target(tmp_path_factory.mktemp("models") / "target")
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,12 @@ import gzip
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
+from uuid import uuid4
 
 T = TypeVar("T")
 
@@ -39,6 +41,23 @@ def written_beside(path: Path) -> Iterator[TextIO]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A new folder that gets its name `path` only if the block succeeds; an empty folder there is replaced.
+
+    ValueError where it cannot be written. The name beside is random: a process id can be the same on two nodes.
+    """
+    beside = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        os.replace(beside, path)
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

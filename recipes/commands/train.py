@@ -5,10 +5,11 @@ The options are those of TrainConfig and of the objective's class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from json import dumps
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from draftsmith.train.objectives.distil import Distil
 from draftsmith.train.objectives.objective import LossSums, Objective
@@ -17,7 +18,7 @@ from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
 
 
-def sft(config: TrainConfig, objective: SFT, /, *, json: bool = False) -> None:
+def sft(config: TrainConfig, objective: SFT, /, *, json: bool = False) -> int:
     """Train a draft model by supervised fine-tuning. Run again with the same options, it resumes.
 
     Example: draftsmith train sft --target MODEL --data answers.jsonl --out draft --num_layers 2
@@ -25,10 +26,10 @@ def sft(config: TrainConfig, objective: SFT, /, *, json: bool = False) -> None:
     Args:
         json: print one JSON object on the last line.
     """
-    draft(config, objective=objective, json=json)
+    return draft(config, objective=objective, json=json)
 
 
-def soft(config: TrainConfig, objective: SoFT, /, *, json: bool = False) -> None:
+def soft(config: TrainConfig, objective: SoFT, /, *, json: bool = False) -> int:
     """Train one draft model with several exits (sorted fine-tuning). Run again with the same options, it resumes.
 
     Example: draftsmith train soft --target MODEL --data answers.jsonl --out sorted --num_layers 12 --exits 6 9 12
@@ -36,10 +37,10 @@ def soft(config: TrainConfig, objective: SoFT, /, *, json: bool = False) -> None
     Args:
         json: print one JSON object on the last line.
     """
-    draft(config, objective=objective, json=json)
+    return draft(config, objective=objective, json=json)
 
 
-def distil(config: TrainConfig, objective: Distil, /, *, json: bool = False) -> None:
+def distil(config: TrainConfig, objective: Distil, /, *, json: bool = False) -> int:
     """Train a draft model on the target's own distribution (distillation). Run again with the same options, it resumes.
 
     Example: draftsmith train distil --target MODEL --data answers.jsonl --out wide --preset wide-3
@@ -47,11 +48,11 @@ def distil(config: TrainConfig, objective: Distil, /, *, json: bool = False) -> 
     Args:
         json: print one JSON object on the last line.
     """
-    draft(config, objective=objective, json=json)
+    return draft(config, objective=objective, json=json)
 
 
 # jsonargparse compares a protocol's annotations by spelling; a Callable takes any class with __call__.
-def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: bool = False) -> None:
+def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: bool = False) -> int:
     """Train a draft model with any objective, named by its class path. Run again with the same options, it resumes.
 
     Example: draftsmith train draft --target T --data F --out D --num_layers 2 --objective draftsmith.train.objectives.sft.SFT
@@ -63,10 +64,8 @@ def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: b
     """  # noqa: E501
     from draftsmith.train.run.run import train_draft
 
-    facts = train_draft(cast(Objective, objective), config)
-    if json:
-        names = ("max_steps", "exits", "results", "train_seconds", "settings")
-        print(dumps({name: facts.get(name) for name in names}))
+    names = ("max_steps", "exits", "results", "train_seconds", "settings")
+    return _finished(lambda: train_draft(cast(Objective, objective), config), names if json else ())
 
 
 def target(
@@ -85,7 +84,7 @@ def target(
     machine: Machine = Machine(),
     watch: Watch = Watch(val_prompts=0),
     json: bool = False,
-) -> None:
+) -> int:
     """Train a small target and its tokenizer from scratch on local text, to try everything else without a hub.
 
     Example: draftsmith train target --data texts/ --out target --minutes 30
@@ -112,6 +111,28 @@ def target(
         str(Path(out) / "start"), data, out, num_layers, epochs=epochs, max_steps=max_steps, minutes=minutes, seed=seed,
         text=text, optim=optim, machine=machine, watch=watch,
     )  # fmt: skip
-    facts = train_target(config, vocab_size, hidden_size)
-    if json:
-        print(dumps({name: facts.get(name) for name in ("max_steps", "results", "train_seconds")}))
+    names = ("max_steps", "results", "train_seconds")
+    return _finished(lambda: train_target(config, vocab_size, hidden_size), names if json else ())
+
+
+def _finished(train: Callable[[], dict[str, Any]], names: Sequence[str]) -> int:
+    """Run `train` and print the facts called `names`; returns the exit code.
+
+    0: trained, if only for as long as --minutes allowed. 1: the loss was not finite, or not one step fitted --minutes:
+    the model that was written then is the untrained start, which a script should not go on with. 143: SIGTERM.
+    """
+    from draftsmith.train.data.batches import rank
+    from draftsmith.train.run.stops import Stopped
+
+    try:
+        facts = train()
+    except Stopped as stop:
+        if rank() == 0:
+            print(f"draftsmith train: {stop}", file=sys.stderr)
+        return stop.exit_code
+    if names:
+        print(dumps({name: facts.get(name) for name in names}))
+    if rank() == 0 and not facts["max_steps"]:
+        print("draftsmith train: the time was over before the first optimiser step was finished, so the model is the "
+              "untrained start; give a smaller --optim.batch_size or more --minutes", file=sys.stderr)  # fmt: skip
+    return int(not facts["max_steps"])

@@ -64,13 +64,15 @@ def test_no_study_is_a_command():
     assert [name for name, command in COMMANDS.items() if "studies" in command.function] == []
 
 
-# What an option of a name takes, None and defaults apart.
+# What an option of a name takes, apart from None, defaults and ranges (tests/recipes/cli/test_ranges.py).
 def test_an_option_is_of_one_type_in_every_command():
     types_of = defaultdict(dict)
     for name, command in COMMANDS.items():
         for parameter in parameters(load(command)).values():
             kind = re.sub(r" \| None$", "", inspect.formatannotation(parameter.annotation))
             kind = re.sub(r"^(typing\.)?Literal\[.*$", "str", kind).replace("collections.abc.Sequence[", "list[")
+            kind = re.sub(r"(\w+\.)*(IntFrom[01])\b", "int", kind)
+            kind = re.sub(r"(\w+\.)*(FloatAbove0|FloatFrom0|From0To1|Above0To1)\b", "float", kind)
             types_of[parameter.name].setdefault(kind, name)
     differing = {name: kinds for name, kinds in types_of.items() if len(kinds) > 1}
     assert differing == {}

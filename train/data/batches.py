@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -97,5 +98,11 @@ class BatchStream:
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=generator,
+                worker_init_fn=_ignore_sigterm,
             )
         )
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """A signal to the whole process group is the run's to answer; it ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 
+from draftsmith.infer.files.atomic import folder_beside
 from draftsmith.infer.text.read_files import find_source
 from draftsmith.infer.text.records import ReadReport, Record, read_records
 from draftsmith.infer.text.templates import Rendered, Template, render_record
@@ -125,33 +123,29 @@ def _file_hash(path: Path) -> list[str]:
 
 
 def _build(folder: Path, data: Sequence[str], template: Template, max_length: int, limit: int | None) -> None:
-    # A process id would not do: it can be the same on two nodes.
-    beside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
-    beside.mkdir(parents=True, exist_ok=True)
     try:
-        report = ReadReport()
-        writer = _Writer(template, max_length)
-        with (beside / "tokens.bin").open("wb") as tokens, (beside / "masks.bin").open("wb") as masks:
-            for record in read_records(data, limit=limit, on_bad="skip", report=report):
-                writer.add(record, tokens, masks)
-        if not writer.loss_counts:
-            reasons = "; ".join(line for line in writer.lines()) or "; ".join(report.lines())
-            raise ValueError(f"no usable row in {', '.join(data)}: {reasons}")
-        for name, dtype in (("offsets", np.int64), ("groups", np.uint64), ("times", np.float64)):
-            np.save(beside / f"{name}.npy", np.asarray(getattr(writer, name), dtype=dtype))
-        np.save(beside / "loss_counts.npy", np.asarray(writer.loss_counts, dtype=np.int64))
-        facts = {**report.to_json(), "rendering": writer.to_json(), "lines": [*report.lines(), *writer.lines()]}
-        (beside / "report.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
-        try:
-            os.replace(beside, folder)
-        except OSError:
-            # Another node was faster; its folder has the same content.
-            if not (folder / "report.json").is_file():
-                raise
-    except OSError as error:
-        raise ValueError(f"the tokenised data cannot be written to {folder.parent}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with folder_beside(folder) as part:
+            _write(part, data, template, max_length, limit)
+    except ValueError:
+        # Another process was faster; its folder has the same content.
+        if not (folder / "report.json").is_file():
+            raise
+
+
+def _write(folder: Path, data: Sequence[str], template: Template, max_length: int, limit: int | None) -> None:
+    report = ReadReport()
+    writer = _Writer(template, max_length)
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "masks.bin").open("wb") as masks:
+        for record in read_records(data, limit=limit, on_bad="skip", report=report):
+            writer.add(record, tokens, masks)
+    if not writer.loss_counts:
+        reasons = "; ".join(line for line in writer.lines()) or "; ".join(report.lines())
+        raise ValueError(f"no usable row in {', '.join(data)}: {reasons}")
+    for name, dtype in (("offsets", np.int64), ("groups", np.uint64), ("times", np.float64)):
+        np.save(folder / f"{name}.npy", np.asarray(getattr(writer, name), dtype=dtype))
+    np.save(folder / "loss_counts.npy", np.asarray(writer.loss_counts, dtype=np.int64))
+    facts = {**report.to_json(), "rendering": writer.to_json(), "lines": [*report.lines(), *writer.lines()]}
+    (folder / "report.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 class _Writer:

@@ -25,6 +25,8 @@ class SoFT:
     whole_draft = False
 
     def __init__(self, exits: Sequence[int], exit_weights: Sequence[float] | None = None) -> None:
+        if not exits:
+            raise ValueError("exits is empty: give the layer counts after which the draft can exit, such as 6 9 12")
         given = [1.0] * len(exits) if exit_weights is None else list(exit_weights)
         if len(given) != len(exits):
             raise ValueError(f"{len(given)} exit weights for {len(exits)} exits: give one for each")

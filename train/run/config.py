@@ -5,8 +5,10 @@ read or written. run.py unpacks them: no model, loss or loader sees one of these
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal
 
 from draftsmith.train.drafts.shapes import find_preset
@@ -116,7 +118,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """The options of every training run. Of `minutes`, `max_steps` and `epochs` the first that is given counts.
+    """The options of every training run. `minutes` or `max_steps`, if given, count instead of `epochs`.
 
     Args:
         target: folder or Hub name of the model to draft for; distillation takes it as the teacher too.
@@ -133,7 +135,8 @@ class TrainConfig:
         lora_rank: train adapters of this rank and merge them at the end; 0: train the weights themselves.
         epochs: passes over the data.
         max_steps: optimiser steps, instead of epochs.
-        minutes: length of the run, instead of steps; max_steps is fixed once the first steps have been timed.
+        minutes: length of the run, instead of steps; max_steps is fixed once the first steps have been timed, and what
+            is not done when the time is over is left undone.
         devices: devices per machine.
         num_nodes: machines.
         strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
@@ -180,6 +183,57 @@ class TrainConfig:
         if (self.num_layers is None) == (self.preset is None):
             raise ValueError("give either --num_layers or --preset")
         return self.num_layers if self.preset is None else find_preset(self.preset).num_layers  # type: ignore[return-value]
+
+
+# Option -> (smallest, largest) value; None: no limit. An option that is None is not checked.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "epochs": (0, None),
+    "minutes": (0, None),
+    "max_steps": (1, None),
+    "num_layers": (1, None),
+    "lora_rank": (0, None),
+    "devices": (1, None),
+    "num_nodes": (1, None),
+    "seed": (0, None),
+    "text.max_length": (2, None),
+    "text.held_out": (0, 1),
+    "text.limit": (1, None),
+    "optim.lr": (0, None),
+    "optim.batch_size": (1, None),
+    "optim.micro_batch_size": (0, None),
+    "optim.weight_decay": (0, None),
+    "optim.beta1": (0, 1),
+    "optim.beta2": (0, 1),
+    "optim.warmup": (0, 1),
+    "optim.floor": (0, 1),
+    "optim.grad_clip": (0, None),
+    "machine.workers": (0, None),
+    "watch.val_every": (0, None),
+    "watch.val_packs": (0, None),
+    "watch.val_prompts": (0, None),
+    "watch.val_new_tokens": (1, None),
+    "watch.num_draft_tokens": (1, None),
+    "watch.save_every": (1, None),
+}
+# The smallest and the largest value themselves are excluded.
+ABOVE = {"epochs", "minutes"}
+BELOW = {"text.held_out", "optim.beta1", "optim.beta2"}
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """ValueError for a number out of its range, or two lengths of one run; reads no file."""
+    for name, (low, high) in RANGES.items():
+        value = attrgetter(name)(config)
+        if value is None:
+            continue
+        above = value > low if name in ABOVE else value >= low
+        below = high is None or (value < high if name in BELOW else value <= high)
+        if not (above and below and math.isfinite(value)):
+            least = f"above {low}" if name in ABOVE else f"at least {low}"
+            most = "" if high is None else f" and below {high}" if name in BELOW else f" and at most {high}"
+            raise ValueError(f"--{name} {value}: it must be {least}{most}")
+    if config.minutes is not None and config.max_steps is not None:
+        raise ValueError("--minutes and --max_steps are two lengths of one run: give one of them")
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

@@ -46,7 +46,10 @@ class Batches(lightning.LightningDataModule):
 
     def steps_in(self, epochs: float) -> int:
         """Optimiser steps of `epochs`, at least one; the last step may reach into the next epoch."""
-        return max(-(-self.stream.packs_in(epochs) // self.batch_size), 1)
+        return max(-(-self.rows_in(epochs) // self.batch_size), 1)
+
+    def rows_in(self, epochs: float) -> int:
+        return self.stream.packs_in(epochs)
 
     def train_dataloader(self) -> BatchStream:
         trainer = self.trainer

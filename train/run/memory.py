@@ -1,54 +1,125 @@
-"""An estimate of a run's memory before it starts: weights, gradients, optimiser, activations, loss.
+"""An estimate of a run's memory on one device before it starts.
 
-Allocator, framework and data are not included.
+Counted: weights, the target that stays loaded, gradients, optimiser, what the draft keeps for its backward pass
+(measured on a few tokens, scaled to a micro-batch), the loss and, on a CPU, the process with its libraries. Not
+counted: the workers that assemble batches, which share most pages of the process.
 
-Legend: T positions of a micro-batch, D hidden, V vocabulary.
+Legend: B rows, T positions of a row, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.chunked_loss import CHUNK_ENTRIES, CHUNK_ENTRIES_CUDA
 
-# Tensors of T x D that a layer keeps for its backward pass, measured on Llama shapes; no attention matrix is kept.
-KEPT_PER_LAYER = 16
+MEASURED_LENGTHS = (32, 128)
+# What the libraries and the allocator add once models are loaded and trained; measured, torch 2.13 on a CPU.
+LOADED_LATER = 100 << 20
 
 
 def memory_estimate(
-    model: Any,
+    draft: ExitStates,
     *,
-    positions: int,
-    num_exits: int,
+    rows: int,
+    length: int,
     optimiser: str,
-    width: int,
+    autocast: torch.dtype | None,
     checkpointing: bool,
     shards: dict[str, int],
     cuda: bool,
+    target: Any = None,
+    process: int = 0,
 ) -> dict[str, float]:
-    """GiB by part, on one device. `width`: bytes of an activation; `shards`: devices that share each part."""
-    config = model.config.get_text_config()
-    total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
-    state = sum(
-        weight.numel() * weight.element_size() * (1 if optimiser == "muon" and weight.ndim == 2 else 2)
-        for weight in model.parameters()
-        if weight.requires_grad
-    )
-    ratio = (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) / config.hidden_size
-    kept = 1 if checkpointing else KEPT_PER_LAYER + 3 * ratio
-    activations = positions * config.hidden_size * width * kept * config.num_hidden_layers
-    loss = config.vocab_size * config.hidden_size * 4 + positions * config.hidden_size * width * 2 * num_exits
-    loss += (CHUNK_ENTRIES_CUDA if cuda else CHUNK_ENTRIES) * 4 * 2
+    """GiB by part, on one device. `autocast`: the dtype of mixed precision; `shards`: devices that share each part;
+    `target`: the target's model, if it is in this device's memory; `process`: resident_bytes() before it was loaded."""
+    config = draft.model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    trained = [weight for weight in draft.model.parameters() if weight.requires_grad]
+    states = sum(_bytes([weight]) * (1 if optimiser == "muon" and weight.ndim == 2 else 2) for weight in trained)
+    fixed, kept = _kept(draft, rows, length, autocast)
+    if checkpointing:
+        width = 4 if autocast is None else autocast.itemsize
+        inputs = rows * length * config.hidden_size * width * config.num_hidden_layers
+        kept = kept / config.num_hidden_layers + inputs
+    # The head's gradient; a chunk's logits and slope, and the slope in the dtype of the product.
+    entries = min(CHUNK_ENTRIES_CUDA if cuda else CHUNK_ENTRIES, rows * length * config.vocab_size)
+    loss = config.vocab_size * config.hidden_size * 4 + entries * (4 + 4 + 2)
+    # In the backward pass instead: the gradients of a layer's widest activations.
+    backward = config.vocab_size * config.hidden_size * 4 + rows * length * wide * 3 * 4
+    weights = _bytes(draft.model.parameters())
     parts = {
-        "weights": total / shards.get("weights", 1),
-        "gradients": trained / shards.get("gradients", 1),
-        "optimiser": state / shards.get("optimiser", 1),
-        "activations": activations,
-        "loss": loss,
+        "weights": weights / shards.get("weights", 1),
+        "target": 0 if target is None else _bytes(target.parameters()),
+        "gradients": _bytes(trained) / shards.get("gradients", 1),
+        "optimiser": states / shards.get("optimiser", 1),
+        "activations": fixed + kept,
+        "loss": max(loss, backward),
     }
+    if not cuda:
+        parts["process"] = process + LOADED_LATER
     parts["total"] = sum(parts.values())
     return {name: round(size / 2**30, 3) for name, size in parts.items()}
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def resident_bytes() -> int:
+    """This process's memory; 0 where the system does not say."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.is_file() else 0
+
+
+def _kept(draft: ExitStates, rows: int, length: int, autocast: torch.dtype | None) -> tuple[float, float]:
+    """Bytes that a micro-batch keeps for its backward pass: (independent of its size, such as weights in the dtype of
+    mixed precision; the rest). They grow with T, apart from each layer's mask of packed rows, T x T.
+    """
+    config = draft.model.config.get_text_config()
+    device = draft.head.weight.device
+    training = draft.training
+    draft.eval()  # neither dropout nor recomputed layers
+
+    def measure(size: int) -> int:
+        positions_1T = torch.arange(size, device=device)[None] % (size // 2)  # two documents
+        ids_1T = positions_1T % config.vocab_size
+        batch = {"input_ids": ids_1T, "position_ids": positions_1T, "labels": ids_1T}
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            return saved_bytes(draft, lambda: draft(batch))
+
+    mask = config.num_hidden_layers * (draft.head.weight.element_size() if autocast is None else autocast.itemsize)
+    short, long = MEASURED_LENGTHS
+    try:
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"), torch.enable_grad():
+            least, most = measure(short), measure(long)
+    finally:
+        draft.train(training)
+    each = (most - least - mask * (long**2 - short**2)) / (long - short)
+    return max(least - each * short, 0.0), rows * (each * length + mask * length**2)
+
+
+def saved_bytes(module: torch.nn.Module, run: Callable[[], Any]) -> int:
+    """Bytes of the tensors that `run` saves for its backward pass, the module's own weights left out."""
+    own = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()
+    del output  # until here, the graph keeps what it saved
+    return sum(saved.values())
 
 
 def shards_of(strategy: str, devices: int) -> dict[str, int]:

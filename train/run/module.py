@@ -8,6 +8,7 @@ Legend: E exits.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning
@@ -17,6 +18,7 @@ from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.objective import LossSums, Objective
 from draftsmith.train.run.optimisers import Schedule, make_optimiser
+from draftsmith.train.run.stops import diverged
 
 
 class Training(lightning.LightningModule):
@@ -43,6 +45,7 @@ class Training(lightning.LightningModule):
         self.seed = seed
         self.grad_norm = float("nan")
         self._sums: list[torch.Tensor] = []
+        self._losses_E: torch.Tensor
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         # Seeded per micro-batch, so that a resumed run has the same dropout.
@@ -58,9 +61,8 @@ class Training(lightning.LightningModule):
 
     def take_sums(self) -> torch.Tensor:
         """[E] the last step's mean loss per exit, over all ranks."""
-        sums_E = torch.stack(self._sums).sum(0)
         self._sums.clear()
-        return reduced(self, sums_E)
+        return self._losses_E
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         model = self.draft.model
@@ -71,22 +73,27 @@ class Training(lightning.LightningModule):
         return make_optimiser(named, self.optimiser, lr, self.weight_decay, self.betas, outside)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self._losses_E = reduced(self, torch.stack(self._sums).sum(0))
+        if not self._losses_E.isfinite().all():
+            losses = ", ".join(f"{loss:.3g}" for loss in self._losses_E.tolist())
+            raise diverged(self.trainer.global_step + 1, f"the loss is {losses}")
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.trainer.global_step)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm over all ranks; the unclipped norm is logged."""
-        if not gradient_clip_val:
-            return
+        """Clip by the norm over all ranks; the unclipped norm is logged, and must be finite."""
+        limit = gradient_clip_val or float("inf")
         whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
         if whole is not None:  # FSDP: each rank holds a shard of every gradient
-            norm = whole(gradient_clip_val)
+            norm = whole(limit)
         else:
             trained = [weight for weight in self.draft.parameters() if weight.requires_grad]
-            norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+            norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm):
+            raise diverged(self.trainer.global_step + 1, f"the gradient's norm is {self.grad_norm}")
 
 
 def reduced(module: lightning.LightningModule, value: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,14 @@ from draftsmith.train.drafts.init import freeze, init_draft
 from draftsmith.train.drafts.lora import add_lora, merge_lora
 from draftsmith.train.export.export import save_model
 from draftsmith.train.objectives.objective import Objective
-from draftsmith.train.run.callbacks import MEASURED, AtSteps
-from draftsmith.train.run.config import TrainConfig, resolved
+from draftsmith.train.run.callbacks import FEW_STEPS, MEASURED, AtSteps, rows_for_steps
+from draftsmith.train.run.config import TrainConfig, check_ranges, resolved
 from draftsmith.train.run.data_module import Batches, load_data
-from draftsmith.train.run.memory import memory_estimate, shards_of
+from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import Schedule
-from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves
+from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves, state_step
+from draftsmith.train.run.stops import TERMINATED, Stopped
 from draftsmith.train.run.trainers import final_state, make_trainer
 from draftsmith.train.run.validation import accepted_lengths, held_out_losses, held_out_prompts
 
@@ -42,12 +44,18 @@ ENDLESS = 10**9
 
 
 def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
-    """Run `config` to its end; returns the contents of run.json."""
+    """Run `config` to its end; returns the contents of run.json.
+
+    Raises Stopped after SIGTERM and where the loss is not finite. A run of `minutes` that could not finish one step has
+    max_steps 0, and its model is the untrained start.
+    """
     began = time.monotonic()
+    check_ranges(config)
     exits = objective.exits(config.layers)
     if objective.whole_draft and config.sharded:
         raise ValueError(
-            f"on-policy answers are decoded with the whole draft, and {config.strategy} shards it: use ddp"
+            f"the objective {type(objective).__name__} decodes with the whole draft, and {config.strategy} shards it: "
+            "use ddp"
         )
     config = resolved(config)
     record = RunRecord(Path(config.out))
@@ -62,14 +70,18 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     facts = record.open(facts, first)
 
     corpus, data = load_data(config, template, first)
+    process = resident_bytes()
     loaded, target, model = _models(config)
     objective.begin(TrainContext(loaded, model, corpus, config.text.max_length, config.machine.device, config.seed))
+    kept = weakref.ref(loaded)
     del loaded  # an objective that needs it keeps it
     module = _module(objective, config, model, exits)
-    _print_memory(config, model, exits, first)
+    _print_memory(config, module.draft, kept(), process, first)
     max_steps = facts.get("max_steps") or (None if config.minutes else config.max_steps or data.steps_in(config.epochs))
-    module.schedule.max_steps = max_steps or ENDLESS
+    module.schedule.max_steps = facts.get("planned_steps") or max_steps or ENDLESS
+    module.schedule.measured = facts.get("measured_steps", MEASURED) if config.minutes else 0
     if first:
+        _warn_of_few_steps(config, data)
         found = {"max_steps": max_steps, "exits": exits, "data": corpus.report, "template": template.fingerprint()}
         record.begin({**facts, **found})
     metrics = Metrics(record.path / "metrics.csv", exits)
@@ -81,12 +93,15 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
         val_every=config.watch.val_every,
         save_every=config.watch.save_every,
         deadline=None if max_steps or config.minutes is None else began + config.minutes * 60,
+        batch_size=config.optim.batch_size,
     )
     fit(config, module, data, watcher, record, max_steps)
     state = final_state(watcher.trainer, module, record)
     if first:
         _finish(config, record, model, tokenizer, metrics, exits, template, state)
-        record.update(state="finished", results=watcher.last, train_seconds=round(time.monotonic() - began, 1))
+        steps = watcher.trainer.global_step
+        seconds = round(time.monotonic() - began, 1)
+        record.update(state="finished", max_steps=steps, results=watcher.last, train_seconds=seconds)
         record.clean()
         facts = record.read()
     return facts
@@ -97,12 +112,25 @@ def _module(objective: Objective, config: TrainConfig, model: Any, exits: list[i
     return Training(
         ExitStates(model, exits),
         objective,
-        Schedule(optim.lr, 0, optim.warmup, optim.floor, MEASURED if config.minutes else 0),
+        Schedule(optim.lr, 0, optim.warmup, optim.floor),
         optimiser=optim.name,
         weight_decay=optim.weight_decay,
         betas=(optim.beta1, optim.beta2),
         seed=config.seed,
     )
+
+
+def _warn_of_few_steps(config: TrainConfig, data: Batches) -> None:
+    """Where the data decides the number of steps."""
+    if config.max_steps or config.minutes:
+        return
+    steps, rows = data.steps_in(config.epochs), config.optim.batch_size
+    if steps >= FEW_STEPS:
+        return
+    fitting = rows_for_steps(data.rows_in(config.epochs))
+    mend = f"--optim.batch_size {fitting} or more --epochs" if 0 < fitting < rows else "more --epochs or more data"
+    print(f"warning: {config.epochs:g} epochs of this data are only {steps} optimiser steps of {rows} rows, too few to "
+          f"learn from; give {mend}", file=sys.stderr)  # fmt: skip
 
 
 def _finish(
@@ -145,19 +173,24 @@ def _models(config: TrainConfig) -> tuple[Any, HFTarget | None, Any]:
     return loaded, target, model.train()
 
 
-def _print_memory(config: TrainConfig, model: Any, exits: list[int], first: bool) -> None:
+def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, process: int, first: bool) -> None:
+    """`target`: the target's model, if it stays loaded; `process`: resident bytes before it was."""
+    mixed = config.machine.precision == "bf16-mixed"
+    cuda = config.machine.device == "cuda"
     parts = memory_estimate(
-        model,
-        positions=config.optim.micro_batch_size * config.text.max_length,
-        num_exits=len(exits),
+        draft,
+        rows=config.optim.micro_batch_size,
+        length=config.text.max_length,
         optimiser=config.optim.name,
-        width=4 if config.machine.precision == "32-true" else 2,
+        autocast=torch.bfloat16 if mixed else None,
         checkpointing=config.machine.gradient_checkpointing,
         shards=shards_of(config.strategy, config.world),
-        cuda=config.machine.device == "cuda",
+        cuda=cuda,
+        target=target if target is not None and target.device.type == config.machine.device else None,
+        process=process,
     )
     if first:
-        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if name != "total")
+        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if name != "total" and size)
         print(f"memory per device, estimated: {parts['total']:.2f} GiB ({listed})", file=sys.stderr)
 
 
@@ -196,6 +229,8 @@ def fit(
         watcher.trainer = make_trainer(config, module, watcher, record, max_steps or ENDLESS)
         try:
             watcher.trainer.fit(module, datamodule=data, ckpt_path=newest)
+        except Stopped as stop:
+            raise _explained(stop, record) from stop
         except OSError as error:
             raise ValueError(
                 f"{record.path}: {error.strerror or error}; run the same command again to resume"
@@ -206,3 +241,19 @@ def fit(
                 raise
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt("run the same command again to resume from the last checkpoint") from stop
+        except RuntimeError as error:
+            # A worker that the same SIGTERM ended.
+            if not watcher.sigterm.received:
+                raise
+            raise _explained(Stopped("stopped by SIGTERM", TERMINATED), record) from error
+
+
+def _explained(stop: Stopped, record: RunRecord) -> Stopped:
+    """`stop` with what is kept of the run, and what to do."""
+    newest = record.newest_state()
+    if stop.exit_code == TERMINATED:
+        kept = f"after step {state_step(newest)}" if newest else "before the first step was finished"
+        again = "resume" if newest else "start over"
+        return Stopped(f"{stop} {kept}; run the same command again to {again}", TERMINATED)
+    kept = f"the last good state is {newest}" if newest else "no state was saved"
+    return Stopped(f"{stop} ({kept})", stop.exit_code)

@@ -17,9 +17,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.files.atomic import write_json, written_beside
+
+if TYPE_CHECKING:
+    import lightning
 
 # Settings that may change when a run resumes: they affect its speed, not its result.
 FREE = {"workers", "save_every", "loggers", "cache"}
@@ -78,7 +81,7 @@ class RunRecord:
     def newest_state(self) -> Path | None:
         """The newest checkpoint."""
         states = (self.path / "resume").glob("step-*.ckpt")
-        return max(states, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
+        return max(states, key=state_step, default=None)
 
     def state_path(self, step: int) -> Path:
         return self.path / "resume" / f"step-{step:08d}.ckpt"
@@ -86,6 +89,48 @@ class RunRecord:
     def clean(self) -> None:
         for name in ("resume", "start"):
             shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def state_step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def save_state(trainer: lightning.Trainer, record: RunRecord, step: int) -> None:
+    """Write the state beside its place, rename it, and delete the one before it. Called on all ranks."""
+    path = record.state_path(step)
+    before = record.newest_state()
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        trainer.save_checkpoint(part)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            part.replace(path)
+    except (OSError, RuntimeError) as error:
+        _remove(part)
+        kept = f"the last good one is {before.name}" if before else "there is no earlier one"
+        reason = _reason(error)
+        raise ValueError(
+            f"{path}: the checkpoint of step {step} could not be written ({reason}); {kept}. "
+            "Free some space and run the same command again to resume"
+        ) from error
+    if before is not None and trainer.is_global_zero:
+        _remove(before)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own error, which torch wraps in one about a truncated file."""
+    at: BaseException | None = error
+    while at is not None and not (isinstance(at, OSError) and at.strerror):
+        at = at.__cause__ or at.__context__
+    return at.strerror if isinstance(at, OSError) and at.strerror else (str(error).splitlines() or [""])[0]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,6 @@ draft. Its text will be plausible, not right.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.files.atomic import folder_beside
 from draftsmith.infer.text.records import read_records
 from draftsmith.train.data.batches import rank
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import TrainConfig
+from draftsmith.train.run.config import TrainConfig, check_ranges
 from draftsmith.train.run.run import train_draft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
+LEAST_VOCAB = len(SPECIAL) + 256
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -34,6 +34,13 @@ CHAT = (
 
 def train_target(config: TrainConfig, vocab_size: int, hidden_size: int) -> dict[str, Any]:
     """Create tokenizer and random weights in `config.target`, train them, and leave the model in `config.out`."""
+    check_ranges(config)
+    if vocab_size < LEAST_VOCAB:
+        raise ValueError(
+            f"--vocab_size {vocab_size}: it must be at least {LEAST_VOCAB}, for the bytes and special tokens"
+        )
+    if hidden_size < 64 or hidden_size % 64:
+        raise ValueError(f"--hidden_size {hidden_size}: it must be a multiple of 64, the width of a head")
     start = Path(config.target)
     if rank() == 0 and not (start / "config.json").is_file() and not (Path(config.out) / "run.json").is_file():
         _make_start(start, config, vocab_size, hidden_size)
@@ -41,21 +48,12 @@ def train_target(config: TrainConfig, vocab_size: int, hidden_size: int) -> dict
 
 
 def _make_start(start: Path, config: TrainConfig, vocab_size: int, hidden_size: int) -> None:
-    if hidden_size % 64:
-        raise ValueError(f"hidden_size {hidden_size} must be a multiple of 64, the width of a head")
     tokenizer = train_tokenizer(texts(config.data, config.text.limit), vocab_size)
     print(f"tokenizer: {len(tokenizer)} tokens", file=sys.stderr)
     model = random_llama(tokenizer, hidden_size, config.layers, config.text.max_length, config.seed)
-    part = start.with_name(f".start.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with folder_beside(start) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        os.replace(part, start)
-    except OSError as error:
-        raise ValueError(f"{start} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def texts(data: list[str], limit: int | None) -> Iterator[str]:
@@ -72,9 +70,6 @@ def train_tokenizer(source: Iterator[str], vocab_size: int) -> PreTrainedTokeniz
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    least = len(SPECIAL) + 256
-    if vocab_size < least:
-        raise ValueError(f"vocab_size {vocab_size}: it must be at least {least}, for the bytes and special tokens")
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

@@ -86,8 +86,7 @@ def decode(
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> list[Generation]:
     """The target's answers to `prompts`, in order, with the traces of `drafter`."""
-    ends = getattr(target.model.generation_config, "eos_token_id", None)
-    stops = Stops(max_new_tokens, frozenset([ends] if isinstance(ends, int) else ends or []))
+    stops = Stops(max_new_tokens, target.eos_ids)
     settings = Settings(temperature=temperature)
     drafter.bind(target)
     rows = [Row(f"held-out-{i}", list(prompt), settings, stops) for i, prompt in enumerate(prompts)]

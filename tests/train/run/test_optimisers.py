@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from draftsmith.train.run.memory import memory_estimate, shards_of
 from draftsmith.train.run.muon import orthogonalised
 from draftsmith.train.run.optimisers import Schedule, make_optimiser
 
@@ -57,16 +56,3 @@ def test_muon_without_matrices_is_adam():
             weight.grad = torch.linspace(-1, 1, 5) * (step + 1)
             optimiser.step()
     torch.testing.assert_close(weights[0], weights[1])
-
-
-def test_the_memory_estimate_counts_what_is_there_and_what_is_spread(make_model):
-    model = make_model("llama", dtype=torch.float32)
-    common = {"positions": 1024, "num_exits": 2, "optimiser": "adamw", "width": 4, "cuda": False}
-    plain = memory_estimate(model, checkpointing=False, shards={}, **common)
-    saving = memory_estimate(model, checkpointing=True, shards=shards_of("deepspeed_stage_3", 2), **common)
-    parts = {"weights", "gradients", "optimiser", "activations", "loss"}
-    assert plain["total"] == pytest.approx(sum(plain[name] for name in parts), abs=0.01)
-    assert plain["optimiser"] == pytest.approx(2 * plain["weights"], abs=0.001)
-    assert saving["activations"] < plain["activations"] / 5
-    assert shards_of("ddp", 4) == {}
-    assert shards_of("deepspeed_stage_2", 4) == {"optimiser": 4, "gradients": 4}

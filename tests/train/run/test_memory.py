@@ -1,0 +1,69 @@
+"""The memory estimate against the parts it names, and against what a training process really takes."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.run.memory import memory_estimate, shards_of
+from draftsmith.train.run.target import random_llama, train_tokenizer
+
+MEASURE = """
+import resource, sys
+from draftsmith.recipes.cli.main import run
+code = run(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
+def test_the_memory_estimate_counts_what_is_there_and_what_is_spread(make_model):
+    model = make_model("llama", dtype=torch.float32)
+    draft = ExitStates(model, [1, model.config.num_hidden_layers])
+    common = {"rows": 64, "length": 256, "optimiser": "adamw", "autocast": None, "cuda": True}
+    plain = memory_estimate(draft, checkpointing=False, shards={}, **common)
+    beside = memory_estimate(draft, checkpointing=False, shards={}, target=model, **common)
+    saving = memory_estimate(draft, checkpointing=True, shards=shards_of("deepspeed_stage_3", 2), **common)
+    assert plain["total"] == pytest.approx(sum(size for name, size in plain.items() if name != "total"), abs=0.01)
+    assert plain["optimiser"] == pytest.approx(2 * plain["weights"], abs=0.001)
+    assert beside["total"] == pytest.approx(plain["total"] + plain["weights"], abs=0.002)
+    assert saving["activations"] < plain["activations"]
+    assert draft.training == model.training
+    assert shards_of("ddp", 4) == {}
+    assert shards_of("deepspeed_stage_2", 4) == {"optimiser": 4, "gradients": 4}
+
+
+@pytest.fixture(scope="module")
+def wide_target(chats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide")
+    tokenizer = train_tokenizer(iter([chats.read_text()]), 300)
+    random_llama(tokenizer, 512, 12, 1024, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("layers", "rows", "precision"),
+    [(10, 1, "32-true"), (2, 8, "32-true")],
+    ids=["weights", "activations"],
+)
+def test_the_estimate_is_within_a_quarter_of_the_peak_of_the_process(
+    layers, rows, precision, wide_target, chats, tmp_path
+):
+    """Once most of it is weights and their states, once activations."""
+    words = ["train", "sft", "--target", wide_target, "--data", chats, "--out", tmp_path / "out",
+             "--num_layers", layers, "--max_steps", "2", "--text.max_length", "512", "--text.held_out", "0.2",
+             "--text.cache", tmp_path / "cache", "--optim.batch_size", rows, "--optim.micro_batch_size", rows,
+             "--machine.device", "cpu", "--machine.workers", "0", "--machine.precision", precision,
+             "--watch.val_prompts", "1", "--watch.val_new_tokens", "2", "--watch.val_packs", "1"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    estimate = float(re.search(r"memory per device, estimated: ([\d.]+) GiB", done.stderr)[1])
+    peak = int(done.stdout.split("peak ")[1]) / 2**30
+    print(f"estimate {estimate:.2f} GiB, peak {peak:.2f} GiB")
+    assert peak / 1.25 <= estimate <= peak * 1.25, done.stderr
