@@ -73,7 +73,14 @@ def _quiet_threads() -> Iterator[None]:
 
 
 # Begun first, so that pytest-xdist's workers finish at about the same time.
-LONGEST = ("test_command.py", "test_lossless.py", "test_resume.py", "test_recipes_run.py", "test_train_recipes.py")
+LONGEST = (
+    "test_stops.py",
+    "test_resume.py",
+    "test_distil.py",
+    "test_lossless.py",
+    "test_train_recipes.py",
+    "test_two_ranks.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

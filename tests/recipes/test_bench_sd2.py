@@ -19,6 +19,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 WORDS = ["fox", "dog", "the lazy dog", "brown", "jumps", "over", "what", "says", "quick", "to that"]
 
 
+@pytest.mark.slow
 def test_the_script_calibrates_benches_every_rule_and_compares(folders: Any, rows_file: Any, tmp_path: Path) -> None:
     draft = tmp_path / "draft"
     shutil.copytree(folders.draft, draft)

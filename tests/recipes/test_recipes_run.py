@@ -175,6 +175,7 @@ def test_a_small_store_is_built_as_the_script_says(name: str, run_real: Any, fol
     assert json.loads((out / "store.json").read_text())["kind"] == "rest"
 
 
+@pytest.mark.slow
 def test_a_target_is_trained_as_the_script_says(run_real: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i} of a text that goes on and on, {i * i}\n" for i in range(400)))
@@ -194,6 +195,7 @@ def test_a_target_is_trained_as_the_script_says(run_real: Any, tmp_path: Path) -
     assert (tmp_path / "target" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_small_comparison_runs_to_its_report_and_goes_on_where_it_was(
     call: Any, folders: Any, rows_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

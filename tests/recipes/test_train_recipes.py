@@ -69,7 +69,15 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert not (tmp_path / "out" / "start").exists()
 
 
-@pytest.mark.parametrize("name", ["train_soft_small", "train_distil_small", "train_sft_small"])
+# One of the three in every run; the others follow the same lines.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_sft_small",
+        pytest.param("train_soft_small", marks=pytest.mark.slow),
+        pytest.param("train_distil_small", marks=pytest.mark.slow),
+    ],
+)
 def test_the_small_script_is_the_documented_way_in(name, target, chats, tmp_path):
     command = tmp_path / "bin" / "draftsmith"
     command.parent.mkdir()

@@ -223,6 +223,7 @@ def results(folder: Path, run: str) -> dict[str, dict]:
     return json.loads((folder / run / "results.json").read_text())["drafters"]
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_it_goes_on_where_it_was_killed(ran):
     _, _, done = ran
     assert done.returncode == 0, done.stderr
@@ -231,6 +232,7 @@ def test_it_goes_on_where_it_was_killed(ran):
     assert done.stdout.count("resuming") == 1
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_every_drafter_gives_the_greedy_answers_of_plain_decoding(ran):
     found = results(ran[0], "bench-greedy")
     assert set(found) == {*OURS, *PEERS, "oracle", "adversary"}
@@ -242,12 +244,14 @@ def test_every_drafter_gives_the_greedy_answers_of_plain_decoding(ran):
     assert found["soft"]["accepted_length"] > 1
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_the_same_drafters_are_measured_at_a_temperature(ran):
     found = results(ran[0], "bench-drawn")
     assert set(found) == OURS
     assert all(row["errors"] == 0 for row in found.values())
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_its_last_lines_are_the_verdicts_the_page_and_whole_commands(ran):
     folder, _, done = ran
     ending = done.stdout[done.stdout.rindex("steps in") :]
@@ -259,17 +263,20 @@ def test_its_last_lines_are_the_verdicts_the_page_and_whole_commands(ran):
     assert f"draftsmith replay --data {folder / 'answers.jsonl'} --tokenizer {folder / 'target'}" in ending
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_a_run_folder_names_the_command_that_repeats_the_step(ran):
     run = json.loads((ran[0] / "bench-greedy" / "run.json").read_text())
     assert run["command"][1:3] == ["bench", "--target"]
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_the_calibration_was_used(ran):
     folder = ran[0]
     assert list((folder / "draft-soft" / "calibration").iterdir())
     assert list((folder / "store-rest-id" / "calibration").iterdir())
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_a_second_run_finds_everything_there(ran):
     folder, cache, _ = ran
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -283,6 +290,7 @@ def test_a_second_run_finds_everything_there(ran):
     assert took < 15
 
 
+@pytest.mark.slow  # `make quickstart SCALE=smoke` is a step of its own in .ci/run
 def test_the_replay_that_it_ends_with_runs(ran, call):
     folder = ran[0]
     line = next(line for line in ran[2].stdout.splitlines() if line.startswith("  draftsmith replay"))

@@ -66,6 +66,7 @@ def test_bench_shows_rest_beside_lookup_in_the_prompt_and_rests_own_rule(
         assert peer["accepted_length"] > 1
 
 
+@pytest.mark.slow
 def test_scale_builds_and_queries_text_of_the_size_asked_for(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
