@@ -7,7 +7,7 @@
 #
 # QUESTIONS holds the function heads as turns, in Spec-Bench's format, or as `prompt`, as HumanEval is published. They
 # are rendered with the chat template; --template '{prompt}' continues the code itself.
-# Not measured yet on a code model.
+# On a code model not measured: a 7B one waits for a GPU with 24 GB.
 set -euo pipefail
 TARGET=${TARGET:?name the target: a folder, or owner/model on the Hub}
 QUESTIONS=${QUESTIONS:?name the questions: a file of function heads}

@@ -6,7 +6,7 @@
 #   recipes/train_distil.sh lmsys/vicuna-7b-v1.5 prompts.jsonl out/vicuna-7b-wide [--preset wide-3] ...
 #
 # With --teacher FOLDER the target reads the answers once and its distributions are kept on disk (the size is printed
-# first), which pays off from about two epochs. Hardware, time and accepted_length of a whole run: not measured yet.
+# first), which pays off from about two epochs. A whole run is not measured: it waits for a GPU with 80 GB.
 # Run it again after an interruption and it resumes.
 set -euo pipefail
 target="${1:?give the target: a folder or a Hub name}"

@@ -4,7 +4,7 @@
 #
 #   recipes/train_soft.sh sharegpt.json out/vicuna-7b-soft [--target T] [--num_layers K] ...
 #
-# Hardware, time, losses and accepted_length of a whole run: not measured yet.
+# Not measured: a whole run waits for a GPU with 80 GB.
 # Run it again after an interruption and it resumes.
 set -euo pipefail
 data="${1:?give the conversations: a file, a folder or a data set}"
