@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.table import Table
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,17 +225,19 @@ def printed_columns() -> set[str]:
     made = [tables.speed_table({}), tables.time_table({}), tables.equality_table(empty)]
     made += [tables.task_table(SPEC | {"speedup_of": basis}) for basis in ("same_run", "own_plain")]
     made.append(tables.spec_bench_table(SPEC))
+    replayed = {"drafters": {}, "streams": 0, "tokens": 0, "temperature": 0.0, "arrival": False}
+    made += [part for part in tables.replay_tables(replayed) if isinstance(part, Table)]
     heads = {str(column.header) for table in made for column in table.columns}
-    heads |= set(tables.REPLAY_COLUMNS) | {head.removesuffix(", ms") for head in HEAD}
+    heads |= {head.removesuffix(", ms") for head in HEAD}
     page = (ROOT / "infer" / "measure" / "report" / "report.html.j2").read_text()
     heads |= set(re.findall(r"'([^']+)'", re.search(r"for title in \((.*?)\)", page)[1]))  # type: ignore[index]
     source = page[page.index("Acceptance by source") :]
     heads |= set(re.findall(r"<th>([^<{]+)</th>", source[: source.index("</thead>")]))
     plan = (ROOT / "infer" / "measure" / "plan" / "tables.py").read_text()
-    for function in ("shape_table", "ranking_table"):
+    for function in ("shape_table", "ranking_table", "needs_table"):
         body = plan[plan.index(f"def {function}") :].partition("\n\n\n")[0]
         heads |= set(
-            re.findall(r'(?<!f)"([a-zA-Z0-9.\- ]+)"', "".join(re.findall(r"columns \+?= .*|\[\"shape\".*", body)))
+            re.findall(r'(?<!f)"([a-zA-Z0-9.\- ]+)"', "".join(re.findall(r"columns \+?= .*|table_of\(.*", body)))
         )
     return heads - {
         "drafter",
@@ -244,7 +247,7 @@ def printed_columns() -> set[str]:
         "adds to memory",
         "cost to make",
         "runs in",
-        "propose p50 ms",
+        "needs",
     }
 
 

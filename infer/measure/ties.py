@@ -5,7 +5,7 @@ transformers' own passes in the target's dtype, split in several ways, which sho
 engine's own, from decoding both answers again. The difference is a *numeric tie* if rounding explains all of it: the
 gap between the two tokens in float32, the engine's error of that gap, and the engine's error over the vocabulary are
 each at most twice the rounding error measured there. Anything else is a bug. A tie is evidence and no proof: a fault
-smaller than the rounding of the dtype cannot be told from it.
+smaller than the rounding of the dtype looks the same.
 
 Legend: V vocabulary.
 """

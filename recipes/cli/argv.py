@@ -77,6 +77,8 @@ def resolve_hints(function: Any) -> None:
 
     jsonargparse would do it by executing all imports under TYPE_CHECKING in its module, torch among them.
     """
+    if inspect.isclass(function) and not dataclasses.is_dataclass(function):
+        function = function.__init__
     hints = get_type_hints(function)
     signature = inspect.signature(function)
     parameters = [each.replace(annotation=hints.get(each.name, each.empty)) for each in signature.parameters.values()]

@@ -82,9 +82,14 @@ def test_a_thing_has_one_name_in_every_command():
     """The words that other tools or earlier versions have for what has a name here."""
     others = {"files", "input", "inputs", "model_path", "base_model", "output", "output_dir", "out_dir", "new_tokens",
               "max_tokens", "bs", "rounds", "num_samples", "samples", "n", "lr", "learning_rate", "log", "verbose",
-              "cost_seconds", "split_name", "random_seed", "temp", "tok", "questions", "prompts"}  # fmt: skip
+              "cost_seconds", "split_name", "random_seed", "temp", "tok", "prompts"}  # fmt: skip
     used = {option for command in COMMANDS.values() for option in options(load(command))}
     assert used & others == set()
+
+
+def test_questions_are_given_as_data_but_where_they_belong_to_answers_in_another_file():
+    assert [name for name, command in COMMANDS.items() if "questions" in options(load(command))] == ["replay"]
+    assert "data" in options(load(COMMANDS["replay"]))
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if name != "quickstart"])

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-
-from draftsmith.train.data.batches import rank
-from draftsmith.train.data.on_policy import OnPolicy, check_share
-from draftsmith.train.drafts.exits import ExitStates, TrainContext
-from draftsmith.train.objectives.chunked_loss import chunked_loss
-from draftsmith.train.objectives.divergences import OF_CHOICES, Distributions, find_divergence
-from draftsmith.train.objectives.objective import LossSums
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.teacher.cache_build import open_or_build
-from draftsmith.train.teacher.live import LiveTeacher, Teacher
+
+if TYPE_CHECKING:  # `--help` reads this class, and should not wait for torch
+    import torch
+
+    from draftsmith.train.drafts.exits import ExitStates, TrainContext
+    from draftsmith.train.objectives.objective import LossSums
+    from draftsmith.train.teacher.live import Teacher
 
 # A loss holds several forms of a chunk's distributions at once; smaller chunks also stay in a CPU's cache.
 CHUNK_ENTRIES = 1 << 20
@@ -59,6 +57,8 @@ class Distil:
         teacher_top_k: int = 64,
         on_policy: float = 0.0,
     ) -> None:
+        from draftsmith.train.data.on_policy import check_share
+
         self.losses = {"forward_kl": 1.0} if losses is None else losses
         _check(self.losses, temperature, tree_top_k, sharpness)
         if on_policy and (teacher != "live" or "cross_entropy" in self.losses):
@@ -86,6 +86,11 @@ class Distil:
         return [num_layers] if self._exits is None else SoFT(self._exits).exits(num_layers)
 
     def begin(self, run: TrainContext) -> None:
+        from draftsmith.train.data.batches import rank
+        from draftsmith.train.data.on_policy import OnPolicy
+        from draftsmith.train.teacher.cache_build import open_or_build
+        from draftsmith.train.teacher.live import LiveTeacher
+
         self.read: Teacher
         if self.teacher == "live":
             self.read = LiveTeacher(run.target)
@@ -101,6 +106,9 @@ class Distil:
         self.rewrite = OnPolicy(self.on_policy, self.temperature, run.seed)
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
+        from draftsmith.train.objectives.chunked_loss import chunked_loss
+        from draftsmith.train.objectives.divergences import Distributions, find_divergence
+
         if draft.training:
             batch = self.rewrite(draft.model, batch)
         distributions = self.read(batch)
@@ -127,6 +135,8 @@ class Distil:
 
 
 def _check(losses: Mapping[str, float], temperature: float, top_k: int, sharpness: float) -> None:
+    from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
+
     if not losses or min(losses.values()) < 0 or sum(losses.values()) <= 0:
         raise ValueError(f"losses {dict(losses)}: give at least one, with weights that are not negative, nor all zero")
     for name in losses:

@@ -7,11 +7,12 @@ Legend: E exits, N positions, D hidden.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from draftsmith.train.drafts.exits import ExitStates, TrainContext
+    from draftsmith.train.drafts.exits import ExitStates, TrainContext
 
 
 class LossSums(NamedTuple):

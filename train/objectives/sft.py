@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # `--help` reads this class, and should not wait for torch
+    import torch
 
-from draftsmith.train.drafts.exits import ExitStates, TrainContext
-from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
-from draftsmith.train.objectives.objective import LossSums
+    from draftsmith.train.drafts.exits import ExitStates, TrainContext
+    from draftsmith.train.objectives.objective import LossSums
 
 
 class SFT:
@@ -34,5 +35,7 @@ class SFT:
         """Nothing besides the draft is needed."""
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
+        from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
+
         states_END, labels_N = draft(batch)
         return chunked_cross_entropy(states_END, draft.head, labels_N, [1.0], scale=draft.scale, softcap=draft.softcap)

@@ -6,12 +6,13 @@ The loss is a weighted sum over the exits of the cross-entropy of head(norm(stat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # `--help` reads this class, and should not wait for torch
+    import torch
 
-from draftsmith.train.drafts.exits import ExitStates, TrainContext, check_exits
-from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
-from draftsmith.train.objectives.objective import LossSums
+    from draftsmith.train.drafts.exits import ExitStates, TrainContext
+    from draftsmith.train.objectives.objective import LossSums
 
 
 class SoFT:
@@ -36,12 +37,16 @@ class SoFT:
         self.weights = [weight / sum(given) for weight in given]
 
     def exits(self, num_layers: int) -> list[int]:
+        from draftsmith.train.drafts.exits import check_exits
+
         return list(check_exits(self._exits, num_layers))
 
     def begin(self, run: TrainContext) -> None:
         """Nothing besides the draft is needed."""
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
+        from draftsmith.train.objectives.chunked_loss import chunked_cross_entropy
+
         states_END, labels_N = draft(batch)
         return chunked_cross_entropy(
             states_END, draft.head, labels_N, self.weights, scale=draft.scale, softcap=draft.softcap

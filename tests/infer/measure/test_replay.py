@@ -148,9 +148,9 @@ def test_leaked_answers_are_counted_and_the_figures_are_given_without_them():
 
 
 def test_leaked_prompts_are_counted_and_left_out_as_well():
-    """The prompt of b stands in the store without its answer: a and c leak by their answers, so nothing is left."""
-    streams = [*STREAMS[:1], Recording("b", "", [30, 31], [5, 6, 7, 8]), Recording("d", "", [32], [9, 10])]
-    leaked = figures(Parrot([2, 3, 4], [30, 31]), *streams)["leakage"]
+    """a leaks by its answer, b by its prompt, which the store holds without the answer: d alone is left."""
+    streams = [*STREAMS[:1], Recording("b", "", [33, 34], [5, 6, 7, 8]), Recording("d", "", [32], [9, 10])]
+    leaked = figures(Parrot([2, 3, 4], [33, 34]), *streams)["leakage"]
     assert (leaked["answers"], leaked["prompts"], leaked["left_out"]) == (1, 1, 2)
     assert leaked["prompt_token_share"] == 2 / 4
     assert (leaked["without"]["accepted_length"], leaked["without"]["total"]) == (1.0, 1)

@@ -220,8 +220,10 @@ def test_fastchat_vicuna_renders_both_turns_as_served(tokenizer):
     assert tokenizer.decode(template.prompt_ids(TALK[:3])).endswith(
         "USER: hello ASSISTANT: yes no</s>USER: what ASSISTANT:"
     )
-    with pytest.raises(ValueError, match=r"no template named 'nosuch'.*vicuna_v1\.1"):
+    with pytest.raises(ValueError, match=r"unknown template 'nosuch'; give chat, plain.*FastChat's are listed by"):
         fastchat_template("nosuch", tokenizer)
+    with pytest.raises(ValueError, match=r"unknown template 'vicuna_v11'; did you mean vicuna_v1\.1"):
+        fastchat_template("vicuna_v11", tokenizer)
 
 
 def test_missing_fastchat_names_the_extra(tokenizer, monkeypatch):

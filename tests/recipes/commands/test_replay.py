@@ -141,8 +141,9 @@ def test_costs_give_speedup_and_break_even_in_the_json_and_the_table(call, repla
     assert found["by_batch_size"][0]["speedup"] > 1.3 > 1 > found["by_batch_size"][1]["speedup"]
     assert 1 <= found["off_above"] < 512
     told = call("replay", "--data", data, "--tokenizer", folders.target, "--drafters", "rest,pld", *words)
-    assert "break-even" in told.out
-    assert "batch 32" in told.out
+    assert "Break-even, by batch size\n" in told.out
+    heads = told.out.partition("Predicted speedup, by batch size\n")[2].splitlines()[0].split()
+    assert heads == ["drafter", "1", "4", "8", "16", "32"], told.out
     assert "costs: bench-30M on AMD EPYC, 2 threads, bfloat16" in told.out
     assert "earlier answers (55 tokens) were indexed" in told.out
 

@@ -197,6 +197,7 @@ def test_a_build_killed_midway_resumes_to_the_same_store(tmp_path: Path, word_to
         [*command, *options, "--out", str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True
     )
     assert killed.stderr is not None
+    assert killed.stderr.readline().startswith("template: plain, ")
     for _ in range(3):
         assert killed.stderr.readline().startswith("segment ")
     os.kill(killed.pid, signal.SIGKILL)
