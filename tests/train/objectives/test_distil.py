@@ -200,7 +200,10 @@ def test_two_processes_with_one_cache_train_to_the_losses_of_one_process(target_
     ("more", "told"),
     [
         (["--preset", "wide-3"], "give either --num_layers or --preset"),
-        (["--on_policy", "0.5", "--strategy", "fsdp"], "on-policy answers are decoded with the whole draft, and fsdp"),
+        (
+            ["--on_policy", "0.5", "--strategy", "fsdp"],
+            "the objective Distil decodes with the whole draft, and fsdp shards it: use ddp",
+        ),
         (["--losses", '{"kl": 1}'], "unknown loss 'kl'"),
         (["--teacher", "run.json"], "run.json is a file"),
     ],
