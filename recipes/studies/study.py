@@ -7,8 +7,8 @@
 
 Finished runs and measurements are not repeated. Seeds are pooled prompt by prompt: committed tokens and steps are
 summed over the seeds, and the bootstrap draws prompts, the same ones for both sides of a ratio. So an interval covers
-other prompts, not other seeds; each seed's own figure stands beside it. Fewer than eight prompts give no interval. A prompt whose plain answer repeats itself
-flatters every draft, so all figures are given with and without such prompts.
+other prompts, not other seeds; each seed's own figure stands beside it. Fewer than eight prompts give no interval. A
+prompt whose plain answer repeats itself flatters every draft, so all figures are given with and without such prompts.
 """
 
 from __future__ import annotations

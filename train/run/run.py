@@ -44,7 +44,7 @@ ENDLESS = 10**9
 
 
 def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
-    """Run `config` to its end; returns the contents of run.json, which on other ranks lack what only the first measures.
+    """Run `config` to its end; returns the contents of run.json; other ranks lack accepted lengths.
 
     Raises Stopped after SIGTERM and where the loss is not finite. A run of `minutes` that could not finish one step has
     max_steps 0, and its model is the untrained start.

@@ -15,7 +15,7 @@ def run(losses, committed, steps):
 
 @pytest.fixture
 def found():
-    """Twelve prompts of eight tokens; every third loops. sft takes twice soft's steps at exit 1, and as many at exit 2."""
+    """Twelve prompts of eight tokens; every third loops. sft takes twice soft's steps at exit 1, as many at exit 2."""
     tokens = [8, 8, 8]
     return {
         ("soft", 0): run({"1": 2.0, "2": 1.0}, tokens, {"1": [4, 4, 2], "2": [2, 4, 1]}),
