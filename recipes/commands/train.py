@@ -130,7 +130,7 @@ def _finished(train: Callable[[], dict[str, Any]], names: Sequence[str]) -> int:
         if rank() == 0:
             print(f"draftsmith train: {stop}", file=sys.stderr)
         return stop.exit_code
-    if names:
+    if names and rank() == 0:
         print(dumps({name: facts.get(name) for name in names}))
     if rank() == 0 and not facts["max_steps"]:
         print("draftsmith train: the time was over before the first optimiser step was finished, so the model is the "

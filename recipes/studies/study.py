@@ -7,8 +7,8 @@
 
 Finished runs and measurements are not repeated. Seeds are pooled prompt by prompt: committed tokens and steps are
 summed over the seeds, and the bootstrap draws prompts, the same ones for both sides of a ratio. So an interval covers
-other prompts, not other seeds; each seed's own figure stands beside it. A prompt whose plain answer repeats itself
-flatters every draft, so all figures are given with and without such prompts.
+other prompts, not other seeds; each seed's own figure stands beside it. Fewer than eight prompts give no interval. A
+prompt whose plain answer repeats itself flatters every draft, so all figures are given with and without such prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.measure.bootstrap import ratio_interval, speedup_interval
+from draftsmith.infer.measure.bootstrap import MIN_PAIRS, ratio_interval, speedup_interval
 from draftsmith.infer.measure.metrics import Totals, distinct_share, ratio
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import load_model, load_target
@@ -276,6 +276,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", f"| ratio of accepted_lengths | way | {' | '.join(columns)} |", "| --- " * 6 + "|"]
     for row in results["ratios"]:
         lines.append(f"| {row['run']} / {row['over']} | {row['way']} | {_cells(row, 'ratio', 3)} |")
+    few = [count for count in results["prompts"].values() if count < MIN_PAIRS]
+    if few:
+        lines += ["", f"no interval: fewer than {MIN_PAIRS} prompts"]
     return "\n".join(lines) + "\n"
 
 
@@ -283,7 +286,8 @@ def _cells(row: dict[str, Any], what: str, digits: int) -> str:
     """For both sides: the figure with its interval, and each seed's own."""
     cells = []
     for side in (row["all"], row["not_looping"]):
-        between = "" if side["interval"] is None else f" [{', '.join(f'{end:.{digits}f}' for end in side['interval'])}]"
-        cells.append("-" if side[what] is None else f"{side[what]:.{digits}f}{between}")
+        interval = side["interval"]
+        between = ", ".join(f"{end:.{digits}f}" for end in interval) if interval else "no interval"
+        cells.append("-" if side[what] is None else f"{side[what]:.{digits}f} [{between}]")
         cells.append(", ".join("-" if value is None else f"{value:.{digits}f}" for value in side["by_seed"]))
     return " | ".join(cells)

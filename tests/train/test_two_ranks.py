@@ -29,8 +29,11 @@ def rows(out):
 
 
 def run(*words):
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
+    """Also the process of the second rank, which does not affect the exit code, must not have failed."""
+    done = subprocess.run(command(*words, "--json"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["max_steps"] == 6
     return rows(words[2])
 
 

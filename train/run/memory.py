@@ -10,6 +10,7 @@ Legend: B rows, T positions of a row, D hidden, V vocabulary.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,21 +106,32 @@ def _kept(draft: ExitStates, rows: int, length: int, autocast: torch.dtype | Non
     return max(least - each * short, 0.0), rows * (each * length + mask * length**2)
 
 
+class _Saved:
+    """A tensor that the graph keeps; it lives as long as its place in the graph."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()  # a result that its own graph keeps would keep the graph, too
+
+
 def saved_bytes(module: torch.nn.Module, run: Callable[[], Any]) -> int:
-    """Bytes of the tensors that `run` saves for its backward pass, the module's own weights left out."""
+    """Bytes of the tensors that `run` saves for its backward pass, the module's own weights left out.
+
+    Only what is still there when `run` has ended: outputs that nobody uses are freed with what their graph saved.
+    """
     own = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
-    saved: dict[int, int] = {}
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        kept.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         output = run()
+    storages = [saved.tensor.untyped_storage() for saved in kept]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     del output  # until here, the graph keeps what it saved
-    return sum(saved.values())
+    return sum(size for place, size in sizes.items() if place not in own)
 
 
 def shards_of(strategy: str, devices: int) -> dict[str, int]:

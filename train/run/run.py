@@ -44,7 +44,7 @@ ENDLESS = 10**9
 
 
 def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
-    """Run `config` to its end; returns the contents of run.json.
+    """Run `config` to its end; returns the contents of run.json; other ranks lack accepted lengths.
 
     Raises Stopped after SIGTERM and where the loss is not finite. A run of `minutes` that could not finish one step has
     max_steps 0, and its model is the untrained start.
@@ -80,10 +80,10 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     max_steps = facts.get("max_steps") or (None if config.minutes else config.max_steps or data.steps_in(config.epochs))
     module.schedule.max_steps = facts.get("planned_steps") or max_steps or ENDLESS
     module.schedule.measured = facts.get("measured_steps", MEASURED) if config.minutes else 0
+    facts |= {"max_steps": max_steps, "exits": exits, "data": corpus.report, "template": template.fingerprint()}
     if first:
         _warn_of_few_steps(config, data)
-        found = {"max_steps": max_steps, "exits": exits, "data": corpus.report, "template": template.fingerprint()}
-        record.begin({**facts, **found})
+        record.begin(facts)
     metrics = Metrics(record.path / "metrics.csv", exits)
     watcher = AtSteps(
         record,
@@ -99,12 +99,17 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     state = final_state(watcher.trainer, module, record)
     if first:
         _finish(config, record, model, tokenizer, metrics, exits, template, state)
-        steps = watcher.trainer.global_step
-        seconds = round(time.monotonic() - began, 1)
-        record.update(state="finished", max_steps=steps, results=watcher.last, train_seconds=seconds)
-        record.clean()
-        facts = record.read()
-    return facts
+    ended = {
+        "state": "finished",
+        "max_steps": watcher.trainer.global_step,
+        "results": watcher.last,
+        "train_seconds": round(time.monotonic() - began, 1),
+    }
+    if not first:
+        return {**facts, **ended}
+    record.update(**ended)
+    record.clean()
+    return record.read()
 
 
 def _module(objective: Objective, config: TrainConfig, model: Any, exits: list[int]) -> Training:

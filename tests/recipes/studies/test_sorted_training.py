@@ -13,14 +13,14 @@ from draftsmith.recipes.studies.sorted_training import all_runs, sorted_training
 from draftsmith.train.run.config import Machine, Optim, Text
 from draftsmith.train.run.validation import accepted_lengths
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "sorted_training.yaml"
+RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "sorted_training.yaml"
 
 
 @pytest.fixture(scope="module")
 def study(target_folder, chats, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     questions = folder / "questions.jsonl"
-    rows = [{"question_id": i, "turns": [f"go on from {i}"]} for i in range(5)]
+    rows = [{"question_id": i, "turns": [f"go on from {i}"]} for i in range(8)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(**changes):
@@ -42,7 +42,7 @@ def test_a_study_trains_every_run_with_every_seed_and_compares_them(study):
     assert {path.name for path in (out / "runs").iterdir()} == {
         f"{kind}-{seed}" for kind in ("soft", "sft", "sft-2") for seed in (0, 1)
     }
-    assert results["prompts"]["all"] == 5
+    assert results["prompts"]["all"] == 8
     assert {name: list(exits) for name, exits in results["runs"].items()} == {
         "soft": ["2", "4"], "sft": ["2", "4"], "sft-2": ["2"],
     }  # fmt: skip

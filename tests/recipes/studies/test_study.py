@@ -9,12 +9,13 @@ from draftsmith.recipes.studies.study import markdown, read_measured, summarise
 
 
 def run(losses, committed, steps):
-    return {exit: {"loss": loss, "committed": committed, "steps": steps[exit]} for exit, loss in losses.items()}
+    """The figures of three prompts, four times over."""
+    return {exit: {"loss": loss, "committed": committed * 4, "steps": steps[exit] * 4} for exit, loss in losses.items()}
 
 
 @pytest.fixture
 def found():
-    """Three prompts of eight tokens; the third loops. sft takes twice soft's steps at exit 1, and as many at exit 2."""
+    """Twelve prompts of eight tokens; every third loops. sft takes twice soft's steps at exit 1, as many at exit 2."""
     tokens = [8, 8, 8]
     return {
         ("soft", 0): run({"1": 2.0, "2": 1.0}, tokens, {"1": [4, 4, 2], "2": [2, 4, 1]}),
@@ -25,7 +26,7 @@ def found():
     }
 
 
-DISTINCT = [1.0, 0.5, 0.1]
+DISTINCT = [1.0, 0.5, 0.1] * 4
 PAIRS = all_pairs(["soft", "sft", "sft-1"], [1, 2])
 
 
@@ -36,7 +37,7 @@ def test_accepted_length_is_a_ratio_of_sums_over_prompts_and_seeds(found):
     assert row["all"]["accepted_length"] == pytest.approx(48 / 17)
     assert row["all"]["by_seed"] == pytest.approx([24 / 10, 24 / 7])
     assert row["not_looping"]["accepted_length"] == pytest.approx(32 / 14)
-    assert results["prompts"] == {"all": 3, "not_looping": 2}
+    assert results["prompts"] == {"all": 12, "not_looping": 8}
 
 
 def test_a_ratio_is_paired_by_prompt_so_a_constant_one_has_no_width(found):
@@ -61,7 +62,8 @@ def test_the_tables_show_every_figure_once(found):
     text = markdown(summarise(found, DISTINCT, PAIRS))
     assert "| soft | 1 | 3.000 | 2.82 [" in text
     assert "| soft / sft | 1 | 2.000 [2.000, 2.000] | 2.000, 2.000 |" in text
-    assert "accepted_length, 3 prompts" in text
+    assert "accepted_length, 12 prompts" in text
+    assert "no interval" not in text
 
 
 def test_a_study_under_way_is_read_as_far_as_it_has_come(found, tmp_path):
@@ -78,17 +80,19 @@ def run_of(committed, steps):
 
 def test_figures_are_ratios_of_sums_over_prompts_and_the_seeds_that_both_have():
     found = {
-        ("kl", 0): run_of([30, 20], [10, 10]), ("kl", 1): run_of([40, 10], [10, 10]),
-        ("sft", 0): run_of([20, 10], [10, 10]),
+        ("kl", 0): run_of([30, 20] * 4, [10, 10] * 4), ("kl", 1): run_of([40, 10] * 4, [10, 10] * 4),
+        ("sft", 0): run_of([20, 10] * 4, [10, 10] * 4),
     }  # fmt: skip
-    results = summarise(found, [0.9, 0.1], [("kl", "sft", "greedy"), ("kl", "nobody", "greedy")])
+    results = summarise(found, [0.9, 0.1] * 4, [("kl", "sft", "greedy"), ("kl", "nobody", "greedy")])
     assert results["runs"]["kl"]["greedy"]["all"]["accepted_length"] == 2.5
     assert results["runs"]["kl"]["greedy"]["all"]["by_seed"] == [2.5, 2.5]
     (pair,) = results["ratios"]
     assert pair["all"]["ratio"] == pytest.approx(50 / 30)
-    low, high = pair["all"]["interval"]
-    assert low == pytest.approx(1.5)
-    assert high == pytest.approx(2.0)
-    assert results["prompts"] == {"all": 2, "not_looping": 1}
+    # (16 + k) / (8 + k) with k of the eight drawn prompts like the first; 95 of 100 draws have a k of 1 to 7.
+    assert pair["all"]["interval"] == pytest.approx((23 / 15, 17 / 9))
+    assert results["prompts"] == {"all": 8, "not_looping": 4}
     assert pair["not_looping"]["ratio"] == 1.5
-    assert "| kl / sft | greedy | 1.667 [1.500, 2.000] | 1.667 |" in markdown(results)
+    assert pair["not_looping"]["interval"] is None
+    text = markdown(results)
+    assert "| kl / sft | greedy | 1.667 [1.533, 1.889] | 1.667 | 1.500 [no interval] | 1.500 |" in text
+    assert text.endswith("\n\nno interval: fewer than 8 prompts\n")

@@ -77,7 +77,7 @@ def test_added_documents_are_drafted_from_as_if_they_had_been_stored(tmp_path: P
         assert len(ours) > 20
         assert confidences[0] == pytest.approx(confidences[1])
     # Binding it again starts from the store alone.
-    grown.bind(type("Target", (), {"tokenizer": None, "vocab_size": 100})())
+    grown.bind(type("Target", (), {"tokenizer": None, "vocab_size": 100, "model": None})())
     assert grown.holds(documents[0])
     assert not grown.holds([*documents[45], *documents[46]])
 

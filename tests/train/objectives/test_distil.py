@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from draftsmith.infer.models.load import load_model
+from draftsmith.recipes.cli.main import run
 from draftsmith.train.data.batches import assemble
 from draftsmith.train.drafts.exits import ExitStates, TrainContext
 from draftsmith.train.drafts.init import init_draft
@@ -186,28 +187,27 @@ def command(target, data, out, *more):
 
 def test_two_processes_with_one_cache_train_to_the_losses_of_one_process(target_folder, chats, tmp_path):
     more = ["--teacher", tmp_path / "teacher", "--max_steps", "6", "--optim.micro_batch_size", "0"]
-    found = []
-    for devices in (1, 2):
-        out = tmp_path / f"on-{devices}"
-        words = command(target_folder, chats, out, *more, "--devices", devices)
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        found.append(losses(out))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    one, two = tmp_path / "on-1", tmp_path / "on-2"
+    assert run(command(target_folder, chats, one, *more)[3:]) == 0
+    words = command(target_folder, chats, two, *more, "--devices", 2)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         (["--preset", "wide-3"], "give either --num_layers or --preset"),
-        (["--on_policy", "0.5", "--strategy", "fsdp"], "on-policy answers are decoded with the whole draft, and fsdp"),
+        (
+            ["--on_policy", "0.5", "--strategy", "fsdp"],
+            "the objective Distil decodes with the whole draft, and fsdp shards it: use ddp",
+        ),
         (["--losses", '{"kl": 1}'], "unknown loss 'kl'"),
         (["--teacher", "run.json"], "run.json is a file"),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(more, told, target_folder, chats, tmp_path, capsys, monkeypatch):
-    from draftsmith.recipes.cli.main import run
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     assert run(command(target_folder, chats, tmp_path / "out", *more)[3:]) == 2
@@ -216,11 +216,10 @@ def test_wrong_options_are_one_line_and_exit_code_2(more, told, target_folder, c
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_killed_with_on_policy_answers_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path):
+def test_killed_with_on_policy_answers_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--losses", json.dumps({"forward_kl": 0.5, "sampled": 0.5}), "--on_policy", "0.5"]
-    done = subprocess.run(command(target_folder, chats, whole, *more), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert run(command(target_folder, chats, whole, *more)[3:]) == 0
     words = command(target_folder, chats, killed, *more)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
@@ -232,9 +231,9 @@ def test_killed_with_on_policy_answers_it_ends_as_if_it_had_not_been(target_fold
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    again = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert "resuming from" in again.stderr
+    capsys.readouterr()
+    assert run(words[3:]) == 0
+    assert "resuming from" in capsys.readouterr().err
     assert losses(killed) == losses(whole)
     ours, theirs = load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(ours[name].equal(theirs[name]) for name in theirs)

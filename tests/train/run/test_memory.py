@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.run.memory import memory_estimate, shards_of
+from draftsmith.train.run.memory import memory_estimate, saved_bytes, shards_of
 from draftsmith.train.run.target import random_llama, train_tokenizer
 
 MEASURE = """
@@ -34,6 +34,22 @@ def test_the_memory_estimate_counts_what_is_there_and_what_is_spread(make_model)
     assert draft.training == model.training
     assert shards_of("ddp", 4) == {}
     assert shards_of("deepspeed_stage_2", 4) == {"optimiser": 4, "gradients": 4}
+
+
+def test_the_estimate_does_not_depend_on_where_tensors_happen_to_lie():
+    """Of two results one is used; the memory of the other is free for the next tensors, or is not."""
+    layer = torch.nn.Linear(64, 64)
+    states = torch.ones(16, 64)
+
+    def used():
+        return layer(layer(states).tanh()).sum()
+
+    def with_one_unused():
+        layer(states).exp()
+        return used()
+
+    again = [saved_bytes(layer, with_one_unused) for _ in range(10)]
+    assert set(again) == {saved_bytes(layer, used)} == {2 * 16 * 64 * 4}
 
 
 @pytest.fixture(scope="module")
