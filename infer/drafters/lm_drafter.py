@@ -25,9 +25,9 @@ from draftsmith.infer.costs.calibration import Calibration, given_calibration, g
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow, worth_reading
-from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.cached_lm import Entries
 from draftsmith.infer.models.load import check_same_tokenizer, load_model
+from draftsmith.infer.models.positions import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,8 +19,9 @@ from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.models.architectures import max_positions, prepare
+from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.positions import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

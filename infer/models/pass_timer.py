@@ -8,9 +8,9 @@ from statistics import median
 import torch
 
 from draftsmith.infer.costs.timing import SPARE
-from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.exit_lm import ExitLM
+from draftsmith.infer.models.positions import max_positions
 
 
 class TimedRows:

@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import io
 import logging
+import math
 import statistics
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ import torch
 
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.masks import MaskPlan
+from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.twin import VOCAB, tiny_twin, window_attributes
 
 # Largest difference in standard deviations of the logits. A float32 twin's is about 1e-6 if the masks are right, above
@@ -33,6 +35,7 @@ OWN_TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2}
 HALF_TOLERANCE = 0.15
 BEYOND, WITHIN = (29, 43), (2, 1)
 TREES = ([-1, -1, 0, 1, 2], [-1, 0, -1])
+DEPTH = 4  # positions that a round of the deepest tree takes, the token before it included
 # What a flag must not be for tokens to see only those before them.
 BIDIRECTIONAL = {"use_bidirectional_attention": True, "is_causal": False}
 
@@ -52,14 +55,17 @@ def probed_plan(model: Any) -> MaskPlan:
 
 
 def check_neighbours(model: Any, plan: MaskPlan) -> None:
-    """Refuse a loaded model whose logits for a token depend on the other tokens of the pass."""
+    """Refuse a loaded model whose logits for a token depend on the other tokens of the pass.
+
+    Where its logits are NaN or infinite without any tree, the step says so, with row and position."""
     dtype = next(model.parameters()).dtype
     tolerance = OWN_TOLERANCE.get(dtype, HALF_TOLERANCE)
     try:
-        error = statistics.median(tree_errors(model, plan, (6,), rounds=1))
-    except (RuntimeError, TypeError, ValueError) as problem:
+        errors = [error for error in tree_errors(model, plan, (6,), rounds=1) if not math.isnan(error)]
+    except (IndexError, RuntimeError, TypeError, ValueError) as problem:
         kind = model.config.model_type
         raise ValueError(f"{kind} cannot decode a tree in {dtype}: {_one_line(problem)}") from problem
+    error = statistics.median(errors or [0.0])
     if not error < tolerance:
         raise ValueError(
             f"{model.config.model_type}: this model's logits for a token depend on the other tokens in the same pass "
@@ -85,7 +91,11 @@ def candidate_plans(config: Any) -> list[MaskPlan]:
 @torch.inference_mode()
 def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int = 2) -> list[float]:
     """Per node, the largest difference of its logits from those of its path in a plain forward pass, over their
-    standard deviation. Row i has `contexts[i]` tokens; each round drafts a tree per row and commits one path of it."""
+    standard deviation. Row i has `contexts[i]` tokens, fewer if the model takes fewer positions; each round drafts a
+    tree per row and commits one path of it."""
+    limit = max_positions(model.config)
+    rounds = min(rounds, max(1, limit // DEPTH))
+    contexts = _shortened(contexts, limit + 1 - DEPTH * rounds)
     texts = [_tokens(model, length, 11 * row) for row, length in enumerate(contexts)]
     rows = list(range(len(texts)))
     lm = CachedLM(model, plan)
@@ -106,18 +116,38 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
                 ids = [*texts[row], *(drafted[row][node] for node in path)]
                 alone_TV = model(torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
                 for node, alone_V in zip([0, *(node + 1 for node in path)], alone_TV[len(texts[row]) - 1 :]):
-                    errors.append(float((logits_BQV[row, node] - alone_V).abs().max() / alone_V.std()))
+                    errors.append(_difference(logits_BQV[row, node], alone_V))
             kept = _path(parents, len(parents) - 1)
             lm.commit(row, [0, *(node + 1 for node in kept)])
             texts[row] += [*(drafted[row][node] for node in kept), *_tokens(model, 1, 3 * row + number)]
     return errors
 
 
+def _shortened(contexts: Sequence[int], longest: int) -> list[int]:
+    """Lengths in proportion, none beyond `longest`."""
+    return [max(1, min(length, longest * length // max(contexts))) for length in contexts]
+
+
+def _difference(found_V: torch.Tensor, wanted_V: torch.Tensor) -> float:
+    """The largest difference over the standard deviation; NaN if it is `wanted_V` that holds NaN or infinity.
+
+    A token may have -inf in both: the model bans it."""
+    if not wanted_V.max().isfinite():
+        return math.nan
+    finite_V = wanted_V.isfinite()
+    if not torch.equal(found_V.isfinite(), finite_V):
+        return math.inf
+    difference = float((found_V - wanted_V)[finite_V].abs().max())
+    return difference / float(wanted_V[finite_V].std()) if difference else 0.0
+
+
 def _tokens(model: Any, count: int, start: int) -> list[int]:
     """Ids to try, without the lowest and highest, which may be special."""
     vocab = min(int(model.config.get_text_config().vocab_size), VOCAB)
     low = 8 if vocab > 32 else 0
-    return [low + (7 * at + start) % (vocab - 2 * low) for at in range(count)]
+    span = vocab - 2 * low
+    step = 7 if span % 7 else 13
+    return [low + (step * at + start) % span for at in range(count)]
 
 
 def _path(parents: Sequence[int], node: int) -> list[int]:
@@ -174,7 +204,8 @@ def _generate_fault(twin: Any, config: Any) -> str | None:
     """Why `generate` and a plain forward pass give other tokens, if they do: no decoding could equal both."""
     from transformers import GenerationConfig
 
-    kind, length = config.model_type, BEYOND[0]
+    kind = config.model_type
+    (length,) = _shortened(BEYOND[:1], max_positions(twin.config) - 4)
     ids_1T = torch.tensor([_tokens(twin, length, 0)])
     twin.generation_config = GenerationConfig(pad_token_id=0)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from draftsmith.infer.models.layers import picked_config
+from draftsmith.infer.models.positions import max_positions
 
 VOCAB = 96
 # Attributes that limit how far, or to how many tokens, a layer attends.
@@ -93,7 +94,8 @@ def random_model(config: Any, kind: type, attention: str | None = None) -> Any:
     if attention is not None:
         model.set_attn_implementation(attention)
     with torch.inference_mode():
-        model(torch.arange(2, 12)[None], use_cache=False)
+        vocab, length = int(config.get_text_config().vocab_size), min(10, max_positions(config))
+        model(torch.arange(2, 2 + length)[None] % vocab, use_cache=False)
     return model
 
 

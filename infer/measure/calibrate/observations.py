@@ -27,8 +27,8 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered
-from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
+from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
 Progress = Callable[[int, int], None]

@@ -10,8 +10,8 @@ import torch
 
 from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.measure.plan.shapes import Size, SurveyRequest
-from draftsmith.infer.models.architectures import max_positions
 from draftsmith.infer.models.cached_lm import GROWTH
+from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.prepack import total_memory
 
 

@@ -21,6 +21,7 @@ from draftsmith.infer.models.hf_target import HFTarget
 
 PROMPT = [40, 41, 42, 43, 44]
 AT = 12
+RIGHT_NEAR = masks._near
 
 
 def exact_logits(model, answer: list[int]) -> torch.Tensor:
@@ -186,7 +187,9 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
 
     `faulty` replaces the mask's window, in the engine only.
     """
-    target, judge, right = HFTarget(model), TieJudge(model), masks._near
+    right = RIGHT_NEAR
+    monkeypatch.setattr(masks, "_near", right)  # loading tries the masks out
+    target, judge = HFTarget(model), TieJudge(model)
     prompts = [Prompt("0/0", prompt)]
     plain = LoopRunner("plain", target, None, Settings(), Stops(64))
     drafted = LoopRunner("adversary", target, adversary(), Settings(), Stops(64))
@@ -215,7 +218,7 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
     return found
 
 
-def off_by_one(rows, counts, positions_BQ, window, end, near=masks._near):
+def off_by_one(rows, counts, positions_BQ, window, end, near=RIGHT_NEAR):
     return near(rows, counts, positions_BQ, window + 1, end)
 
 
@@ -240,7 +243,7 @@ def test_a_window_that_is_off_by_one_is_a_bug_in_bfloat16_too(monkeypatch):
 
 def test_rounding_in_bfloat16_is_a_tie_by_the_engine_s_own_logits_too(monkeypatch):
     found = [
-        one for seed in (0, 1, 4) for one in judged(windowed(32, 0.08, seed), prompt_of(seed), masks._near, monkeypatch)
+        one for seed in (0, 1, 4) for one in judged(windowed(32, 0.08, seed), prompt_of(seed), RIGHT_NEAR, monkeypatch)
     ]
     assert found, "nothing was rounded differently"
     assert all(tie for tie, _ in found)

@@ -9,9 +9,11 @@ import torch
 import transformers as hf
 
 from draftsmith.infer.models import probe
-from draftsmith.infer.models.architectures import max_positions, prepare, refusal
+from draftsmith.infer.models.architectures import prepare, refusal
+from draftsmith.infer.models.cached_lm import CachedLM
 from draftsmith.infer.models.masks import MaskPlan
-from draftsmith.infer.models.probe import TWIN_TOLERANCE, probed_plan, tree_errors
+from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.probe import TWIN_TOLERANCE, check_neighbours, probed_plan, tree_errors
 from draftsmith.infer.models.twin import random_model, tiny_config, window_attributes
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -108,6 +110,7 @@ def test_a_family_whose_trees_come_out_wrong_is_refused(config: Any, reason: str
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_a_model_whose_rows_depend_on_their_neighbours_is_refused(make_model: Any) -> None:
     model = make_model("llama", torch.float32)
     prepare(model)
@@ -116,6 +119,49 @@ def test_a_model_whose_rows_depend_on_their_neighbours_is_refused(make_model: An
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
     with pytest.raises(ValueError, match=r"depend on the other tokens in the same pass.*dynamic quantisation"):
         prepare(quantised)
+
+
+@pytest.mark.parametrize("vocab", [2, 3, 7, 40])
+@pytest.mark.parametrize("positions", [8, 24])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_few_tokens_and_few_positions_are_probed_as_far_as_they_go(
+    make_model: Any, kind: str, vocab: int, positions: int
+) -> None:
+    name = "n_positions" if kind == "gpt2" else "max_position_embeddings"
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    prepare(make_model(kind, torch.float32, vocab_size=vocab, **{name: positions}, **special))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_left_to_the_step(make_model: Any, value: float) -> None:
+    """The step names the row and the position."""
+    model = make_model("llama", torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[3] = value
+    prepare(model)
+
+
+def test_only_a_tree_whose_logits_are_no_numbers_is_refused(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama", torch.float32)
+    plan = prepare(model)
+    forward = CachedLM.forward
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        logits_BQV, states = forward(*args, **kwargs)
+        return logits_BQV * float("nan"), states
+
+    monkeypatch.setattr(CachedLM, "forward", broken)
+    with pytest.raises(ValueError, match="depend on the other tokens in the same pass"):
+        check_neighbours(model, plan)
+
+
+def test_a_token_that_the_head_bans_is_no_fault(make_model: Any) -> None:
+    model = make_model("gpt_neox", torch.float32)
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    with torch.no_grad():
+        head.bias[3] = -float("inf")
+    prepare(model)
 
 
 def test_a_model_that_ignores_positions_is_refused_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +205,7 @@ def test_a_rotation_that_depends_on_the_length_of_the_call_limits_the_context() 
     assert max_positions(hf.LlamaConfig(**SMALL, rope_parameters=rope)) == 64
     assert max_positions(hf.LlamaConfig(**SMALL)) == 256
     assert max_positions(hf.GPT2Config(n_positions=77)) == 77
+    assert max_positions(hf.XLNetConfig()) == 1 << 20, "its max_position_embeddings is -1: no limit"
 
 
 def test_windows_and_the_like_are_found_by_name() -> None:

@@ -15,6 +15,7 @@ from planted import plant
 from draftsmith.infer.models import cached_lm
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.cached_lm import CachedLM, Entries, TreeCache, liked_buckets
+from draftsmith.infer.models.masks import MaskPlan
 
 VOCAB = 61
 KINDS = ["llama", "gemma3", "gpt2"]
@@ -122,10 +123,10 @@ def test_the_context_lies_in_memory_once_whatever_the_tree(models: dict[str, Any
     assert lm.cache.slots < 2 * 400
 
 
-def check_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_chunks(model: Any, plan: MaskPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefill in chunks of 7 leaves the next logits and all hidden states of a fresh pass."""
     monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 7)
-    lm = CachedLM(model, prepare(model))
+    lm = CachedLM(model, plan)
     texts = {row: [(5 * i + 11 * row) % VOCAB for i in range(length)] for row, length in enumerate((30, 3, 14, 15))}
     for row, text in texts.items():
         lm.open(row, len(text) + 2)
@@ -145,7 +146,7 @@ def check_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_prefill_in_chunks_leaves_what_one_pass_leaves(
     models: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_chunks(models[kind], monkeypatch)
+    check_chunks(models[kind], prepare(models[kind]), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,10 @@ def test_a_prefill_in_chunks_leaves_what_one_pass_leaves(
 def test_planted_chunk_that_skips_a_token_is_caught(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
 ) -> None:
+    plan = prepare(models["llama"])
     plant(monkeypatch, CachedLM, "prefill", sound, fault)
     with pytest.raises(AssertionError):
-        check_chunks(models["llama"], monkeypatch)
+        check_chunks(models["llama"], plan, monkeypatch)
 
 
 def check_growth() -> None:
