@@ -42,7 +42,7 @@ def test_a_recipe_runs_and_samples_as_it_says(
     check(tmp_path / "run", name)
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", ["bench_mtbench", pytest.param("bench_humaneval", marks=pytest.mark.slow)])
 def test_a_script_is_the_documented_way_in(folders: Any, rows_file: Any, tmp_path: Path, name: str) -> None:
     command = tmp_path / "bin" / "draftsmith"
     command.parent.mkdir()

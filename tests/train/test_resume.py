@@ -94,6 +94,7 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, ch
     assert not (out / "resume").exists()
 
 
+@pytest.mark.slow
 def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(target_folder, chats, tmp_path, capsys):
     """The run beside it has the same max_steps from its beginning, and nobody kills it."""
     out, beside = tmp_path / "out", tmp_path / "beside"

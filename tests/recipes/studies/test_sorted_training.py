@@ -99,6 +99,7 @@ def test_another_study_is_not_mixed_into_a_folder(study):
         run(only=["sft-3"])
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_as_a_command_of_its_own(target_folder, chats, tmp_path):
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"question_id": 0, "turns": ["go on from 1"]}) + "\n")

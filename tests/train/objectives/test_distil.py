@@ -185,6 +185,7 @@ def command(target, data, out, *more):
     return list(map(str, words))
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_cache_train_to_the_losses_of_one_process(target_folder, chats, tmp_path):
     more = ["--teacher", tmp_path / "teacher", "--max_steps", "6", "--optim.micro_batch_size", "0"]
     one, two = tmp_path / "on-1", tmp_path / "on-2"
@@ -216,6 +217,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(more, told, target_folder, c
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_with_on_policy_answers_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--losses", json.dumps({"forward_kl": 0.5, "sampled": 0.5}), "--on_policy", "0.5"]

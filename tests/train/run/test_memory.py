@@ -63,7 +63,7 @@ def wide_target(chats, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("layers", "rows", "precision"),
-    [(10, 1, "32-true"), (2, 8, "32-true")],
+    [pytest.param(10, 1, "32-true", marks=pytest.mark.slow), (2, 8, "32-true")],
     ids=["weights", "activations"],
 )
 def test_the_estimate_is_within_a_quarter_of_the_peak_of_the_process(

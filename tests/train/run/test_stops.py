@@ -201,7 +201,7 @@ def whole(target_folder, chats, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("group", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["process", "group"])
 def test_sigterm_saves_the_last_step_and_the_run_resumes_to_the_same_losses(
     group, whole, target_folder, chats, tmp_path
 ):
