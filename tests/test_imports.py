@@ -170,6 +170,15 @@ def test_no_module_is_a_drawer():
     assert [path for folder in FOLDERS for path in modules(folder) if path.stem in DRAWERS] == []
 
 
+def test_no_class_name_is_used_twice():
+    places: dict[str, list[str]] = {}
+    for path in (path for folder in FOLDERS for path in modules(folder)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
 def test_every_module_says_what_it_is():
     paths = [path for folder in FOLDERS for path in modules(folder)]
     assert [path for path in paths if not ast.get_docstring(ast.parse(path.read_text()))] == []

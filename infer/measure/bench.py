@@ -50,7 +50,7 @@ Visit = dict[str, list[Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BenchProgress:
     """`questions` that all runners have answered, repeats included, of `total`; the last run's runner and tokens/s.
 
     `seconds_left` assumes that the runs to come take as long as those so far.
@@ -104,7 +104,7 @@ def bench(
     warmup: int = 1,
     repeats: int = 1,
     baseline: str = "plain",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[BenchProgress], None] | None = None,
     clock: Clock = time.perf_counter,
     done: Sequence[Visit] = (),
     on_visit: Callable[[Visit], None] | None = None,
@@ -136,7 +136,7 @@ def bench(
             if progress is not None:
                 left = ((len(visits) - len(done)) * len(order) - runs) * (clock() - began) / runs
                 rate = _tokens_per_s(visit[runner.name])
-                progress(Progress(answered, repeats * len(questions), runner.name, rate, left))
+                progress(BenchProgress(answered, repeats * len(questions), runner.name, rate, left))
         if on_visit is not None:
             on_visit(visit)
         _file(measured, group, visit)

@@ -32,7 +32,7 @@ from draftsmith.train.run.callbacks import AtSteps
 from draftsmith.train.run.config import Machine, Optim, TrainConfig, resolved
 from draftsmith.train.run.data_module import Batches
 from draftsmith.train.run.module import Training
-from draftsmith.train.run.optimisers import Schedule
+from draftsmith.train.run.optimisers import LearningRateSchedule
 from draftsmith.train.run.run import fit
 from draftsmith.train.run.run_record import Metrics, RunRecord
 
@@ -88,7 +88,7 @@ def _mark(tokens: int) -> tuple[int, float, float]:
 
 def _module(model: Any) -> Training:
     draft = ExitStates(copy.deepcopy(model).train(), [model.config.num_hidden_layers])
-    return Training(draft, SFT(), Schedule(1e-5, 10**6), seed=0)
+    return Training(draft, SFT(), LearningRateSchedule(1e-5, 10**6), seed=0)
 
 
 class _Timed:

@@ -17,7 +17,7 @@ import torch
 from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.objectives.objective import LossSums, Objective
-from draftsmith.train.run.optimisers import Schedule, make_optimiser
+from draftsmith.train.run.optimisers import LearningRateSchedule, make_optimiser
 from draftsmith.train.run.stops import diverged
 
 
@@ -28,7 +28,7 @@ class Training(lightning.LightningModule):
         self,
         draft: ExitStates,
         objective: Objective,
-        schedule: Schedule,
+        schedule: LearningRateSchedule,
         *,
         optimiser: str = "adamw",
         weight_decay: float = 0.0,

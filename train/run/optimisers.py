@@ -15,7 +15,7 @@ PROVISIONAL_WARMUP = 100
 
 
 @dataclass(slots=True)
-class Schedule:
+class LearningRateSchedule:
     """Linear warm-up over a share of `max_steps`, then a cosine to `floor` times the peak.
 
     The first `measured` steps do not depend on max_steps, which can be fixed after them.

@@ -31,7 +31,7 @@ from draftsmith.train.run.config import TrainConfig, check_ranges, resolved
 from draftsmith.train.run.data_module import Batches, load_data
 from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
-from draftsmith.train.run.optimisers import Schedule
+from draftsmith.train.run.optimisers import LearningRateSchedule
 from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves, state_step
 from draftsmith.train.run.stops import TERMINATED, Stopped
 from draftsmith.train.run.trainers import final_state, make_trainer
@@ -117,7 +117,7 @@ def _module(objective: Objective, config: TrainConfig, model: Any, exits: list[i
     return Training(
         ExitStates(model, exits),
         objective,
-        Schedule(optim.lr, 0, optim.warmup, optim.floor),
+        LearningRateSchedule(optim.lr, 0, optim.warmup, optim.floor),
         optimiser=optim.name,
         weight_decay=optim.weight_decay,
         betas=(optim.beta1, optim.beta2),

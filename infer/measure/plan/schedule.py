@@ -33,7 +33,7 @@ def loop_lengths(asked: SurveyRequest) -> list[int]:
 
 
 @dataclass(slots=True)
-class Schedule:
+class SurveySchedule:
     """The stages of a survey and the seconds that each should take; prints the time left."""
 
     say: Say

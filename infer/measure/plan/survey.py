@@ -39,7 +39,7 @@ from draftsmith.infer.measure.plan.schedule import (
     TRAINING,
     TRAINING_STEPS,
     Say,
-    Schedule,
+    SurveySchedule,
     loop_lengths,
 )
 from draftsmith.infer.measure.plan.shapes import (
@@ -97,7 +97,7 @@ def survey(
     sizes |= {str(s): size_of(shaped_config(config, s), dtype, device) for s in (*asked.shapes, *asked.estimated)}
     check_room(config, sizes, asked, device)
     found = Survey(asked, {}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
-    schedule = Schedule(say)
+    schedule = SurveySchedule(say)
     _measure(found, config, dtype, device, seconds, schedule)  # its models are freed before training needs memory
     _estimate(found)
     schedule.begin(TRAINING)
@@ -112,7 +112,7 @@ def survey(
 
 
 def _measure(
-    found: Survey, config: Any, dtype: torch.dtype, device: torch.device, seconds: float, schedule: Schedule
+    found: Survey, config: Any, dtype: torch.dtype, device: torch.device, seconds: float, schedule: SurveySchedule
 ) -> None:
     """The passes of the target and of the shapes, and the loop around them."""
     asked = found.asked

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from draftsmith.train.run.muon import orthogonalised
-from draftsmith.train.run.optimisers import Schedule, make_optimiser
+from draftsmith.train.run.optimisers import LearningRateSchedule, make_optimiser
 
 
 def test_the_learning_rate_climbs_to_its_peak_and_falls_to_its_floor():
-    schedule = Schedule(peak=2.0, max_steps=100, warmup=0.1, floor=0.1)
+    schedule = LearningRateSchedule(peak=2.0, max_steps=100, warmup=0.1, floor=0.1)
     rates = [schedule.lr(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == rates[9] == rates[10] == 2.0
@@ -18,8 +18,8 @@ def test_the_learning_rate_climbs_to_its_peak_and_falls_to_its_floor():
 
 
 def test_the_first_steps_of_a_run_by_the_clock_do_not_depend_on_its_length():
-    unknown = Schedule(1.0, max_steps=10**9, measured=8)
-    known = Schedule(1.0, max_steps=50, measured=8)
+    unknown = LearningRateSchedule(1.0, max_steps=10**9, measured=8)
+    known = LearningRateSchedule(1.0, max_steps=50, measured=8)
     assert [unknown.lr(step) for step in range(8)] == [known.lr(step) for step in range(8)]
     assert unknown.lr(20) != known.lr(20)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from draftsmith.infer.costs.pass_costs import PassCost
-from draftsmith.infer.measure.plan.schedule import LOOP, TARGET, TRAINING, Schedule
+from draftsmith.infer.measure.plan.schedule import LOOP, TARGET, TRAINING, SurveySchedule
 from draftsmith.infer.measure.plan.shapes import CandidateShape, Size, SurveyRequest
 
 SHAPES = [CandidateShape(1, 64), CandidateShape(4, 64)]
@@ -23,7 +23,7 @@ class Said:
 
     def __init__(self, seconds=1e4):
         self.lines, self.now = [], 0.0
-        self.schedule = Schedule(self, clock=lambda: self.now)
+        self.schedule = SurveySchedule(self, clock=lambda: self.now)
         self.schedule.plan(ASKED, SIZES, COST, [1, 2, 5], seconds)
 
     def __call__(self, line, last=False):
