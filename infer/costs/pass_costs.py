@@ -33,7 +33,7 @@ def padded(tokens: int, buckets: Sequence[int]) -> int:
 class PassCost:
     """Seconds of one kind of pass: `seconds[i]` for `tokens[i]` (ascending), and what the context adds.
 
-    `buckets`: the padded numbers of tokens per row (see `liked_buckets` in infer/models/cached_lm.py).
+    `buckets`: the padded numbers of tokens per row (see `measured_buckets` in infer/models/pass_timer.py).
     """
 
     tokens: Sequence[int]

@@ -25,9 +25,9 @@ from draftsmith.infer.costs.calibration import Calibration, given_calibration, g
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow, worth_reading
-from draftsmith.infer.models.cached_lm import Entries
 from draftsmith.infer.models.load import check_same_tokenizer, load_model
 from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.runner.entries import Entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,7 +174,7 @@ class LMDrafter:
         fitting = [row for row in rows if len(row.ids) < self.max_positions]
         nodes = self.limits.nodes
         for row in fitting:
-            self.lm.open(row, min(len(row.ids) + row.left + nodes + 2, self.max_positions + nodes))
+            self.lm.open(row, len(row.ids) + nodes)
         self._forward.prefill(fitting, [row.ids[:-1] for row in fitting])
 
     def close(self, rows: Sequence[Row]) -> None:
@@ -200,6 +200,8 @@ class LMDrafter:
         return drafts
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        ended: list[Row] = []
+        paths: list[list[int]] = []
         for row, verdict in zip(rows, verdicts):
             state = self._rows[row]
             if not self.lm.has(row) or not self.lm.uncommitted(row):
@@ -209,7 +211,9 @@ class LMDrafter:
                 if node not in state.entry_of:
                     break
                 kept.append(state.entry_of[node])
-            self.lm.commit(row, kept)
+            ended.append(row)
+            paths.append(kept)
+        self.lm.commit(ended, paths)
         if self.policy is not None:
             nodes = max(len(self._rows[row].draft) for row in rows)
             self.policy.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))

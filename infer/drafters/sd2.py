@@ -1,7 +1,7 @@
 """SD2: a sorted draft that is run only as deep as each node is worth (S2D, arXiv 2407.01955).
 
 One model with several exits; `selection` chooses the exit of each node from the distribution at that exit, before
-anything is drawn from it (exit_choice.py). Skipped layers are computed when a deeper node needs them (exit_lm.py). One
+anything is drawn from it (exit_choice.py). Skipped layers are computed when a deeper node needs them (the runner). One
 checkpoint serves several targets of one tokenizer: it keeps one calibration per target beside it.
 
 Legend: N nodes, Q queries, V vocabulary, D hidden.
@@ -23,8 +23,8 @@ from draftsmith.infer.costs.policy import PlannedPass, Policy
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Threshold
 from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import Entries, weight_bytes
-from draftsmith.infer.models.exit_lm import ExitLM
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner, weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def SD2(
     found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
     choice = _choice(selection, exit, thresholds, len(found), top_k)
-    lm = ExitLM(draft.model, found, prepare(draft.model), eager=eager)
+    lm = ModelRunner(draft.model, prepare(draft.model), exits=found, eager=eager)
     forward = ExitForward(lm, choice, list(sources.values()), draft.origin)
     return LMDrafter(NAME, draft, forward, limits, sources, calibration, costs)
 
@@ -101,7 +101,7 @@ class ExitForward:
     """Runs each node as deep as `choice` says; nodes that go on from an exit share a pass. `names`: of the blocks'
     passes, in measured costs."""
 
-    def __init__(self, lm: ExitLM, choice: ExitChoice, names: Sequence[str], origin: str) -> None:
+    def __init__(self, lm: ModelRunner, choice: ExitChoice, names: Sequence[str], origin: str) -> None:
         self.lm = lm
         self.choice = choice
         self.names = names
@@ -126,7 +126,7 @@ class ExitForward:
         return self.policy
 
     def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None:
-        self.lm.prefill(rows, tokens, self.blocks)
+        self.lm.prefill(rows, tokens, blocks=self.blocks)
 
     def read(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int) -> DraftOutput:
         reached = self._enter(rows, entries, reaches)
@@ -201,7 +201,7 @@ class ExitForward:
         return {name: ExitPassTimer(self.lm, block) for block, name in enumerate(self.names)}
 
 
-def assumed_costs(lm: ExitLM, names: Sequence[str], target: Target) -> Costs:
+def assumed_costs(lm: ModelRunner, names: Sequence[str], target: Target) -> Costs:
     """Costs in proportion to the weights that a pass reads; only their ratios matter."""
     whole = float(sum(lm.block_bytes) + lm.head_bytes)
     read = {"target": ASSUMED_TARGET * whole if target.model is None else float(weight_bytes(target.model))}

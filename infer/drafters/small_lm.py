@@ -1,6 +1,6 @@
 """A small language model of the target's vocabulary as drafter: chains, top-k trees, sampled chains and trees.
 
-Legend: B rows, Q queries, V vocabulary.
+Legend: V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import PlannedPass, Policy
 from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 NAME = "small"
 
@@ -63,7 +62,7 @@ class WholeForward:
     """Runs every node through the whole model."""
 
     def __init__(self, model: Any) -> None:
-        self.lm = CachedLM(model, prepare(model))
+        self.lm = ModelRunner(model, prepare(model))
         self.policy: Policy | None = None
 
     def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
@@ -77,12 +76,8 @@ class WholeForward:
         if self.policy is not None:
             work = PlannedPass(len(rows), max(len(entry.tokens) for entry in entries))
             self.policy.charge(self.policy.seconds(NAME, work))
-        logits_BQV, _ = self.lm.forward(rows, entries)
-        parts = []
-        for b, (entry, nodes) in enumerate(zip(entries, reaches)):
-            end = len(entry.tokens)
-            parts.append(logits_BQV[b, end - len(nodes) : end, :vocab_size])
-        return DraftOutput(torch.cat(parts) if len(parts) > 1 else parts[0])
+        output = self.lm.forward(rows, entries, wanted=[len(nodes) for nodes in reaches])
+        return DraftOutput(output.logits_NV[:, :vocab_size])
 
     def pass_timers(self) -> dict[str, PassTimer]:
         from draftsmith.infer.models.pass_timer import CachedPassTimer

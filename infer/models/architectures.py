@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from draftsmith.infer.models.masks import MaskPlan
 from draftsmith.infer.models.probe import check_neighbours, probed_plan
+from draftsmith.infer.models.runner.masks import MaskPlan
 
 ALIBI = {"bloom", "mpt"}
 STATE_SPACE = {

@@ -2,7 +2,7 @@
 
 The newest token of a row is always pending: it enters the cache with the next step's tree.
 
-Legend: B rows, Q queries, V vocabulary, T positions, D hidden.
+Legend: B rows, N queries of a pass, V vocabulary, T positions, D hidden.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Rows with more pending tokens are prefilled first.
-PENDING_AT_ONCE = 16
 # Of the fingerprint: weights sampled evenly per parameter, so that a large model takes a moment, and the parts of the
 # config that shapes do not show.
 SAMPLED_WEIGHTS = 64
@@ -40,18 +39,18 @@ CONFIG_KEYS = (
 
 @dataclass(slots=True)
 class HFScores:
-    """The logits of one pass: those of row b's prefix at query `roots[b]`, those of its nodes behind it."""
+    """The logits of one pass: those of row b's prefix at `roots[b]`, those of its nodes behind it."""
 
-    logits_BQV: torch.Tensor
+    logits_NV: torch.Tensor
     rows: Sequence[Row]
     drafts: Sequence[Draft]
     roots: list[int]
-    choices_BQ: list[list[int]] | None
+    choices_N: list[int] | None
 
     def distribution(self, index: int) -> NodeDistribution:
         root, end = self.roots[index], self.roots[index] + 1 + len(self.drafts[index])
-        choices_N = self.choices_BQ[index][root:end] if self.choices_BQ is not None else None
-        return NodeDistribution(self.logits_BQV[index, root:end], self.rows[index], self.drafts[index], choices_N)
+        choices = self.choices_N[root:end] if self.choices_N is not None else None
+        return NodeDistribution(self.logits_NV[root:end], self.rows[index], self.drafts[index], choices)
 
 
 class HFTarget:
@@ -64,13 +63,12 @@ class HFTarget:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.lm = CachedLM(model, prepare(model), buckets)
+        self.lm = ModelRunner(model, prepare(model), buckets or ())
         self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.num_layers = int(model.config.get_text_config().num_hidden_layers)
         self.max_positions = max_positions(model.config.get_text_config())
         self._features: dict[Row, tuple[str, ...]] = {}
-        self._states: dict[Row, list[tuple[torch.Tensor, ...]]] = {}
+        self._states: dict[Row, dict[str, torch.Tensor]] = {}
         self._pending: dict[Row, int] = {}
 
     @property
@@ -132,65 +130,58 @@ class HFTarget:
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         for row in rows:
             self._check(row)
-            for name in features:
-                self._layer(name)
+        for name in features:
+            self.lm.taps.check(name)
         for row in rows:
-            self.lm.open(row, min(len(row.ids) + row.left + 1, self.max_positions) + 64)
+            self.lm.open(row, len(row.ids))
             self._features[row] = tuple(features)
-            self._states[row] = []
-        states = self.lm.prefill(rows, [row.ids[:-1] for row in rows], hidden=bool(features))
-        return [self._feedback(row, 0, chunks) for row, chunks in zip(rows, states)]
+        states = self.lm.prefill(rows, [row.ids[:-1] for row in rows], features)
+        return [Feedback(0, own) for own in states]
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.lm.close(row)
-            del self._features[row], self._states[row]
+            del self._features[row]
+            self._states.pop(row, None)
             self._pending.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
-        hidden = any(self._features[row] for row in rows)
-        late = [row for row in rows if len(row.ids) - self.lm.length(row) > PENDING_AT_ONCE]
-        if late:
-            chunks = self.lm.prefill(late, [row.ids[self.lm.length(row) : -1] for row in late], hidden)
-            if hidden:
-                self._states.update(zip(late, chunks))
-        entries, roots = [], []
+        names = list(dict.fromkeys(name for row in rows for name in self._features[row]))
+        entries, roots, at = [], [], 0
         for row, draft in zip(rows, drafts):
             pending = row.ids[self.lm.length(row) :]
             last = len(pending) - 1
             parents = [*range(-1, last), *(last if parent == ROOT else last + 1 + parent for parent in draft.parents)]
             entries.append(Entries(pending + draft.tokens, parents))
-            roots.append(last)
+            roots.append(at)
+            at += 1 + len(draft)
             self._pending[row] = len(pending)
-        logits_BQV, layers = self.lm.forward(rows, entries, hidden=hidden)
-        if hidden:
-            for b, row in enumerate(rows):
-                self._states[row].append(tuple(layer[b] for layer in layers))
-        return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows))
+        output = self.lm.forward(rows, entries, names, [1 + len(draft) for draft in drafts])
+        counts = [len(entry.tokens) for entry in entries]
+        for name in names:
+            for row, states_ND in zip(rows, output.taps[name].split(counts)):
+                self._states.setdefault(row, {})[name] = states_ND
+        return HFScores(output.logits_NV, rows, drafts, roots, self._choices(output.logits_NV, rows))
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
-        feedback = []
+        feedback, kept = [], []
         for row, verdict in zip(rows, verdicts):
             pending = self._pending[row]
-            kept = [*range(pending), *(pending + node for node in verdict.kept_path)]
-            start = self.lm.length(row)
-            self.lm.commit(row, kept)
-            chunks = self._states[row]
-            if chunks:
-                where = torch.tensor(kept, device=self.lm.device)
-                chunks[-1] = tuple(layer[where] for layer in chunks[-1])
-                start -= sum(chunk[0].shape[0] for chunk in chunks[:-1])
-            feedback.append(self._feedback(row, start, chunks))
-            self._states[row] = []
+            path = [*range(pending), *(pending + node for node in verdict.kept_path)]
+            kept.append(path)
+            where = torch.tensor(path, device=self.lm.device)
+            found = {name: states_ND[where] for name, states_ND in self._states.pop(row, {}).items()}
+            feedback.append(Feedback(self.lm.length(row), found))
+        self.lm.commit(rows, kept)
         return feedback
 
-    def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row]) -> list[list[int]] | None:
+    def _choices(self, logits_NV: torch.Tensor, rows: Sequence[Row]) -> list[int] | None:
         """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates
         NaN), which is an error only at nodes that the rule visits."""
         if not any(row.settings.greedy for row in rows):
             return None
-        best_BQ, choice_BQ = logits_BQV.max(-1)
-        choices: list[list[int]] = choice_BQ.masked_fill(~torch.isfinite(best_BQ), -1).tolist()
+        best_N, choice_N = logits_NV.max(-1)
+        choices: list[int] = choice_N.masked_fill(~torch.isfinite(best_N), -1).tolist()
         return choices
 
     def _check(self, row: Row) -> None:
@@ -200,18 +191,3 @@ class HFTarget:
             )
         if not 0 <= min(row.ids) <= max(row.ids) < self.vocab_size:
             raise ValueError(f"prompt {row.key} has a token id outside the target's vocabulary of {self.vocab_size}")
-
-    def _layer(self, name: str) -> int:
-        """The index of a named feature in transformers' hidden states; `last` is after the final norm."""
-        if name == "last":
-            return -1
-        kind, _, number = name.partition(":")
-        if kind == "layer" and number.isdigit() and int(number) < self.num_layers:
-            return int(number)
-        raise ValueError(f"unknown feature {name!r}: use 'last', or 'layer:k' for the state before layer k")
-
-    def _feedback(self, row: Row, start: int, chunks: list[tuple[torch.Tensor, ...]]) -> Feedback:
-        names = self._features[row]
-        if not names or not chunks:
-            return Feedback(start)
-        return Feedback(start, {name: torch.cat([chunk[self._layer(name)] for chunk in chunks]) for name in names})

@@ -1,4 +1,4 @@
-"""Timers for the passes of cached models: the PassTimer of infer/costs/timing.py for CachedLM and ExitLM."""
+"""Timers for the passes of cached models: the PassTimer of infer/costs/timing.py for a ModelRunner."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from statistics import median
 import torch
 
 from draftsmith.infer.costs.timing import SPARE
-from draftsmith.infer.models.cached_lm import CachedLM, Entries
-from draftsmith.infer.models.exit_lm import ExitLM
 from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 
 class TimedRows:
     """The rows that a timer holds in a model's cache, all with the same context length."""
 
-    def __init__(self, lm: CachedLM | ExitLM) -> None:
+    def __init__(self, lm: ModelRunner) -> None:
         self.lm = lm
         self.rows: list[object] = []
 
     def open(self, rows: int, context: int) -> None:
         self.close()
         self.rows = [object() for _ in range(rows)]
-        self.lm.cache.reserve(rows, context + SPARE)  # at once: growing row by row copies all rows for each
         for row in self.rows:
             self.lm.open(row, context + SPARE)
+        self.lm.place(self.rows, context)
 
     def entries(self, tokens: int) -> list[Entries]:
         return [Entries.chain([0] * tokens) for _ in self.rows]
@@ -33,8 +33,7 @@ class TimedRows:
     def finish(self, logits: torch.Tensor) -> None:
         """End a pass as greedy decoding does, reading the choices, and commit nothing."""
         logits.argmax(-1).tolist()
-        for row in self.rows:
-            self.lm.commit(row, [])
+        self.lm.drop(self.rows)
 
     def close(self) -> None:
         for row in reversed(self.rows):
@@ -45,7 +44,7 @@ class TimedRows:
 class CachedPassTimer:
     """Times the passes of a target or a draft model."""
 
-    def __init__(self, lm: CachedLM) -> None:
+    def __init__(self, lm: ModelRunner) -> None:
         self.lm = lm
         self.buckets, self.device = lm.buckets, lm.device
         self.max_positions = max_positions(lm.model.config.get_text_config())
@@ -54,13 +53,9 @@ class CachedPassTimer:
 
     def place(self, rows: int, context: int) -> None:
         self._timed.open(rows, context)
-        for row in self._timed.rows:
-            # Committed without a pass: what the cache holds does not affect its speed.
-            self.lm.commit(row, list(range(context)))
 
     def run(self, tokens: int) -> None:
-        logits_BQV, _ = self.lm.forward(self._timed.rows, self._timed.entries(tokens))
-        self._timed.finish(logits_BQV)
+        self._timed.finish(self.lm.forward(self._timed.rows, self._timed.entries(tokens)).logits_NV)
 
     def around(self, rows: int, tokens: int, context: int, tries: int = 9) -> float:
         """Seconds of a pass outside the model itself: masks before it, choices after it."""
@@ -77,7 +72,7 @@ class CachedPassTimer:
 class ExitPassTimer:
     """Times the passes of one block of a sorted draft over new entries, and of the head that reads its exit."""
 
-    def __init__(self, lm: ExitLM, block: int) -> None:
+    def __init__(self, lm: ModelRunner, block: int) -> None:
         self.lm = lm
         self.block = block
         self.buckets, self.device = lm.buckets, lm.device
@@ -88,9 +83,8 @@ class ExitPassTimer:
     def place(self, rows: int, context: int) -> None:
         self._timed.open(rows, context)
         # One token through every block allocates all buffers.
-        self.lm.prefill(self._timed.rows, [[0]] * rows, len(self.lm.exits))
-        for row in self._timed.rows:
-            self.lm.place(row, context)
+        self.lm.prefill(self._timed.rows, [[0]] * rows, blocks=len(self.lm.exits))
+        self.lm.place(self._timed.rows, context)
 
     def run(self, tokens: int) -> None:
         rows = self._timed.rows

@@ -18,13 +18,15 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from draftsmith.infer.models.cached_lm import CachedLM, Entries
-from draftsmith.infer.models.masks import MaskPlan
 from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.masks import MaskPlan
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.infer.models.twin import VOCAB, tiny_twin, window_attributes
 
 # Largest difference in standard deviations of the logits. A float32 twin's is about 1e-6 if the masks are right, above
@@ -85,7 +87,8 @@ def candidate_plans(config: Any) -> list[MaskPlan]:
         for size in sizes if near else [None]:
             plans.append(MaskPlan({kind: size if kind in near else None for kind in kinds}, by_kind=True))
     plans += [MaskPlan({"sliding_attention": size}) for size in sizes]
-    return [*plans, MaskPlan()]
+    plans.append(MaskPlan())
+    return [*plans, *(replace(plan, packed=False) for plan in plans)]
 
 
 @torch.inference_mode()
@@ -98,7 +101,7 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
     contexts = _shortened(contexts, limit + 1 - DEPTH * rounds)
     texts = [_tokens(model, length, 11 * row) for row, length in enumerate(contexts)]
     rows = list(range(len(texts)))
-    lm = CachedLM(model, plan)
+    lm = ModelRunner(model, plan)
     for row in rows:
         lm.open(row, len(texts[row]) + 8 * rounds)
     lm.prefill(rows, [text[:-1] for text in texts])
@@ -108,7 +111,8 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
         entries = [
             Entries([texts[row][-1], *drafted[row]], [-1, *(parent + 1 for parent in TREES[row])]) for row in rows
         ]
-        logits_BQV, _ = lm.forward(rows, entries)
+        counts = [len(entry.tokens) for entry in entries]
+        logits = lm.forward(rows, entries).logits_NV.split(counts)
         for row in rows:
             parents = TREES[row]
             for leaf in sorted(set(range(len(parents))) - set(parents)):
@@ -116,9 +120,9 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
                 ids = [*texts[row], *(drafted[row][node] for node in path)]
                 alone_TV = model(torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
                 for node, alone_V in zip([0, *(node + 1 for node in path)], alone_TV[len(texts[row]) - 1 :]):
-                    errors.append(_difference(logits_BQV[row, node], alone_V))
+                    errors.append(_difference(logits[row][node], alone_V))
             kept = _path(parents, len(parents) - 1)
-            lm.commit(row, [0, *(node + 1 for node in kept)])
+            lm.commit([row], [[0, *(node + 1 for node in kept)]])
             texts[row] += [*(drafted[row][node] for node in kept), *_tokens(model, 1, 3 * row + number)]
     return errors
 

@@ -100,12 +100,13 @@ def test_filling_lazily_gives_what_filling_eagerly_gives(target_model: Any, draf
             for row, verdict in zip(some, verdicts):
                 row.ids.extend(verdict.committed)
             drafter.observe(some, verdicts, [])
-            behind += sum(drafter.lm._slots[row].filled[2] < drafter.lm.length(row) for row in some)
+            behind += sum(drafter.lm._rows[row].filled[2] < drafter.lm.length(row) for row in some)
         lm = drafter.lm
         for b, row in enumerate(some):
             for layer, block in enumerate((0, 1, 2, 2)):
-                seen = lm._slots[row].filled[block]
-                caches[eager, b, layer] = [kept[layer][b, :seen].clone() for kept in (lm.cache.keys, lm.cache.values)]
+                held = lm._rows[row]
+                seen = slice(held.own.start, held.own.start + held.filled[block])
+                caches[eager, b, layer] = [kept[layer][:, seen].clone() for kept in (lm.cache.keys, lm.cache.values)]
     assert behind, "something was left out"
     assert made[False] == made[True]
     assert {exit for step in made[False] for _, _, exits in step for _, exit in exits} == {1, 2, 4}

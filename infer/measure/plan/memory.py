@@ -10,9 +10,9 @@ import torch
 
 from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.measure.plan.shapes import Size, SurveyRequest
-from draftsmith.infer.models.cached_lm import GROWTH
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.prepack import total_memory
+from draftsmith.infer.models.runner.arena import SPARE_SHARE, SPARE_SLOTS
 
 
 def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device: torch.device) -> None:
@@ -49,13 +49,8 @@ class Needed:
 def needed_bytes(sizes: dict[str, Size], asked: SurveyRequest) -> Needed:
     """What the survey holds at its peak: the target, and beside it one draft at a time."""
     target, drafts = sizes["target"], [sizes[str(shape)] for shape in asked.shapes]
-    slots = 0
-    # A timed row opens with SPARE slots behind its context; a cache that is too small grows by GROWTH or more.
-    for wanted in (
-        *(context + SPARE for context in sorted(asked.contexts)),
-        max(asked.contexts) + max(asked.nodes) + 1,
-    ):
-        slots = max(wanted, slots + GROWTH) if wanted > slots else slots
+    held = max(max(asked.contexts) + SPARE, max(asked.contexts) + max(asked.nodes) + 1)
+    slots = held + held // SPARE_SHARE + SPARE_SLOTS
     weights = target.held_bytes + max(draft.held_bytes for draft in drafts)
     tokens = max(asked.batch_sizes) * slots
     return Needed(weights, tokens * (target.token_bytes + max(draft.token_bytes for draft in drafts)))

@@ -76,14 +76,15 @@ class Broken:
         target = HFTarget(model)
         forward = target.lm.forward
 
-        def breaking(rows: Any, entries: Any, **kwargs: Any) -> Any:
-            logits_BQV, states = forward(rows, entries, **kwargs)
-            for b, entry in enumerate(entries):
-                for q, one in enumerate(entry.tokens):
-                    if one == token and not kwargs.get("last_only"):
-                        logits_BQV = logits_BQV.clone()
-                        logits_BQV[b, q] = value
-            return logits_BQV, states
+        def breaking(rows: Any, entries: Any, *args: Any, **kwargs: Any) -> Any:
+            output = forward(rows, entries, *args, **kwargs)
+            wanted = args[1] if len(args) > 1 else kwargs.get("wanted")
+            shown = [entry.tokens[len(entry.tokens) - count :] for entry, count in zip(entries, wanted)]
+            for at, one in enumerate(one for tokens in shown for one in tokens):
+                if one == token:
+                    output.logits_NV = output.logits_NV.clone()
+                    output.logits_NV[at] = value
+            return output
 
         target.lm.forward = breaking  # type: ignore[method-assign]
         self.target = target

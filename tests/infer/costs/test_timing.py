@@ -21,8 +21,9 @@ from draftsmith.infer.costs.timing import (
     non_negative_fit,
 )
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import CachedLM, Entries
 from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 TRUTH = PassCost([1, 4, 16, 64], [1.0, 1.2, 2.0, 7.0], per_seen=1e-4, per_pair=1e-5)
 ROWS, TOKENS, CONTEXTS = (1, 4), (1, 4, 16), (0, 100, 1000)
@@ -158,7 +159,7 @@ def test_a_column_of_zeros_gets_nothing():
 @pytest.fixture
 def lm(make_model):
     model = make_model("llama", torch.float32)
-    return CachedLM(model, prepare(model))
+    return ModelRunner(model, prepare(model))
 
 
 def test_a_timer_stands_behind_its_context_without_computing_it_and_commits_nothing(lm):
@@ -170,9 +171,8 @@ def test_a_timer_stands_behind_its_context_without_computing_it_and_commits_noth
     for _ in range(2):
         timer.run(5)
         given = seen.pop()
-        assert given["input_ids"].shape == (3, 5)
-        assert given["position_ids"].tolist() == [[40, 41, 42, 43, 44]] * 3
-        assert given["attention_mask"].shape == (3, 1, 5, 45)
+        assert given["input_ids"].shape == (1, 15)
+        assert given["position_ids"].tolist() == [[40, 41, 42, 43, 44] * 3]
     timer.place(1, 7)
     timer.run(2)
     assert seen.pop()["position_ids"].tolist() == [[7, 8]]
@@ -181,13 +181,17 @@ def test_a_timer_stands_behind_its_context_without_computing_it_and_commits_noth
 def test_a_timer_leaves_the_rows_of_others_as_they_were(lm):
     lm.open("mine", 32)
     lm.prefill(["mine"], [[5, 6, 7, 8]])
-    kept = lm.cache.keys[0][0, :4].clone()
+
+    def stored():
+        return lm.cache.keys[0][:, lm._rows["mine"].own.start :][:, :4].clone()
+
+    kept = stored()
     timer = CachedPassTimer(lm)
     timer.place(2, 10)
     timer.run(3)
     timer.close()
     assert lm.length("mine") == 4
-    torch.testing.assert_close(lm.cache.keys[0][0, :4], kept)
+    torch.testing.assert_close(stored(), kept)
     lm.forward(["mine"], [Entries.chain([9])])
 
 
@@ -195,7 +199,7 @@ def test_a_wide_deep_model_takes_longer_than_a_small_one(make_model):
     small = make_model("llama", torch.float32)
     large = make_model("llama", torch.float32, hidden_size=256, intermediate_size=1024, num_hidden_layers=8)
     jobs = {
-        name: (CachedPassTimer(CachedLM(model, prepare(model))), grid([1], [1, 8], [32]))
+        name: (CachedPassTimer(ModelRunner(model, prepare(model))), grid([1], [1, 8], [32]))
         for name, model in (("small", small), ("large", large))
     }
     points = measure_together(jobs)
@@ -214,7 +218,7 @@ def test_costs_say_whose_they_are():
 def test_a_pass_on_a_gpu_is_timed_to_its_end(make_model):
     """Kernels are only queued by a call: unsynchronised, a pass of 512 tokens would seem as quick as one of 1."""
     model = make_model("llama", torch.bfloat16, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4)
-    timer = CachedPassTimer(CachedLM(model.cuda(), prepare(model)))
+    timer = CachedPassTimer(ModelRunner(model.cuda(), prepare(model)))
     points = measure(timer, [8], [1, 256], [64])
     assert points[1].seconds > 1.5 * points[0].seconds
 

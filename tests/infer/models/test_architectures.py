@@ -10,10 +10,10 @@ import transformers as hf
 
 from draftsmith.infer.models import probe
 from draftsmith.infer.models.architectures import prepare, refusal
-from draftsmith.infer.models.cached_lm import CachedLM
-from draftsmith.infer.models.masks import MaskPlan
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.probe import TWIN_TOLERANCE, check_neighbours, probed_plan, tree_errors
+from draftsmith.infer.models.runner.masks import MaskPlan
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.infer.models.twin import random_model, tiny_config, window_attributes
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -144,13 +144,14 @@ def test_logits_that_are_no_numbers_are_left_to_the_step(make_model: Any, value:
 def test_only_a_tree_whose_logits_are_no_numbers_is_refused(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llama", torch.float32)
     plan = prepare(model)
-    forward = CachedLM.forward
+    forward = ModelRunner.forward
 
     def broken(*args: Any, **kwargs: Any) -> Any:
-        logits_BQV, states = forward(*args, **kwargs)
-        return logits_BQV * float("nan"), states
+        output = forward(*args, **kwargs)
+        output.logits_NV = output.logits_NV * float("nan")
+        return output
 
-    monkeypatch.setattr(CachedLM, "forward", broken)
+    monkeypatch.setattr(ModelRunner, "forward", broken)
     with pytest.raises(ValueError, match="depend on the other tokens in the same pass"):
         check_neighbours(model, plan)
 

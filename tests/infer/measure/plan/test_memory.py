@@ -11,8 +11,9 @@ from draftsmith.infer.measure.plan.memory import check_room, needed_bytes
 from draftsmith.infer.measure.plan.shapes import CandidateShape, SurveyRequest, random_model, shaped_config, size_of
 from draftsmith.infer.models import prepack
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import CachedLM
 from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.runner.arena import SCRATCH
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 CPU, GIB = torch.device("cpu"), 2**30
 SHAPES = [CandidateShape(1, 4096), CandidateShape(5, 4096)]
@@ -91,13 +92,14 @@ def test_the_bytes_of_real_models_are_those_counted(make_model, contexts, nodes)
     for name, made in (("target", config), (str(shape), shaped_config(config, shape))):
         sizes[name] = size_of(made, torch.bfloat16, CPU)
         model = random_model(made, torch.bfloat16, CPU)
-        lm = CachedLM(model, prepare(model))
+        lm = ModelRunner(model, prepare(model))
         passes = grid(asked.batch_sizes, [1, *(count + 1 for count in asked.nodes)], asked.contexts)
         measure_together({"": (CachedPassTimer(lm), passes)})
         packed = [one.forward.packed for one in model.modules() if hasattr(one.forward, "packed")]
         assert bool(packed) == prepack.can_prepack(model)
         weights = sum(parameter.nbytes for parameter in model.parameters())
-        held += weights + sum(copy.nbytes for copy in packed) + lm.cache.nbytes()
+        slot_bytes = lm.cache.nbytes() // lm.cache.size
+        held += weights + sum(copy.nbytes for copy in packed) + (lm.cache.largest - SCRATCH) * slot_bytes
     assert needed_bytes(sizes, asked).total == held
 
 

@@ -22,8 +22,8 @@ from draftsmith.infer.measure.plan.shapes import (
     size_of,
 )
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import CachedLM
 from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
@@ -44,11 +44,11 @@ def test_a_shape_of_every_family_runs_and_weighs_what_was_counted(make_model, fa
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert size.layers == model.config.num_hidden_layers == int(text.split("x")[0])
     assert model.get_input_embeddings().weight.shape == (config.vocab_size, int(text.split("x")[1]))
-    lm = CachedLM(model, prepare(model))
+    lm = ModelRunner(model, prepare(model))
     timer = CachedPassTimer(lm)
     timer.place(2, 20)
     timer.run(3)
-    held = sum(t[:1, :1].nbytes for buffers in (lm.cache.keys, lm.cache.values) for t in buffers)
+    held = sum(t[:, :1].nbytes for buffers in (lm.cache.keys, lm.cache.values) for t in buffers)
     assert size.token_bytes == held
     assert size.read_bytes == lm.weight_bytes
 

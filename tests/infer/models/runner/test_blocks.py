@@ -11,9 +11,10 @@ import torch
 from planted import plant
 
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.cached_lm import Entries, TreeCache
-from draftsmith.infer.models.exit_lm import ExitLM
 from draftsmith.infer.models.layers import first_layers
+from draftsmith.infer.models.runner.arena import Arena
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 KINDS = ["llama", "mistral", "gemma2", "gemma3", "qwen3", "phi3", "mixtral", "gpt_neox", "gpt2", "opt"]
 EXITS = [1, 3, 4]
@@ -43,7 +44,7 @@ def test_every_exit_says_what_the_cut_model_says(model: Any, seed: int) -> None:
     # Norms of some families work in float32 whatever the dtype.
     tolerance = 2e-6 if "gemma" in model.config.model_type else 1e-12
     rng = random.Random(seed)
-    lm = ExitLM(model, EXITS, prepare(model))
+    lm = ModelRunner(model, prepare(model), exits=EXITS)
     texts = {name: [rng.randrange(3, 61) for _ in range(length)] for name, length in (("a", 23), ("b", 6), ("c", 41))}
     for name in texts:
         lm.open(name, 64)
@@ -69,7 +70,7 @@ def test_every_exit_says_what_the_cut_model_says(model: Any, seed: int) -> None:
                 entries.append(Entries(tokens, parents))
             lm.enter(rows, entries)
         for block in range(1, len(EXITS)):
-            ready = {row: [e for e, seen in enumerate(lm._slots[row].passed) if seen == block] for row in rows}
+            ready = {row: [e for e, seen in enumerate(lm._rows[row].passed) if seen == block] for row in rows}
             some = [row for row in rows if ready[row] and rng.random() < 0.7]
             if not some:
                 break
@@ -86,7 +87,7 @@ def test_every_exit_says_what_the_cut_model_says(model: Any, seed: int) -> None:
             path = paths[row][leaf]
             committed = lm.length(row)
             kept = [paths[row].index(path[: committed + 1 + i]) for i in range(len(path) - committed)]
-            lm.commit(row, kept)
+            lm.commit([row], [kept])
             texts[row] = [*path, rng.randrange(3, 61)]
     assert checked[3]
     assert checked[4]
@@ -94,7 +95,7 @@ def test_every_exit_says_what_the_cut_model_says(model: Any, seed: int) -> None:
 
 def test_rows_that_leave_hand_their_place_on(make_model: Any) -> None:
     model = make_model("llama", num_hidden_layers=4)
-    lm = ExitLM(model, EXITS, prepare(model))
+    lm = ModelRunner(model, prepare(model), exits=EXITS)
     for name, text in (("a", [5, 6, 7]), ("b", [9, 10, 11, 12])):
         lm.open(name, 32)
         lm.prefill([name], [text], blocks=1)
@@ -106,45 +107,48 @@ def test_rows_that_leave_hand_their_place_on(make_model: Any) -> None:
     torch.testing.assert_close(lm.logits(states)[0], theirs, rtol=0, atol=1e-12)
 
 
-def check_growth(model: Any) -> None:
-    """States that a shallow exit left are what a deeper one needs, after the cache has grown in rows and slots too."""
-    lm = ExitLM(model, EXITS, prepare(model))
+def check_moves(model: Any) -> None:
+    """States that a shallow exit left are what a deeper one needs, after their region has moved too."""
+    lm = ModelRunner(model, prepare(model), exits=EXITS)
     lm.open("a", 8)
-    lm.prefill(["a"], [[5, 6, 7]], blocks=1)
+    lm.open("b", 8)
+    lm.prefill(["b", "a"], [[8, 9], [5, 6, 7]], blocks=1)
     lm.enter(["a"], [Entries([13, 14], [-1, 0])])
-    slots = lm.cache.slots
-    for number in range(3):
-        lm.open(number, slots + 100 * number)
-    lm.prefill([0], [[9] * 40], blocks=2)
-    assert lm.cache.slots > slots
+    moved, start = lm.cache.moved, lm._rows["a"].own.start
+    lm.prefill(["b"], [[9] * 90], blocks=2)
+    lm.close("b")
+    lm.open("c", 400)
+    lm.prefill(["c"], [[9] * 400], blocks=2)
+    assert lm.cache.moved > moved
+    assert lm._rows["a"].own.start != start
     (states,) = lm.deepen(["a"], 1, [[1]])
     with torch.inference_mode():
         theirs = lone_logits(model, [5, 6, 7, 13, 14], 3)
     torch.testing.assert_close(lm.logits(states)[0], theirs, rtol=0, atol=1e-12)
 
 
-def test_states_outlive_the_growth_of_the_cache(make_model: Any) -> None:
-    check_growth(make_model("llama", num_hidden_layers=4))
+def test_states_outlive_the_moves_of_their_region(make_model: Any) -> None:
+    check_moves(make_model("llama", num_hidden_layers=4))
 
 
 @pytest.mark.parametrize(
-    ("sound", "fault"),
+    ("method", "sound", "fault"),
     [
-        ("new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = old_BSHD",
-         "new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = 0 if buffers is self.states else old_BSHD"),
-        ("(self.keys, self.values, self.states)", "(self.keys, self.values)"),
+        ("_lay_out", "new_SD[target : target + count] = old_SD[source : source + count]", "pass"),
+        ("_lay_out", "new_HSD[:, target : target + count] = old_HSD", "new_HSD[:, target + 1 : target + count + 1] = old_HSD"),
+        ("_lay_out", "region.start, region.size = end, size", "region.start, region.size = end + 1, size"),
     ],
 )  # fmt: skip
-def test_planted_growth_that_forgets_states_is_caught(
-    make_model: Any, monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
+def test_planted_move_that_forgets_states_is_caught(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch, method: str, sound: str, fault: str
 ) -> None:
-    plant(monkeypatch, TreeCache, "reserve", sound, fault)
+    plant(monkeypatch, Arena, method, sound, fault)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
-        check_growth(make_model("llama", num_hidden_layers=4))
+        check_moves(make_model("llama", num_hidden_layers=4))
 
 
 def test_a_model_that_does_more_after_its_layers_is_refused(make_model: Any) -> None:
     model = make_model("llama")
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(ValueError, match="no linear output head"):
-        ExitLM(model, [1, 2], prepare(model))
+        ModelRunner(model, prepare(model), exits=[1, 2])

@@ -1,0 +1,1 @@
+"""The runner: passes of a causal LM over an arena of slots."""

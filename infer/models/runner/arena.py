@@ -1,0 +1,197 @@
+"""The memory of all rows of a model: slots for keys and values, in which every row has a region of its own.
+
+A region is a little larger than what its row holds and moves to a larger place when the row outgrows it, so rows of
+uneven length take what they hold and not the length of the longest. A region that several rows read is held once.
+
+Legend: S slots, H heads, D head size, N new entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Slot 0 belongs to no row: padding is written to it.
+SCRATCH = 1
+# Spare room of a region when it is laid out anew: this share of what it held at most, and this many slots.
+SPARE_SHARE, SPARE_SLOTS = 16, 12
+# Unused slots that are given back: when they are more than this share of the used ones, beyond this many.
+IDLE_SHARE, IDLE_SLOTS = 6, 256
+
+
+@dataclass(eq=False, slots=True)
+class Region:
+    """`size` slots from `start` on; `peak` is the most that were ever used. `users`: rows that read it. `fixed`: no
+    row will write to it again."""
+
+    start: int = 0
+    size: int = 0
+    peak: int = 0
+    users: int = 1
+    fixed: bool = False
+
+
+class Arena:
+    """Buffers [H, S, D] of keys and values per layer, and [S, D] of the states between blocks of layers.
+
+    They take the shape of the first keys and values, not of the config, so grouped, multi-query and unequal heads fit.
+    It is the cache that transformers' attention layers write to; `begin` sets where the next pass writes.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.states: list[torch.Tensor] = []
+        self.size = SCRATCH
+        self.largest = SCRATCH
+        self.moved = 0  # how often the regions were laid out anew
+        self._regions: list[Region] = []
+        self._slots_N: torch.Tensor | None = None
+        self._first = self._count = 0
+
+    # regions
+
+    def region(self) -> Region:
+        """A new region without slots; `ensure` gives it some."""
+        region = Region()
+        self._regions.append(region)
+        return region
+
+    def release(self, region: Region) -> None:
+        """One user less; the slots are free after the last."""
+        region.users -= 1
+        if region.users == 0:
+            self._regions.remove(region)
+            self._shrink()
+
+    def split(self, region: Region, at: int) -> Region:
+        """Cut off the first `at` slots of `region` as a region of their own."""
+        head = Region(region.start, at, at, fixed=True)
+        region.start, region.size = region.start + at, region.size - at
+        region.peak = max(region.peak - at, 0)
+        self._regions.append(head)
+        return head
+
+    @torch.inference_mode()
+    def ensure(self, needed: Mapping[Region, int]) -> None:
+        """Give each region at least these many slots; what they hold is kept."""
+        for region, slots in needed.items():
+            region.peak = max(region.peak, slots)
+        short = [region for region, slots in needed.items() if slots > region.size]
+        if short and not all(self._place(region) for region in short):
+            self._lay_out(self._regions)
+
+    def _place(self, region: Region) -> bool:
+        """Put a region that holds nothing yet into a gap, if one is large enough."""
+        wanted, end = _roomy(region), SCRATCH
+        if region.size:
+            return False
+        taken = sorted((one for one in self._regions if one.size), key=lambda one: one.start)
+        for start, after in [*((one.start, one.start + one.size) for one in taken), (self.size, 0)]:
+            if start - end >= wanted:
+                region.start, region.size = end, wanted
+                return True
+            end = after
+        return False
+
+    def _shrink(self) -> None:
+        used = sum(region.size for region in self._regions)
+        if self.size > used + used // IDLE_SHARE + IDLE_SLOTS:
+            self._lay_out(self._regions)
+
+    @torch.inference_mode()
+    def _lay_out(self, regions: Iterable[Region]) -> None:
+        """Give every region a place and a size anew, and move what it holds, one buffer after another."""
+        moves, end = [], SCRATCH
+        for region in sorted(regions, key=lambda one: one.start):
+            size = _roomy(region)
+            moves.append((region.start, end, min(region.size, size)))
+            region.start, region.size = end, size
+            end += size
+        self.size, self.largest = end, max(end, self.largest)
+        self.moved += bool(self.keys)
+        for buffers in (self.keys, self.values):
+            for layer, old_HSD in enumerate(buffers):
+                new_HSD = old_HSD.new_zeros((old_HSD.shape[0], end, old_HSD.shape[2]))
+                for source, target, count in moves:
+                    new_HSD[:, target : target + count] = old_HSD[:, source : source + count]
+                buffers[layer] = new_HSD
+        for layer, old_SD in enumerate(self.states):
+            new_SD = old_SD.new_zeros((end, old_SD.shape[1]))
+            for source, target, count in moves:
+                new_SD[target : target + count] = old_SD[source : source + count]
+            self.states[layer] = new_SD
+
+    # what a pass writes
+
+    def begin(self, slots: list[int], device: torch.device) -> None:
+        """The next pass writes its entries to these slots."""
+        self._first, self._count = slots[0], len(slots)
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            self._slots_N = None  # a slice, which is faster than an index
+        else:
+            self._slots_N = torch.tensor(slots, device=device)
+
+    def update(
+        self, key_1HND: torch.Tensor, value_1HND: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one layer's new entries; the whole buffers [1, H, S, D], which attention reads by slots."""
+        if layer_idx == len(self.keys):
+            for buffers, new in ((self.keys, key_1HND), (self.values, value_1HND)):
+                buffers.append(new.new_zeros((new.shape[1], self.size, new.shape[3])))
+        keys_HSD, values_HSD = self.keys[layer_idx], self.values[layer_idx]
+        self._write(keys_HSD, key_1HND[0], 1)
+        self._write(values_HSD, value_1HND[0], 1)
+        return keys_HSD[None], values_HSD[None]
+
+    def put_states(self, block: int, states_ND: torch.Tensor) -> None:
+        """Store the states in which the entries of the current pass left a block."""
+        assert block <= len(self.states)
+        if block == len(self.states):
+            self.states.append(states_ND.new_zeros((self.size, states_ND.shape[-1])))
+        self._write(self.states[block], states_ND, 0)
+
+    def states_now(self, block: int) -> torch.Tensor:
+        """[N, D] the states after a block of the entries in the slots of the current pass."""
+        if self._slots_N is None:
+            return self.states[block][self._first : self._first + self._count]
+        return self.states[block].index_select(0, self._slots_N)
+
+    def _write(self, buffer: torch.Tensor, new: torch.Tensor, dim: int) -> None:
+        if self._slots_N is None:
+            buffer.narrow(dim, self._first, new.shape[dim]).copy_(new)
+        else:
+            buffer.index_copy_(dim, self._slots_N, new)
+
+    @torch.inference_mode()
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy the entries in slots `sources` to `targets`, for all rows in one operation per buffer."""
+        if not sources or not self.keys:
+            return
+        device = self.keys[0].device
+        from_N, to_N = torch.tensor([sources, targets], device=device)
+        for buffers in (self.keys, self.values):
+            for buffer_HSD in buffers:
+                buffer_HSD.index_copy_(1, to_N, buffer_HSD.index_select(1, from_N))
+        for buffer_SD in self.states:
+            buffer_SD.index_copy_(0, to_N, buffer_SD.index_select(0, from_N))
+
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(t.nbytes for buffers in (self.keys, self.values) for t in buffers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """For models that ask; positions and masks are always given to them."""
+        return self.size
+
+
+def _roomy(region: Region) -> int:
+    """The slots of a region that is laid out anew."""
+    if region.fixed:
+        return region.peak
+    return region.peak + region.peak // SPARE_SHARE + SPARE_SLOTS
