@@ -23,6 +23,7 @@ from draftsmith.infer.costs.policy import PlannedPass, Policy
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Threshold
 from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.pass_timer import ExitPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner, weight_bytes
 
@@ -81,7 +82,8 @@ def SD2(
     found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
     choice = _choice(selection, exit, thresholds, len(found), top_k)
-    lm = ModelRunner(draft.model, prepare(draft.model), exits=found, eager=eager)
+    plan = prepare(draft.model)
+    lm = ModelRunner(draft.model, plan, measured_buckets(draft.model, plan), found, eager)
     forward = ExitForward(lm, choice, list(sources.values()), draft.origin)
     return LMDrafter(NAME, draft, forward, limits, sources, calibration, costs)
 
@@ -196,8 +198,6 @@ class ExitForward:
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """Each block of layers, together with the head of its exit."""
-        from draftsmith.infer.models.pass_timer import ExitPassTimer
-
         return {name: ExitPassTimer(self.lm, block) for block, name in enumerate(self.names)}
 
 

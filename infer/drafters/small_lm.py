@@ -14,6 +14,7 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import PlannedPass, Policy
 from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.pass_timer import CachedPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
@@ -62,7 +63,8 @@ class WholeForward:
     """Runs every node through the whole model."""
 
     def __init__(self, model: Any) -> None:
-        self.lm = ModelRunner(model, prepare(model))
+        plan = prepare(model)
+        self.lm = ModelRunner(model, plan, measured_buckets(model, plan))
         self.policy: Policy | None = None
 
     def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
@@ -80,6 +82,4 @@ class WholeForward:
         return DraftOutput(output.logits_NV[:, :vocab_size])
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        from draftsmith.infer.models.pass_timer import CachedPassTimer
-
         return {NAME: CachedPassTimer(self.lm)}

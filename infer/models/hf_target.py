@@ -20,6 +20,7 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.pass_timer import CachedPassTimer, measured_buckets
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
@@ -54,7 +55,8 @@ class HFScores:
 
 
 class HFTarget:
-    """Runs `model` as the target. `buckets`: numbers of queries to pad to; None: what suits the device."""
+    """Runs `model` as the target. `buckets`: numbers of queries to pad to; None: those
+    that are found to be fast."""
 
     draft_shape: DraftShape = "tree"
 
@@ -63,7 +65,8 @@ class HFTarget:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.lm = ModelRunner(model, prepare(model), buckets or ())
+        plan = prepare(model)
+        self.lm = ModelRunner(model, plan, measured_buckets(model, plan) if buckets is None else buckets)
         self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.max_positions = max_positions(model.config.get_text_config())
@@ -110,8 +113,6 @@ class HFTarget:
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """Timers by pass name: the target's own passes."""
-        from draftsmith.infer.models.pass_timer import CachedPassTimer
-
         return {"target": CachedPassTimer(self.lm)}
 
     def fingerprint(self) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import time
 from statistics import median
+from typing import Any
 
 import torch
 
 from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+
+# Buckets are sought among these numbers of tokens, behind this context, in models of SMALL bytes or more.
+TRIED = (1, 2, 3, 4, 8)
+BUCKET_CONTEXT, BUCKET_TRIES, SMALL = 64, 5, 1 << 24
+CLEARLY_LESS = 0.95
 
 
 class TimedRows:
@@ -67,6 +74,33 @@ class CachedPassTimer:
             taken.append(time.perf_counter() - began - (self.lm.forward_seconds - inside))
         self.close()
         return median(taken)
+
+
+def measured_buckets(model: Any, plan: MaskPlan) -> tuple[int, ...]:
+    """Numbers of tokens that passes of this model are padded to, because it runs them faster than fewer tokens.
+
+    Timed on the model itself, for what is faster differs between processors and widths. A model whose weights take
+    less than SMALL bytes is not worth it.
+    """
+    lm = ModelRunner(model, plan)
+    if lm.weight_bytes < SMALL:
+        return ()
+    timer = CachedPassTimer(lm)
+    timer.place(1, BUCKET_CONTEXT)
+    taken: dict[int, list[float]] = {tokens: [] for tokens in TRIED}
+    for attempt in range(BUCKET_TRIES + 1):
+        for tokens in TRIED:
+            began = time.perf_counter()
+            timer.run(tokens)
+            if attempt:  # the first round warms up
+                taken[tokens].append(time.perf_counter() - began)
+    timer.close()
+    best = {tokens: min(seconds) for tokens, seconds in taken.items()}
+    return tuple(
+        tokens
+        for i, tokens in enumerate(TRIED)
+        if any(best[tokens] < CLEARLY_LESS * best[fewer] for fewer in TRIED[:i])
+    )
 
 
 class ExitPassTimer:

@@ -76,20 +76,18 @@ def pieces(row: RowSlots, chosen: Sequence[int], window: int | None) -> list[Pie
     """What the entries `chosen` of a row, by number, see in layers with this window."""
     length = row.length
     positions_Q = np.array([entry if entry < length else row.positions[entry - length] for entry in chosen])
-    whole_end = min(length, *(entry for entry in chosen)) if chosen[0] < length else length
+    whole_end = min(length, *chosen)
     end = chosen[-1] + 1 if chosen[-1] < length else length + len(row.positions)
-    start = whole_start = 0
+    found: list[Piece] = []
+    whole_start = 0
     if window is not None and int(positions_Q.max()) >= window:
         start = max(int(positions_Q.min()) - window + 1, 0)
         whole_start = min(int(positions_Q.max()) - window + 1, whole_end)
-        start = min(start, whole_start)
+        near_QK = positions_Q[:, None] - np.arange(start, whole_start) < window
+        found += _cut(row, start, whole_start, near_QK)
     tail_QK = _tail(row, chosen, positions_Q, length, whole_end, end, window)
     if tail_QK.all():
         whole_end, tail_QK = end, tail_QK[:, :0]
-    found = []
-    if start < whole_start:
-        near_QK = positions_Q[:, None] - np.arange(start, whole_start) < window
-        found += _cut(row, start, whole_start, near_QK)
     found += _cut(row, whole_start, whole_end, None)
     found += _cut(row, whole_end, end, tail_QK)
     return _joined(found, len(chosen))

@@ -37,7 +37,7 @@ PREFILL_CHUNK = 512
 
 @dataclass(slots=True)
 class PassOutput:
-    """Of all rows of a pass, row after row: the logits [N, V] that were wanted, and the tapped states [N, D] by name."""
+    """Of a pass, row after row: the logits [N, V] that were wanted, and the tapped states [N, D] by name."""
 
     logits_NV: torch.Tensor
     taps: dict[str, torch.Tensor]
@@ -98,7 +98,8 @@ class ModelRunner:
 
         Returns how many of them it begins with: regions that `source` shares already are taken whole or not at all."""
         from_row = self._rows[source]
-        assert not from_row.positions and tokens <= from_row.length
+        assert not from_row.positions
+        assert tokens <= from_row.length
         self.open(row, max(room - tokens, 0))
         new = self._rows[row]
         rest = tokens - from_row.elsewhere
@@ -283,10 +284,10 @@ class ModelRunner:
                 for entry in part:
                     self._rows[rows[i]].mark(block, entry)
         picked = []
-        for one, some, own in zip(missing, wanted, states):
-            place = {entry: n for n, entry in enumerate(one)}
+        for unseen, asked, own in zip(missing, wanted, states):
+            place = {entry: n for n, entry in enumerate(unseen)}
             joined_ND = own[0] if len(own) == 1 else torch.cat(own)
-            picked.append(joined_ND[[place[entry] for entry in some]])
+            picked.append(joined_ND[[place[entry] for entry in asked]])
         return picked
 
     def _pass(
@@ -359,9 +360,8 @@ class ModelRunner:
             masks = {
                 kind: dense_mask(own, tokens, self.cache.size, self.device, self.dtype) for kind, own in reads.items()
             }
-        return _Prepared(
-            tokens, positions + spare, attending, masks if self._plan.by_kind else next(iter(masks.values()))
-        )
+        mask = masks if self._plan.by_kind else next(iter(masks.values()))
+        return _Prepared(tokens, positions + spare, attending, mask)
 
     def _inputs(self, entries: Sequence[Entries], prepared: _Prepared) -> dict[str, Any]:
         inputs: dict[str, Any] = {"position_ids": torch.tensor([prepared.positions], device=self.device)}
@@ -403,7 +403,8 @@ def weight_bytes(model: Any) -> int:
 
 def _last(counts: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """The places in a pass of each row's last `wanted` entries."""
-    places, end = [], 0
+    places: list[int] = []
+    end = 0
     for count, some in zip(counts, wanted):
         end += count
         places += range(end - some, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_what_is_stored_survives_any_rows_that_come_grow_and_leave() -> None:
                 held[region] += values[at : at + count]
                 at += count
         taken = sorted((region.start, region.start + region.size) for region in held if region.size)
-        assert all(end <= start for (_, end), (start, _) in zip(taken, taken[1:])), "regions overlap"
+        assert all(end <= start for (_, end), (start, _) in pairwise(taken)), "regions overlap"
         assert not taken or (taken[0][0] >= SCRATCH and taken[-1][1] <= arena.size)
         for region, values in held.items():
             if values:

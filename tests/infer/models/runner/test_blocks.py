@@ -135,7 +135,7 @@ def test_states_outlive_the_moves_of_their_region(make_model: Any) -> None:
     ("method", "sound", "fault"),
     [
         ("_lay_out", "new_SD[target : target + count] = old_SD[source : source + count]", "pass"),
-        ("_lay_out", "new_HSD[:, target : target + count] = old_HSD", "new_HSD[:, target + 1 : target + count + 1] = old_HSD"),
+        ("_lay_out", "= old_HSD[:, source :", "= old_HSD.flip(1)[:, source :"),
         ("_lay_out", "region.start, region.size = end, size", "region.start, region.size = end + 1, size"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@ once."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planted import plant
 
+from draftsmith.infer.models import pass_timer
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.pass_timer import measured_buckets
 from draftsmith.infer.models.runner import masks, model_runner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import MaskPlan
@@ -244,3 +247,14 @@ def test_the_state_before_the_final_norm_is_a_tap_too(models: dict[str, Any]) ->
     for name in ("layer:3", "layer:-1", "first"):
         with pytest.raises(ValueError, match=r"use 'last', or 'layer:k'.*up to layer:2"):
             lm.taps.check(name)
+
+
+def test_buckets_are_what_the_model_runs_faster(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    plan = prepare(model)
+    assert measured_buckets(model, plan) == (), "a tiny model is not timed"
+    monkeypatch.setattr(pass_timer, "SMALL", 0)
+    slow = {1: 0.02, 2: 0.02, 3: 0.0, 4: 0.005, 8: 0.03}
+    hook = model.register_forward_pre_hook(lambda m, a, g: time.sleep(slow[g["input_ids"].shape[1]]), with_kwargs=True)
+    assert measured_buckets(model, plan) == (3, 4)
+    hook.remove()
