@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import plant
 
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.runner.arena import IDLE_SLOTS, SCRATCH, Arena, Region
@@ -20,14 +21,16 @@ def stored(arena: Arena, region: Region, count: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_what_is_stored_survives_any_rows_that_come_grow_and_leave() -> None:
+def check_storage() -> None:
+    """Rows come, grow, share a prefix and leave; what each holds stays what was written."""
     rng = random.Random(0)
     arena, held = Arena(), dict[Region, list[float]]()
     written = 0.0
     for _ in range(300):
         action = rng.random()
         if action < 0.2 or not held:
-            held[arena.region()] = []
+            held[new_one := arena.region()] = []
+            arena.ensure({new_one: rng.randrange(1, 60)})
         elif action < 0.3:
             arena.release(gone := rng.choice(list(held)))
             del held[gone]
@@ -67,6 +70,29 @@ def test_what_is_stored_survives_any_rows_that_come_grow_and_leave() -> None:
     for region in list(held):
         arena.release(region)
     assert arena.size <= SCRATCH + IDLE_SLOTS
+
+
+def test_what_is_stored_survives_any_rows_that_come_grow_and_leave() -> None:
+    check_storage()
+
+
+@pytest.mark.parametrize(
+    ("method", "sound", "fault"),
+    [
+        ("_lay_out", "= old_HSD[:, source :", "= old_HSD.flip(1)[:, source :"),
+        ("_lay_out", "= old_SD[source :", "= old_SD.flip(0)[source :"),
+        ("_lay_out", "end += size", "end += size - 1"),
+        ("_place", "start - end >= wanted", "start - end >= wanted // 2"),
+        ("split", "region.start + at, region.size - at", "region.start, region.size - at"),
+        ("_write", "self._slots_N, new", "self._slots_N.flip(0), new"),
+    ],
+)
+def test_planted_fault_of_storage_is_caught(
+    monkeypatch: pytest.MonkeyPatch, method: str, sound: str, fault: str
+) -> None:
+    plant(monkeypatch, Arena, method, sound, fault)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_storage()
 
 
 def test_uneven_rows_take_at_most_a_quarter_more_than_they_hold(make_model: Any) -> None:

@@ -132,17 +132,16 @@ def test_states_outlive_the_moves_of_their_region(make_model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "sound", "fault"),
+    ("sound", "fault"),
     [
-        ("_lay_out", "new_SD[target : target + count] = old_SD[source : source + count]", "pass"),
-        ("_lay_out", "= old_HSD[:, source :", "= old_HSD.flip(1)[:, source :"),
-        ("_lay_out", "region.start, region.size = end, size", "region.start, region.size = end + 1, size"),
+        ("new_SD[target : target + count] = old_SD[source : source + count]", "pass"),
+        ("region.start, region.size = end, size", "region.start, region.size = end + 1, size"),
     ],
 )  # fmt: skip
 def test_planted_move_that_forgets_states_is_caught(
-    make_model: Any, monkeypatch: pytest.MonkeyPatch, method: str, sound: str, fault: str
+    make_model: Any, monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
 ) -> None:
-    plant(monkeypatch, Arena, method, sound, fault)
+    plant(monkeypatch, Arena, "_lay_out", sound, fault)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
         check_moves(make_model("llama", num_hidden_layers=4))
 

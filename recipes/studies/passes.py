@@ -1,0 +1,203 @@
+"""What a pass costs beside what it must: `python -m draftsmith.recipes.studies.passes --out passes.json`.
+
+On random models, since speed does not depend on what weights say: plain decoding against `model.generate` behind long
+contexts, with grouped heads; a pass over one token against one over a tree, and behind a long context against a short
+one; and the share of the memory's read bandwidth that a pass over one token reaches. All ratios come from turns that
+take place one after the other in one process; the context is pretended, not computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from draftsmith.infer.files.atomic import write_json
+from draftsmith.infer.files.provenance import hardware
+from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.infer.models.load import choose_device
+from draftsmith.infer.models.prepack import can_prepack, prepack
+from draftsmith.infer.models.runner.entries import Entries
+
+# Layers, hidden size, query heads, key/value heads, vocabulary. `30M` and `99M` are like the recipes' targets.
+SHAPES = {
+    "30M": (8, 512, 8, 8, 8192),
+    "99M": (8, 1024, 16, 16, 12288),
+    "378M": (24, 1024, 16, 16, 16384),
+    "grouped": (8, 1024, 16, 4, 32000),
+}
+NEW_TOKENS = 16
+TREE = 16
+
+
+def passes(
+    *,
+    out: str = "",
+    shapes: Sequence[str] = ("grouped", "30M", "99M", "378M"),
+    contexts: Sequence[int] = (256, 2048, 8192),
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    threads: int = 1,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Time passes of random models.
+
+    Args:
+        out: file for the figures.
+        shapes: which of 30M, 99M, 378M and grouped (123M parameters, 16 query and 4 key/value heads).
+        contexts: committed tokens before a pass, of the grouped model.
+        dtype: of the weights.
+        device: cpu, cuda, or auto.
+        threads: of torch.
+        rounds: turns of every kind of pass.
+    """
+    torch.set_num_threads(threads)
+    where = choose_device(device)
+    found: dict[str, Any] = {"hardware": hardware(), "dtype": dtype, "threads": threads}
+    found["bandwidth"] = bandwidth(where)
+    print(f"reads {found['bandwidth'] / 1e9:.1f} GB/s on {threads} threads")
+    for name in shapes:
+        target = HFTarget(random_llama(name, getattr(torch, dtype), where))
+        found[name] = against_limit(target, found["bandwidth"], rounds)
+        print(
+            f"{name}: {found[name]['seconds'] * 1e3:.1f} ms for one token, {found[name]['share']:.0%} of the limit, "
+            f"buckets {list(target.buckets)}"
+        )
+        if name == "grouped":
+            found["contexts"] = {context: behind(target, context, rounds) for context in contexts}
+            report(found["contexts"])
+        if out:
+            write_json(Path(out), found)
+    return found
+
+
+def random_llama(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """A random Llama-like model, packed as loaded ones are."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers, hidden, heads, groups, vocab = SHAPES[shape]
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=32768,
+        eos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(device, dtype).eval()
+    if can_prepack(model):
+        prepack(model)
+    return model
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second at which this device reads memory, at best."""
+    values = torch.ones(1 << 27, dtype=torch.float32, device=device)
+    return values.nbytes / min(taken(lambda: values.sum().item()) for _ in range(5))
+
+
+def taken(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def turns(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median seconds of each arm; they take turns, and the first turn only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, arm in arms.items():
+            one = arm()
+            if turn:
+                seconds[name].append(one)
+    return {name: median(some) for name, some in seconds.items()}
+
+
+def one_pass(target: HFTarget, row: object, tokens: int) -> float:
+    """Seconds of a pass of one token and a tree below it, with the choices read."""
+    began = time.perf_counter()
+    output = target.lm.forward([row], [Entries([5] * tokens, [-1, *[0] * (tokens - 1)])])
+    output.logits_NV.argmax(-1).tolist()
+    seconds = time.perf_counter() - began
+    target.lm.drop([row])
+    return seconds
+
+
+def against_limit(target: HFTarget, limit: float, rounds: int) -> dict[str, float]:
+    """A pass of one token at a short context, and the share of the read bandwidth that it reaches."""
+    row = object()
+    target.lm.open(row, 128)
+    target.lm.place([row], 64)
+    seconds = turns({"": lambda: one_pass(target, row, 1)}, 3 * rounds)[""]
+    target.lm.close(row)
+    return {"seconds": seconds, "share": target.lm.weight_bytes / seconds / limit}
+
+
+def behind(target: HFTarget, context: int, rounds: int) -> dict[str, float]:
+    """Seconds per token of `generate` and of our plain passes, and of a tree, behind `context` tokens."""
+    row = object()
+    target.lm.open(row, context + 64)
+    target.lm.place([row], context)
+    ids_1T = torch.full((1, context + 1), 5, device=target.lm.device)
+
+    def generate() -> float:
+        cache = pretended(target.model, context)
+        began = time.perf_counter()
+        target.model.generate(
+            ids_1T,
+            attention_mask=torch.ones_like(ids_1T),
+            past_key_values=cache,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+        )
+        return (time.perf_counter() - began) / NEW_TOKENS
+
+    found = turns(
+        {
+            "generate": generate,
+            "plain": lambda: sum(one_pass(target, row, 1) for _ in range(4)) / 4,
+            "tree": lambda: one_pass(target, row, TREE),
+        },
+        rounds,
+    )
+    target.lm.close(row)
+    return found
+
+
+def pretended(model: Any, context: int) -> Any:
+    """transformers' own cache, filled with `context` tokens that were never computed."""
+    from transformers import DynamicCache
+
+    config = model.config
+    cache = DynamicCache(config=config)
+    weight = next(model.parameters())
+    size = config.hidden_size // config.num_attention_heads
+    for layer in range(config.num_hidden_layers):
+        shape = (1, config.num_key_value_heads, context, size)
+        cache.update(weight.new_zeros(shape), weight.new_zeros(shape), layer)
+    return cache
+
+
+def report(contexts: dict[int, dict[str, float]]) -> None:
+    first = next(iter(contexts.values()))
+    print(f"{'context':>8} {'generate':>10} {'plain':>8} {'ratio':>6} {'of the first':>13} {f'tree of {TREE}':>11}")
+    for context, seconds in contexts.items():
+        print(
+            f"{context:>8} {seconds['generate'] * 1e3:>7.1f} ms {seconds['plain'] * 1e3:>5.1f} ms "
+            f"{seconds['generate'] / seconds['plain']:>5.2f}x {seconds['plain'] / first['plain']:>12.2f}x "
+            f"{seconds['tree'] / seconds['plain']:>10.2f}x"
+        )
+
+
+if __name__ == "__main__":
+    from draftsmith.recipes.studies import run_study
+
+    run_study(passes)
