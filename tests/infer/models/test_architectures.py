@@ -97,7 +97,7 @@ def test_a_config_that_transformers_itself_does_not_follow_is_refused_by_name(
     ("config", "reason"),
     [
         (hf.DogeConfig(), "takes no tree mask beyond keep_window_size=2048"),
-        (hf.GPTNeoXJapaneseConfig(), "cannot decode trees"),
+        (hf.DeepseekV32Config(), "cannot decode trees"),
         (hf.RoFormerConfig(is_decoder=True), "does not honour a tree mask"),
         (hf.OpenAIGPTConfig(), "takes no cache"),
     ],
