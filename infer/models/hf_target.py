@@ -128,23 +128,42 @@ class HFTarget:
             digest.update(sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
-    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
         for row in rows:
-            self._check(row)
+            row.check(self.vocab_size, self.max_positions)
         for name in features:
             self.lm.taps.check(name)
+        try:
+            for row in rows:
+                self.lm.open(row, len(row.ids))
+                self._features[row] = tuple(features)
+        except BaseException:
+            self.release(rows)
+            raise
+
+    def unread(self, row: Row) -> int:
+        return max(len(row.ids) - 1 - self.lm.length(row), 0)
+
+    def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
+        starts = {row: self.lm.length(row) for row in rows}
+        chosen = [row for row in rows if self.unread(row)]
+        parts = [row.ids[starts[row] : min(starts[row] + limit, len(row.ids) - 1)] for row in chosen]
+        names = list(dict.fromkeys(name for row in chosen for name in self._features[row]))
+        states = dict(zip(chosen, self.lm.prefill(chosen, parts, names)))
+        return [Feedback(start, self.lm.length(row) - start, states.get(row, {})) for row, start in starts.items()]
+
+    def abandon(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self.lm.open(row, len(row.ids))
-            self._features[row] = tuple(features)
-        states = self.lm.prefill(rows, [row.ids[:-1] for row in rows], features)
-        return [Feedback(0, own) for own in states]
+            self.lm.shorten(row, len(row.ids) - 1)
+            self._states.pop(row, None)
+            self._pending.pop(row, None)
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self.lm.close(row)
-            del self._features[row]
-            self._states.pop(row, None)
-            self._pending.pop(row, None)
+            if self.lm.has(row):
+                self.lm.close(row)
+            for known in (self._features, self._states, self._pending):
+                known.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
         names = list(dict.fromkeys(name for row in rows for name in self._features[row]))
@@ -172,7 +191,7 @@ class HFTarget:
             kept.append(path)
             where = torch.tensor(path, device=self.lm.device)
             found = {name: states_ND[where] for name, states_ND in self._states.pop(row, {}).items()}
-            feedback.append(Feedback(self.lm.length(row), found))
+            feedback.append(Feedback(self.lm.length(row), len(path), found))
         self.lm.commit(rows, kept)
         return feedback
 
@@ -184,11 +203,3 @@ class HFTarget:
         best_N, choice_N = logits_NV.max(-1)
         choices: list[int] = choice_N.masked_fill(~torch.isfinite(best_N), -1).tolist()
         return choices
-
-    def _check(self, row: Row) -> None:
-        if len(row.ids) >= self.max_positions:
-            raise ValueError(
-                f"prompt {row.key} has {len(row.ids)} tokens, but the target's context ends at {self.max_positions}"
-            )
-        if not 0 <= min(row.ids) <= max(row.ids) < self.vocab_size:
-            raise ValueError(f"prompt {row.key} has a token id outside the target's vocabulary of {self.vocab_size}")

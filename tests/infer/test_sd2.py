@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from joining import admit, release
 
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
@@ -19,7 +20,6 @@ from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.engine.step import admit, release
 from draftsmith.infer.models.hf_target import HFTarget
 
 LAYERS = 4
@@ -106,7 +106,9 @@ def test_filling_lazily_gives_what_filling_eagerly_gives(target_model: Any, draf
             for layer, block in enumerate((0, 1, 2, 2)):
                 held = lm._rows[row]
                 seen = slice(held.own.start, held.own.start + held.filled[block])
-                caches[eager, b, layer] = [kept[layer][:, seen].transpose(0, 1) for kept in (lm.cache.keys, lm.cache.values)]
+                caches[eager, b, layer] = [
+                    kept[layer][:, seen].transpose(0, 1) for kept in (lm.cache.keys, lm.cache.values)
+                ]
     assert behind, "something was left out"
     assert made[False] == made[True]
     assert {exit for step in made[False] for _, _, exits in step for _, exit in exits} == {1, 2, 4}

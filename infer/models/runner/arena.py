@@ -8,9 +8,9 @@ Legend: S slots, H heads, D head size, N new entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,6 +34,23 @@ class Region:
     fixed: bool = False
 
 
+class _Move(NamedTuple):
+    """A region, where it lay and how large it was, and where it will lie."""
+
+    region: Region
+    old_start: int
+    old_size: int
+    start: int
+    size: int
+
+
+class _Layout(NamedTuple):
+    """Where all regions will lie, and the number of slots then, which is never the number of slots now."""
+
+    moves: list[_Move]
+    size: int
+
+
 class Arena:
     """Buffers [H, S, D] of keys and values per layer, and [S, D] of the states between blocks of layers.
 
@@ -51,6 +68,7 @@ class Arena:
         self.largest = SCRATCH
         self.moved = 0  # how often the regions were laid out anew
         self._regions: list[Region] = []
+        self._layout: _Layout | None = None
         self._slots_N: torch.Tensor | None = None
         self._first = self._count = 0
 
@@ -58,12 +76,14 @@ class Arena:
 
     def region(self) -> Region:
         """A new region without slots; `ensure` gives it some."""
+        self._settle()
         region = Region()
         self._regions.append(region)
         return region
 
     def release(self, region: Region) -> None:
         """One user less; the slots are free after the last."""
+        self._settle()
         region.users -= 1
         if region.users == 0:
             self._regions.remove(region)
@@ -71,6 +91,7 @@ class Arena:
 
     def split(self, region: Region, at: int) -> Region:
         """Cut off the first `at` slots of `region` as a region of their own."""
+        self._settle()
         head = Region(region.start, at, at, fixed=True)
         region.start, region.size = region.start + at, region.size - at
         region.peak = max(region.peak - at, 0)
@@ -80,11 +101,12 @@ class Arena:
     @torch.inference_mode()
     def ensure(self, needed: Mapping[Region, int]) -> None:
         """Give each region at least these many slots; what they hold is kept."""
+        self._settle()
         for region, slots in needed.items():
             region.peak = max(region.peak, slots)
         short = [region for region, slots in needed.items() if slots > region.size]
         if short and not all(self._place(region) for region in short):
-            self._lay_out(self._regions)
+            self._lay_out()
 
     def _place(self, region: Region) -> bool:
         """Put a region that holds nothing yet into a gap, if one is large enough."""
@@ -102,30 +124,38 @@ class Arena:
     def _shrink(self) -> None:
         used = sum(region.size for region in self._regions)
         if self.size > used + used // IDLE_SHARE + IDLE_SLOTS:
-            self._lay_out(self._regions)
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Give every region a place and a size anew, and move what it holds."""
+        moves, end = [], SCRATCH
+        for region in sorted(self._regions, key=lambda one: one.start):
+            size = _roomy(region)
+            moves.append(_Move(region, region.start, region.size, end, size))
+            end += size
+        self._layout = _Layout(moves, end + (end == self.size))
+        self._settle()
 
     @torch.inference_mode()
-    def _lay_out(self, regions: Iterable[Region]) -> None:
-        """Give every region a place and a size anew, and move what it holds, one buffer after another."""
-        moves, end = [], SCRATCH
-        for region in sorted(regions, key=lambda one: one.start):
-            size = _roomy(region)
-            moves.append((region.start, end, min(region.size, size)))
-            region.start, region.size = end, size
-            end += size
-        self.size, self.largest = end, max(end, self.largest)
+    def _settle(self) -> None:
+        """Finish a layout, buffer after buffer; if this is interrupted, the next call goes on from there."""
+        layout = self._layout
+        if layout is None:
+            return
+        for buffers, dim in ((self.keys, 1), (self.values, 1), (self.states, 0)):
+            for layer, old in enumerate(buffers):
+                if old.shape[dim] == layout.size:
+                    continue
+                new = old.new_zeros([*old.shape[:dim], layout.size, *old.shape[dim + 1 :]])
+                for move in layout.moves:
+                    count = min(move.old_size, move.size)
+                    new.narrow(dim, move.start, count).copy_(old.narrow(dim, move.old_start, count))
+                buffers[layer] = new
+        for move in layout.moves:
+            move.region.start, move.region.size = move.start, move.size
         self.moved += bool(self.keys)
-        for buffers in (self.keys, self.values):
-            for layer, old_HSD in enumerate(buffers):
-                new_HSD = old_HSD.new_zeros((old_HSD.shape[0], end, old_HSD.shape[2]))
-                for source, target, count in moves:
-                    new_HSD[:, target : target + count] = old_HSD[:, source : source + count]
-                buffers[layer] = new_HSD
-        for layer, old_SD in enumerate(self.states):
-            new_SD = old_SD.new_zeros((end, old_SD.shape[1]))
-            for source, target, count in moves:
-                new_SD[target : target + count] = old_SD[source : source + count]
-            self.states[layer] = new_SD
+        self.size, self.largest = layout.size, max(layout.size, self.largest)
+        self._layout = None
 
     # what a pass writes
 

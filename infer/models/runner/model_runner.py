@@ -135,6 +135,13 @@ class ModelRunner:
         for row in rows:
             self._rows[row].cut(0)
 
+    def shorten(self, row: Any, length: int) -> None:
+        """Drop the uncommitted entries of a row, and the committed ones beyond the first `length`."""
+        held = self._rows[row]
+        held.cut(0)
+        held.length = min(held.length, length)
+        held.filled = [min(seen, held.length) for seen in held.filled]
+
     def place(self, rows: Sequence[Any], context: int) -> None:
         """Pretend that these rows have `context` committed entries, which every block has seen (timing only)."""
         for row in rows:
@@ -160,8 +167,9 @@ class ModelRunner:
                 if entry != at:
                     sources.append(end + entry)
                     targets.append(end + at)
-            held.keep(path)
         self.cache.move(sources, targets)
+        for row, path in zip(rows, kept):
+            self._rows[row].keep(path)
 
     # passes through the whole model
 

@@ -52,9 +52,8 @@ def check_storage() -> None:
             arena.begin(slots, torch.device("cpu"))
             block = torch.tensor(values, dtype=torch.float64).view(1, 1, -1, 1)
             arena.update(block, -block, 0)
-            if not arena.states or len(arena.states) == 1:
-                arena.put_states(0, block[0, 0])
-                assert torch.equal(arena.states_now(0), block[0, 0])
+            arena.put_states(0, block[0, 0])
+            assert torch.equal(arena.states_now(0), block[0, 0])
             at = 0
             for region, count in new.items():
                 held[region] += values[at : at + count]
@@ -79,8 +78,8 @@ def test_what_is_stored_survives_any_rows_that_come_grow_and_leave() -> None:
 @pytest.mark.parametrize(
     ("method", "sound", "fault"),
     [
-        ("_lay_out", "= old_HSD[:, source :", "= old_HSD.flip(1)[:, source :"),
-        ("_lay_out", "= old_SD[source :", "= old_SD.flip(0)[source :"),
+        ("_settle", "copy_(old.narrow", "copy_(old.flip(dim).narrow"),
+        ("_settle", "(self.values, 1), (self.states, 0)", "(self.values, 1)"),
         ("_lay_out", "end += size", "end += size - 1"),
         ("_place", "start - end >= wanted", "start - end >= wanted // 2"),
         ("split", "region.start + at, region.size - at", "region.start, region.size - at"),

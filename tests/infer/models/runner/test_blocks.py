@@ -134,14 +134,14 @@ def test_states_outlive_the_moves_of_their_region(make_model: Any) -> None:
 @pytest.mark.parametrize(
     ("sound", "fault"),
     [
-        ("new_SD[target : target + count] = old_SD[source : source + count]", "pass"),
-        ("region.start, region.size = end, size", "region.start, region.size = end + 1, size"),
+        ("(self.values, 1), (self.states, 0)", "(self.values, 1)"),
+        ("copy_(old.narrow", "copy_(old.flip(dim).narrow"),
     ],
 )  # fmt: skip
 def test_planted_move_that_forgets_states_is_caught(
     make_model: Any, monkeypatch: pytest.MonkeyPatch, sound: str, fault: str
 ) -> None:
-    plant(monkeypatch, Arena, "_lay_out", sound, fault)
+    plant(monkeypatch, Arena, "_settle", sound, fault)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
         check_moves(make_model("llama", num_hidden_layers=4))
 
