@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,31 +182,30 @@ class ModelRunner:
         wanted: Sequence[int] | None = None,
     ) -> PassOutput:
         """Run new `entries` of `rows`. `wanted[b]`: of how many of row b's last entries to return the logits; None: of
-        all. At least one is computed."""
+        all. After an error the rows hold entries that `drop` removes."""
         assert not self.exits, "a sorted draft is run block by block"
-        with self._undone(rows):
-            chosen = [self._rows[row].append(entry.parents) for row, entry in zip(rows, entries)]
-            counts = [len(entry.tokens) for entry in entries]
-            prepared = self._prepare(rows, chosen)
-            total = prepared.tokens
-            keep = _last(counts, wanted) if wanted is not None else list(range(sum(counts)))
-            asked: Any = torch.tensor(keep, device=self.device) if 0 < len(keep) < total else int(not keep)
-            ran = time.perf_counter()
-            with self.taps.taking(taps) as taken, prepared.attending:
-                output = self.model(
-                    **self._inputs(entries, prepared),
-                    attention_mask=prepared.mask,
-                    past_key_values=self.cache,
-                    use_cache=True,
-                    logits_to_keep=asked,
-                )
-                states = {name: taken[name][0, : sum(counts)] for name in taps}
-            logits_NV = output.logits[0]
-            if keep and logits_NV.shape[0] != len(keep):  # padding, or a model that returns them all
-                logits_NV = logits_NV[keep]
-            self._ran(ran, self.weight_bytes)
-            for row in rows:
-                self._rows[row].passed = [1] * len(self._rows[row].positions)
+        chosen = [self._rows[row].append(entry.parents) for row, entry in zip(rows, entries)]
+        counts = [len(entry.tokens) for entry in entries]
+        prepared = self._prepare(rows, chosen)
+        total = prepared.tokens
+        keep = _last(counts, wanted) if wanted is not None else list(range(sum(counts)))
+        asked: Any = torch.tensor(keep, device=self.device) if 0 < len(keep) < total else int(not keep)
+        ran = time.perf_counter()
+        with self.taps.taking(taps) as taken, prepared.attending:
+            output = self.model(
+                **self._inputs(entries, prepared),
+                attention_mask=prepared.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=asked,
+            )
+            states = {name: taken[name][0, : sum(counts)] for name in taps}
+        logits_NV = output.logits[0]
+        if keep and logits_NV.shape[0] != len(keep):  # padding, or a model that returns them all
+            logits_NV = logits_NV[keep]
+        self._ran(ran, self.weight_bytes)
+        for row in rows:
+            self._rows[row].passed = [1] * len(self._rows[row].positions)
         return PassOutput(logits_NV[: len(keep)], states)
 
     def prefill(
@@ -238,12 +237,11 @@ class ModelRunner:
 
     def enter(self, rows: Sequence[Any], entries: Sequence[Entries]) -> list[torch.Tensor]:
         """Run new entries through the first block; per row, the states [n, D] in which they left it."""
-        with self._undone(rows):
-            new = [self._rows[row].append(entry.parents) for row, entry in zip(rows, entries)]
-            states = self._run(rows, 0, new, [entry.tokens for entry in entries])
-            if self.eager:
-                for block in range(1, len(self.blocks)):
-                    self._run(rows, block, new)
+        new = [self._rows[row].append(entry.parents) for row, entry in zip(rows, entries)]
+        states = self._run(rows, 0, new, [entry.tokens for entry in entries])
+        if self.eager:
+            for block in range(1, len(self.blocks)):
+                self._run(rows, block, new)
         return states
 
     def deepen(self, rows: Sequence[Any], block: int, wanted: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -324,17 +322,6 @@ class ModelRunner:
         return states_ND[: sum(counts)].split(counts)
 
     # what both have in common
-
-    @contextlib.contextmanager
-    def _undone(self, rows: Sequence[Any]) -> Iterator[None]:
-        """Forget the entries that were added, if what is inside fails."""
-        before = [len(self._rows[row].positions) for row in rows]
-        try:
-            yield
-        except BaseException:
-            for row, count in zip(rows, before):
-                self._rows[row].cut(count)
-            raise
 
     def _prepare(self, rows: Sequence[Any], chosen: Sequence[Sequence[int]]) -> _Prepared:
         """Make room for the entries `chosen` of each row, by number, and say what they see."""
