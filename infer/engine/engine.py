@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, StepPolicy, Target
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.engine.seats import RowEvent, Seat, fair_share, generation_of
 from draftsmith.infer.engine.step import step
 from draftsmith.infer.rules.token import rejection
 
@@ -28,32 +28,6 @@ if TYPE_CHECKING:
 BUDGET = Budget(nodes=64, depth=64)
 # Tokens that one round reads of all joining rows together.
 CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class RowEvent:
-    """What happened to a row: the tokens that it committed, and how it ended, if it did.
-
-    `problem` is the exception behind a generation with an `error`.
-    """
-
-    row: Row
-    tokens: list[int]
-    done: Generation | None = None
-    problem: Exception | None = None
-
-
-@dataclass(slots=True)
-class _Seat:
-    """What the engine knows of a row. `shown`: how many of its ids were reported; `keep`: stays after its stop."""
-
-    keep: bool = False
-    admitted: bool = False
-    shown: int = 0
-    began: float = 0.0
-    first_s: float = 0.0
-    read_s: float = 0.0
-    traces: list[StepTrace] = field(default_factory=list)
 
 
 class Engine:
@@ -90,7 +64,7 @@ class Engine:
         self.rule = rule
         self.policy = policy
         self.chunk = chunk
-        self._seats: dict[Row, _Seat] = {}
+        self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()
         self._live: list[Row] = []
         self._events: list[RowEvent] = []
@@ -126,7 +100,7 @@ class Engine:
         if row.left < 1:
             raise ValueError(f"row {row.key} may generate no further token: raise max_new_tokens")
         row.check(self.target.vocab_size, self.target.max_positions)
-        self._seats[row] = _Seat(keep, shown=len(row.ids))
+        self._seats[row] = Seat(keep, shown=len(row.ids))
         self._waiting.append(row)
         return row
 
@@ -142,7 +116,7 @@ class Engine:
             del row.ids[length:]
         row.stops = row.stops if stops is None else stops
         row.turn(ids)
-        self._seats[row] = _Seat(keep=True, admitted=True, shown=len(row.ids), began=time.perf_counter())
+        self._seats[row] = Seat(keep=True, admitted=True, shown=len(row.ids), began=time.perf_counter())
         self._waiting.append(row)
         return row
 
@@ -346,7 +320,7 @@ class Engine:
             self.add(row)
         except ValueError as problem:
             row.stop = "error"
-            self._emit(RowEvent(row, [], _generation(row, _Seat(), str(problem)), problem))
+            self._emit(RowEvent(row, [], generation_of(row, Seat(), str(problem)), problem))
 
     def _fail(self, row: Row, problem: Exception) -> None:
         row.stop = "error"
@@ -359,7 +333,7 @@ class Engine:
         if tokens and not seat.first_s:
             seat.first_s = time.perf_counter() - seat.began
         error = "" if problem is None else str(problem) or type(problem).__name__
-        self._emit(RowEvent(row, tokens, _generation(row, seat, error) if row.stop else None, problem))
+        self._emit(RowEvent(row, tokens, generation_of(row, seat, error) if row.stop else None, problem))
 
     def _emit(self, event: RowEvent) -> None:
         if event.row not in self._followed:
@@ -388,29 +362,3 @@ class Engine:
             self.drafter.close([row])
             if self.policy is not None:
                 self.policy.close([row])
-
-
-def fair_share(unread: Sequence[int], chunk: int) -> int:
-    """The most tokens to read of each row, so that all rows together read at most `chunk`; short rows leave more."""
-    left, limit = chunk, 0
-    for done, tokens in enumerate(sorted(unread)):
-        limit = left // (len(unread) - done)
-        if tokens >= limit:
-            return max(limit, 1)
-        left -= tokens
-    return max(unread)
-
-
-def _generation(row: Row, seat: _Seat, error: str = "") -> Generation:
-    return Generation(
-        row=row.key,
-        token_ids=row.new_ids,
-        stop=row.stop,
-        prompt_tokens=row.prompt_tokens,
-        text="" if row.tokenizer is None else str(row.tokenizer.decode(row.new_ids, skip_special_tokens=True)),
-        traces=seat.traces,
-        first_s=seat.first_s,
-        prefill_s=seat.read_s,
-        seconds=time.perf_counter() - seat.began if seat.began else 0.0,
-        error=error,
-    )

@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from noting import VOCAB, Noting, plain, prompts
 
 from draftsmith.infer.contract.draft import OUTRIGHT, ROOT, Draft, Trial
 from draftsmith.infer.contract.protocols import Budget, Feedback, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
-from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.engine.engine import Engine, fair_share
+from draftsmith.infer.engine.engine import Engine
+from draftsmith.infer.engine.seats import fair_share
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.infer.models.runner.arena import Arena, Region
 from draftsmith.retrieval import PromptLookup
-
-VOCAB = 61
 
 
 @pytest.fixture(scope="module")
@@ -31,40 +30,6 @@ def model(make_model: Any) -> Any:
 @pytest.fixture
 def target(model: Any) -> HFTarget:
     return HFTarget(model)
-
-
-def plain(model: Any, ids: Sequence[int], count: int) -> list[int]:
-    return Engine(HFTarget(model)).run([Row("0", list(ids), stops=Stops(count))])[0].token_ids
-
-
-class Noting(Empty):
-    """Proposes what `make(row, budget)` gives, and notes the rows of every call."""
-
-    name = "noting"
-
-    def __init__(self, make: Callable[[Row, Budget], Draft] = lambda row, budget: Draft()) -> None:
-        self.make = make
-        self.proposed: list[list[Row]] = []
-        self.open_now: set[Row] = set()
-        self.given: list[Feedback] = []
-
-    def open(self, rows: Sequence[Row]) -> None:
-        self.open_now |= set(rows)
-
-    def close(self, rows: Sequence[Row]) -> None:
-        self.open_now -= set(rows)
-
-    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        self.given += feedback
-
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
-        self.proposed.append(list(rows))
-        return [self.make(row, budget) for row, budget in zip(rows, budgets)]
-
-
-def prompts(count: int, long: int = 0) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randint(3, VOCAB, (long or 4 + 3 * i,), generator=generator).tolist() for i in range(count)]
 
 
 def test_a_long_prompt_is_read_in_chunks_and_stalls_nobody(model: Any, target: HFTarget) -> None:
@@ -430,6 +395,5 @@ def test_settings_belong_to_the_row(model: Any, target: HFTarget) -> None:
     warm = Settings(temperature=1.0, seed=3)
     rows = [Row("0", [3, 4, 5], warm, Stops(10)), Row("1", [3, 4, 5], Settings(), Stops(10))]
     done = Engine(target, PromptLookup(), batch_size=2).run(rows)
-    assert done[1].token_ids == plain(model, [3, 4, 5], 10)
+    assert done[0].token_ids != done[1].token_ids == plain(model, [3, 4, 5], 10)
     assert done[0].token_ids == Engine(target).run([Row("0", [3, 4, 5], warm, Stops(10))])[0].token_ids
-    assert done[0].token_ids != done[1].token_ids

@@ -212,38 +212,51 @@ def test_a_second_interrupt_while_the_first_is_cleared_up_is_cleared_up_later(
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_a_draft_that_is_made_again_is_the_same(pair: tuple[Any, Any], name: str) -> None:
-    check_made_again(pair, name)
+def test_a_draft_that_is_made_again_is_the_same(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    check_made_again(pair, name, monkeypatch)
 
 
 def test_planted_leftovers_of_a_draft_are_caught(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, LMDrafter, "abandon", "self.lm.shorten(row, len(row.ids) - 1)", "pass")
     with pytest.raises((AssertionError, IndexError)):
-        check_strikes(pair, monkeypatch, "drawn", "the draft model's pass", KeyboardInterrupt)
+        check_made_again(pair, "tree", monkeypatch)
 
 
-def check_made_again(pair: tuple[Any, Any], name: str) -> None:
-    """After each of several steps: the same tokens, trials and exits, whatever the first draft left behind."""
+def check_made_again(pair: tuple[Any, Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens, trials and exits in each of several steps, whatever an earlier draft left behind, finished or
+    broken off in the middle of its first pass."""
+    undisturbed, again = (drafts_of_steps(pair, name, monkeypatch, disturbed) for disturbed in (False, True))
+    assert undisturbed == again
+    assert sum(len(tokens) for drafts in undisturbed for tokens, *_ in drafts) > 20
+
+
+def drafts_of_steps(pair: tuple[Any, Any], name: str, monkeypatch: pytest.MonkeyPatch, disturbed: bool) -> list[Any]:
     target, drafter = HFTarget(pair[0]), DRAFTERS[name](pair[1])
     drafter.bind(target)
     rows = make_rows(WARM)
     budgets = [Budget(16, 8)] * len(rows)
     admit(target, drafter, rows)
-    drafted = 0
-
-    def shown(drafts: list[Draft]) -> list[Any]:
-        return [
-            (one.tokens, one.parents, one.exits, [(p, t.node, t.source) for p, ts in one.trials.items() for t in ts])
-            for one in drafts
-        ]
-
+    made = []
     for _ in range(4):
-        made = []
-        for _ in range(3):
-            made.append(shown(drafter.propose(rows, budgets, None)))
+        if disturbed and hasattr(drafter, "lm"):
+            with monkeypatch.context() as broken:
+                strike(drafter.lm.cache, "begin", broken, KeyboardInterrupt, 1)
+                with pytest.raises(KeyboardInterrupt):
+                    drafter.propose(rows, budgets, None)
             drafter.abandon(rows)
-        assert made[0] == made[1] == made[2]
-        drafted += sum(len(tokens) for tokens, *_ in made[0])
+        for _ in range(2 if disturbed else 0):
+            drafter.propose(rows, budgets, None)
+            drafter.abandon(rows)
+        drafts = drafter.propose(rows, budgets, None)
+        made.append([shown(draft) for draft in drafts])
+        drafter.abandon(rows)
         step_module.step(target, drafter, rows, Budget(16, 8))
     release(target, drafter, rows)
-    assert drafted > 20
+    return made
+
+
+def shown(draft: Draft) -> tuple[Any, ...]:
+    trials = [(parent, trial.node, trial.source) for parent, trials in draft.trials.items() for trial in trials]
+    return draft.tokens, draft.parents, draft.exits, trials
