@@ -186,7 +186,7 @@ def test_features_come_from_every_chunk_and_every_turn(model: Any, monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "sound", "fault"),
     [
-        ("prefill", "row.ids[starts[row] :", "row.ids[starts[row] + (starts[row] > 0) :"),
+        ("prefill", "- start, states", "- start - 1, states"),
         ("prefill", "states = dict(zip(chosen, ", "states = dict(zip(chosen[::-1], "),
         ("prefill", "Feedback(start, self", "Feedback(0, self"),
         ("commit", "states_ND[where]", "states_ND[: len(where)] * 0"),
