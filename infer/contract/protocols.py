@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from draftsmith.infer.contract.rng import StepRng
     from draftsmith.infer.contract.row import Row
+    from draftsmith.infer.costs.pass_costs import Costs
+    from draftsmith.infer.costs.policy import Policy
 
 DraftShape = Literal["tree", "chain", "none"]
 
@@ -179,7 +181,8 @@ class Drafter(Protocol):
     """Proposes a token tree per row.
 
     `features` names the target states that it reads. `origin` is the folder or Hub name that it was made from, beside
-    which its calibration is kept; "" if there is none.
+    which its calibration is kept; "" if there is none. It may have the attributes `calibration` and `costs`: what the
+    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py).
     """
 
     name: str
@@ -204,7 +207,10 @@ class Drafter(Protocol):
 
     def close(self, rows: Sequence[Row]) -> None: ...
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]: ...
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
+        """A draft for each row. The engine cuts outright drafts to what pays (Policy.cut): most drafters need no
+        `policy`. Whoever builds a tree with it is not cut again."""
+        ...
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         """Called after the commit: `row.ids` already holds the committed tokens."""
@@ -241,3 +247,10 @@ class AnswerLearner(Protocol):
     exact: bool
 
     def learn(self, answers: Mapping[str, Sequence[int]]) -> None: ...
+
+
+@runtime_checkable
+class AssumesCosts(Protocol):
+    """A drafter that cannot decide without pass costs: where none were measured, these are used."""
+
+    def assumed_costs(self, target: Target) -> Costs | None: ...

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.policy import Policy
 
 
 class Empty:
@@ -34,7 +35,7 @@ class Empty:
     def close(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         return [Draft() for _ in rows]
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
@@ -77,7 +78,7 @@ class ScriptedDrafter:
     def close(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = []
         for row, budget in zip(rows, budgets):
             done = len(row.new_ids)

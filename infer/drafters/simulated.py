@@ -12,6 +12,7 @@ from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.policy import Policy
 
 
 class SimulatedDrafter:
@@ -53,8 +54,8 @@ class SimulatedDrafter:
     def close(self, rows: Sequence[Row]) -> None:
         self.inner.close(rows)
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-        drafts = self.inner.propose(rows, budgets)
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
+        drafts = self.inner.propose(rows, budgets, policy)
         if not all(draft.is_chain() for draft in drafts):
             raise ValueError("only chains can be simulated, and the draft model proposed a tree: give it top_k=1")
         return [Draft().chain(self._chain(row, len(draft)), self.name) for row, draft in zip(rows, drafts)]

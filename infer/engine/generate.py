@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.step import admit, release, step
 from draftsmith.infer.rules.token import rejection
 
@@ -30,15 +31,18 @@ def generate(
     batch_size: int = 1,
     budget: Budget = BUDGET,
     rule: Rule = rejection,
+    policy: Policy | None = None,
     on_tokens: Callable[[Row, list[int]], None] | None = None,
     on_done: Callable[[Generation], None] | None = None,
 ) -> list[Generation]:
     """Decode `rows` to their stops; results are in the order given. `drafter` must be bound to `target`.
 
-    `on_tokens(row, tokens)` is called after every step with what a row has just committed, `on_done` when a row ends.
+    `policy`: how much to draft; by default the one of this target and drafter. `on_tokens(row, tokens)` is called after
+    every step with what a row has just committed, `on_done` when a row ends.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    policy = Policy.of(target, drafter) if policy is None else policy
     waiting = list(rows)[::-1]
     live: dict[Row, _Live] = {}
     traces: dict[Row, list[StepTrace]] = {row: [] for row in rows}
@@ -52,7 +56,7 @@ def generate(
                 took = (time.perf_counter() - began) / len(joining)
                 live.update({row: _Live(began, took) for row in joining})
             now = list(live)
-            for row, trace in zip(now, step(target, drafter, now, budget, rule)):
+            for row, trace in zip(now, step(target, drafter, now, budget, rule, policy)):
                 traces[row].append(trace)
                 live[row].first = live[row].first or time.perf_counter() - live[row].began
                 if on_tokens is not None:
@@ -63,10 +67,10 @@ def generate(
                 if on_done is not None:
                     on_done(done[row])
             if ended:
-                release(target, drafter, ended)
+                release(target, drafter, ended, policy)
     finally:
         if live:
-            release(target, drafter, list(live))
+            release(target, drafter, list(live), policy)
     return [done[row] for row in rows]
 
 

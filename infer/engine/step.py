@@ -11,6 +11,7 @@ from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.rules.token import rejection
 
 _step_numbers = itertools.count()
@@ -26,20 +27,31 @@ def admit(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
         raise
 
 
-def release(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
+def release(target: Target, drafter: Drafter, rows: Sequence[Row], policy: Policy | None = None) -> None:
     """Let `rows` leave."""
     target.release(rows)
     drafter.close(rows)
+    if policy is not None:
+        policy.close(rows)
 
 
 def step(
-    target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, rule: Rule = rejection
+    target: Target,
+    drafter: Drafter,
+    rows: Sequence[Row],
+    budget: Budget,
+    rule: Rule = rejection,
+    policy: Policy | None = None,
 ) -> list[StepTrace]:
     """Decode one step of `rows`, which must be admitted and live. Returns one trace per row."""
     target_before, draft_before = target.forward_seconds, drafter.forward_seconds
     moved_before = target.bytes_moved + drafter.bytes_moved
     t0 = time.perf_counter()
-    drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows])
+    if policy is not None:
+        policy.begin(rows)
+    drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows], policy)
+    if policy is not None:
+        drafts = policy.cut(rows, drafts)
     for draft in drafts:
         _check(draft, target)
     t1 = time.perf_counter()
@@ -57,6 +69,8 @@ def step(
         row.ids.extend(verdict.committed)
         row.stop = verdict.stop or ("context" if len(row.ids) >= target.max_positions else "")
     drafter.observe(rows, verdicts, feedback)
+    if policy is not None:
+        policy.settle(rows, drafts, verdicts)
     t4 = time.perf_counter()
     number = next(_step_numbers)
     traces = []

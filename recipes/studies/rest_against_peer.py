@@ -191,7 +191,7 @@ class DraftRetriever:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         return [self._draft(row.ids, budget) for row, budget in zip(rows, budgets)]
 
     def _draft(self, ids: list[int], budget: Budget) -> Draft:

@@ -25,6 +25,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Targe
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
@@ -166,8 +167,8 @@ class Listener:
     def bytes_moved(self) -> int:
         return self.drafter.bytes_moved
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-        drafts = self.drafter.propose(rows, budgets)
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
+        drafts = self.drafter.propose(rows, budgets, policy)
         self._drafts = dict(zip(rows, drafts))
         return drafts
 
@@ -203,7 +204,8 @@ def listen(
     listener = Listener(drafter, {one.key: one.number for one in answers})
     for done, one in enumerate(answers, start=1):
         ends = stops if drafter.features else Stops(len(one.answer))
-        generate(judge, listener, [Row(one.key, list(one.prompt), settings, ends, target.tokenizer)])
+        row = Row(one.key, list(one.prompt), settings, ends, target.tokenizer)
+        generate(judge, listener, [row], policy=Policy())  # which limits nothing: all candidates are wanted
         if progress is not None:
             progress(done, len(answers))
     return {source: Observations(*(np.array(each) for each in zip(*some))) for source, some in listener.noted.items()}

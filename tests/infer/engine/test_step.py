@@ -50,7 +50,7 @@ class Scripted:
     def close(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         self.budgets += budgets
         return [self.drafts.pop(0) if self.drafts else Draft() for _ in rows]
 
@@ -105,7 +105,7 @@ def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake
     small = SmallLM(shake(model, 0.05), top_k=3, nodes=9, min_confidence=0.0)
 
     class Reading(Scripted):
-        def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+        def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
             return small.propose(rows, budgets)
 
         def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:

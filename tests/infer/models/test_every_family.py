@@ -56,7 +56,7 @@ UNBUILDABLE = {
 class HalfRight(ScriptedDrafter):
     """Trees: the plain answer for one to four tokens, often wrong at one depth, a wrong sibling first."""
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         drafts = []
         for row, budget in zip(rows, budgets):
             done, draft, at = len(row.new_ids), Draft(), ROOT

@@ -48,7 +48,7 @@ def test_curves_are_kept_where_the_time_for_costs_is_too_short(calibrate, draft,
     assert failed.code == 2
     assert "give more time (--seconds)" in failed.err
     target = load_target(folders.target)
-    assert find_calibration(str(draft), target).curves
+    assert find_calibration(str(draft), target).at(0.0).curves
     assert find_costs(str(draft), target) is None
 
 
@@ -67,7 +67,9 @@ def test_curves_and_costs_are_found_again_and_the_plots_are_there(calibrate, dra
     assert 0 <= figures["ece_after"] <= 1
     assert set(small["passes"]) == {"target", "small"}
     target = load_target(folders.target)
-    calibration, costs = find_calibration(draft, target), find_costs(draft, target)
+    found, costs = find_calibration(draft, target), find_costs(draft, target)
+    assert found is not None
+    calibration = found.at(0.0)
     assert calibration is not None
     assert costs is not None
     assert set(calibration.curves) >= {"small", "small#1"}
@@ -77,7 +79,7 @@ def test_curves_and_costs_are_found_again_and_the_plots_are_there(calibrate, dra
     assert costs.overhead == small["overhead_s"]
     lookup = find_calibration("pld", target)
     assert lookup is not None
-    assert "pld" in lookup.curves
+    assert "pld" in lookup.at(0.0).curves
     assert {path.name for path in out.iterdir()} == {
         "run.json", "results.json", "reliability-small-small.png", "reliability-pld-pld.png"
     }  # fmt: skip

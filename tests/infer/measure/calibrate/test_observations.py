@@ -124,7 +124,7 @@ class Scripted:
     def observe(self, rows, verdicts, feedback):
         pass
 
-    def propose(self, rows, budgets):
+    def propose(self, rows, budgets, policy=None):
         drafts = []
         for budget in budgets:
             draft = Draft()
