@@ -25,6 +25,8 @@ class SimulatedDrafter:
         self.name = inner.name
         self.features = inner.features
         self.origin = ""
+        self.calibration = getattr(inner, "calibration", "auto")
+        self.costs = getattr(inner, "costs", "auto")
         self.acceptance = acceptance
         self._answers: dict[str, Sequence[int]] = {}
         self._vocab_size = 0
