@@ -107,6 +107,11 @@ class Account:
         """The same share, as verification found it: drawn tokens promise nothing that could be relied on."""
         return self._found.value(PRIOR_COVERAGE, PRIOR_WEIGHT)
 
+    def drawn_acceptance(self, before: int) -> float:
+        """How likely a drawn child is accepted after `before` rejected ones. This mean predicts it better than the
+        draft's own probability does."""
+        return self.found * (1 - self.found) ** before
+
     @property
     def trust(self) -> float:
         """How much of what confidences promised came true, at most 1."""

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 Rows = Sequence[Any]
 Reaches = Sequence[Sequence[float]]
 
@@ -371,7 +370,8 @@ class LMDrafter:
                 node = draft.sampled(parent, token, group, source, confidence)
                 if known is None:
                     made.append(node)
-                    reaches[node] = reaches[parent] * _drawn_acceptance(i, confidence, account)
+                    accepted = confidence if account is None else account.drawn_acceptance(i)
+                    reaches[node] = reaches[parent] * accepted
                 if not self.limits.replacement:
                     left_V = left_V.clone()
                     left_V[token] = 0.0
@@ -395,9 +395,3 @@ class LMDrafter:
         for warper in row.settings.warpers():
             scores_1V = warper(None, scores_1V)
         return torch.softmax(scores_1V[0].double(), -1)
-
-
-def _drawn_acceptance(before: int, confidence: float, account: Account | None) -> float:
-    """How likely a drawn child is accepted after `before` rejected ones. The running mean predicts it better than the
-    draft's own probability does."""
-    return confidence if account is None else account.found * (1 - account.found) ** before

@@ -169,11 +169,11 @@ def checked(label: str, class_path: str, init_args: Mapping[str, Any]) -> Callab
             "function that is written in Python"
         ) from error
     names = [entry.name for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
-    left = {name: value for name, value in init_args.items() if name in FOR_THE_POLICY and name not in names}
+    takes_any = any(entry.kind is entry.VAR_KEYWORD for entry in parameters)
+    others = [] if takes_any else sorted(set(init_args) - set(names))
+    left = {name: init_args[name] for name in others if name in FOR_THE_POLICY}
     init_args = {name: value for name, value in init_args.items() if name not in left}
-    unknown = (
-        [] if any(entry.kind is entry.VAR_KEYWORD for entry in parameters) else sorted(set(init_args) - set(names))
-    )
+    unknown = [name for name in others if name not in left]
     if unknown:
         raise ValueError(f"drafter {label!r} has no argument {unknown[0]!r}; it takes {', '.join(names) or 'none'}")
     for entry in parameters:

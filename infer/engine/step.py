@@ -50,10 +50,10 @@ def step(
     if policy is not None:
         policy.begin(rows)
     drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows], policy)
-    if policy is not None:
-        drafts = policy.cut(rows, drafts)
     for draft in drafts:
         _check(draft, target)
+    if policy is not None:
+        drafts = policy.cut(rows, drafts)
     t1 = time.perf_counter()
     scores = target.score(rows, drafts)
     t2 = time.perf_counter()
