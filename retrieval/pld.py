@@ -117,8 +117,11 @@ class PromptLookup:
         if not limit.nodes or not limit.depth:
             return Draft()
         index.catch_up()
+        matches = self._matches(index, limit.depth)
+        if len(matches) < 2:  # what the builder would make of it, but at once
+            return _chain(matches, limit.nodes, self.name)
         growth = Growth(limit)
-        members = {ROOT: self._matches(index, limit.depth)}
+        members = {ROOT: matches}
 
         def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
             return [[self._children(growth, members, leaf) for leaf in leaves] for _, leaves in asked]
@@ -140,9 +143,16 @@ class PromptLookup:
 
     def _children(self, growth: Growth, members: dict[int, list[_Match]], leaf: int) -> list[Candidate]:
         """The tokens with which the matches through a leaf continue; records who continues with each."""
-        depth = growth.depth(leaf)
+        depth, through = growth.depth(leaf), members[leaf]
+        if len(through) == 1:  # most leaves: the same as below, sooner
+            (match,) = through
+            if depth == len(match.tokens):
+                return []
+            members[len(members) - 1] = through
+            count = match.length + depth
+            return [Candidate(match.tokens[depth], count / (1 + count), self.name)]
         groups: dict[int, list[_Match]] = {}
-        for match in members[leaf]:
+        for match in through:
             if depth < len(match.tokens):
                 groups.setdefault(match.tokens[depth], []).append(match)
         counts = {token: sum(match.length + depth for match in some) for token, some in groups.items()}
@@ -151,3 +161,12 @@ class PromptLookup:
         for token in ranked:  # `grow` numbers leaves in the order in which their candidates are returned
             members[len(members) - 1] = groups[token]
         return [Candidate(token, counts[token] / total, self.name) for token in ranked]
+
+
+def _chain(matches: Sequence[_Match], nodes: int, source: str) -> Draft:
+    draft = Draft()
+    for match in matches:
+        lengths = range(match.length, match.length + len(match.tokens))
+        confidences = [length / (length + 1) for length in lengths]
+        draft.chain(match.tokens[:nodes], source, confidences)
+    return draft

@@ -4,11 +4,15 @@ A decoder makes the most of its time if it does a piece of work exactly when its
 current seconds per token, exceeds the seconds that it takes: the renewal-reward argument, with the rate estimated as it
 goes, and never above that of plain decoding, which is always open. Seconds come from measured costs
 (infer/costs/pass_costs.py), never from the clock, so decisions are reproducible.
+
+Legend: N numbers of nodes to verify.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
@@ -159,20 +163,15 @@ class Account:
 
     def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
         """How many of the offers to verify; `fixed[row]` nodes are verified in any case."""
+        if not offers:
+            return 0
         base = sum(fixed.values())
-        pairs = float(sum(count * self._contexts[row] for row, count in fixed.items()))
-        worth, gained = self.seconds_per_token, 0.0
-        best, chosen = -self._step_seconds(base, pairs), 0
-        for count, (reach, row) in enumerate(offers, start=1):
-            gained += reach
-            pairs += self._contexts[row]
-            taken = self._step_seconds(base + count, pairs)
-            net = gained * worth - taken
-            if net > best:
-                best, chosen = net, count
-            elif (gained + reach * (len(offers) - count)) * worth - taken <= best:
-                break  # even if all that follow were worth as much as this one
-        return chosen
+        pairs = self._seen + float(sum(count * self._contexts[row] for row, count in fixed.items()))
+        new_N = np.arange(len(offers) + 1)
+        gained_N = np.cumsum([0.0, *(reach for reach, _ in offers)])
+        pairs_N = pairs + np.cumsum([0, *(self._contexts[row] for _, row in offers)])
+        seconds_N = self._target.many(len(self._contexts) + base + new_N, self._seen, pairs_N)
+        return int(np.argmax(gained_N * self.seconds_per_token - seconds_N))
 
     def next_node(self, nodes: int) -> float:
         """Seconds to verify one more node than `nodes`, for a single row."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ def band_of(temperature: float) -> str:
 
 def rank_start(rank: int) -> int:
     """The first of the ranks that share a curve with `rank` (0: the likeliest)."""
-    return max(start for start in RANKS if start <= rank)
+    return RANKS[bisect_right(RANKS, rank) - 1]
 
 
 def ranked_key(source: str, rank: int) -> str:

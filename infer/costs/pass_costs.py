@@ -8,6 +8,8 @@ tokens behind c_i committed ones, the pass takes
 f is linear between measured numbers of tokens: weights are read once per pass, matrix products grow with the tokens,
 and attention grows with the context. A pass whose total is padded to a bucket costs what the bucket costs.
 infer/costs/timing.py measures and fits these; infer/costs/policy.py spends them.
+
+Legend: N passes, P measured points.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from draftsmith.infer.costs.identity import TargetIdentity, machine_text
 from draftsmith.infer.files.atomic import load_versioned
@@ -50,6 +54,17 @@ class PassCost:
         `pairs`: the sum over the rows of new tokens times committed ones.
         """
         return self._weights(padded(tokens, self.buckets)) + self.per_seen * seen + self.per_pair * pairs
+
+    def many(self, tokens_N: np.ndarray, seen: float, pairs_N: np.ndarray) -> np.ndarray:
+        """[N] the seconds of several passes behind the same committed tokens."""
+        if self.buckets:
+            tokens_N = np.array([padded(tokens, self.buckets) for tokens in tokens_N.tolist()])
+        known_P, seconds_P = np.asarray(self.tokens, np.float64), np.asarray(self.seconds, np.float64)
+        found_N: np.ndarray = np.interp(tokens_N, known_P, seconds_P)
+        if len(known_P) > 1:
+            slope = (seconds_P[-1] - seconds_P[-2]) / (known_P[-1] - known_P[-2])
+            found_N += slope * np.maximum(tokens_N - known_P[-1], 0.0)
+        return found_N + (self.per_seen * seen + self.per_pair * pairs_N)
 
     def even(self, rows: int, tokens: int, context: float) -> float:
         """Seconds for `rows` rows of `tokens` tokens each, behind `context` committed ones each."""

@@ -173,9 +173,9 @@ class Policy:
         """(reach, node): the product of the probabilities down to it. A probe is worth nothing by itself."""
         reaches = [0.0] * len(draft)
         known = self.calibration(row)
-        for parent in (ROOT, *range(len(draft))):
+        for parent in sorted(draft.trials):
             above = 1.0 if parent == ROOT else reaches[parent]
-            for rank, trial in enumerate(draft.trials.get(parent, ())):
+            for rank, trial in enumerate(draft.trials[parent]):
                 measured = None
                 if known is not None and trial.source in known.curves:
                     measured = known.of(trial.source, rank)(trial.confidence)

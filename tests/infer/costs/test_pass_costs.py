@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from draftsmith.infer.costs.identity import TargetIdentity
@@ -32,6 +33,13 @@ def test_rows_of_a_pass_may_have_different_numbers_of_tokens_and_none_is_padded_
     assert COST(longest + 3) == pytest.approx(6.0)
     assert COST(longest + 3) < COST.even(4, longest, 0)
     assert COST(10, 300, 9 * 100 + 1 * 200) == pytest.approx(5.0 + 0.01 * 300 + 0.001 * 1100)
+
+
+def test_many_passes_cost_what_each_of_them_does():
+    tokens, pairs = np.arange(0, 40), np.arange(0, 400, 10)
+    for cost in (COST, PassCost([1, 4, 16], [1.0, 2.0, 8.0], buckets=(4, 8)), PassCost([3], [2.0])):
+        each = [cost(int(one), 50, float(pair)) for one, pair in zip(tokens, pairs)]
+        assert cost.many(tokens, 50, pairs).tolist() == pytest.approx(each)
 
 
 def test_costs_come_back_from_a_file(tmp_path):
