@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from draftsmith.infer.contract.rng import StepRng
     from draftsmith.infer.contract.row import Row
-    from draftsmith.infer.costs.pass_costs import Costs
-    from draftsmith.infer.costs.policy import Policy
 
 DraftShape = Literal["tree", "chain", "none"]
 
@@ -207,9 +205,9 @@ class Drafter(Protocol):
 
     def close(self, rows: Sequence[Row]) -> None: ...
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
-        """A draft for each row. The engine cuts outright drafts to what pays (Policy.cut): most drafters need no
-        `policy`. Whoever builds a tree with it is not cut again."""
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+        """A draft for each row. `policy`: the engine's (infer/costs/policy.py), or None. It cuts outright drafts to
+        what pays, so most drafters need none; a tree that is built with it is not cut again."""
         ...
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
@@ -247,10 +245,3 @@ class AnswerLearner(Protocol):
     exact: bool
 
     def learn(self, answers: Mapping[str, Sequence[int]]) -> None: ...
-
-
-@runtime_checkable
-class AssumesCosts(Protocol):
-    """A drafter that cannot decide without pass costs: where none were measured, these are used."""
-
-    def assumed_costs(self, target: Target) -> Costs | None: ...

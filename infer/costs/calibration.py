@@ -137,8 +137,6 @@ class BandedCalibration:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BandedCalibration) and (self.target, self.bands) == (other.target, other.bands)
 
-    __hash__ = None  # type: ignore[assignment]
-
     @classmethod
     def of(cls, *calibrations: Calibration) -> BandedCalibration:
         """Of one target."""

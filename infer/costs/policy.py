@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import AssumesCosts, Drafter, Target, Verdict
+from draftsmith.infer.contract.protocols import Drafter, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, given_calibration, given_costs
@@ -26,6 +26,13 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.rates import Rates
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class AssumesCosts(Protocol):
+    """A drafter that may need pass costs to decode at all: where none were measured, these are used."""
+
+    def assumed_costs(self, target: Target) -> Costs | None: ...
 
 
 class Policy:
@@ -37,7 +44,6 @@ class Policy:
         self._joint = None if costs is None else Account(costs)
         self._alone: dict[Row, Account] = {}
         self._rates = Rates()
-        self._rows: list[Row] = []
         self._built: set[Row] = set()
 
     @classmethod
@@ -83,7 +89,7 @@ class Policy:
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Start a step of `rows`. A step that failed may be begun again."""
-        self._rows, self._built = list(rows), set()
+        self._built = set()
         if self._joint is not None:
             self._joint.begin(rows)
         for row in rows:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Verdict
 from draftsmith.infer.contract.row import Row, Stops
@@ -364,10 +363,3 @@ def test_a_drawn_rows_text_depends_neither_on_its_batch_nor_on_what_ran_before(
     assert not used._alone, "rows that left are forgotten"
     assert len({token for tokens, _ in alone.values() for token in tokens}) >= 8
     assert len({count for _, counts in alone.values() for count in counts}) > 2, "the sizes of drafts varied"
-
-
-def test_the_inversion_used_by_drawn_drafts_is_the_contracts() -> None:
-    """Guards the import that tests/infer/test_sampled_drafts.py replaces."""
-    import draftsmith.infer.drafters.lm_drafter as lm_drafter
-
-    assert lm_drafter.draw_by_inversion is draw_by_inversion
