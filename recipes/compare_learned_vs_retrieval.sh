@@ -56,7 +56,7 @@ for temperature in 0 0.8; do
   calibrated="$OUT/calibrated-$temperature"
   if [ ! -e "$calibrated/results.json" ]; then
     rm -rf "$calibrated" # left unfinished by a run that was stopped
-    draftsmith calibrate --target "$TARGET" --template "$TEMPLATE" --drafters "$drafters" --data "$HELD_OUT" \
+    draftsmith calibrate --target "$TARGET" --template "$TEMPLATE" --drafters "pld,$drafters" --data "$HELD_OUT" \
       --temperature "$temperature" --min_distinct 0.5 --seconds "$COST_SECONDS" --out "$calibrated"
   fi
   COST_SECONDS=0 # the cost of passes does not depend on the temperature

@@ -1,17 +1,28 @@
 """PLD, prompt lookup: draft what followed earlier occurrences of the newest tokens in the row's own text.
 
 All n-grams of up to `max_ngram` tokens are indexed as they arrive, in O(1) per token, so a lookup never rescans the
-text. Several matches make one tree: matches of the longest n-gram first, and later ones before earlier ones.
+text. The matches of the longest n-grams are used, later ones before earlier ones. Several make one tree: a match of n
+tokens counts n for what follows it, and n + d after d more tokens; a token's probability is its share of these counts
+and one for everything else. So a single match is a chain, whose first token has probability n / (n + 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
+
+
+class _Match(NamedTuple):
+    """An earlier place: how many tokens before it match the newest ones, and what followed."""
+
+    length: int
+    tokens: list[int]
 
 
 class _Index:
@@ -43,6 +54,10 @@ class PromptLookup:
         min_ngram: the shortest n-gram to look up.
         matches: how many earlier places go into the tree, latest first.
         nodes: the most nodes of the tree.
+        calibration: how often candidates of each confidence are accepted: a file, auto (what `draftsmith calibrate`
+            measured for this target, if it did) or none.
+        costs: measured costs of the target's passes: a file, auto or none. With costs, each tree is cut to the nodes
+            worth verifying.
     """
 
     name = "pld"
@@ -52,7 +67,14 @@ class PromptLookup:
     origin = ""
 
     def __init__(
-        self, num_draft_tokens: int = 10, max_ngram: int = 4, min_ngram: int = 1, matches: int = 4, nodes: int = 16
+        self,
+        num_draft_tokens: int = 10,
+        max_ngram: int = 4,
+        min_ngram: int = 1,
+        matches: int = 4,
+        nodes: int = 16,
+        calibration: Any = "auto",
+        costs: Any = "auto",
     ) -> None:
         for what, value in (
             ("num_draft_tokens", num_draft_tokens), ("min_ngram", min_ngram), ("matches", matches), ("nodes", nodes)
@@ -66,6 +88,8 @@ class PromptLookup:
         self.min_ngram = min_ngram
         self.matches = matches
         self.nodes = nodes
+        self.calibration = calibration
+        self.costs = costs
         self._indexes: dict[Row, _Index] = {}
 
     def pass_timers(self) -> dict[str, PassTimer]:
@@ -91,30 +115,64 @@ class PromptLookup:
     def abandon(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         return [self._draft(self._indexes[row], budget) for row, budget in zip(rows, budgets)]
 
     def _draft(self, index: _Index, budget: Budget) -> Draft:
-        """The latest match's continuation first, then branches where earlier matches differ from it."""
-        draft = Draft()
+        limit = Budget(min(self.nodes, budget.nodes), min(self.num_draft_tokens, budget.depth))
+        if not limit.nodes or not limit.depth:
+            return Draft()
         index.catch_up()
-        ids = index.ids
-        depth, nodes = min(self.num_draft_tokens, budget.depth), min(self.nodes, budget.nodes)
-        if not depth or not nodes:
-            return draft
-        found = 0
+        matches = self._matches(index, limit.depth)
+        if len(matches) < 2:  # what the builder would make of it, but at once
+            return _chain(matches, limit.nodes, self.name)
+        growth = Growth(limit)
+        members = {ROOT: matches}
+
+        def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
+            return [[self._children(growth, members, leaf) for leaf in leaves] for _, leaves in asked]
+
+        grow([growth], expand, width=limit.nodes)
+        return growth.draft()[0]
+
+    def _matches(self, index: _Index, depth: int) -> list[_Match]:
+        """The longest matches, later places first among equally long ones; each place once."""
+        ids, found = index.ids, dict[int, _Match]()
         for n in range(min(self.max_ngram, len(ids)), self.min_ngram - 1, -1):
-            ends = index.ends.get(tuple(ids[-n:]), ())
-            for end in ends[: -self.matches - 1 : -1]:
-                parent = ROOT
-                for token in ids[end : end + depth]:
-                    node = draft.child(parent, token)
-                    if node is None:
-                        if len(draft) >= nodes:
-                            return draft
-                        node = draft.outright(parent, token, self.name, n / (n + 1) / (1 + found))
-                    parent = node
-                found += 1
-            if found >= self.matches:
+            # Places of a longer match are among those of its ending: this many hold enough new ones.
+            for end in index.ends.get(tuple(ids[-n:]), ())[: -self.matches - len(found) - 1 : -1]:
+                if len(found) < self.matches:
+                    found.setdefault(end, _Match(n, ids[end : end + depth]))
+            if len(found) >= self.matches:
                 break
-        return draft
+        return list(found.values())
+
+    def _children(self, growth: Growth, members: dict[int, list[_Match]], leaf: int) -> list[Candidate]:
+        """The tokens with which the matches through a leaf continue; records who continues with each."""
+        depth, through = growth.depth(leaf), members[leaf]
+        if len(through) == 1:  # most leaves: the same as below, sooner
+            (match,) = through
+            if depth == len(match.tokens):
+                return []
+            members[len(members) - 1] = through
+            count = match.length + depth
+            return [Candidate(match.tokens[depth], count / (1 + count), self.name)]
+        groups: dict[int, list[_Match]] = {}
+        for match in through:
+            if depth < len(match.tokens):
+                groups.setdefault(match.tokens[depth], []).append(match)
+        counts = {token: sum(match.length + depth for match in some) for token, some in groups.items()}
+        total = 1 + sum(counts.values())
+        ranked = sorted(groups, key=lambda token: -counts[token])
+        for token in ranked:  # `grow` numbers leaves in the order in which their candidates are returned
+            members[len(members) - 1] = groups[token]
+        return [Candidate(token, counts[token] / total, self.name) for token in ranked]
+
+
+def _chain(matches: Sequence[_Match], nodes: int, source: str) -> Draft:
+    draft = Draft()
+    for match in matches:
+        lengths = range(match.length, match.length + len(match.tokens))
+        confidences = [length / (length + 1) for length in lengths]
+        draft.chain(match.tokens[:nodes], source, confidences)
+    return draft

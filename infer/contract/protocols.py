@@ -200,7 +200,8 @@ class Drafter(Protocol):
     """Proposes a token tree per row.
 
     `features` names the target states that it reads. `origin` is the folder or Hub name that it was made from, beside
-    which its calibration is kept; "" if there is none.
+    which its calibration is kept; "" if there is none. It may have the attributes `calibration` and `costs`: what the
+    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py).
     """
 
     name: str
@@ -233,7 +234,8 @@ class Drafter(Protocol):
     def close(self, rows: Sequence[Row]) -> None: ...
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
-        """A draft per row within its budget. `policy` decides how much is worth drafting; None limits nothing.
+        """A draft for each row within its budget. `policy`: the engine's (infer/costs/policy.py), or None. It cuts
+        outright drafts to what pays, so most drafters need none; a tree that is built with it is not cut again.
 
         Called again with the same rows after `abandon`, it proposes the same.
         """
@@ -249,24 +251,6 @@ class Drafter(Protocol):
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """The passes of its draft model, by the name that their measured costs go by; empty without one."""
-        ...
-
-
-class StepPolicy(Protocol):
-    """Decides how much of a step's drafts to verify; made for one target and one drafter."""
-
-    def begin(self, rows: Sequence[Row]) -> None:
-        """Start a step of these rows; a step that failed before is forgotten."""
-        ...
-
-    def cut(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Draft]: ...
-
-    def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:
-        """End the step with what became of its drafts."""
-        ...
-
-    def close(self, rows: Sequence[Row]) -> None:
-        """Rows leave."""
         ...
 
 

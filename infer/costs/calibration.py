@@ -1,14 +1,18 @@
-"""Calibrations, per draft and target: from a draft's raw confidence to a probability of acceptance.
+"""Calibrations, per draft, target and temperature: from a draft's raw confidence to a probability of acceptance.
 
-A calibration lies in the draft's folder, DRAFT/calibration/TARGET.json, one file per target. Measured costs belong to a
-machine and lie in the user's cache, and so does everything about drafts that are not local folders. `draftsmith
-calibrate` writes both (measuring: infer/measure/calibrate); drafters look for them when they are bound.
+A candidate that a greedy target takes for certain is drawn only sometimes at temperature 1, so the curves belong to a
+band of temperatures. A draft's calibrations lie in its folder, DRAFT/calibration/TARGET.json, one file per target with
+all bands that were measured. Measured costs belong to a machine and lie in the user's cache, and so does everything
+about drafts that are not local folders. `draftsmith calibrate` writes both (measuring: infer/measure/calibrate); the
+policy looks for them (infer/costs/policy.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +26,40 @@ from draftsmith.infer.costs.pass_costs import WRITTEN_BY, Costs
 from draftsmith.infer.files.atomic import load_versioned, write_json
 from draftsmith.infer.files.locations import cache_folder
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+# 2: by band of temperatures.
+FORMAT = 2
 # The numbers of likeliest tokens that `covered` has curves for.
 TOP = (1, 2, 4, 8)
 # The ranks at which a new curve begins: a node's likeliest candidate is accepted more often than its second one at the
 # same confidence.
 RANKS = (0, 1, 2, 4)
+# The upper ends of the bands above 0. Inside one, a curve measured at one temperature errs by at most 0.05 at another
+# (expected calibration error; LOG.md has the table).
+BAND_ENDS = (0.3, 0.6, 0.85, 1.1)
+GREEDY = "greedy"
+
+
+def band_of(temperature: float) -> str:
+    """The band of a temperature: `greedy`, `(0, 0.3]`, ..., `(1.1, ...)`."""
+    if temperature == 0:
+        return GREEDY
+    ends = (0, *BAND_ENDS)
+    for low, high in zip(ends, BAND_ENDS):
+        if temperature <= high:
+            return f"({low:g}, {high:g}]"
+    return f"({BAND_ENDS[-1]:g}, ...)"
+
+
+def rank_start(rank: int) -> int:
+    """The first of the ranks that share a curve with `rank` (0: the likeliest)."""
+    return RANKS[bisect_right(RANKS, rank) - 1]
 
 
 def ranked_key(source: str, rank: int) -> str:
-    """The name of the curve for a source's candidates at `rank` (0: the likeliest): `small#1`, `small#2`, ..."""
-    return f"{source}#{max(start for start in RANKS if start <= rank) + 1}"
+    """The name of the curve for a source's candidates at `rank`: `small#1`, `small#2`, ..."""
+    return f"{source}#{rank_start(rank) + 1}"
 
 
 def covered_key(exit: int, deeper: int, top: int) -> str:
@@ -41,7 +68,7 @@ def covered_key(exit: int, deeper: int, top: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`target`: the target's fingerprint.
+    """One band's curves. `target`: the target's fingerprint; `temperature`: at which they were measured.
 
     `curves[source]` maps a candidate's raw confidence to the probability that it is accepted, given that its parent
     was; `curves["source#1"]` does so for each node's likeliest candidate, and so on (`of` picks the right one).
@@ -53,6 +80,11 @@ class Calibration:
     curves: Mapping[str, Calibrator]
     covered: Mapping[str, Calibrator] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 0.0
+
+    @property
+    def band(self) -> str:
+        return band_of(self.temperature)
 
     def of(self, source: str, rank: int) -> Calibrator:
         """The curve for a source's candidates at `rank`, or the one for all ranks if that rank has none."""
@@ -67,39 +99,88 @@ class Calibration:
         return [self.of(source, rank)(one) for rank, one in enumerate(raw)]
 
     def joined(self, newer: Calibration) -> Calibration:
-        """Both calibrations of one target in one; where both have a source, `newer` wins."""
-        assert self.target == newer.target
+        """Both calibrations of one target and band in one; where both have a source, `newer` wins."""
+        assert (self.target, self.band) == (newer.target, newer.band)
         kept = {name: curve for name, curve in self.curves.items() if name.partition("#")[0] not in newer.curves}
         return Calibration(
             self.target,
             {**kept, **newer.curves},
             {**self.covered, **newer.covered},
             {**self.measured, **newer.measured},
+            newer.temperature,
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "kind": "calibration",
-            "target": self.target,
+            "temperature": self.temperature,
             "curves": {name: curve.to_json() for name, curve in self.curves.items()},
             "covered": {name: curve.to_json() for name, curve in self.covered.items()},
             "measured": dict(self.measured),
         }
 
+    @classmethod
+    def from_json(cls, target: str, value: Mapping[str, Any]) -> Calibration:
+        curves, covered = (
+            {name: Calibrator.from_json(one) for name, one in value[part].items()} for part in ("curves", "covered")
+        )
+        return cls(target, curves, covered, dict(value["measured"]), float(value["temperature"]))
+
+
+class BandedCalibration:
+    """A file's content: the calibrations of one draft and target, by band."""
+
+    def __init__(self, target: str, bands: Mapping[str, Calibration]) -> None:
+        self.target = target
+        self.bands = dict(bands)
+        self._said: set[tuple[str, str]] = set()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BandedCalibration) and (self.target, self.bands) == (other.target, other.bands)
+
+    @classmethod
+    def of(cls, *calibrations: Calibration) -> BandedCalibration:
+        """Of one target."""
+        return cls(calibrations[0].target, {one.band: one for one in calibrations})
+
+    def at(self, temperature: float) -> Calibration | None:
+        """The calibration of this temperature's band. If it was not measured, the one measured at the nearest
+        temperature, which is logged once; None if there is none at all."""
+        band = band_of(temperature)
+        if band in self.bands or not self.bands:
+            return self.bands.get(band)
+        nearest = min(self.bands.values(), key=lambda one: (abs(one.temperature - temperature), one.temperature))
+        if (band, nearest.band) not in self._said:
+            self._said.add((band, nearest.band))
+            log.warning(
+                "no calibration was measured at temperature %s: the one measured at %g is used; "
+                "`draftsmith calibrate --temperature %g` measures it",
+                f"{temperature:g} ({band})", nearest.temperature, temperature,
+            )  # fmt: skip
+        return nearest
+
+    def joined(self, newer: Calibration) -> BandedCalibration:
+        """With `newer` in its band; sources that it does not have stay."""
+        before = self.bands.get(newer.band)
+        return BandedCalibration(
+            self.target, {**self.bands, newer.band: before.joined(newer) if before is not None else newer}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        bands = {band: one.to_json() for band, one in self.bands.items()}
+        return {"format": FORMAT, "kind": "calibration", "target": self.target, "bands": bands}
+
     def save(self, path: str | Path) -> None:
         write_json(Path(path), self.to_json())
 
     @classmethod
-    def load(cls, path: str | Path) -> Calibration:
+    def load(cls, path: str | Path) -> BandedCalibration:
         return load_versioned(path, "calibration", FORMAT, cls._from_json, "`draftsmith calibrate`")
 
     @classmethod
-    def _from_json(cls, value: Mapping[str, Any]) -> Calibration:
-        curves, covered = (
-            {name: Calibrator.from_json(one) for name, one in value[part].items()} for part in ("curves", "covered")
-        )
-        return cls(str(value["target"]), curves, covered, dict(value["measured"]))
+    def _from_json(cls, value: Mapping[str, Any]) -> BandedCalibration:
+        target = str(value["target"])
+        found = [Calibration.from_json(target, one) for one in value["bands"].values()]
+        return cls(target, {one.band: one for one in found})
 
 
 # Below, `draft` is what the drafter was made from: a folder (of a model or a store), a Hub name, or, if it is made from
@@ -142,7 +223,7 @@ def machine_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def find_calibration(draft: str | Path, target: Target) -> Calibration | None:
+def find_calibration(draft: str | Path, target: Target) -> BandedCalibration | None:
     """The calibration of `draft` for `target`; None if there is none."""
     if target.model is None:
         return None
@@ -159,21 +240,25 @@ def find_costs(draft: str | Path, target: Target) -> Costs | None:
     return checked_costs(Costs.load(path), target, str(path)) if path.is_file() else None
 
 
-def given_calibration(given: str | Calibration, draft: str | Path, target: Target) -> Calibration | None:
-    """Resolve a drafter's argument `calibration`: "auto" (look it up), "none", or a file."""
+def given_calibration(
+    given: str | Calibration | BandedCalibration, draft: str | Path, target: Target
+) -> BandedCalibration | None:
+    """Resolve what the user gave as `calibration`: "auto" (look it up), "none", or a file."""
+    if isinstance(given, Calibration):
+        return BandedCalibration.of(given)
+    if isinstance(given, BandedCalibration):
+        return given
     if given in ("auto", "none"):
         return find_calibration(draft, target) if given == "auto" and draft else None
-    if isinstance(given, Calibration):
-        return given
-    return Calibration.load(given) if target.model is None else _load_for(target.fingerprint(), given)
+    return BandedCalibration.load(given) if target.model is None else _load_for(target.fingerprint(), given)
 
 
 def given_costs(given: str | Costs, draft: str | Path, target: Target) -> Costs | None:
-    """Resolve a drafter's argument `costs`: "auto" (look them up), "none", or a file."""
-    if given in ("auto", "none"):
-        return find_costs(draft, target) if given == "auto" and draft else None
+    """Resolve what the user gave as `costs`: "auto" (look them up), "none", or a file."""
     if isinstance(given, Costs):
         return checked_costs(given, target, "the given costs")
+    if given in ("auto", "none"):
+        return find_costs(draft, target) if given == "auto" and draft else None
     return checked_costs(Costs.load(given), target, str(given))
 
 
@@ -193,8 +278,8 @@ def checked_costs(costs: Costs, target: Target, what: str) -> Costs:
     return costs
 
 
-def _load_for(fingerprint: str, path: str | Path) -> Calibration:
-    found = Calibration.load(path)
+def _load_for(fingerprint: str, path: str | Path) -> BandedCalibration:
+    found = BandedCalibration.load(path)
     if found.target != fingerprint:
         raise ValueError(f"{path} was measured for another target: calibrate again")
     return found

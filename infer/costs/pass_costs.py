@@ -1,12 +1,15 @@
 """Measured pass-latency model, used to size drafts.
 
-A pass of R rows with Q tokens each behind C committed ones takes
+A pass is packed: its rows may have different numbers of tokens, and none is padded to the longest. If row i has q_i
+tokens behind c_i committed ones, the pass takes
 
-    f(R * Q) + per_seen * R * C + per_pair * R * Q * C     seconds.
+    f(sum q_i) + per_seen * sum c_i + per_pair * sum q_i c_i     seconds.
 
 f is linear between measured numbers of tokens: weights are read once per pass, matrix products grow with the tokens,
-and attention grows with the context. A pass that is padded to a bucket costs what the bucket costs.
+and attention grows with the context. A pass whose total is padded to a bucket costs what the bucket costs.
 infer/costs/timing.py measures and fits these; infer/costs/policy.py spends them.
+
+Legend: N passes, P measured points.
 """
 
 from __future__ import annotations
@@ -17,10 +20,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from draftsmith.infer.costs.identity import TargetIdentity, machine_text
 from draftsmith.infer.files.atomic import load_versioned
 
-FORMAT = 2
+# 3: passes are packed; format 2 holds passes that were padded to their longest row.
+FORMAT = 3
 WRITTEN_BY = "`draftsmith plan` or `draftsmith calibrate`"
 
 
@@ -33,7 +39,7 @@ def padded(tokens: int, buckets: Sequence[int]) -> int:
 class PassCost:
     """Seconds of one kind of pass: `seconds[i]` for `tokens[i]` (ascending), and what the context adds.
 
-    `buckets`: the padded numbers of tokens per row (see `measured_buckets` in infer/models/pass_timer.py).
+    `buckets`: the totals of tokens that a pass is padded to (see `measured_buckets` in infer/models/pass_timer.py).
     """
 
     tokens: Sequence[int]
@@ -42,11 +48,27 @@ class PassCost:
     per_pair: float = 0.0
     buckets: Sequence[int] = ()
 
-    def __call__(self, rows: int, tokens: int, context: float) -> float:
-        """Seconds for `rows` rows of `tokens` tokens each, behind `context` committed ones."""
-        tokens = padded(tokens, self.buckets)
-        seen = rows * context
-        return self._weights(rows * tokens) + self.per_seen * seen + self.per_pair * tokens * seen
+    def __call__(self, tokens: int, seen: float = 0.0, pairs: float = 0.0) -> float:
+        """Seconds for `tokens` tokens of all rows together, behind `seen` committed ones of all rows together.
+
+        `pairs`: the sum over the rows of new tokens times committed ones.
+        """
+        return self._weights(padded(tokens, self.buckets)) + self.per_seen * seen + self.per_pair * pairs
+
+    def many(self, tokens_N: np.ndarray, seen: float, pairs_N: np.ndarray) -> np.ndarray:
+        """[N] the seconds of several passes behind the same committed tokens."""
+        if self.buckets:
+            tokens_N = np.array([padded(tokens, self.buckets) for tokens in tokens_N.tolist()])
+        known_P, seconds_P = np.asarray(self.tokens, np.float64), np.asarray(self.seconds, np.float64)
+        found_N: np.ndarray = np.interp(tokens_N, known_P, seconds_P)
+        if len(known_P) > 1:
+            slope = (seconds_P[-1] - seconds_P[-2]) / (known_P[-1] - known_P[-2])
+            found_N += slope * np.maximum(tokens_N - known_P[-1], 0.0)
+        return found_N + (self.per_seen * seen + self.per_pair * pairs_N)
+
+    def even(self, rows: int, tokens: int, context: float) -> float:
+        """Seconds for `rows` rows of `tokens` tokens each, behind `context` committed ones each."""
+        return self(rows * tokens, rows * context, rows * tokens * context)
 
     def _weights(self, total: int) -> float:
         """f; beyond the last point its last slope continues."""

@@ -1,132 +1,220 @@
-"""The policy: how much to draft and to verify, from expected gain and measured seconds.
+"""The policy: how much to draft and to verify, for every drafter, from calibrated confidence and measured seconds.
 
-A decoder makes the most of its time if it does a piece of work exactly when its expected gain in tokens, times the
-current seconds per token, exceeds the seconds that it takes: the renewal-reward argument, with the rate estimated as it
-goes. Seconds come from measured costs (infer/costs/pass_costs.py), never from the clock, so decisions are reproducible.
+One per engine. Three kinds of work are weighed (infer/costs/account.py): one more pass of the draft over more nodes, a
+deeper block for some of them (infer/drafters/exit_choice.py), and one more node to verify. Passes are packed, so each
+row gets its own number of nodes: the best of all rows' nodes are verified until the next one does not pay. Without
+costs nothing is limited; without a calibration, confidence stays raw.
 
-Three kinds of work are weighed: one more pass of the draft over more nodes, a deeper block for some of them
-(infer/drafters/exit_choice.py), and one more node to verify. A padded pass costs as much as its longest row, so all
-rows of a step get the same width.
+Drafters that build their tree with the policy (infer/drafters/tree_builder.py) are cut while they draft. All others
+propose, and `cut` cuts: their confidences are calibrated, and corrected by what became of earlier ones
+(infer/costs/rates.py). Drawn drafts cannot be cut. How much is drawn depends on an account of that row alone, as if it
+were decoded by itself; otherwise its text would depend on its batch, and on what ran before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Drafter, Target, Verdict
+from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.account import Account
+from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, given_calibration, given_costs
 from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.rates import Rates
 
-# Decay of the running means per step: they span about fifty steps, so they follow a text that changes.
-KEPT = 0.98
-# Before the first step: this many steps of plain decoding, and the share of expanded nodes with a right child.
-PRIOR_STEPS = 8.0
-PRIOR_COVERAGE = 0.6
-# How fast the coverage returns to its prior while nothing is expanded.
-TOWARDS_PRIOR = 0.05
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPass:
-    """A pass that could be made: its number of rows, and the tokens of the longest."""
+@runtime_checkable
+class AssumesCosts(Protocol):
+    """A drafter that may need pass costs to decode at all: where none were measured, these are used."""
 
-    rows: int
-    tokens: int
+    def assumed_costs(self, target: Target) -> Costs | None: ...
 
 
 class Policy:
-    """The policy of one drafter with one target. `entry`: the name of the pass that every new node of the draft goes
-    through; None if drafting is free."""
+    """`Policy()` limits nothing. A step calls `begin`, the drafter's propose, `cut` and `settle`."""
 
-    def __init__(self, costs: Costs, entry: str | None) -> None:
+    def __init__(self, costs: Costs | None = None, calibration: BandedCalibration | None = None) -> None:
         self.costs = costs
-        self._target = costs.of("target")
-        self._entry = None if entry is None else costs.of(entry)
-        self._rows = 1
-        self._context = 0.0
-        self._spent = 0.0
-        self._seconds = 0.0
-        self._tokens = 0.0
-        self._coverage = PRIOR_COVERAGE
-        self._entered = 0.0
-        self._deepening = 1.0
+        self.calibrations = calibration
+        self._joint = None if costs is None else Account(costs)
+        self._alone: dict[Row, Account] = {}
+        self._rates = Rates()
+        self._built: set[Row] = set()
 
-    # one step, from begin to settle
+    @classmethod
+    def of(cls, target: Target, drafter: Drafter, calibration: Any = "auto", costs: Any = "auto") -> Policy:
+        """The policy of `drafter` with `target`.
 
-    def begin(self, contexts: Sequence[int]) -> None:
-        """Start a step of rows with these context lengths."""
-        self._rows = max(len(contexts), 1)
-        self._context = max(contexts, default=0)
-        self._spent = self._entered = 0.0
+        Args:
+            calibration: a file, a Calibration, none, or auto: what the drafter was given as its `calibration`, else
+                what `draftsmith calibrate` measured for this draft and target.
+            costs: likewise measured pass costs, of this machine.
+        """
+        # A draft model that was not loaded by name cannot be recognised again.
+        draft = drafter.origin or ("" if drafter.pass_timers() else drafter.name)
+        given = [getattr(drafter, "calibration", "auto"), getattr(drafter, "costs", "auto")]
+        given = [own if asked == "auto" else asked for own, asked in zip(given, (calibration, costs))]
+        known, measured = given_calibration(given[0], draft, target), given_costs(given[1], draft, target)
+        assumed = drafter.assumed_costs(target) if isinstance(drafter, AssumesCosts) else None
+        if assumed is not None:
+            missing = [word for word, found in (("calibration", known), ("costs", measured)) if found is None]
+            if missing:
+                log.warning(
+                    "%s has no %s for this target and uses assumed values: `draftsmith calibrate` measures them",
+                    drafter.origin or drafter.name,
+                    " and no ".join(missing),
+                )
+        return cls(measured or assumed, known)
 
     @property
-    def seconds_per_token(self) -> float:
-        """The current estimate of seconds per committed token."""
-        prior = self._step_seconds(0)
-        return (self._seconds + PRIOR_STEPS * prior) / (self._tokens + PRIOR_STEPS * self._rows)
+    def joint(self) -> Account:
+        """The account of the whole batch; only with costs."""
+        assert self._joint is not None, "a policy without costs has no accounts"
+        return self._joint
 
-    @property
-    def coverage(self) -> float:
-        """The share of expanded nodes with a right child among those verified."""
-        return self._coverage
+    def alone(self, row: Row) -> Account:
+        """The account of a row that draws its draft, as if it were decoded by itself."""
+        assert self.costs is not None, "a policy without costs has no accounts"
+        if row not in self._alone:
+            self._alone[row] = Account(self.costs)
+            self._alone[row].begin([row])
+        return self._alone[row]
 
-    def seconds(self, name: str, planned: PlannedPass) -> float:
-        """The cost of a draft pass."""
-        return self.costs.of(name)(planned.rows, planned.tokens, self._context)
+    # one step
 
-    def charge(self, seconds: float, entering: bool = True) -> None:
-        """Account for a draft pass. `entering`: it is the one that every new node goes through, not a deeper block."""
-        self._spent += seconds
-        self._entered += seconds if entering else 0.0
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Start a step of `rows`. A step that failed may be begun again."""
+        self._built = set()
+        if self._joint is not None:
+            self._joint.begin(rows)
+        for row in rows:
+            if row in self._alone:
+                self._alone[row].begin([row])
 
-    def settle(self, nodes: int, committed: int) -> None:
-        """End the step: the widest row verified `nodes` nodes, and all rows together committed `committed` tokens."""
-        self._seconds = KEPT * self._seconds + self._spent + self._step_seconds(nodes)
-        self._tokens = KEPT * self._tokens + committed
-        if self._entered:
-            self._deepening = KEPT * self._deepening + (1 - KEPT) * self._spent / self._entered
+    def cut(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Draft]:
+        """The drafts without the nodes that are not worth verifying. Nodes keep their order.
 
-    def covered(self, share: float | None) -> None:
-        """Update the coverage with the share observed. None (no node was expanded) moves it back towards its prior, so
-        that drafting is tried again."""
-        keep, seen = (KEPT, share) if share is not None else (1 - TOWARDS_PRIOR, PRIOR_COVERAGE)
-        self._coverage = keep * self._coverage + (1 - keep) * seen
+        Drafts that were built with this policy, and drawn ones, are left as they are.
+        """
+        if self._joint is None:
+            return list(drafts)
+        fixed = {
+            row: len(draft) for row, draft in zip(rows, drafts) if row in self._built or not _is_outright(draft)
+        }  # fmt: skip
+        open_rows = [(row, draft) for row, draft in zip(rows, drafts) if row not in fixed]
+        counts = self._best({row: self._reaches(row, draft) for row, draft in open_rows}, fixed)
+        return [draft if row in fixed else _only(draft, counts[row]) for row, draft in zip(rows, drafts)]
 
-    # decisions
+    def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:
+        """End the step: `drafts` were verified, and became `verdicts`."""
+        if self._joint is None:
+            return
+        nodes = {row: len(draft) for row, draft in zip(rows, drafts)}
+        self._joint.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))
+        right, reached, promised = 0, 0, 0.0
+        self._rates.next_step()
+        for row, draft, verdict in zip(rows, drafts, verdicts):
+            found = _outcome(draft, verdict)
+            if row in self._alone:
+                self._alone[row].settle({row: nodes[row]}, len(verdict.committed))
+                self._alone[row].checked(*found)
+            elif row in self._built:
+                right, reached, promised = right + found[0], reached + found[1], promised + found[2]
+            elif _is_outright(draft):
+                self._rates.observe(draft, verdict, self._measured(row))
+        self._joint.checked(right, reached, promised)
 
-    def expand(self, offers: Sequence[tuple[float, int]], pending: Sequence[int]) -> int:
-        """How many of the offers (gain, row), best first, to run through the draft: the number with the best net gain.
+    def close(self, rows: Sequence[Row]) -> None:
+        """Forget `rows`, which leave."""
+        for row in rows:
+            self._alone.pop(row, None)
 
-        `pending[row]` tokens have to go through the draft before a row's first offer. The cost of the pass includes
-        its share of deeper passes, as observed."""
-        best, chosen, seconds_per_token = 0.0, 0, self.seconds_per_token
-        tokens: dict[int, int] = {}
-        gained = 0.0
-        longest = 0
-        for count, (gain, row) in enumerate(offers, start=1):
-            tokens[row] = tokens.get(row, pending[row]) + 1
-            longest = max(longest, tokens[row])
-            gained += gain
-            cost = 0.0 if self._entry is None else self._entry(len(tokens), longest, self._context) * self._deepening
-            net = gained * self._coverage * seconds_per_token - cost
-            if net > best:
-                best, chosen = net, count
-        return chosen
+    # for drafters that build their tree with the policy
 
-    def width(self, gains: Sequence[Sequence[float]]) -> int:
-        """The best number of nodes per row for all rows together, given each row's gains in descending order."""
-        longest = max((len(row) for row in gains), default=0)
-        seconds_per_token, gained = self.seconds_per_token, 0.0
-        best, chosen = -self._step_seconds(0), 0
-        for nodes in range(1, longest + 1):
-            gained += sum(row[nodes - 1] for row in gains if len(row) >= nodes)
-            net = gained * seconds_per_token - self._step_seconds(nodes)
-            if net > best:
-                best, chosen = net, nodes
-        return chosen
+    def calibration(self, row: Row) -> Calibration | None:
+        """The calibration of the row's temperature."""
+        return None if self.calibrations is None else self.calibrations.at(row.settings.temperature)
 
-    def next_node(self, nodes: int) -> float:
-        """Seconds to verify one more node in each row."""
-        return self._step_seconds(nodes + 1) - self._step_seconds(nodes)
+    def calibrated(self, row: Row, source: str, raw: Sequence[float]) -> list[float]:
+        """The probabilities of acceptance of one node's candidates, likeliest first; raw without a calibration."""
+        known = self.calibration(row)
+        return list(raw) if known is None else known.probabilities(source, raw)
 
-    def _step_seconds(self, nodes: int) -> float:
-        return self._target(self._rows, 1 + nodes, self._context) + self.costs.overhead
+    def charge(self, name: str, tokens: Mapping[Row, int], entering: bool = True) -> None:
+        """Account for a draft pass over `tokens` of each row. `entering`: every new node goes through this pass; it is
+        not a deeper block."""
+        if self._joint is None:
+            return
+        self._joint.charge(name, tokens, entering)
+        for row, count in tokens.items():
+            if row in self._alone:
+                self._alone[row].charge(name, {row: count}, entering)
+
+    def width(self, reaches: Mapping[Row, Sequence[float]]) -> dict[Row, int]:
+        """How many of each row's nodes to verify, given their reaches in descending order; `cut` will leave them."""
+        self._built |= set(reaches)
+        trust = self.joint.trust
+        ranked = {row: [(reach * trust, node) for node, reach in enumerate(some)] for row, some in reaches.items()}
+        return {row: len(kept) for row, kept in self._best(ranked, {}).items()}
+
+    # pricing
+
+    def _best(self, nodes: Mapping[Row, Sequence[tuple[float, int]]], fixed: Mapping[Row, int]) -> dict[Row, set[int]]:
+        """Of all rows' (reach, node), the nodes to verify."""
+        offers = sorted(
+            ((reach, row, node) for row, some in nodes.items() for reach, node in some), key=lambda offer: -offer[0]
+        )
+        count = self.joint.keep([(reach, row) for reach, row, _ in offers], fixed)
+        kept: dict[Row, set[int]] = {row: set() for row in nodes}
+        for _, row, node in offers[:count]:
+            kept[row].add(node)
+        return kept
+
+    def _reaches(self, row: Row, draft: Draft) -> list[tuple[float, int]]:
+        """(reach, node): the product of the probabilities down to it. A probe is worth nothing by itself."""
+        reaches = [0.0] * len(draft)
+        known = self.calibration(row)
+        for parent in sorted(draft.trials):
+            above = 1.0 if parent == ROOT else reaches[parent]
+            for rank, trial in enumerate(draft.trials[parent]):
+                measured = None
+                if known is not None and trial.source in known.curves:
+                    measured = known.of(trial.source, rank)(trial.confidence)
+                reaches[trial.node] = above * self._rates.corrected(trial.source, rank, trial.confidence, measured)
+        return [(reach, node) for node, reach in enumerate(reaches)]
+
+    def _measured(self, row: Row) -> Sequence[str]:
+        known = self.calibration(row)
+        return () if known is None else list(known.curves)
+
+
+def _is_outright(draft: Draft) -> bool:
+    return all(trial.group.outright for trials in draft.trials.values() for trial in trials)
+
+
+def _outcome(draft: Draft, verdict: Verdict) -> tuple[int, int, float]:
+    """How many of the expanded nodes that were reached had a right child, their number, and what was promised."""
+    parents = [parent for parent in (ROOT, *verdict.path) if parent in draft.trials]
+    promised = [min(sum(trial.confidence for trial in draft.trials[parent]), 1.0) for parent in parents]
+    return len(verdict.path), len(parents), sum(promised)
+
+
+def _only(draft: Draft, kept: set[int]) -> Draft:
+    """The draft of these nodes, in their order; a parent's reach is never below its child's, so it is among them."""
+    if len(kept) == len(draft):
+        return draft
+    fresh, placed = Draft(), {ROOT: ROOT}
+    for node in sorted(kept):
+        placed[node] = fresh.node(placed[draft.parents[node]], draft.tokens[node])
+    for parent, trials in draft.trials.items():
+        left = [trial._replace(node=placed[trial.node]) for trial in trials if trial.node in kept]
+        if left:
+            fresh.trials[placed[parent]] = left
+    fresh.probes = {placed[node] for node in draft.probes if node in kept}
+    fresh.exits = list(draft.exits)
+    return fresh

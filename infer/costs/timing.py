@@ -194,14 +194,14 @@ def non_negative_fit(design_MN: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
 
 
 def _total(shape: PassShape, buckets: Sequence[int]) -> int:
-    return shape.rows * padded(shape.tokens, buckets)
+    return padded(shape.rows * shape.tokens, buckets)
 
 
 def _features(shape: PassShape, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
     """The terms of a pass's seconds: the rises of f up to its total, tokens of context, and attended pairs."""
     total, seen = _total(shape, buckets), shape.rows * shape.context
     rises = [float(total >= knot) for knot in totals]
-    return [*rises, seen, seen * padded(shape.tokens, buckets)] if with_context else rises
+    return [*rises, seen, seen * shape.tokens] if with_context else rises
 
 
 def left_out(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> list[float]:
@@ -215,6 +215,6 @@ def left_out(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> list[f
         hidden = [point for point in points if _total(point.shape, buckets) == total]
         cost = fit([point for point in points if _total(point.shape, buckets) != total], buckets)
         for point in hidden:
-            predicted = cost(point.shape.rows, point.shape.tokens, point.shape.context)
+            predicted = cost.even(point.shape.rows, point.shape.tokens, point.shape.context)
             errors.append(predicted / point.seconds - 1)
     return errors

@@ -7,11 +7,11 @@ token rejected). Oracle and adversary need the plain answers first: call `learn`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.policy import Policy
 
 
 class Empty:
@@ -41,7 +41,7 @@ class Empty:
     def abandon(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         return [Draft() for _ in rows]
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
@@ -90,7 +90,7 @@ class ScriptedDrafter:
     def abandon(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = []
         for row, budget in zip(rows, budgets):
             done = len(row.new_ids)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,65 +21,20 @@ from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.calibration import Calibration, given_calibration, given_costs
+from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow, worth_reading
-from draftsmith.infer.models.load import check_same_tokenizer, load_model
+from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel
+from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
+from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 log = logging.getLogger(__name__)
-
-
-Rows = Sequence[Any]
-Reaches = Sequence[Sequence[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftModel:
-    """A causal LM, and the tokenizer and the name that it was loaded with, where it was loaded by name."""
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase | None = None
-    origin: str = ""
-
-    @classmethod
-    def of(cls, model: Any, dtype: str, device: str) -> DraftModel:
-        """`model` itself, or loaded from a folder or Hub name."""
-        if not isinstance(model, str):
-            return cls(model.eval())
-        loaded, tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
-        return cls(loaded.eval(), tokenizer, model)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftOutput:
-    """[N, V] logits of all rows' nodes, row after row, and the layer at which each left a model with exits."""
-
-    logits_NV: torch.Tensor
-    exits: list[int] = field(default_factory=list)
-
-
-class DraftForward(Protocol):
-    """How the draft model is run. `lm` is its cache and forward pass."""
-
-    lm: Any
-
-    def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
-        """Build the policy from the measured costs; from now on, charge it for every pass."""
-        ...
-
-    def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None: ...
-
-    def read(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int) -> DraftOutput:
-        """Run `entries`; the last len(reaches[b]) of row b are nodes, reached with these probabilities."""
-        ...
-
-    def pass_timers(self) -> dict[str, PassTimer]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +63,19 @@ class Limits:
 
 @dataclass(slots=True)
 class _RowState:
-    """One row's draft, the number of pending tokens run for it, whether it was drawn, each node's cache entry,
-    and whether the row has outgrown the draft model's context."""
+    """The number of pending tokens run for a row's draft, each node's cache entry, and whether the row has outgrown the
+    draft model's context."""
 
     pending: int = 0
-    draft: Draft = field(default_factory=Draft)
-    drawn: bool = False
     entry_of: dict[int, int] = field(default_factory=dict)
     outgrown: bool = False
 
 
 class LMDrafter:
-    """Drafts with `draft`, run by `forward`. `exit_sources`: exit (layers) -> the source that is credited."""
+    """Drafts with `draft`, run by `forward`. `exit_sources`: exit (layers) -> the source that is credited.
+
+    `calibration` and `costs` are what the user gave, for the policy to use.
+    """
 
     features: tuple[str, ...] = ()
 
@@ -130,8 +86,8 @@ class LMDrafter:
         forward: DraftForward,
         limits: Limits,
         exit_sources: Mapping[int, str],
-        calibration: str | Calibration,
-        costs: str | Costs,
+        calibration: Any,
+        costs: Any,
     ) -> None:
         config = draft.model.config.get_text_config()
         self.name = name
@@ -143,10 +99,10 @@ class LMDrafter:
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
-        self.calibration: Calibration | None = None
-        self.policy: Policy | None = None
+        self.calibration = calibration
+        self.costs = costs
         self._forward = forward
-        self._given = calibration, costs
+        self._assumed: Costs | None = None
         self._rows: dict[Row, _RowState] = {}
 
     @property
@@ -164,10 +120,11 @@ class LMDrafter:
         check_same_tokenizer(
             self.tokenizer, self.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
         )
-        calibration, costs = self._given
         self.vocab_size = min(self.draft_vocab_size, target.vocab_size)
-        self.calibration = given_calibration(calibration, self.origin, target)
-        self.policy = self._forward.bind(target, self.calibration, given_costs(costs, self.origin, target))
+        self._assumed = self.assumed_costs(target)
+
+    def assumed_costs(self, target: Target) -> Costs | None:
+        return self._forward.assumed_costs(target)
 
     def open(self, rows: Sequence[Row]) -> None:
         self._rows |= {row: _RowState() for row in rows}
@@ -189,7 +146,7 @@ class LMDrafter:
 
     def abandon(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self._rows[row].draft, self._rows[row].drawn = Draft(), False
+            self._rows[row].entry_of = {}
             if self.lm.has(row):
                 self.lm.shorten(row, len(row.ids) - 1)
 
@@ -199,20 +156,17 @@ class LMDrafter:
             if self.lm.has(row):
                 self.lm.close(row)
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = [Draft() for _ in rows]
         limits = [self._limit(row, budget) for row, budget in zip(rows, budgets)]
         able = [b for b, limit in enumerate(limits) if limit.nodes and limit.depth]
         drawn = [b for b in able if self.limits.sample and not rows[b].settings.greedy]
         outright = [b for b in able if b not in drawn]
-        if self.policy is not None:
-            self.policy.begin([len(row.ids) for row in rows])
+        policy = self._with_costs(rows, policy)
         for some, make in ((outright, self._outright), (drawn, self._sampled)):
             if some:
-                for b, draft in zip(some, make([rows[b] for b in some], [limits[b] for b in some])):
+                for b, draft in zip(some, make([rows[b] for b in some], [limits[b] for b in some], policy)):
                     drafts[b] = draft
-        for b, (row, draft) in enumerate(zip(rows, drafts)):
-            self._rows[row].draft, self._rows[row].drawn = draft, b in drawn
         return drafts
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
@@ -230,20 +184,13 @@ class LMDrafter:
             ended.append(row)
             paths.append(kept)
         self.lm.commit(ended, paths)
-        if self.policy is not None:
-            nodes = max(len(self._rows[row].draft) for row in rows)
-            self.policy.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))
-            self._note_drawn([self._rows[row] for row in rows], verdicts, self.policy)
 
-    def _note_drawn(self, states: Sequence[_RowState], verdicts: Sequence[Verdict], policy: Policy) -> None:
-        """Record how often one of a reached node's drawn children was right; it cannot be predicted."""
-        right = reached = 0
-        for state, verdict in zip(states, verdicts):
-            if state.drawn:
-                right += len(verdict.path)
-                reached += sum(node in state.draft.trials for node in (ROOT, *verdict.path))
-        if any(state.drawn for state in states):
-            policy.covered(right / reached if reached else None)
+    def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:
+        """`policy`; if it has no costs and this draft needs some, one that has no past."""
+        if (policy is None or policy.costs is None) and self._assumed is not None:
+            policy = Policy(self._assumed, policy.calibrations if policy is not None else None)
+            policy.begin(rows)
+        return policy or Policy()
 
     def _limit(self, row: Row, budget: Budget) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
@@ -261,7 +208,8 @@ class LMDrafter:
 
     # the likeliest tokens: a chain or a tree
 
-    def _outright(self, rows: Sequence[Row], limits: Sequence[Budget]) -> list[Draft]:
+    def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
+        priced = policy.costs is not None
         growths = [Growth(limit) for limit in limits]
         entries: list[dict[int, int]] = [{} for _ in rows]
         exits: list[list[tuple[int, int]]] = [[] for _ in rows]
@@ -269,19 +217,19 @@ class LMDrafter:
         def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
             batch = [self._entries(rows[b], leaves, growths[b], entries[b]) for b, leaves in asked]
             reaches = [[growths[b].reach(leaf) for leaf in leaves] for b, leaves in asked]
-            output = self._forward.read([rows[b] for b, _ in asked], batch, reaches, self.vocab_size)
+            some = [rows[b] for b, _ in asked]
+            output = self._forward.read(some, batch, reaches, self.vocab_size, Pricing(policy) if priced else None)
             left = iter(output.exits)
             for b, leaves in asked if output.exits else ():
                 exits[b] += [(growths[b].depth(leaf) + 1, next(left)) for leaf in leaves]
-            return self._candidates(output, [len(leaves) for _, leaves in asked])
+            return self._candidates(output, some, [len(leaves) for _, leaves in asked], policy)
 
         grow(
             growths,
             expand,
             width=self.limits.width if self.limits.top_k > 1 else 1,
             min_reach=self.limits.min_confidence,
-            policy=self.policy,
-            pending=self._pending(rows) if self.policy is not None else (),
+            pricing=TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None,
         )
         drafts = []
         for row, growth, entry, left in zip(rows, growths, entries, exits):
@@ -303,16 +251,18 @@ class LMDrafter:
         entry_of.update({node: self.lm.uncommitted(row) + i for i, node in enumerate(nodes)})
         return Entries([tokens[node] for node in nodes], below)
 
-    def _candidates(self, output: DraftOutput, counts: Sequence[int]) -> list[list[list[Candidate]]]:
+    def _candidates(
+        self, output: DraftOutput, rows: Sequence[Row], counts: Sequence[int], policy: Policy
+    ) -> list[list[list[Candidate]]]:
         """The top-k tokens of each node with their probabilities, calibrated if there is a calibration."""
         logits_NV = output.logits_NV.float()
         top_NK = torch.topk(logits_NV, min(self.limits.top_k, self.vocab_size), dim=-1)
         probs_NK = (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp().tolist()
         found = []
-        for n, (tokens, probs) in enumerate(zip(top_NK.indices.tolist(), probs_NK)):
+        owners = [row for row, count in zip(rows, counts) for _ in range(count)]
+        for n, (row, tokens, probs) in enumerate(zip(owners, top_NK.indices.tolist(), probs_NK)):
             source = self._source(output.exits, n)
-            if self.calibration is not None:
-                probs = self.calibration.probabilities(source, probs)
+            probs = policy.calibrated(row, source, probs)
             found.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
         nodes = iter(found)
         return [[next(nodes) for _ in range(count)] for count in counts]
@@ -322,7 +272,10 @@ class LMDrafter:
 
     # drawn tokens: append-only, the structure decided before each draw
 
-    def _sampled(self, rows: Sequence[Row], limits: Sequence[Budget]) -> list[Draft]:
+    def _sampled(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
+        priced = policy.costs is not None
+        pricing = TreePricing(policy, rows, self._forward.entry, self._pending(rows))
+        accounts = [policy.alone(row) if priced else None for row in rows]
         drafts = [Draft() for _ in rows]
         reaches: list[dict[int, float]] = [{ROOT: 1.0} for _ in rows]
         frontier = [[ROOT] for _ in rows]
@@ -330,15 +283,17 @@ class LMDrafter:
             self._rows[row].entry_of = {}
         for depth in range(max(limit.depth for limit in limits)):
             asked = [(b, frontier[b]) for b in range(len(rows)) if frontier[b] and depth < limits[b].depth]
-            if self.policy is not None:  # these nodes are drawn already: choosing among them keeps the distribution
-                pending = self._pending(rows) if depth == 0 else [0] * len(rows)
-                asked = worth_reading(asked, lambda b, node: reaches[b][node], self.policy, pending)
+            if priced:  # these nodes are drawn already: choosing among them keeps the distribution
+                asked = pricing.drawn_worth_reading(asked, lambda b, node: reaches[b][node], depth == 0)
             if not asked:
                 break
             entry_of = [self._rows[row].entry_of for row in rows]
             batch = [self._entries(rows[b], nodes, drafts[b], entry_of[b]) for b, nodes in asked]
             given = [[reaches[b][node] for node in nodes] for b, nodes in asked]
-            output = self._forward.read([rows[b] for b, _ in asked], batch, given, self.vocab_size)
+            some = [rows[b] for b, _ in asked]
+            output = self._forward.read(
+                some, batch, given, self.vocab_size, Pricing(policy, alone=True) if priced else None
+            )
             frontier = [[] for _ in rows]
             at = 0
             for b, nodes in asked:
@@ -346,7 +301,9 @@ class LMDrafter:
                 exits = output.exits[at : at + len(nodes)]
                 at += len(nodes)
                 drafts[b].exits += [(depth + 1, exit) for exit in exits]
-                frontier[b] = self._draw(rows[b], drafts[b], nodes, logits_QV, exits, limits[b], reaches[b])
+                frontier[b] = self._draw(
+                    rows[b], drafts[b], nodes, logits_QV, exits, limits[b], reaches[b], accounts[b]
+                )
         return drafts
 
     def _draw(
@@ -358,6 +315,7 @@ class LMDrafter:
         exits: Sequence[int],
         limit: Budget,
         reaches: dict[int, float],
+        account: Account | None,
     ) -> list[int]:
         """Draw the children of each frontier node; returns the distinct new nodes, in order.
 
@@ -365,7 +323,7 @@ class LMDrafter:
         """
         made: list[int] = []
         for q, parent in enumerate(frontier):
-            count = min(self._slots(reaches[parent], len(draft)), limit.nodes - len(draft))
+            count = min(self._slots(reaches[parent], len(draft), account), limit.nodes - len(draft))
             source = self._source(exits, q)
             distribution_V = self._distribution(row, logits_QV[q])
             group = Group(distribution_V, with_replacement=self.limits.replacement)
@@ -382,28 +340,22 @@ class LMDrafter:
                 node = draft.sampled(parent, token, group, source, confidence)
                 if known is None:
                     made.append(node)
-                    reaches[node] = reaches[parent] * self._drawn_acceptance(i, confidence)
+                    accepted = confidence if account is None else account.drawn_acceptance(i)
+                    reaches[node] = reaches[parent] * accepted
                 if not self.limits.replacement:
                     left_V = left_V.clone()
                     left_V[token] = 0.0
         return made
 
-    def _drawn_acceptance(self, before: int, confidence: float) -> float:
-        """How likely a drawn child is accepted after `before` rejected ones. The running mean predicts it better than
-        the draft's own probability does."""
-        if self.policy is None:
-            return confidence
-        return self.policy.coverage * (1 - self.policy.coverage) ** before
-
-    def _slots(self, reach: float, nodes: int) -> int:
+    def _slots(self, reach: float, nodes: int, account: Account | None) -> int:
         """How many children to draw below a node: as long as one more is worth verifying. Each is assumed to be
         accepted as often as the mean, if those before it were not; its token plays no part."""
-        if self.policy is None:
+        if account is None:
             return self.limits.top_k
-        coverage, count = self.policy.coverage, 0
-        left = reach * coverage
-        while count < self.limits.top_k and left * self.policy.seconds_per_token > self.policy.next_node(nodes + count):
-            left *= 1 - coverage
+        found, count = account.found, 0
+        left = reach * found
+        while count < self.limits.top_k and left * account.seconds_per_token > account.next_node(nodes + count):
+            left *= 1 - found
             count += 1
         return count
 

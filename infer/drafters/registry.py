@@ -22,6 +22,8 @@ Registry = Mapping[str, Mapping[str, Any]]
 
 _LABEL = re.compile(r"([A-Za-z0-9_.+-]+)=(.+)", re.DOTALL)
 _OPEN, _CLOSE = "[{(", "]})"
+# What the policy reads of every drafter (Policy.of in infer/costs/policy.py); a class need not take them itself.
+FOR_THE_POLICY = ("calibration", "costs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +169,26 @@ def checked(label: str, class_path: str, init_args: Mapping[str, Any]) -> Callab
             "function that is written in Python"
         ) from error
     names = [entry.name for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
-    unknown = (
-        [] if any(entry.kind is entry.VAR_KEYWORD for entry in parameters) else sorted(set(init_args) - set(names))
-    )
+    takes_any = any(entry.kind is entry.VAR_KEYWORD for entry in parameters)
+    others = [] if takes_any else sorted(set(init_args) - set(names))
+    left = {name: init_args[name] for name in others if name in FOR_THE_POLICY}
+    init_args = {name: value for name, value in init_args.items() if name not in left}
+    unknown = [name for name in others if name not in left]
     if unknown:
         raise ValueError(f"drafter {label!r} has no argument {unknown[0]!r}; it takes {', '.join(names) or 'none'}")
     for entry in parameters:
         if entry.name in names and entry.default is entry.empty and entry.name not in init_args:
             raise ValueError(f"drafter {label!r} needs its argument {entry.name}: write NAME[{entry.name}=...]")
     declared = {name: value for name, value in init_args.items() if name in names}
-    return functools.partial(built, **{**init_args, **_typed(label, built, declared)})
+    build = functools.partial(built, **{**init_args, **_typed(label, built, declared)})
+    return functools.partial(_with_attributes, build, left) if left else build
+
+
+def _with_attributes(build: Callable[[], Any], attributes: Mapping[str, Any]) -> Any:
+    drafter = build()
+    for name, value in attributes.items():
+        setattr(drafter, name, value)
+    return drafter
 
 
 def _typed(label: str, built: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Legend: N nodes, Q queries, V vocabulary, D hidden.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,17 +16,14 @@ from typing import Any, Literal
 import torch
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
-from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import PlannedPass, Policy
-from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Threshold
-from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows
+from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
+from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.pass_timer import ExitPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner, weight_bytes
-
-log = logging.getLogger(__name__)
 
 NAME = "sd2"
 # Without measured costs: the time of a pass is proportional to the weights that it reads, and grows by 1.4 times that
@@ -84,7 +80,7 @@ def SD2(
     choice = _choice(selection, exit, thresholds, len(found), top_k)
     plan = prepare(draft.model)
     lm = ModelRunner(draft.model, plan, measured_buckets(draft.model, plan), found, eager)
-    forward = ExitForward(lm, choice, list(sources.values()), draft.origin)
+    forward = ExitForward(lm, choice, list(sources.values()))
     return LMDrafter(NAME, draft, forward, limits, sources, calibration, costs)
 
 
@@ -103,54 +99,54 @@ class ExitForward:
     """Runs each node as deep as `choice` says; nodes that go on from an exit share a pass. `names`: of the blocks'
     passes, in measured costs."""
 
-    def __init__(self, lm: ModelRunner, choice: ExitChoice, names: Sequence[str], origin: str) -> None:
+    def __init__(self, lm: ModelRunner, choice: ExitChoice, names: Sequence[str]) -> None:
         self.lm = lm
         self.choice = choice
         self.names = names
-        self.origin = origin
-        self.policy: Policy | None = None
+        self.entry = names[0]
         self.blocks = choice.deepest(lm.exits)
+        if isinstance(choice, Cost):
+            choice.bind(names, lm.exits)
 
-    def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
-        if isinstance(self.choice, Cost):
-            missing = [word for word, found in (("calibration", calibration), ("costs", costs)) if found is None]
-            if missing:
-                log.warning(
-                    "%s has no %s for this target and uses assumed values: `draftsmith calibrate` measures them",
-                    self.origin or "the sorted draft",
-                    " and no ".join(missing),
-                )
-            costs = costs or assumed_costs(self.lm, self.names, target)
-        self.policy = Policy(costs, self.names[0]) if costs is not None else None
-        if isinstance(self.choice, Cost):
-            assert self.policy is not None
-            self.choice.bind(self.policy, self.names, self.lm.exits, {} if calibration is None else calibration.covered)
-        return self.policy
+    def assumed_costs(self, target: Target) -> Costs | None:
+        """Only the choice by cost cannot do without."""
+        return assumed_costs(self.lm, self.names, target) if isinstance(self.choice, Cost) else None
 
     def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None:
         self.lm.prefill(rows, tokens, blocks=self.blocks)
 
-    def read(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int) -> DraftOutput:
-        reached = self._enter(rows, entries, reaches)
+    def read(
+        self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int, pricing: Pricing | None
+    ) -> DraftOutput:
+        reached = self._enter(rows, entries, reaches, pricing)
         logits: list[torch.Tensor | None] = [None] * len(reached)
         exits = [0] * len(reached)
         for at in range(self.blocks):
-            last = at + 1 == self.blocks or not self.choice.may_go(at, [node.reach for node in reached])
+            last = at + 1 == self.blocks or not self._may_go(rows, at, reached, pricing)
             logits_NV = self._logits(reached, vocab_size) if last or not self.choice.blind else None
-            on = [False] * len(reached) if last else self.choice.deeper(at, self._forks(rows, at, reached, logits_NV))
+            on = [False] * len(reached)
+            if not last:
+                on = self.choice.deeper(at, rows, self._forks(rows, at, reached, logits_NV), pricing)
             if logits_NV is None and not all(on):
                 logits_NV = self._logits(reached, vocab_size)
             for i, (node, goes) in enumerate(zip(reached, on)):
                 if not goes:
                     assert logits_NV is not None
                     logits[node.place], exits[node.place] = logits_NV[i], self.lm.exits[at]
-            reached = self._deepen(rows, at + 1, [node for node, goes in zip(reached, on) if goes])
+            reached = self._deepen(rows, at + 1, [node for node, goes in zip(reached, on) if goes], pricing)
             if not reached:
                 break
         return DraftOutput(torch.stack([one for one in logits if one is not None]), exits)
 
-    def _enter(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches) -> list[_Reached]:
-        self._charge(0, len(rows), max(len(entry.tokens) for entry in entries))
+    def _may_go(self, rows: Rows, at: int, reached: Sequence[_Reached], pricing: Pricing | None) -> bool:
+        forks = [Fork(node.row, node.reach, 0.0, 1) for node in reached]
+        return self.choice.may_go(at, rows, forks, pricing)
+
+    def _enter(
+        self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, pricing: Pricing | None
+    ) -> list[_Reached]:
+        if pricing is not None:
+            pricing.policy.charge(self.names[0], {row: len(entry.tokens) for row, entry in zip(rows, entries)})
         states = self.lm.enter(rows, entries)
         reached: list[_Reached] = []
         for b, (row, states_QD, nodes) in enumerate(zip(rows, states, reaches)):
@@ -173,15 +169,16 @@ class ExitForward:
             for node, top in zip(reached, tops)
         ]
 
-    def _deepen(self, rows: Rows, block: int, going: list[_Reached]) -> list[_Reached]:
+    def _deepen(self, rows: Rows, block: int, going: list[_Reached], pricing: Pricing | None) -> list[_Reached]:
         """Run these nodes through a block, in one pass."""
         if not going:
             return []
         live = sorted({node.row for node in going})
         wanted = [[node.entry for node in going if node.row == b] for b in live]
         chosen = [rows[b] for b in live]
-        tokens = max(self.lm.behind(row, block, some) for row, some in zip(chosen, wanted))
-        self._charge(block, len(live), tokens)
+        if pricing is not None:
+            tokens = {row: self.lm.behind(row, block, some) for row, some in zip(chosen, wanted)}
+            pricing.policy.charge(self.names[block], tokens, entering=False)
         states = self.lm.deepen(chosen, block, wanted)
         found = {
             (b, entry): state_D
@@ -191,10 +188,6 @@ class ExitForward:
         for node in going:
             node.state_D = found[node.row, node.entry]
         return going
-
-    def _charge(self, block: int, rows: int, tokens: int) -> None:
-        if self.policy is not None:
-            self.policy.charge(self.policy.seconds(self.names[block], PlannedPass(rows, tokens)), entering=block == 0)
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """Each block of layers, together with the head of its exit."""

@@ -7,12 +7,12 @@ each by its own random number, so that acceptance is as chosen at every depth. F
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.policy import Policy
 
 
 class SimulatedDrafter:
@@ -25,6 +25,8 @@ class SimulatedDrafter:
         self.name = inner.name
         self.features = inner.features
         self.origin = ""
+        self.calibration = getattr(inner, "calibration", "auto")
+        self.costs = getattr(inner, "costs", "auto")
         self.acceptance = acceptance
         self._answers: dict[str, Sequence[int]] = {}
         self._vocab_size = 0
@@ -60,7 +62,7 @@ class SimulatedDrafter:
     def abandon(self, rows: Sequence[Row]) -> None:
         self.inner.abandon(rows)
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = self.inner.propose(rows, budgets, policy)
         if not all(draft.is_chain() for draft in drafts):
             raise ValueError("only chains can be simulated, and the draft model proposed a tree: give it top_k=1")

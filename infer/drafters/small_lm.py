@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
-from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.costs.policy import PlannedPass, Policy
-from draftsmith.infer.drafters.lm_drafter import DraftModel, DraftOutput, Limits, LMDrafter, Reaches, Rows
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows
+from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.pass_timer import CachedPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries
@@ -65,19 +65,19 @@ class WholeForward:
     def __init__(self, model: Any) -> None:
         plan = prepare(model)
         self.lm = ModelRunner(model, plan, measured_buckets(model, plan))
-        self.policy: Policy | None = None
+        self.entry = NAME
 
-    def bind(self, target: Target, calibration: Calibration | None, costs: Costs | None) -> Policy | None:
-        self.policy = Policy(costs, NAME) if costs is not None else None
-        return self.policy
+    def assumed_costs(self, target: Target) -> Costs | None:
+        return None
 
     def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None:
         self.lm.prefill(rows, tokens)
 
-    def read(self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int) -> DraftOutput:
-        if self.policy is not None:
-            work = PlannedPass(len(rows), max(len(entry.tokens) for entry in entries))
-            self.policy.charge(self.policy.seconds(NAME, work))
+    def read(
+        self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int, pricing: Pricing | None
+    ) -> DraftOutput:
+        if pricing is not None:
+            pricing.policy.charge(NAME, {row: len(entry.tokens) for row, entry in zip(rows, entries)})
         output = self.lm.forward(rows, entries, wanted=[len(nodes) for nodes in reaches])
         return DraftOutput(output.logits_NV[:, :vocab_size])
 

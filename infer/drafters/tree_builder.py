@@ -3,8 +3,8 @@
 Each round expands the likeliest nodes of all rows at once; the tree is the `nodes` best candidates found. Candidates
 are top-k or retrieved tokens, never drawn ones: only trees of outright trials may be cut (see infer/contract/draft.py).
 
-With a policy (measured pass costs, infer/costs/policy.py), nodes are expanded only while their gain is worth the
-draft's pass, and kept only while it is worth the target's; the tree may then be empty.
+With a policy that has costs (infer/costs/policy.py), nodes are expanded only while their gain is worth the draft's
+pass, and kept only while it is worth the target's; the tree may then be empty.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
+from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.policy import Policy
 
 
@@ -102,21 +104,20 @@ def grow(
     *,
     width: int,
     min_reach: float = 0.0,
-    policy: Policy | None = None,
-    pending: Sequence[int] = (),
+    pricing: TreePricing | None = None,
 ) -> None:
     """Grow all rows' trees: in every round expand up to `width` of a row's best leaves, down to its depth.
 
-    `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates. A `policy`
-    replaces `min_reach` and cuts the budgets to what pays; `pending[b]` tokens of row b are read with its first node.
+    `expand` takes (row index, leaves) pairs, [ROOT] in the first round, and returns each leaf's candidates. `pricing`
+    replaces `min_reach` and cuts the budgets to what pays.
     """
 
     def reach(b: int, leaf: int) -> float:
         return growths[b].reach(leaf)
 
     asked = [(b, [ROOT]) for b, growth in enumerate(growths) if growth.budget.nodes and growth.budget.depth]
-    if policy is not None:
-        asked = worth_reading(asked, reach, policy, pending)
+    if pricing is not None:
+        asked = pricing.worth_reading(asked, reach, first=True)
         min_reach = 0.0
     rounds = 1
     while asked:
@@ -126,64 +127,66 @@ def grow(
         going = [(b, growth) for b, growth in enumerate(growths) if rounds < growth.budget.depth]
         wanted = [(b, growth.wanted(width, min_reach)) for b, growth in going]
         asked = [(b, leaves) for b, leaves in wanted if leaves]
-        if policy is not None:
-            asked = worth_reading(asked, reach, policy, [0] * len(growths))
+        if pricing is not None:
+            asked = pricing.worth_reading(asked, reach)
         rounds += 1
-    if policy is not None:
-        cut(growths, policy)
+    if pricing is not None:
+        pricing.cut(growths)
 
 
-def worth_reading(
-    asked: list[tuple[int, list[int]]],
-    reach: Callable[[int, int], float],
-    policy: Policy,
-    pending: Sequence[int],
-) -> list[tuple[int, list[int]]]:
-    """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows."""
-    offers = sorted(((reach(b, node), b, node) for b, nodes in asked for node in nodes), key=lambda offer: -offer[0])
-    count = policy.expand([(found, b) for found, b, _ in offers], pending)
-    chosen = {(b, node) for _, b, node in offers[:count]}
-    kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
-    return [(b, nodes) for b, nodes in kept if nodes]
+@dataclass(frozen=True, slots=True)
+class TreePricing:
+    """The policy for trees of these rows; their nodes go through the draft's pass `entry` (None: drafting is free).
 
+    `pending[b]` tokens of row b are read with its first node.
+    """
 
-def cut(growths: Sequence[Growth], policy: Policy) -> None:
-    """Cut every tree to the nodes worth verifying, and record the acceptance that their confidences predict."""
-    nodes = policy.width([growth.reaches() for growth in growths])
-    promised, expanded = 0.0, 0
-    for growth in growths:
-        growth.budget = Budget(min(growth.budget.nodes, nodes), growth.budget.depth)
-        kept = growth.kept()
-        promised += sum(growth.leaves[i].candidate.confidence for i in kept)
-        expanded += len(growth.expanded) + bool(growth.leaves)
-    policy.covered(promised / expanded if expanded else None)
+    policy: Policy
+    rows: Sequence[Row]
+    entry: str | None = None
+    pending: Sequence[int] = ()
 
+    def worth_reading(
+        self, asked: list[tuple[int, list[int]]], reach: Callable[[int, int], float], first: bool = False
+    ) -> list[tuple[int, list[int]]]:
+        """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows."""
+        account = self.policy.joint
+        return self._chosen(asked, reach, account, account.coverage * account.trust, first)
 
-def affordable(drafts: Sequence[Draft], policy: Policy) -> list[Draft]:
-    """Outright drafts made without a policy, cut to the nodes worth verifying, best first."""
-    reaches = [_reaches(draft) for draft in drafts]
-    ranked = [sorted(range(len(found)), key=lambda node: -found[node]) for found in reaches]
-    nodes = policy.width([[found[node] for node in order] for found, order in zip(reaches, ranked)])
-    return [draft if len(draft) <= nodes else _only(draft, order[:nodes]) for draft, order in zip(drafts, ranked)]
+    def drawn_worth_reading(
+        self, asked: list[tuple[int, list[int]]], reach: Callable[[int, int], float], first: bool
+    ) -> list[tuple[int, list[int]]]:
+        """The same for drawn nodes: each row by its own account, as if it were alone."""
+        kept = []
+        for one in asked:
+            account = self.policy.alone(self.rows[one[0]])
+            kept += self._chosen([one], reach, account, account.found, first)
+        return kept
 
+    def _chosen(
+        self,
+        asked: list[tuple[int, list[int]]],
+        reach: Callable[[int, int], float],
+        account: Account,
+        coverage: float,
+        first: bool,
+    ) -> list[tuple[int, list[int]]]:
+        offers = sorted(
+            ((reach(b, node), b, node) for b, nodes in asked for node in nodes), key=lambda offer: -offer[0]
+        )
+        pending = dict(zip(self.rows, self.pending)) if first else {}
+        ranked = [(found, self.rows[b]) for found, b, _ in offers]
+        chosen = {(b, node) for _, b, node in offers[: account.expand(ranked, pending, self.entry, coverage)]}
+        kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
+        return [(b, nodes) for b, nodes in kept if nodes]
 
-def _reaches(draft: Draft) -> list[float]:
-    """Per node the product of the confidences down to it."""
-    reaches = [0.0] * len(draft)
-    for parent in (ROOT, *range(len(draft))):
-        for trial in draft.trials.get(parent, ()):
-            assert trial.group.outright, "a drawn node cannot be cut"
-            reaches[trial.node] = trial.confidence * (1.0 if parent == ROOT else reaches[parent])
-    return reaches
-
-
-def _only(draft: Draft, chosen: Sequence[int]) -> Draft:
-    """The draft of these nodes; in a stable order by reach, a node's parent is always among them."""
-    kept = set(chosen)
-    fresh, placed = Draft(), {ROOT: ROOT}
-    for parent in (ROOT, *range(len(draft))):
-        for trial in draft.trials.get(parent, ()) if parent in placed else ():
-            if trial.node in kept:
-                token = draft.tokens[trial.node]
-                placed[trial.node] = fresh.outright(placed[parent], token, trial.source, trial.confidence)
-    return fresh
+    def cut(self, growths: Sequence[Growth]) -> None:
+        """Cut every tree to the nodes worth verifying, and record the acceptance that their confidences predict."""
+        nodes = self.policy.width({row: growth.reaches() for row, growth in zip(self.rows, growths)})
+        promised, expanded = 0.0, 0
+        for row, growth in zip(self.rows, growths):
+            growth.budget = Budget(nodes[row], growth.budget.depth)
+            kept = growth.kept()
+            promised += sum(growth.leaves[i].candidate.confidence for i in kept)
+            expanded += len(growth.expanded) + bool(growth.leaves)
+        self.policy.joint.covered(promised / expanded if expanded else None)

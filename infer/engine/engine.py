@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, StepPolicy, Target
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.seats import RowEvent, Seat, fair_share, generation_of
 from draftsmith.infer.engine.step import step
@@ -39,7 +40,7 @@ class Engine:
         batch_size: how many rows are read or decoded at once; others wait.
         budget: the limits of one row's draft in one step.
         rule: the verification rule.
-        policy: decides how much of the drafts is worth verifying; None verifies all.
+        policy: decides how much is worth drafting and verifying; None: by what was measured for these two.
         chunk: how many tokens of joining rows are read per round, all rows together.
     """
 
@@ -51,7 +52,7 @@ class Engine:
         batch_size: int = 1,
         budget: Budget = BUDGET,
         rule: Rule = rejection,
-        policy: StepPolicy | None = None,
+        policy: Policy | None = None,
         chunk: int = CHUNK,
     ) -> None:
         for what, value in (("batch_size", batch_size), ("chunk", chunk)):
@@ -62,7 +63,7 @@ class Engine:
         self.batch_size = batch_size
         self.budget = budget
         self.rule = rule
-        self.policy = policy
+        self.policy = Policy.of(target, self.drafter) if policy is None else policy
         self.chunk = chunk
         self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()
@@ -360,5 +361,4 @@ class Engine:
             self.target.release([row])
         finally:
             self.drafter.close([row])
-            if self.policy is not None:
-                self.policy.close([row])
+            self.policy.close([row])

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Scores, StepPolicy, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Scores, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.rules.token import rejection
 
 _step_numbers = itertools.count()
@@ -22,7 +23,7 @@ def step(
     rows: Sequence[Row],
     budget: Budget,
     rule: Rule = rejection,
-    policy: StepPolicy | None = None,
+    policy: Policy | None = None,
 ) -> list[StepTrace]:
     """Decode one step of `rows`, which must be read and live. Returns one trace per row.
 
@@ -56,7 +57,7 @@ def step(
 
 
 def _propose(
-    target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, policy: StepPolicy | None
+    target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, policy: Policy | None
 ) -> list[Draft]:
     """A draft per row, checked: whatever a drafter proposes, only what the contract allows is scored."""
     if policy is not None:
@@ -65,11 +66,9 @@ def _propose(
     drafts = drafter.propose(rows, limits, policy)
     if len(drafts) != len(rows):
         raise ValueError(f"{drafter.name} proposed {len(drafts)} drafts for {len(rows)} rows")
-    if policy is not None:
-        drafts = policy.cut(rows, drafts)
     for draft, limit in zip(drafts, limits):
         _check(draft, limit, target, drafter)
-    return drafts
+    return drafts if policy is None else policy.cut(rows, drafts)
 
 
 def _verify(rows: Sequence[Row], drafts: Sequence[Draft], scores: Scores, rule: Rule) -> list[Verdict]:

@@ -97,8 +97,10 @@ def predict(
         raise ValueError(f"a batch size is at least 1, not {batch_size}")
     target = costs.of(TARGET)
     sizes = [nodes] if isinstance(nodes, int) else nodes
-    verify_s = sum(share * target(batch_size, size + 1, context) for size, share in largest(sizes, batch_size))
-    return Prediction(batch_size, accepted_length, target(batch_size, 1, context), draft_s + verify_s + costs.overhead)
+    verify_s = sum(share * target.even(batch_size, size + 1, context) for size, share in largest(sizes, batch_size))
+    return Prediction(
+        batch_size, accepted_length, target.even(batch_size, 1, context), draft_s + verify_s + costs.overhead
+    )
 
 
 def largest(sizes: Sequence[int], draws: int) -> list[tuple[int, float]]:
@@ -144,7 +146,7 @@ def predict_replayed(traces: Sequence[StepTrace], costs: Costs, batch_sizes: Seq
     accepted_length = totals.committed / totals.steps
 
     def at(batch_size: int) -> Prediction:
-        scale = target(batch_size, 1, context) / target(1, 1, context)
+        scale = target.even(batch_size, 1, context) / target.even(1, 1, context)
         draft_s = batch_size * (propose_s - model_s) + scale * model_s
         return predict(
             costs, batch_size, accepted_length=accepted_length, nodes=nodes, draft_s=draft_s, context=context

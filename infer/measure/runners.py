@@ -7,7 +7,7 @@ traces is measured by wall time alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from draftsmith.infer.contract.rng import StepRng
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import BUDGET, CHUNK, Engine
 from draftsmith.infer.rules.token import rejection
@@ -75,10 +76,12 @@ class LoopRunner:
     settings: Settings
     stops: Stops
     budget: Budget = BUDGET
+    _policy: Policy = field(init=False, default_factory=Policy)
 
     def __post_init__(self) -> None:
         if self.drafter is not None:
             self.drafter.bind(self.target)
+            self._policy = Policy.of(self.target, self.drafter)
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Give a scripted drafter the answers.
@@ -119,7 +122,10 @@ class LoopRunner:
         rows = [Row(prompt.key, list(prompt.token_ids), self.settings, self.stops, tokenizer) for prompt in prompts]
         # All prompts of a batch are read together, so that its rows start together in every runner.
         count = len(prompts)
-        engine = Engine(self.target, drafter, batch_size=count, budget=self.budget, rule=rule, chunk=CHUNK * count)
+        policy = self._policy if drafter is self.drafter else Policy()
+        engine = Engine(
+            self.target, drafter, batch_size=count, budget=self.budget, rule=rule, policy=policy, chunk=CHUNK * count
+        )
         return engine.run(rows, strict=True)
 
 

@@ -22,7 +22,8 @@ def calibrate(
     data: list[str],
     exits: list[IntFrom1] | None = None,
     max_new_tokens: IntFrom1 = 96,
-    temperature: FloatFrom0 = 0.0,
+    temperature: FloatFrom0 | None = None,
+    temperatures: list[FloatFrom0] | None = None,
     top_k: IntFrom0 | None = None,
     top_p: Above0To1 | None = None,
     batch_size: IntFrom1 = 8,
@@ -48,7 +49,9 @@ def calibrate(
         data: prompts that no draft was trained on: files, folders or `datasets` names.
         exits: calibrate only these exits of a sorted draft.
         max_new_tokens: token limit of each answer.
-        temperature: the temperature to calibrate for; 0 is greedy.
+        temperature: the temperature to calibrate for; 0 is greedy. By default 0, and the target's own sampling
+            temperature if its generation config has one.
+        temperatures: several temperatures to calibrate for.
         top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: sample from the likeliest tokens, up to this total probability.
         batch_size: answers decoded together.
@@ -86,36 +89,58 @@ def calibrate(
     for drafter in chosen.values():
         drafter.bind(loaded)
     calibration.check_homes(chosen, loaded)
-    own = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    settings = resolve_settings(loaded.generation_config, **own)
+    asked = _temperatures(loaded, temperature, temperatures)
+    own = {"top_k": top_k, "top_p": top_p, "seed": seed}
+    by_temperature = {one: resolve_settings(loaded.generation_config, temperature=one, **own) for one in asked}
     stops = loaded.stops(max_new_tokens)
-    answers, left_out = _answers(loaded, config, settings, stops)
-    fit_on = calibration.halves(answers, seed)
-    found: dict[str, Calibrated] = {}
-    for label, drafter in chosen.items():
-        progress = _progress(label, "answers read")
-        found[label] = calibration.calibrate(
-            drafter, loaded, answers, fit_on, settings, stops, exits=exits, progress=progress
-        )
-    files = calibration.save(found, loaded)  # before timing, which may fail
+    found: dict[float, dict[str, Calibrated]] = {}
+    everything: list[Answered] = []
+    all_left_out = 0
+    for one, settings in by_temperature.items():
+        answers, left_out = _answers(loaded, config, settings, stops)
+        everything, all_left_out = everything + answers, all_left_out + left_out
+        fit_on = calibration.halves(answers, seed)
+        found[one] = {}
+        for label, drafter in chosen.items():
+            progress = _progress(label, f"answers read at temperature {one:g}")
+            found[one][label] = calibration.calibrate(
+                drafter, loaded, answers, fit_on, settings, stops, exits=exits, progress=progress
+            )
+        files = calibration.save(found[one], loaded)  # before timing, which may fail
+    first = found[asked[0]]
     if seconds > 0:
         print(f"timing passes for up to {seconds:g} s", file=sys.stderr)
-        timed = measure_costs(loaded, chosen, answers, seconds=seconds, name=target)
+        timed = measure_costs(loaded, chosen, everything, seconds=seconds, name=target)
         for label, (costs, error) in timed.items():
-            found[label].costs, found[label].cost_error = costs, error
-        files = calibration.save(found, loaded)
+            first[label].costs, first[label].cost_error = costs, error
+        files = calibration.save(first, loaded)
     summary = results(
-        found, files, target=target, prompts=len({one.number for one in answers}), answers=len(answers),
-        left_out=left_out, specs=specs_by_label(drafters, chosen), temperature=temperature,
-        tokens=sum(len(one.answer) for one in answers),
+        found, files, target=target, prompts=len({one.number for one in everything}), answers=len(everything),
+        left_out=all_left_out, specs=specs_by_label(drafters, chosen),
+        tokens=sum(len(one.answer) for one in everything),
     )  # fmt: skip
     if folder:
-        folder.write_run(provenance(sys.argv, config, seed) | {"sampling": settings.to_json()})
+        sampling = [settings.to_json() for settings in by_temperature.values()]
+        folder.write_run(provenance(sys.argv, config, seed) | {"sampling": sampling})
         _write(folder.path, found, summary)
     if json:
         print(dumps(summary, ensure_ascii=False))
     else:
         tables.show(calibration_tables(summary))
+
+
+def _temperatures(loaded: Any, temperature: float | None, temperatures: list[float] | None) -> list[float]:
+    """What was asked for, or greedy and the target's own sampling temperature."""
+    from draftsmith.infer.contract.sampling import resolve_settings
+
+    if temperature is not None and temperatures is not None:
+        raise ValueError("give --temperature or --temperatures, not both")
+    if temperatures == []:
+        raise ValueError("--temperatures is empty: name at least one")
+    asked = temperatures if temperatures is not None else [temperature] if temperature is not None else None
+    if asked is None:
+        asked = [0.0, resolve_settings(loaded.generation_config).temperature]
+    return list(dict.fromkeys(map(float, asked)))
 
 
 def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> tuple[list[Answered], int]:
@@ -133,15 +158,17 @@ def _answers(loaded: Any, config: dict[str, Any], settings: Any, stops: Any) -> 
     return kept, len(answers) - len(kept)
 
 
-def _write(path: Any, found: dict[str, Calibrated], summary: dict[str, Any]) -> None:
+def _write(path: Any, found: dict[float, dict[str, Calibrated]], summary: dict[str, Any]) -> None:
     from draftsmith.infer.files.atomic import write_json
     from draftsmith.infer.measure.calibrate.fit import apply_curves, plot_names
     from draftsmith.infer.measure.calibrate.reliability import draw_reliability
 
-    for (label, source), name in plot_names(found).items():
-        seen, curves = found[label].held_out[source], found[label].calibration
-        shown = (curves.curves[source], curves.of(source, 0))
-        draw_reliability(source, seen, apply_curves(source, curves.curves, seen), shown, path / name)
+    for number, (temperature, one) in enumerate(found.items()):
+        for (label, source), name in plot_names(one).items():
+            seen, curves = one[label].held_out[source], one[label].calibration
+            shown = (curves.curves[source], curves.of(source, 0))
+            file = path / (name if number == 0 else name.with_stem(f"{name.stem}-T{temperature:g}"))
+            draw_reliability(source, seen, apply_curves(source, curves.curves, seen), shown, file)
     write_json(path / "results.json", summary)
 
 

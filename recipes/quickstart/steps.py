@@ -17,6 +17,8 @@ from draftsmith.recipes.quickstart.corpus import ASKED, CORPUS, HELD_OUT, QUESTI
 # Tokens per training row; no question with its answer is longer.
 LENGTH = 256
 SERVED = ("--template", "plain")
+# The temperature of the sampled bench.
+DRAWN_AT = 0.8
 LEARNED = (
     "--text.template", "plain", "--text.max_length", LENGTH, "--optim.name", "muon", "--optim.batch_size", 16,
     "--watch.val_prompts", 0, "--watch.val_packs", 16, "--watch.save_every", 10, "--machine.workers", 0,
@@ -200,8 +202,9 @@ class QuickstartPlan:
         return [
             self._command(
                 "calibration", "calibrate: each drafter's confidence, and the cost of passes here",
-                ["calibrate", *common, "--data", self.text / HELD_OUT, "--drafters", drafters,
-                 "--seconds", size.cost_seconds, "--out", folder / "calibration"], "results.json", needs, False,
+                ["calibrate", *common, "--data", self.text / HELD_OUT, "--drafters", f"pld,{drafters}",
+                 "--temperatures", f"[0,{DRAWN_AT}]", "--seconds", size.cost_seconds,
+                 "--out", folder / "calibration"], "results.json", needs, False,
             ),
             self._command(
                 "bench-greedy", "bench, greedy: every drafter, controls (nothing, always right, always wrong), and "
@@ -210,8 +213,8 @@ class QuickstartPlan:
                 "results.json", [*needs, "calibration"], False,
             ),
             self._command(
-                "bench-drawn", "bench, sampled at temperature 0.8",
-                [*asked, f"pld,{drafters},empty", "--temperature", 0.8, "--out", folder / "bench-drawn"],
+                "bench-drawn", f"bench, sampled at temperature {DRAWN_AT}",
+                [*asked, f"pld,{drafters},empty", "--temperature", DRAWN_AT, "--out", folder / "bench-drawn"],
                 "results.json", [*needs, "calibration"], False,
             ),
         ]  # fmt: skip

@@ -20,9 +20,8 @@ import torch
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd.store import DresdStore
@@ -63,8 +62,10 @@ class Dresd:
         effort: how many candidates an approximate index examines; 0 for its default.
         checksums: compare the whole store with its checksums when it is opened.
         threads: of a search with many queries.
-        costs: measured costs of the target's passes: a file, auto (those that `draftsmith calibrate` saved for this
-            store and target, if any) or none. With costs, each tree is cut to the nodes worth verifying.
+        calibration: how often candidates of each confidence are accepted: a file, auto (what `draftsmith calibrate`
+            measured for this store and target, if it did) or none.
+        costs: measured costs of the target's passes: a file, auto or none. With costs, each tree is cut to the nodes
+            worth verifying.
     """
 
     name = "dresd"
@@ -83,6 +84,7 @@ class Dresd:
         effort: int = 0,
         checksums: bool = True,
         threads: int = 1,
+        calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
         for what, value in (
@@ -104,9 +106,8 @@ class Dresd:
         self.min_similarity = min_similarity
         self.min_confidence = min_confidence
         self.nodes = nodes
+        self.calibration = calibration
         self.costs = costs
-        self._policy: Policy | None = None
-        self._verified = 0
         self._states: dict[Row, _State] = {}
 
     def pass_timers(self) -> dict[str, PassTimer]:
@@ -114,8 +115,6 @@ class Dresd:
 
     def bind(self, target: Target) -> None:
         check_fits(self.store, target)
-        costs = given_costs(self.costs, self.origin, target)
-        self._policy = Policy(costs, None) if costs is not None else None
 
     def open(self, rows: Sequence[Row]) -> None:
         self._states |= {row: _State() for row in rows}
@@ -131,13 +130,11 @@ class Dresd:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):
             self._remember(row, given)
-        if self._policy is not None:
-            self._policy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
     def abandon(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         growths = [Growth(Budget(min(self.nodes, b.nodes), min(self.len_drafts, b.depth))) for b in budgets]
         # A row has no query if no state predicted its newest token (a prompt of one token, a new turn).
         able = [
@@ -147,12 +144,7 @@ class Dresd:
         ]
         if able:
             self._grow([growths[b] for b in able], self._look_up([rows[b] for b in able]))
-        drafts = [growth.draft()[0] for growth in growths]
-        if self._policy is not None:
-            self._policy.begin([len(row.ids) for row in rows])
-            drafts = affordable(drafts, self._policy)
-            self._verified = max(len(draft) for draft in drafts)
-        return drafts
+        return [growth.draft()[0] for growth in growths]
 
     def _remember(self, row: Row, given: Feedback) -> None:
         states_TD = given.features.get(self.features[0])

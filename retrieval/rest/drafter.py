@@ -20,9 +20,7 @@ import numpy as np
 from draftsmith.infer.contract.draft import OUTRIGHT, Draft, Trial
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.calibration import given_costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.tree_builder import affordable
 from draftsmith.retrieval.rest.in_memory_index import InMemoryIndex
 from draftsmith.retrieval.store.segments import Manifest, Store
 
@@ -60,8 +58,10 @@ class Rest:
             this process's memory as its pages are touched, in the end all of them.
         cache_mb: size of that cache, shared by all threads.
         max_arrived: how many tokens of documents added while drafting to keep in memory, newest first.
-        costs: measured costs of the target's passes: a file, auto (those that `draftsmith calibrate` saved for this
-            store and target, if any) or none. With costs, each tree is cut to the nodes worth verifying.
+        calibration: how often candidates of each confidence are accepted: a file, auto (what `draftsmith calibrate`
+            measured for this store and target, if it did) or none.
+        costs: measured costs of the target's passes: a file, auto or none. With costs, each tree is cut to the nodes
+            worth verifying.
     """
 
     name = KIND
@@ -86,6 +86,7 @@ class Rest:
         max_mapped_mb: float = 256,
         cache_mb: float = 64,
         max_arrived: int = 8_000_000,
+        calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
         for what, value in (
@@ -114,9 +115,8 @@ class Rest:
         self.max_mapped_mb = max_mapped_mb
         self.cache_mb = cache_mb
         self.max_arrived = max_arrived
+        self.calibration = calibration
         self.costs = costs
-        self._policy: Policy | None = None
-        self._verified = 0
         self._indexes: dict[Row, RowIndex] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -141,8 +141,6 @@ class Rest:
                 f"{target.vocab_size}"
             )
         self._store = store
-        costs = given_costs(self.costs, self.origin, target)
-        self._policy = Policy(costs, None) if costs is not None else None
         self._mapped = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
         self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
         self._added = InMemoryIndex(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
@@ -166,8 +164,7 @@ class Rest:
             del self._indexes[row]
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        if self._policy is not None:
-            self._policy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
+        pass
 
     def add_document(self, ids: Sequence[int]) -> None:
         """Also draft from this document. It is kept in memory; the store does not change."""
@@ -195,14 +192,9 @@ class Rest:
     def abandon(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
-        drafts = self._drafts(work)
-        if self._policy is not None:
-            self._policy.begin([len(row.ids) for row in rows])
-            drafts = affordable(drafts, self._policy)
-            self._verified = max(len(draft) for draft in drafts)
-        return drafts
+        return self._drafts(work)
 
     def _drafts(self, work: list[tuple[RowIndex, list[int], Budget]]) -> list[Draft]:
         if self._pool is None or len(work) < 2:

@@ -18,6 +18,7 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
@@ -83,7 +84,9 @@ def test_a_step_has_the_targets_distribution_exactly(
         current[:] = [chooser]
         row = Row("0", list(PROMPT), settings, Stops(4))
         admit(target, drafter, [row])
-        (draft,) = drafter.propose([row], [Budget(8, 3)])
+        policy = Policy.of(target, drafter)
+        policy.begin([row])
+        (draft,) = policy.cut([row], drafter.propose([row], [Budget(8, 3)], policy))
         distribution = target.score([row], [draft]).distribution(0)
         for node in range(-1, len(draft)):
             distributions[en.path_of(draft, node)] = distribution.probs(node).tolist()

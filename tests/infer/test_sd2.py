@@ -15,9 +15,10 @@ from joining import admit, release
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.costs.calibration import Calibration, calibration_path
+from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, calibration_path
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters import SD2
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -64,7 +65,9 @@ def test_budgets_hold_for_every_setting_and_are_used_when_it_pays(
     target, some = HFTarget(target_model), rows(count)
     drafter.bind(target)
     admit(target, drafter, some)
-    drafts = drafter.propose(some, [Budget(nodes, depth)] * count)
+    policy = Policy.of(target, drafter)
+    policy.begin(some)
+    drafts = drafter.propose(some, [Budget(nodes, depth)] * count, policy)
     release(target, drafter, some)
     allowed = min(nodes, limit) if top_k > 1 else min(nodes, depth, 7)
     for draft in drafts:
@@ -171,8 +174,8 @@ def test_one_confident_node_takes_its_level_out_only_under_the_published_rule() 
     from draftsmith.infer.drafters.exit_choice import Fork, LevelThreshold, Threshold
 
     forks = [Fork(0, 0.9, 0.8, 1), Fork(0, 0.5, 0.2, 1), Fork(1, 0.9, 0.3, 1)]
-    assert Threshold([0.5, 0.0]).deeper(0, forks) == [False, True, True]
-    assert LevelThreshold([0.5, 0.0]).deeper(0, forks) == [False, False, True]
+    assert Threshold([0.5, 0.0]).deeper(0, [], forks, None) == [False, True, True]
+    assert LevelThreshold([0.5, 0.0]).deeper(0, [], forks, None) == [False, False, True]
 
 
 def test_one_draft_serves_several_targets_each_by_its_own_calibration(
@@ -192,13 +195,12 @@ def test_one_draft_serves_several_targets_each_by_its_own_calibration(
     for target, value in ((first, 0.9), (second, 0.1)):
         fingerprint = target.fingerprint()
         known = calibration(value, value)
-        Calibration(fingerprint, {"sd2:1": known.curves["sd2:1"], "sd2:2": known.curves["sd2:4"]}).save(
-            calibration_path(str(draft), fingerprint)
-        )
+        one = Calibration(fingerprint, {"sd2:1": known.curves["sd2:1"], "sd2:2": known.curves["sd2:4"]})
+        BandedCalibration.of(one).save(calibration_path(str(draft), fingerprint))
     drafter = SD2(str(draft), exits=[1, 2], dtype="float32", device="cpu")
     for target, value in ((first, 0.9), (second, 0.1)):
         drafter.bind(target)
-        known = drafter.calibration
+        known = Policy.of(target, drafter).calibration(rows(1)[0])
         assert known is not None
         assert known.of("sd2:1", 0)(0.5) == value
 

@@ -46,6 +46,17 @@ def test_several_matches_make_one_tree() -> None:
     assert paths(draft) == [[7], [7, 6], [7, 9]]
 
 
+def test_a_token_s_confidence_is_its_share_of_the_matching_tokens() -> None:
+    (first, second), (third,) = (draft.trials[ROOT] for draft in (
+        drafted([1, 2, 3, 7, 9, 2, 3, 8, 9, 1, 2, 3]), drafted([1, 2, 3, 7, 9, 1, 2, 3])
+    ))  # fmt: skip
+    assert (first.confidence, second.confidence) == (3 / 6, 2 / 6), "3 tokens match before 7, 2 before 8"
+    assert third.confidence == 3 / 4
+    alone = drafted([1, 2, 3, 7, 9, 1, 2, 3])
+    assert alone.is_chain()
+    assert [alone.trials[node][0].confidence for node in (ROOT, 0, 1)] == [3 / 4, 4 / 5, 5 / 6]
+
+
 def test_nothing_is_drafted_where_nothing_matches() -> None:
     assert len(drafted([1, 2, 3, 4])) == 0
     assert len(drafted([1])) == 0

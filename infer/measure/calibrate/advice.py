@@ -17,11 +17,11 @@ def best_speedup(costs: Costs, acceptance: float, context: int) -> float:
     Every draft token is taken to be accepted as often as the likeliest candidates, so this is an upper estimate.
     """
     target = costs.passes["target"]
-    own = [cost(1, 1, context) for name, cost in costs.passes.items() if name != "target"]
+    own = [cost.even(1, 1, context) for name, cost in costs.passes.items() if name != "target"]
     drafting = min(own, default=0.0)
-    plain = target(1, 1, context) + costs.overhead
+    plain = target.even(1, 1, context) + costs.overhead
     return max(
-        expected_length((acceptance,), n) * plain / (n * drafting + target(1, n + 1, context) + costs.overhead)
+        expected_length((acceptance,), n) * plain / (n * drafting + target.even(1, n + 1, context) + costs.overhead)
         for n in LENGTHS
     )
 

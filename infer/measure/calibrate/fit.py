@@ -6,6 +6,8 @@ drafters whose candidates come from exits of one model.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -20,8 +22,10 @@ from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, Target
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import (
+    FORMAT,
     RANKS,
     TOP,
+    BandedCalibration,
     Calibration,
     calibration_path,
     costs_path,
@@ -40,6 +44,8 @@ from draftsmith.infer.measure.calibrate.observations import (
     read_exits,
 )
 from draftsmith.infer.measure.calibrate.reliability import expected_calibration_error
+
+log = logging.getLogger(__name__)
 
 # The least observations, and accepted ones among them, for an isotonic curve.
 MANY, MANY_ACCEPTED = 400, 20
@@ -82,11 +88,25 @@ def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
     fingerprint = target.fingerprint()
     for drafter in drafters.values():
         path = calibration_path(home(drafter), fingerprint)
-        if path.is_file():
-            Calibration.load(path)
+        _earlier(path)
         there = next(parent for parent in path.parents if parent.exists())
         if not os.access(there, os.W_OK):
             raise ValueError(f"cannot save the calibration of {home(drafter)}: {there} is not writable")
+
+
+def _earlier(path: Path) -> BandedCalibration | None:
+    """The calibrations at `path` that new ones are joined with; None if there are none. Those of the format without
+    temperature bands are measured again and replaced."""
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = None
+    if isinstance(value, dict) and (value.get("kind"), value.get("format")) == ("calibration", FORMAT - 1):
+        log.warning("%s has format %d: its curves belong to no temperature and will be replaced", path, FORMAT - 1)
+        return None
+    return BandedCalibration.load(path)
 
 
 def calibrate(
@@ -123,7 +143,7 @@ def calibrate(
     facts = {"prompts": len({one.number for one in answers}), "temperature": settings.temperature,
              "date": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
     measured = {source: found | facts for source, found in scores.items()}
-    calibration = Calibration(target.fingerprint(), curves, covered, measured)
+    calibration = Calibration(target.fingerprint(), curves, covered, measured, settings.temperature)
     return Calibrated(home(drafter), calibration, scores, held_out, errors)
 
 
@@ -208,9 +228,10 @@ def save(found: Mapping[str, Calibrated], target: Target) -> dict[str, dict[str,
     costs: dict[str, Costs] = {}
     for label, one in found.items():
         path = calibration_path(one.home, one.calibration.target)
-        before = Calibration.load(path) if path.is_file() else one.calibration
-        known = before.target == one.calibration.target
-        (before.joined(one.calibration) if known else one.calibration).save(path)
+        before = _earlier(path)
+        if before is None or before.target != one.calibration.target:
+            before = BandedCalibration.of(one.calibration)
+        before.joined(one.calibration).save(path)
         files[label] = {"calibration": str(path)}
         if one.costs is not None:
             here = costs.get(one.home, one.costs)

@@ -25,6 +25,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Targe
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
@@ -166,7 +167,7 @@ class Listener:
     def bytes_moved(self) -> int:
         return self.drafter.bytes_moved
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = self.drafter.propose(rows, budgets, policy)
         self._drafts = dict(zip(rows, drafts))
         return drafts
@@ -201,7 +202,7 @@ def listen(
         recorded = {one.key: one.answer for one in answers}
         judge = RecordedTarget(recorded, target.vocab_size, target.tokenizer, sampled=not settings.greedy)
     listener = Listener(drafter, {one.key: one.number for one in answers})
-    engine = Engine(judge, listener)
+    engine = Engine(judge, listener, policy=Policy())  # which limits nothing: all candidates are wanted
     for done, one in enumerate(answers, start=1):
         ends = stops if drafter.features else Stops(len(one.answer))
         engine.run([Row(one.key, list(one.prompt), settings, ends, target.tokenizer)], strict=True)

@@ -17,9 +17,20 @@ from draftsmith.infer.measure.tables import milliseconds, number, percent, table
 CONTEXT, TOKENS = 256, (1, 4, 16)
 
 
-def results(found: Mapping[str, Calibrated], files: Mapping[str, Mapping[str, str]], **run: Any) -> dict[str, Any]:
-    """The JSON of a run; `run` holds what is the same for all drafters."""
-    return run | {"drafters": {label: _one(one) | dict(files[label]) for label, one in found.items()}}
+def results(
+    found: Mapping[float, Mapping[str, Calibrated]], files: Mapping[str, Mapping[str, str]], **run: Any
+) -> dict[str, Any]:
+    """The JSON of a run over `found`, by temperature; `run` holds what is the same for all drafters.
+
+    A drafter's figures are those of the first temperature; those of further ones are in its `at`.
+    """
+    (first, *further) = found
+    drafters = {}
+    for label, one in found[first].items():
+        drafters[label] = _one(one) | dict(files[label])
+        if further:
+            drafters[label]["at"] = {f"{t:g}": _one(found[t][label]) for t in further}
+    return run | {"temperature": first, "temperatures": list(found), "drafters": drafters}
 
 
 def _one(found: Calibrated) -> dict[str, Any]:
@@ -30,7 +41,7 @@ def _one(found: Calibrated) -> dict[str, Any]:
         row["best_speedup"] = best_speedup(found.costs, max(shares), CONTEXT) if shares else None
         row["passes"] = {
             name: {
-                "seconds": {str(tokens): cost(1, tokens, CONTEXT) for tokens in TOKENS},
+                "seconds": {str(tokens): cost.even(1, tokens, CONTEXT) for tokens in TOKENS},
                 "relative_error": found.cost_error[name],
             }
             for name, cost in found.costs.passes.items()
@@ -39,13 +50,14 @@ def _one(found: Calibrated) -> dict[str, Any]:
 
 
 def calibration_tables(report: Mapping[str, Any]) -> list[RenderableType]:
-    drafters = report["drafters"]
+    drafters = _by_temperature(report)
     files = [Text(f"{label}: {one[kind]}") for label, one in drafters.items() for kind in ("calibration", "costs")
              if kind in one]  # fmt: skip
+    temperatures = ", ".join(f"{one:g}" for one in report["temperatures"])
     note = (
         f"{report['answers']} answers to {report['prompts']} prompts, {report['tokens']} tokens, temperature "
-        f"{report['temperature']:g}; {report['left_out']} looping answers left out. Fitted to half of the prompts; "
-        "errors are measured on the other half."
+        f"{temperatures}; {report['left_out']} looping answers left out. Fitted to half of the prompts; errors are "
+        "measured on the other half."
     )
     tables: list[RenderableType] = [
         *(Text("Candidates: share accepted, of all and of each node's likeliest"), _candidates(drafters), Text()),
@@ -54,6 +66,15 @@ def calibration_tables(report: Mapping[str, Any]) -> list[RenderableType]:
     if any("passes" in one for one in drafters.values()):
         tables += [Text(f"Passes of one row after {CONTEXT} tokens: ms by number of tokens"), _passes(drafters), Text()]
     return [*tables, Text(note), *files, *map(Text, next_steps(report))]
+
+
+def _by_temperature(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The drafters, those of further temperatures under a name with the temperature."""
+    found = {}
+    for label, one in report["drafters"].items():
+        found[label] = one
+        found |= {f"{label} T={temperature}": row for temperature, row in one.get("at", {}).items()}
+    return found
 
 
 def _candidates(drafters: Mapping[str, Any]) -> Table:

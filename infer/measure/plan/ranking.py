@@ -48,8 +48,8 @@ def seconds(survey: Survey, shape: str, drafting: Drafting | None, rows: int, co
     """The parts of a step; `drafting` None is a plain step."""
     passes = drafting.passes if drafting else ()
     nodes = drafting.nodes if drafting else 0
-    draft_s = sum(survey.passes[shape](rows, tokens, context) for tokens in passes)
-    verify_s = survey.passes["target"](rows, nodes + 1, context)
+    draft_s = sum(survey.passes[shape].even(rows, tokens, context) for tokens in passes)
+    verify_s = survey.passes["target"].even(rows, nodes + 1, context)
     overhead_s = survey.overhead(rows, len(passes))
     return {
         "draft_s": draft_s,
@@ -95,7 +95,9 @@ def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
                 "batch_size": rows,
                 "plain_step_s": plain["step_s"],
                 "plain_tokens_per_s": rows / plain["step_s"],
-                "verify_s": {str(n): survey.passes["target"](rows, n + 1, wish.context) for n in survey.asked.nodes},
+                "verify_s": {
+                    str(n): survey.passes["target"].even(rows, n + 1, wish.context) for n in survey.asked.nodes
+                },
                 "steps": steps,
                 "ranking": ranking,
                 "verdict": _verdict(steps, ranking),
@@ -241,7 +243,7 @@ def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
         name: {
             "measured": name in measured,
             **row,
-            "pass_s": {str(rows): survey.passes[name](rows, 1, wish.context) for rows in survey.asked.batch_sizes},
+            "pass_s": {str(rows): survey.passes[name].even(rows, 1, wish.context) for rows in survey.asked.batch_sizes},
         }
         for name, row in memory.items()
     }

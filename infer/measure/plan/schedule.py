@@ -53,7 +53,7 @@ class SurveySchedule:
         first, least = next(iter(shares)), 0.0
         for name, share in {TARGET: 1.0, **shares}.items():
             shapes = grid(asked.batch_sizes, tokens if name == TARGET else DRAFT_TOKENS, asked.contexts)
-            each = {("", shape): share * cost(shape.rows, shape.tokens, shape.context) for shape in shapes}
+            each = {("", shape): share * cost.even(shape.rows, shape.tokens, shape.context) for shape in shapes}
             fewest, self.stages[name] = expected_seconds(each)
             least += fewest
             if name == first:
@@ -66,7 +66,7 @@ class SurveySchedule:
         self.limit = seconds
         slower = max(1.0, sum(taken for name, taken in self.stages.items() if name != LOOP) / seconds)
         self.stages = {name: taken / (1.0 if name == LOOP else slower) for name, taken in self.stages.items()}
-        self.stages[TRAINING] = 3 * TRAINING_STEPS * shares[first] * cost(1, TRAINED_TOKENS, min(asked.contexts))
+        self.stages[TRAINING] = 3 * TRAINING_STEPS * shares[first] * cost.even(1, TRAINED_TOKENS, min(asked.contexts))
         self.say(
             f"this takes about {_minutes(sum(self.stages.values()))}; timing the passes ends after "
             f"{_minutes(seconds)} at most (--seconds)",
@@ -113,11 +113,11 @@ def _loop_seconds(asked: SurveyRequest, cost: PassCost, share: float) -> float:
     context = min(LOOP_CONTEXT, *asked.contexts)
     total = 0.0
     for rows in {min(asked.batch_sizes), max(asked.batch_sizes)}:
-        prompt = cost(rows, context, 0)
-        plain = prompt + LOOP_TOKENS * cost(rows, 1, context)
+        prompt = cost.even(rows, context, 0)
+        plain = prompt + LOOP_TOKENS * cost.even(rows, 1, context)
         total += (LOOP_ROUNDS + 2) * plain
         for length in loop_lengths(asked):
-            step = cost(rows, length + 1, context) + length * share * cost(rows, 1, context)
+            step = cost.even(rows, length + 1, context) + length * share * cost.even(rows, 1, context)
             # Half of the drafted tokens are right: about two tokens a step.
             total += (LOOP_ROUNDS + 1) * ((1 + share) * prompt + LOOP_TOKENS / 2 * step)
     return total

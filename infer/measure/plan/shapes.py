@@ -267,7 +267,7 @@ def leave_one_out(measured: Sequence[tuple[Size, PassCost]], rows: int, context:
         others = [*measured[:i], *measured[i + 1 :]]
         if len(others) < MIN_SHAPES or _rank(np.delete(design_MN, i, 0)) < _rank(design_MN):
             continue
-        errors.append(estimate_cost(others, size)(rows, 1, context) / cost(rows, 1, context) - 1)
+        errors.append(estimate_cost(others, size).even(rows, 1, context) / cost.even(rows, 1, context) - 1)
     return errors
 
 

@@ -1,13 +1,16 @@
 """Calibrations: to a file and back, refused files, and one draft with a file for each of its targets."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
 
 from draftsmith.infer.costs.calibration import (
+    BandedCalibration,
     Calibration,
+    band_of,
     calibration_path,
     costs_path,
     covered_key,
@@ -37,9 +40,40 @@ def targets(make_model):
 
 def test_a_calibration_comes_back_from_a_file(tmp_path):
     calibration = Calibration("abc", {"small": CURVE}, {covered_key(1, 2, 4): CURVE}, {"small": {"ece": 0.1}})
-    calibration.save(tmp_path / "a" / "b.json")
-    assert Calibration.load(tmp_path / "a" / "b.json") == calibration
+    warm = Calibration("abc", {"small": Calibrator((0.5,), (0.3,))}, temperature=0.7)
+    both = BandedCalibration.of(calibration, warm)
+    both.save(tmp_path / "a" / "b.json")
+    assert BandedCalibration.load(tmp_path / "a" / "b.json") == both
     assert list(calibration.covered) == ["1>2@4"]
+    assert set(both.bands) == {"greedy", "(0.6, 0.85]"}
+
+
+def test_every_temperature_has_one_band():
+    bands = [band_of(temperature) for temperature in (0.0, 0.01, 0.3, 0.31, 0.6, 0.7, 0.8, 1.0, 1.1, 1.5, 2.0)]
+    assert bands == ["greedy", *["(0, 0.3]"] * 2, *["(0.3, 0.6]"] * 2, *["(0.6, 0.85]"] * 2, *["(0.85, 1.1]"] * 2,
+                     *["(1.1, ...)"] * 2]  # fmt: skip
+
+
+def test_a_band_that_was_not_measured_uses_the_nearest_and_says_so_once(caplog):
+    curve = {temperature: Calibrator((0.5,), (1 / (2 + temperature),)) for temperature in (0.0, 0.7, 1.5)}
+    known = BandedCalibration.of(*(Calibration("t", {"small": one}, temperature=t) for t, one in curve.items()))
+    with caplog.at_level(logging.WARNING):
+        assert [known.at(t).curves["small"] for t in (0.0, 0.65, 0.8, 2.0)] == [
+            curve[0.0], curve[0.7], curve[0.7], curve[1.5]
+        ]  # fmt: skip
+        assert not caplog.records
+        for _ in range(3):
+            assert known.at(0.2).curves["small"] == curve[0.0]
+            assert known.at(1.0).curves["small"] == curve[0.7]
+    assert len(caplog.records) == 2
+    assert "the one measured at 0.7 is used; `draftsmith calibrate --temperature 1` measures it" in caplog.text
+    assert BandedCalibration("t", {}).at(0.0) is None
+
+
+def test_the_format_without_bands_is_refused_with_the_command_to_run_again(tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps({"kind": "calibration", "format": 1, "target": "a", "curves": {}}))
+    with pytest.raises(ValueError, match="has format 1; this version reads 2: run `draftsmith calibrate` again"):
+        BandedCalibration.load(tmp_path / "old.json")
 
 
 @pytest.mark.parametrize(
@@ -50,15 +84,16 @@ def test_a_calibration_comes_back_from_a_file(tmp_path):
         '{"kind": "costs", "format": 1}',
         '{"kind": "calibration", "format": 99}',
         '{"kind": "calibration", "format": 1}',
-        '{"kind": "calibration", "format": 1, "target": "a", "curves": {"s": 3}, "covered": {}, "measured": {}}',
-        '{"kind": "calibration", "format": 1, "target": "a", "curves": {"s": {"raw": [0.2, 0.1], "probability": '
-        '[0.1, 0.2]}}, "covered": {}, "measured": {}}',
+        '{"kind": "calibration", "format": 2}',
+        '{"kind": "calibration", "format": 2, "target": "a", "bands": {"greedy": 3}}',
+        '{"kind": "calibration", "format": 2, "target": "a", "bands": {"greedy": {"temperature": 0, "curves": {"s": '
+        '{"raw": [0.2, 0.1], "probability": [0.1, 0.2]}}, "covered": {}, "measured": {}}}}',
     ],
 )
 def test_another_file_is_refused_with_one_line(tmp_path, text):
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(ValueError, match=r"calibration\.json") as refused:
-        Calibration.load(tmp_path / "calibration.json")
+        BandedCalibration.load(tmp_path / "calibration.json")
     assert "\n" not in str(refused.value)
 
 
@@ -68,10 +103,10 @@ def test_one_draft_has_a_file_for_each_target(tmp_path, targets):
     for target, top in zip(targets, (0.6, 0.7)):
         assert find_calibration(draft, target) is None
         fingerprint = target.fingerprint()
-        Calibration(fingerprint, {"small": Calibrator((0.1, 0.9), (0.2, top))}).save(
-            calibration_path(draft, fingerprint)
-        )
-    tops = [found.curves["small"](1.0) for found in (find_calibration(draft, target) for target in targets) if found]
+        one = Calibration(fingerprint, {"small": Calibrator((0.1, 0.9), (0.2, top))})
+        BandedCalibration.of(one).save(calibration_path(draft, fingerprint))
+    found = [find_calibration(draft, target) for target in targets]
+    tops = [one.at(0.0).curves["small"](1.0) for one in found if one]
     assert tops == [0.6, 0.7]
     assert len(list((draft / "calibration").iterdir())) == 2
 
@@ -80,18 +115,17 @@ def test_a_draft_that_is_no_folder_has_its_files_in_the_cache(tmp_path, targets)
     path = calibration_path("owner/model", "abc")
     assert path.is_relative_to(tmp_path / "cache")
     assert path.name == "abc.json"
-    Calibration(targets[0].fingerprint(), {"small": CURVE}).save(
-        calibration_path("owner/model", targets[0].fingerprint())
-    )
+    one = Calibration(targets[0].fingerprint(), {"small": CURVE})
+    BandedCalibration.of(one).save(calibration_path("owner/model", targets[0].fingerprint()))
     found = find_calibration("owner/model", targets[0])
     assert found is not None
-    assert found.curves["small"] == CURVE
+    assert found.at(0.0).curves["small"] == CURVE
 
 
 def test_a_calibration_for_another_target_is_refused(tmp_path, targets):
     draft = tmp_path / "draft"
     draft.mkdir()
-    Calibration("0" * 64, {}).save(calibration_path(draft, targets[0].fingerprint()))
+    BandedCalibration.of(Calibration("0" * 64, {})).save(calibration_path(draft, targets[0].fingerprint()))
     with pytest.raises(ValueError, match="another target"):
         find_calibration(draft, targets[0])
 
@@ -105,7 +139,7 @@ def costs_of(target, **machine_facts):
 def test_given_costs_of_another_target_or_machine_are_refused_in_one_line(tmp_path, targets):
     path = tmp_path / "costs.json"
     write_json(path, costs_of(targets[0]).to_json())
-    assert given_costs(str(path), "", targets[0]).of("target")(1, 1, 0) == 2.0
+    assert given_costs(str(path), "", targets[0]).of("target").even(1, 1, 0) == 2.0
     assert given_costs(str(path), "", RecordedTarget({}, 10)) is not None
     with pytest.raises(ValueError, match=r"costs\.json holds the costs of another target, mine on .*: run `draftsmith"):
         given_costs(str(path), "", targets[1])
@@ -131,7 +165,7 @@ def test_costs_belong_to_machine_target_dtype_and_the_draft_s_shape(tmp_path, ta
     write_json(costs_path(tmp_path / "one", targets[0]), costs_of(targets[0]).to_json())
     found = find_costs(tmp_path / "one", targets[0])
     assert found is not None
-    assert found.of("target")(1, 1, 0) == 2.0
+    assert found.of("target").even(1, 1, 0) == 2.0
     assert find_costs(tmp_path / "two", targets[0]) is None
     assert find_costs(tmp_path / "one", targets[1]) is None
     assert find_costs(tmp_path / "one", HFTarget(make_model("llama", dtype=torch.float32))) is None

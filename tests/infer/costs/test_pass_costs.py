@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from draftsmith.infer.costs.identity import TargetIdentity
@@ -12,25 +13,40 @@ COST = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_seen=0.01, per_pair=0.001)
 
 
 def test_cost_is_linear_between_points_and_keeps_the_last_slope():
-    assert [COST(1, tokens, 0) for tokens in (0, 1, 4, 10, 16, 32)] == [1.0, 1.0, 2.0, 5.0, 8.0, 16.0]
+    assert [COST(tokens) for tokens in (0, 1, 4, 10, 16, 32)] == [1.0, 1.0, 2.0, 5.0, 8.0, 16.0]
 
 
 def test_rows_multiply_tokens_and_context():
-    assert COST(2, 2, 0) == COST(1, 4, 0)
-    assert COST(2, 2, 10) == pytest.approx(2.0 + 0.01 * 20 + 0.001 * 40)
+    assert COST.even(2, 2, 0) == COST.even(1, 4, 0) == COST(4)
+    assert COST.even(2, 2, 10) == pytest.approx(2.0 + 0.01 * 20 + 0.001 * 40)
 
 
 def test_a_padded_pass_costs_what_its_bucket_costs():
-    cost = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_pair=0.001, buckets=(2,))
-    assert cost(8, 1, 10) == cost(8, 2, 10) == pytest.approx(8.0 + 0.001 * 2 * 80)
-    assert cost(8, 3, 10) > cost(8, 2, 10)
+    cost = PassCost([1, 4, 16], [1.0, 2.0, 8.0], per_pair=0.001, buckets=(16,))
+    assert cost.even(8, 1, 0) == cost.even(8, 2, 0) == cost(3) == 8.0
+    assert cost.even(8, 2, 10) == pytest.approx(8.0 + 0.001 * 16 * 10)
+    assert cost.even(8, 3, 0) > cost.even(8, 2, 0)
+
+
+def test_rows_of_a_pass_may_have_different_numbers_of_tokens_and_none_is_padded_to_the_longest():
+    longest = 9
+    assert COST(longest + 3) == pytest.approx(6.0)
+    assert COST(longest + 3) < COST.even(4, longest, 0)
+    assert COST(10, 300, 9 * 100 + 1 * 200) == pytest.approx(5.0 + 0.01 * 300 + 0.001 * 1100)
+
+
+def test_many_passes_cost_what_each_of_them_does():
+    tokens, pairs = np.arange(0, 40), np.arange(0, 400, 10)
+    for cost in (COST, PassCost([1, 4, 16], [1.0, 2.0, 8.0], buckets=(4, 8)), PassCost([3], [2.0])):
+        each = [cost(int(one), 50, float(pair)) for one, pair in zip(tokens, pairs)]
+        assert cost.many(tokens, 50, pairs).tolist() == pytest.approx(each)
 
 
 def test_costs_come_back_from_a_file(tmp_path):
     costs = Costs({"target": COST}, overhead=0.5, machine={"name": "x"}, target=TARGET)
     (tmp_path / "costs.json").write_text(json.dumps(costs.to_json()))
     found = Costs.load(tmp_path / "costs.json")
-    assert found.of("target")(2, 5, 7) == COST(2, 5, 7)
+    assert found.of("target").even(2, 5, 7) == COST.even(2, 5, 7)
     assert found.target == TARGET
     assert found.describe() == "vicuna on x, unknown dtype"
 

@@ -46,7 +46,7 @@ class FakeTimer:
     def run(self, tokens):
         rows, context = self.placed[-1]
         slow = 20.0 if self.random.random() < self.hiccup else 1.0
-        self.now[0] += TRUTH(rows, tokens, context) * self.factor * slow
+        self.now[0] += TRUTH.even(rows, tokens, context) * self.factor * slow
 
     def close(self):
         self.closed += 1
@@ -56,7 +56,7 @@ def test_a_few_slow_passes_do_not_show_in_a_median():
     now = [0.0]
     points = measure(FakeTimer(now, hiccup=0.1), ROWS, TOKENS, CONTEXTS, seconds=1e9, clock=lambda: now[0])
     assert len(points) == 18
-    exact = [TRUTH(p.shape.rows, p.shape.tokens, p.shape.context) for p in points]
+    exact = [TRUTH.even(p.shape.rows, p.shape.tokens, p.shape.context) for p in points]
     assert sum(p.seconds == pytest.approx(e) for p, e in zip(points, exact)) >= 17
 
 
@@ -105,9 +105,9 @@ def test_a_long_pass_is_timed_less_often_and_a_short_one_runs_before_it_counts()
 
 def test_the_fit_gives_back_the_costs_behind_the_points():
     shapes = grid(ROWS, TOKENS, CONTEXTS)
-    fitted = fit([TimedPass(shape, TRUTH(shape.rows, shape.tokens, shape.context)) for shape in shapes])
+    fitted = fit([TimedPass(shape, TRUTH.even(shape.rows, shape.tokens, shape.context)) for shape in shapes])
     for rows, tokens, context in [(1, 1, 0), (2, 8, 500), (4, 16, 3000), (3, 2, 50)]:
-        assert fitted(rows, tokens, context) == pytest.approx(TRUTH(rows, tokens, context), rel=1e-6)
+        assert fitted.even(rows, tokens, context) == pytest.approx(TRUTH.even(rows, tokens, context), rel=1e-6)
 
 
 def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
@@ -117,23 +117,26 @@ def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
     assert list(fitted.seconds) == sorted(fitted.seconds)
     assert fitted.per_seen >= 0
     assert fitted.per_pair >= 0
-    assert fitted(1, 1, 0) > 0
+    assert fitted.even(1, 1, 0) > 0
 
 
 def test_one_context_leaves_the_slopes_at_zero():
-    fitted = fit([TimedPass(shape, TRUTH(shape.rows, shape.tokens, 100)) for shape in grid([1], TOKENS, [100])])
+    fitted = fit([TimedPass(shape, TRUTH.even(shape.rows, shape.tokens, 100)) for shape in grid([1], TOKENS, [100])])
     assert (fitted.per_seen, fitted.per_pair) == (0.0, 0.0)
-    assert fitted(1, 4, 100) == pytest.approx(TRUTH(1, 4, 100))
+    assert fitted.even(1, 4, 100) == pytest.approx(TRUTH.even(1, 4, 100))
 
 
 def test_padded_passes_are_fitted_at_the_size_they_ran_at():
-    """With a bucket of 2, 8 rows of one token are a pass of 16; taken for one of 8 they would contradict 4 x 2."""
+    """With a bucket of 16, passes of 5 to 16 tokens take what one of 16 does."""
     shapes = grid((1, 4, 8), (1, 2, 4), (0, 100))
-    seconds = [TRUTH(shape.rows, max(shape.tokens, 2), shape.context) for shape in shapes]
+    seconds = []
+    for shape in shapes:
+        tokens = shape.rows * shape.tokens
+        seconds.append(TRUTH(16 if 4 < tokens < 16 else tokens, shape.rows * shape.context, tokens * shape.context))
     points = [TimedPass(shape, one) for shape, one in zip(shapes, seconds)]
-    good, naive = fit(points, buckets=(2,)), fit(points)
-    assert [good(a.rows, a.tokens, a.context) for a in shapes] == pytest.approx(seconds, rel=1e-6)
-    assert max(abs(naive(a.rows, a.tokens, a.context) / s - 1) for a, s in zip(shapes, seconds)) > 0.02
+    good, naive = fit(points, buckets=(1, 2, 4, 16)), fit([one for one in points if one.shape.rows != 8])
+    assert [good.even(a.rows, a.tokens, a.context) for a in shapes] == pytest.approx(seconds, rel=1e-6)
+    assert max(abs(naive.even(a.rows, a.tokens, a.context) / s - 1) for a, s in zip(shapes, seconds)) > 0.02
 
 
 def test_left_out_points_tell_how_good_the_formula_is_between_them():
@@ -141,7 +144,8 @@ def test_left_out_points_tell_how_good_the_formula_is_between_them():
     shapes = grid((1,), (1, 2, 4, 8, 16), (0, 500))
 
     def errors(bump):
-        return left_out([TimedPass(a, straight(a.rows, a.tokens, a.context) + bump * (a.tokens == 4)) for a in shapes])
+        seconds = [straight.even(a.rows, a.tokens, a.context) + bump * (a.tokens == 4) for a in shapes]
+        return left_out([TimedPass(a, taken) for a, taken in zip(shapes, seconds)])
 
     assert errors(0.0) == pytest.approx([0.0] * 6, abs=1e-6)
     assert max(map(abs, errors(1.0))) > 0.3

@@ -182,3 +182,15 @@ def test_a_missing_package_behind_a_drafter_is_not_mistaken_for_a_missing_drafte
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         load_drafter("x", {"x": {"class_path": "needy_drafter.Needy"}})
+
+
+def test_what_the_policy_reads_may_be_given_to_every_drafter(write):
+    assert load_drafter("fixed[depth=2,costs=none,calibration=c.json]", REGISTRY).__dict__ == {
+        "depth": 2, "costs": "none", "calibration": "c.json"
+    }  # fmt: skip
+    mine = write({"class_path": "fake_drafters.Fixed", "init_args": {"depth": 5, "costs": "costs.json"}})
+    found = load_drafter(mine, REGISTRY)
+    assert (found.depth, found.costs) == (5, "costs.json")
+    assert load_drafter("open[costs=none]", REGISTRY).settings == {"costs": "none"}, "a class that takes them gets them"
+    with pytest.raises(ValueError, match="has no argument 'cost'"):
+        load_drafter("fixed[cost=none]", REGISTRY)

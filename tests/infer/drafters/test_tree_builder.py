@@ -5,11 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.draft import ROOT
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, affordable, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
 
 
 def endless(branching: int, calls: list[int]):
@@ -68,40 +66,3 @@ def test_nothing_is_expanded_below_the_least_worth() -> None:
     draft, _ = growth.draft()
     assert len(calls) == 3, "0.6, 0.36 and 0.216: the third is drafted, and nothing below it"
     assert draft.depth == 3
-
-
-def policy_with(per_node: float) -> Policy:
-    """A target whose pass takes one second, and `per_node` more for each node."""
-    policy = Policy(Costs({"target": PassCost((1, 101), (1.0, 1.0 + 100 * per_node))}), None)
-    policy.begin([10])
-    return policy
-
-
-@settings(max_examples=200, deadline=None)
-@given(shape=st.lists(st.tuples(st.integers(-1, 30), st.floats(0, 1)), max_size=30), per_node=st.floats(0.001, 0.9))
-def test_what_is_cut_is_worth_less_than_what_it_costs_and_what_stays_is_a_tree(
-    shape: list[tuple[int, float]], per_node: float
-) -> None:
-    draft = Draft()
-    for token, (parent, confidence) in enumerate(shape):
-        draft.outright(min(parent, token - 1), token, "s", confidence)
-    (kept,) = affordable([draft], policy_with(per_node))
-    kept.check(1000)
-    reach = {-1: 1.0}
-    for parent in range(-1, len(draft)):
-        for trial in draft.trials.get(parent, ()):
-            reach[trial.node] = reach[parent] * trial.confidence
-    for node, token in enumerate(draft.tokens):
-        sure = reach[node] > per_node * 1.001
-        assert not sure or token in kept.tokens, "a node worth its seconds was cut"
-    assert sum(reach[draft.tokens.index(token)] for token in kept.tokens) >= len(kept) * per_node * 0.999
-
-
-def test_all_rows_of_a_step_share_one_width() -> None:
-    wide, narrow = Draft(), Draft().chain([1], "s", [0.9])
-    for token in range(4):
-        wide.outright(ROOT, token, "s", 0.24)
-    policy = policy_with(0.2)
-    policy.begin([10, 10])
-    kept = affordable([wide, narrow], policy)
-    assert [len(draft) for draft in kept] == [1, 1], "a second node of the wide row would cost both rows"

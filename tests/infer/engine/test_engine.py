@@ -168,7 +168,7 @@ def test_what_fails_while_a_row_joins_is_the_row_s_error_and_leaves_nothing_behi
                 raise ValueError("unreadable")
 
     monkeypatch.setattr(Arena, "ensure", grow)
-    rows[1] = Row("1", rows[1].ids * 100, stops=Stops(6))
+    rows[1] = Row("1", rows[1].ids * 60, stops=Stops(6))
     drafter = Choosy()
     done = Engine(target, drafter, batch_size=4).run(rows)
     assert [one.error for one in done] == ["", "out of memory", "'not this one'", "unreadable"]

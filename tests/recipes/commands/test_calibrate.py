@@ -48,7 +48,7 @@ def test_curves_are_kept_where_the_time_for_costs_is_too_short(calibrate, draft,
     assert failed.code == 2
     assert "give more time (--seconds)" in failed.err
     target = load_target(folders.target)
-    assert find_calibration(str(draft), target).curves
+    assert find_calibration(str(draft), target).at(0.0).curves
     assert find_costs(str(draft), target) is None
 
 
@@ -67,7 +67,9 @@ def test_curves_and_costs_are_found_again_and_the_plots_are_there(calibrate, dra
     assert 0 <= figures["ece_after"] <= 1
     assert set(small["passes"]) == {"target", "small"}
     target = load_target(folders.target)
-    calibration, costs = find_calibration(draft, target), find_costs(draft, target)
+    found, costs = find_calibration(draft, target), find_costs(draft, target)
+    assert found is not None
+    calibration = found.at(0.0)
     assert calibration is not None
     assert costs is not None
     assert set(calibration.curves) >= {"small", "small#1"}
@@ -77,7 +79,7 @@ def test_curves_and_costs_are_found_again_and_the_plots_are_there(calibrate, dra
     assert costs.overhead == small["overhead_s"]
     lookup = find_calibration("pld", target)
     assert lookup is not None
-    assert "pld" in lookup.curves
+    assert "pld" in lookup.at(0.0).curves
     assert {path.name for path in out.iterdir()} == {
         "run.json", "results.json", "reliability-small-small.png", "reliability-pld-pld.png"
     }  # fmt: skip
@@ -91,6 +93,40 @@ def test_a_second_target_adds_a_file_and_leaves_the_first(calibrate, draft, fold
     assert "costs" not in second["drafters"]["small"]
     assert first.read_bytes() == before
     assert len(list((draft / "calibration").iterdir())) == 2
+
+
+def test_every_temperature_asked_for_gets_a_band_and_later_runs_add_theirs(calibrate, draft, folders, tmp_path):
+    out = tmp_path / "out"
+    told = calibrate(f"small:{draft},pld", "--temperatures", "[0,0.8]", "--json", "--out", out).json
+    assert told["temperatures"] == [0.0, 0.8]
+    small = told["drafters"]["small"]
+    assert small["at"]["0.8"]["sources"]["small"]["accepted"] != small["sources"]["small"]["accepted"]
+    assert {path.name for path in out.iterdir()} >= {
+        "reliability-small-small.png", "reliability-small-small-T0.8.png", "reliability-pld-pld-T0.8.png"
+    }  # fmt: skip
+    calibrate(f"small:{draft}", "--temperature", 1.5)
+    target = load_target(folders.target)
+    found = find_calibration(draft, target)
+    assert {band: one.temperature for band, one in found.bands.items()} == {
+        "greedy": 0.0, "(0.6, 0.85]": 0.8, "(1.1, ...)": 1.5
+    }  # fmt: skip
+    assert len({found.at(t).curves["small"] for t in (0.0, 0.7, 2.0)}) == 3
+    assert set(find_calibration("pld", target).bands) == {"greedy", "(0.6, 0.85]"}
+
+
+def test_the_target_s_own_sampling_temperature_is_calibrated_for_by_default(calibrate, draft, folders, tmp_path):
+    target = Path(shutil.copytree(folders.target, tmp_path / "warm"))
+    (target / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.6}))
+    assert calibrate(f"small:{draft}", "--json", target=target).json["temperatures"] == [0.0, 0.6]
+    assert calibrate(f"small:{draft}", "--json", "--temperature", 1, target=target).json["temperatures"] == [1.0]
+
+
+def test_a_file_without_bands_is_replaced(calibrate, draft, folders):
+    path = Path(calibrate(f"small:{draft}", "--json").json["drafters"]["small"]["calibration"])
+    path.write_text(json.dumps({"kind": "calibration", "format": 1, "target": "x", "curves": {}, "covered": {}}))
+    again = calibrate(f"small:{draft}")
+    assert again.code == 0, again.err
+    assert json.loads(path.read_text())["format"] == 2
 
 
 @pytest.fixture
@@ -122,6 +158,7 @@ def test_exits_may_be_chosen_and_others_are_refused(calibrate, sorted_spec):
     [
         (["--limit", "1"], "has 1 answered"),
         (["--min_distinct", "1.1"], "--min_distinct takes a number from 0 to 1"),
+        (["--temperature", "1", "--temperatures", "[0,1]"], "give --temperature or --temperatures, not both"),
         (["--exits", "[7]"], "exit 7 is not one of the draft's exits"),
         (["--batch_size", "0"], "batch_size"),
     ],

@@ -147,7 +147,7 @@ def test_a_second_target_adds_a_file_and_touches_nothing(tmp_path, make_model):
     save({"small": found_for(second, tmp_path, ["small", "sd2:1"])}, second)
     assert path.read_bytes() == before
     assert len(list(path.parent.iterdir())) == 2
-    assert set(find_calibration(tmp_path, second).curves) == {"small", "sd2:1"}
+    assert set(find_calibration(tmp_path, second).at(0.0).curves) == {"small", "sd2:1"}
 
 
 def test_drafters_of_one_folder_share_its_files_and_older_sources_stay(tmp_path, make_model):
@@ -159,7 +159,7 @@ def test_drafters_of_one_folder_share_its_files_and_older_sources_stay(tmp_path,
     }
     files = save(both, target)
     assert files["small"] == files["sd2"]
-    assert set(find_calibration(tmp_path, target).curves) == {"sd2:3", "small", "sd2:1"}
+    assert set(find_calibration(tmp_path, target).at(0.0).curves) == {"sd2:3", "small", "sd2:1"}
     assert set(find_costs(tmp_path, target).passes) == {"target", "small", "sd2:1"}
 
 
@@ -188,7 +188,7 @@ def test_costs_hold_the_target_s_passes_and_those_that_a_drafter_lends(make_mode
     }
     costs, errors = found["draft"]
     assert set(errors) == {"target", "small"}
-    assert 0 < costs.of("small")(1, 1, 64) < costs.of("target")(4, 64, 64)
+    assert 0 < costs.of("small").even(1, 1, 64) < costs.of("target").even(4, 64, 64)
     assert costs.overhead > 0
     assert costs.machine["dtype"] == "float32"
 

@@ -205,7 +205,7 @@ def test_a_survey_leaves_costs_that_other_commands_read(make_model, tmp_path, mo
     (tmp_path / "costs.json").write_text(json.dumps(found.costs().to_json()))
     costs = Costs.load(tmp_path / "costs.json")
     assert set(costs.passes) == {"target", "small:1x32", "small:2x32", "small:4x32", "small:3x32"}
-    assert costs.of("target")(1, 1, 16) == pytest.approx(found.passes["target"](1, 1, 16))
+    assert costs.of("target").even(1, 1, 16) == pytest.approx(found.passes["target"].even(1, 1, 16))
     assert found.training_flops > 0
     assert found.machine["device"] == "cpu"
 

@@ -1,0 +1,183 @@
+"""The running account of rows that are decided together: what a token takes at present, and which work is worth it.
+
+A decoder makes the most of its time if it does a piece of work exactly when its expected gain in tokens, times the
+current seconds per token, exceeds the seconds that it takes: the renewal-reward argument, with the rate estimated as it
+goes, and never above that of plain decoding, which is always open. Seconds come from measured costs
+(infer/costs/pass_costs.py), never from the clock, so decisions are reproducible.
+
+Legend: N numbers of nodes to verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.rates import FORGOTTEN, Rate
+
+# Decay of the running means per step: they span about fifty steps, so they follow a text that changes.
+KEPT = 0.98
+# Before the first step: this many steps of plain decoding, and the share of expanded nodes with a right child.
+PRIOR_STEPS = 8.0
+PRIOR_COVERAGE = 0.6
+# The priors of coverage and trust count like this many observations; while nothing is drafted, they are returned to.
+PRIOR_WEIGHT = 4.0
+TOWARDS_PRIOR = FORGOTTEN / PRIOR_WEIGHT
+
+# An offer: a node's probability of being reached, and its row. Offers come best first.
+Offer = tuple[float, Row]
+
+
+class Account:
+    """Decides for the rows given to `begin`. A policy has one for the whole batch, and one per row that draws its
+    draft: what a row draws must not depend on other rows (see infer/costs/policy.py)."""
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self._target = costs.of("target")
+        self._contexts: dict[Row, int] = {}
+        self._seen = 0
+        self._spent = self._entered = 0.0
+        self._seconds = self._tokens = 0.0
+        self._deepening = 1.0
+        self._coverage = Rate()
+        self._found = Rate()
+        self._trust = Rate()
+
+    # one step, from begin to settle
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Start a step of `rows`; what an unfinished step had spent is forgotten."""
+        self._contexts = {row: len(row.ids) for row in rows}
+        self._seen = sum(self._contexts.values())
+        self._spent = self._entered = 0.0
+
+    def charge(self, name: str, tokens: Mapping[Row, int], entering: bool) -> None:
+        """Account for a draft pass over `tokens` of each row. `entering`: every new node goes through this pass; it is
+        not a deeper block."""
+        seconds = self.seconds(name, tokens)
+        self._spent += seconds
+        self._entered += seconds if entering else 0.0
+
+    def settle(self, nodes: Mapping[Row, int], committed: int) -> None:
+        """End the step, in which each row verified `nodes` and all rows together committed `committed` tokens."""
+        pairs = sum(count * self._contexts[row] for row, count in nodes.items())
+        self._seconds = KEPT * self._seconds + self._spent + self._step_seconds(sum(nodes.values()), pairs)
+        self._tokens = KEPT * self._tokens + committed
+        if self._entered:
+            self._deepening = KEPT * self._deepening + (1 - KEPT) * self._spent / self._entered
+
+    def covered(self, share: float | None) -> None:
+        """Update the coverage with what was promised in this step. None (no node was expanded) moves it back towards
+        its prior, so that drafting is tried again."""
+        if share is None:
+            self._coverage.forget(TOWARDS_PRIOR)
+        else:
+            self._coverage.observe(share, 1.0, KEPT)
+
+    def checked(self, right: int, reached: int, promised: float) -> None:
+        """Update with what verification found: of `reached` expanded nodes, `right` had a right child, where their
+        confidences promised `promised`."""
+        for rate, tries in ((self._found, float(reached)), (self._trust, promised)):
+            if reached:
+                rate.observe(right, tries, KEPT)
+            else:
+                rate.forget(TOWARDS_PRIOR)
+
+    # what is known
+
+    @property
+    def plain_seconds(self) -> float:
+        """Seconds per token of plain decoding, now."""
+        return self._step_seconds(0, 0.0) / max(len(self._contexts), 1)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The current estimate of seconds per committed token."""
+        prior, rows = self._step_seconds(0, 0.0), max(len(self._contexts), 1)
+        found = (self._seconds + PRIOR_STEPS * prior) / (self._tokens + PRIOR_STEPS * rows)
+        return min(found, prior / rows)
+
+    @property
+    def coverage(self) -> float:
+        """The share of expanded nodes with a right child among those verified, as their confidences promise."""
+        return self._coverage.value(PRIOR_COVERAGE, PRIOR_WEIGHT)
+
+    @property
+    def found(self) -> float:
+        """The same share, as verification found it: drawn tokens promise nothing that could be relied on."""
+        return self._found.value(PRIOR_COVERAGE, PRIOR_WEIGHT)
+
+    def drawn_acceptance(self, before: int) -> float:
+        """How likely a drawn child is accepted after `before` rejected ones. This mean predicts it better than the
+        draft's own probability does."""
+        return self.found * (1 - self.found) ** before
+
+    @property
+    def trust(self) -> float:
+        """How much of what confidences promised came true, at most 1."""
+        return min(self._trust.value(1.0, PRIOR_WEIGHT), 1.0)
+
+    def seconds(self, name: str, tokens: Mapping[Row, int]) -> float:
+        """The cost of a draft pass over this many tokens of each row."""
+        seen = sum(self._contexts[row] for row in tokens)
+        pairs = sum(count * self._contexts[row] for row, count in tokens.items())
+        return self._costs.of(name)(sum(tokens.values()), seen, pairs)
+
+    def least_seconds(self, name: str) -> float:
+        """The cost of a draft pass over a single token: none is cheaper."""
+        return self._costs.of(name)(1)
+
+    # decisions
+
+    def expand(self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str | None, coverage: float) -> int:
+        """How many of the offers to run through the draft's pass `entry`: the number with the best net gain.
+
+        `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
+        node has a right child. The cost includes the pass's share of deeper passes, as observed. `entry` None: drafting
+        is free.
+        """
+        if entry is None:
+            return len(offers)
+        cost, worth = self._costs.of(entry), coverage * self.seconds_per_token
+        best, chosen, gained = 0.0, 0, 0.0
+        total = seen = pairs = 0
+        begun: set[Row] = set()
+        for count, (gain, row) in enumerate(offers, start=1):
+            context = self._contexts[row]
+            new = 1
+            if row not in begun:
+                begun.add(row)
+                new += pending.get(row, 0)
+                seen += context
+            total += new
+            pairs += new * context
+            gained += gain
+            net = gained * worth - cost(total, seen, pairs) * self._deepening
+            if net > best:
+                best, chosen = net, count
+        return chosen
+
+    def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
+        """How many of the offers to verify; `fixed[row]` nodes are verified in any case."""
+        if not offers:
+            return 0
+        base = sum(fixed.values())
+        pairs = self._seen + float(sum(count * self._contexts[row] for row, count in fixed.items()))
+        new_N = np.arange(len(offers) + 1)
+        gained_N = np.cumsum([0.0, *(reach for reach, _ in offers)])
+        pairs_N = pairs + np.cumsum([0, *(self._contexts[row] for _, row in offers)])
+        seconds_N = self._target.many(len(self._contexts) + base + new_N, self._seen, pairs_N)
+        return int(np.argmax(gained_N * self.seconds_per_token - seconds_N))
+
+    def next_node(self, nodes: int) -> float:
+        """Seconds to verify one more node than `nodes`, for a single row."""
+        (context,) = self._contexts.values()
+        return self._step_seconds(nodes + 1, (nodes + 1.0) * context) - self._step_seconds(nodes, nodes * context)
+
+    def _step_seconds(self, nodes: int, pairs: float) -> float:
+        """A step that verifies `nodes` nodes; `pairs`: of these nodes with the committed tokens of their rows."""
+        return self._target(len(self._contexts) + nodes, self._seen, self._seen + pairs) + self._costs.overhead
