@@ -24,7 +24,7 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel
+from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer

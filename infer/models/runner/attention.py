@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.models.runner.masks import Piece, additive
+from draftsmith.infer.models.runner.masks import SlotRun, additive
 
 NAME = "draftsmith"
 # Slots that the plain product of queries and keys is made for at once.
@@ -33,7 +33,7 @@ class RowReads:
 
     first: int
     end: int
-    pieces: list[Piece]
+    pieces: list[SlotRun]
     _masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, piece: int, repeats: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:

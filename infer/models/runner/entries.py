@@ -1,6 +1,6 @@
-"""What a runner knows of a row, and what a pass appends to one.
+"""What a runner knows of a row, what a pass appends to one, and what comes out.
 
-Legend: n entries of a row, D hidden.
+Legend: n entries of a row, N tokens of a pass, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ class Entries:
     def chain(cls, tokens: list[int], uncommitted: int = 0) -> Entries:
         """A chain below the newest of `uncommitted` entries."""
         return cls(tokens, list(range(uncommitted - 1, uncommitted - 1 + len(tokens))))
+
+
+@dataclass(slots=True)
+class PassOutput:
+    """Of a pass, row after row: the logits [N, V] that were wanted, and the tapped states [N, D] by name."""
+
+    logits_NV: torch.Tensor
+    taps: dict[str, torch.Tensor]
 
 
 @dataclass(slots=True)

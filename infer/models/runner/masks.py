@@ -64,7 +64,7 @@ class RowSlots:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SlotRun:
     """A run of slots, and which of them each query sees; None: all of them."""
 
     start: int
@@ -72,13 +72,13 @@ class Piece:
     seen_QK: np.ndarray | None = None
 
 
-def pieces(row: RowSlots, chosen: Sequence[int], window: int | None) -> list[Piece]:
+def pieces(row: RowSlots, chosen: Sequence[int], window: int | None) -> list[SlotRun]:
     """What the entries `chosen` of a row, by number, see in layers with this window."""
     length = row.length
     positions_Q = np.array([entry if entry < length else row.positions[entry - length] for entry in chosen])
     whole_end = min(length, *chosen)
     end = chosen[-1] + 1 if chosen[-1] < length else length + len(row.positions)
-    found: list[Piece] = []
+    found: list[SlotRun] = []
     whole_start = 0
     if window is not None and int(positions_Q.max()) >= window:
         start = max(int(positions_Q.min()) - window + 1, 0)
@@ -126,31 +126,31 @@ def _bits(masks: list[int], uncommitted: int) -> np.ndarray:
     return np.unpackbits(raw.reshape(len(masks), size), axis=1, bitorder="little")[:, :uncommitted].view(bool)
 
 
-def _cut(row: RowSlots, start: int, end: int, seen_QK: np.ndarray | None) -> list[Piece]:
+def _cut(row: RowSlots, start: int, end: int, seen_QK: np.ndarray | None) -> list[SlotRun]:
     """The entries from `start` up to `end` as pieces, one per run of slots."""
     found, at = [], 0
     for slot, count in row.runs(start, end):
-        found.append(Piece(slot, count, None if seen_QK is None else seen_QK[:, at : at + count]))
+        found.append(SlotRun(slot, count, None if seen_QK is None else seen_QK[:, at : at + count]))
         at += count
     return found
 
 
-def _joined(found: list[Piece], queries: int) -> list[Piece]:
+def _joined(found: list[SlotRun], queries: int) -> list[SlotRun]:
     """Neighbouring pieces as one, if they are short or have no mask."""
-    joined: list[Piece] = []
+    joined: list[SlotRun] = []
     for piece in found:
         last = joined[-1] if joined else None
         if last is not None and last.start + last.count == piece.start:
             count = last.count + piece.count
             if last.seen_QK is None and piece.seen_QK is None:
-                joined[-1] = Piece(last.start, count)
+                joined[-1] = SlotRun(last.start, count)
                 continue
             if count <= AT_ONCE:
                 sides = [
                     np.ones((queries, one.count), dtype=bool) if one.seen_QK is None else one.seen_QK
                     for one in (last, piece)
                 ]
-                joined[-1] = Piece(last.start, count, np.concatenate(sides, axis=1))
+                joined[-1] = SlotRun(last.start, count, np.concatenate(sides, axis=1))
                 continue
         joined.append(piece)
     return joined

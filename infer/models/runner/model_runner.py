@@ -28,19 +28,11 @@ from draftsmith.infer.costs.pass_costs import padded
 from draftsmith.infer.models.layers import check_parts, find_parts, inner_block
 from draftsmith.infer.models.runner.arena import Arena
 from draftsmith.infer.models.runner.attention import PackedPass, RowReads, configs_of, dense_mask, running
-from draftsmith.infer.models.runner.entries import Entries, RunnerRow
+from draftsmith.infer.models.runner.entries import Entries, PassOutput, RunnerRow
 from draftsmith.infer.models.runner.masks import MaskPlan, pieces
 from draftsmith.infer.models.runner.taps import Taps
 
 PREFILL_CHUNK = 512
-
-
-@dataclass(slots=True)
-class PassOutput:
-    """Of a pass, row after row: the logits [N, V] that were wanted, and the tapped states [N, D] by name."""
-
-    logits_NV: torch.Tensor
-    taps: dict[str, torch.Tensor]
 
 
 class ModelRunner:
