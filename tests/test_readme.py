@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from tiny_folders import byte_tokenizer, save, tiny_llama
 
-from draftsmith.infer.drafters.registry import import_class
+from draftsmith.infer.drafters.registry import import_class, short_names
 from draftsmith.recipes.cli.argv import options
-from draftsmith.recipes.cli.inputs import short_names
 from draftsmith.recipes.cli.main import COMMANDS, load, run
 
 ROOT = Path(__file__).resolve().parent.parent
