@@ -7,6 +7,7 @@ text. Several matches make one tree: matches of the longest n-gram first, and la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
@@ -73,9 +74,12 @@ class PromptLookup:
     def bind(self, target: Target) -> None:
         pass
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._indexes[row] = _Index(row.ids, self.max_ngram)
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        pass
 
     def close(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -84,7 +88,10 @@ class PromptLookup:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         return [self._draft(self._indexes[row], budget) for row, budget in zip(rows, budgets)]
 
     def _draft(self, index: _Index, budget: Budget) -> Draft:

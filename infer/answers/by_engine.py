@@ -9,10 +9,8 @@ from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.text.rendering import Template
-
-CHUNK = 8
 
 
 def answer_all(
@@ -29,38 +27,52 @@ def answer_all(
 ) -> None:
     """Answer every turn of the records that `out` lacks. `drafter` is bound already.
 
-    A prompt that does not fit the target's context ends its record with an error, and no other.
+    An error of one turn (a prompt that does not fit the target's context, say) ends its record, and no other.
 
-    `progress(done, total, tokens)` is called after every row.
+    `progress(done, total, tokens)` is called after every record.
     """
-    missing = out.missing(records)
+    missing = iter(out.missing(records))
     tokens = 0
-    open_now: dict[str, Conversation] = {}
-    prompts: dict[str, list[int]] = {}
+    open_now: dict[Row, tuple[str, Conversation]] = {}
 
-    def done(generation: Generation) -> None:
-        nonlocal tokens
-        key = generation.row.rpartition("/")[0]
-        conversation = open_now[key]
-        conversation.take(generation.text, generation.stop, prompts[key], generation.token_ids)
-        tokens += len(generation.token_ids)
-        if conversation.finished:
-            end(key)
+    def ask(key: str, conversation: Conversation) -> None:
+        messages, turn = conversation.ask(), len(conversation.stops)
+        try:
+            ids = template.prompt_ids(messages)
+            if len(ids) >= target.max_positions:
+                end_of_context = f"the target's context ends at {target.max_positions}"
+                raise ValueError(f"the prompt has {len(ids)} tokens, but {end_of_context}")
+            row = engine.add(Row(f"{key}/{turn}", ids, settings, stops, target.tokenizer))
+        except ValueError as problem:
+            end(key, conversation, str(problem))
+        else:
+            open_now[row] = key, conversation
 
-    def end(key: str, error: str = "") -> None:
-        out.write(key, open_now.pop(key).row(error))
+    def end(key: str, conversation: Conversation, error: str = "") -> None:
+        out.write(key, conversation.row(error))
         if progress is not None:
             progress(len(out.done), len(records), tokens)
 
-    for at in range(0, len(missing), batch_size * CHUNK):
-        open_now = {one.key: Conversation(one.record) for one in missing[at : at + batch_size * CHUNK]}
-        while open_now:
-            prompts = {key: template.prompt_ids(conversation.ask()) for key, conversation in open_now.items()}
-            for key in [key for key, prompt in prompts.items() if len(prompt) >= target.max_positions]:
-                length = len(prompts.pop(key))
-                end(key, f"the prompt has {length} tokens, but the target's context ends at {target.max_positions}")
-            rows = [
-                Row(f"{key}/{len(open_now[key].stops)}", prompt, settings, stops, target.tokenizer)
-                for key, prompt in prompts.items()
-            ]
-            generate(target, drafter, rows, batch_size=batch_size, on_done=done)
+    def take(row: Row, done: Generation) -> None:
+        nonlocal tokens
+        key, conversation = open_now.pop(row)
+        tokens += len(done.token_ids)
+        if done.error:
+            end(key, conversation, done.error)
+            return
+        conversation.take(done.text, done.stop, row.ids[: row.prompt_tokens], done.token_ids)
+        if conversation.finished:
+            end(key, conversation)
+        else:
+            ask(key, conversation)
+
+    with Engine(target, drafter, batch_size=batch_size) as engine:
+        while True:
+            # One batch waits behind the one that decodes; the other prompts are not rendered yet.
+            while len(open_now) < 2 * batch_size and (one := next(missing, None)) is not None:
+                ask(one.key, Conversation(one.record))
+            if not open_now:
+                return
+            for event in engine.step():
+                if event.done is not None:
+                    take(event.row, event.done)

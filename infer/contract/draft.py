@@ -143,9 +143,30 @@ class Draft:
 
     def check(self, vocab_size: int) -> None:
         """ValueError if no rule could verify this draft."""
+        if not len(self.tokens) == len(self.parents) == len(self.depths):
+            raise ValueError(
+                f"the draft has {len(self.tokens)} tokens, {len(self.parents)} parents and {len(self.depths)} depths"
+            )
         if self.tokens and not (0 <= min(self.tokens) and max(self.tokens) < vocab_size):
             bad = next(token for token in self.tokens if not 0 <= token < vocab_size)
             raise ValueError(f"the drafter proposed token id {bad}, outside the target's vocabulary of {vocab_size}")
         for node, parent in enumerate(self.parents):
             if not ROOT <= parent < node:
                 raise ValueError(f"draft node {node} has parent {parent}: parents must come before their children")
+            depth = 1 if parent == ROOT else self.depths[parent] + 1
+            if self.depths[node] != depth:
+                raise ValueError(f"draft node {node} says that its depth is {self.depths[node]}; it is {depth}")
+        for parent, trials in self.trials.items():
+            for trial in trials:
+                self._check_trial(parent, trial)
+
+    def _check_trial(self, parent: int, trial: Trial) -> None:
+        if not 0 <= trial.node < len(self.tokens):
+            raise ValueError(f"a trial of {trial.source} names node {trial.node}, and there are {len(self.tokens)}")
+        if self.parents[trial.node] != parent:
+            raise ValueError(
+                f"a trial of {trial.source} below node {parent} names node {trial.node}, whose parent is "
+                f"{self.parents[trial.node]}: it would be accepted on a path that it is not on"
+            )
+        if trial.node in self.probes:
+            raise ValueError(f"a trial of {trial.source} names node {trial.node}, a probe: probes are never accepted")

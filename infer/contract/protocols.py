@@ -1,9 +1,12 @@
 """The protocols of a target, a drafter and a verification rule. A step of decoding calls them in four verbs:
 
-    drafts   = drafter.propose(rows, budgets)                      a token tree per row
+    drafts   = drafter.propose(rows, budgets, policy)              a token tree per row
     scores   = target.score(rows, drafts)                          one forward pass
     verdicts = [rule(draft, scores.distribution(i), rng) for i, draft in enumerate(drafts)]
     feedback = target.commit(rows, verdicts); drafter.observe(rows, verdicts, feedback)
+
+Before its first step a row joins (`admit`, `open`) and its prompt is read in chunks (`prefill`, `read`). If anything
+raises on the way, `abandon` drops what was not committed, and the same calls can be made again.
 
 Legend: B rows, N nodes, V vocabulary, D hidden, T positions.
 """
@@ -92,13 +95,14 @@ class Rule(Protocol):
 
 @dataclass(slots=True)
 class Feedback:
-    """Hidden states of the target for one row, as the drafter's `features` names them.
+    """What has just entered the target's cache of one row: `count` tokens, from position `start`.
 
-    `features[name]` is [T, D], one state per position that has just entered the target's cache, from position `start`;
-    state i predicted token i + 1.
+    `features[name]` is [T, D], one state per such position, as the drafter's `features` names them; state i predicted
+    token i + 1.
     """
 
     start: int
+    count: int = 0
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -151,11 +155,28 @@ class Target(Protocol):
         """Bytes of weights that those passes have read."""
         ...
 
-    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
-        """Make room for `rows` and read all their tokens but the newest into the cache."""
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
+        """Check `rows` and make room for them; reads nothing. If it raises, none of them was admitted."""
         ...
 
-    def release(self, rows: Sequence[Row]) -> None: ...
+    def unread(self, row: Row) -> int:
+        """How many of the row's tokens, without the newest, are not in the cache yet."""
+        ...
+
+    def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
+        """Read up to `limit` unread tokens of each row into the cache; never the newest one."""
+        ...
+
+    def abandon(self, rows: Sequence[Row]) -> None:
+        """After an error inside a prefill or a step: drop what `row.ids` does not hold or was not committed.
+
+        The rows can go on from there. Calling it twice, or without an error, changes nothing.
+        """
+        ...
+
+    def release(self, rows: Sequence[Row]) -> None:
+        """Let `rows` leave, whatever state they are in."""
+        ...
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> Scores:
         """One pass over each row's pending tokens and its tree."""
@@ -200,11 +221,27 @@ class Drafter(Protocol):
         """Once, before the first row; ValueError if this drafter does not fit this target."""
         ...
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None: ...
+    def open(self, rows: Sequence[Row]) -> None:
+        """Rows join. If it raises, none of them is open."""
+        ...
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        """Called after each chunk of a prompt or a new turn: its tokens `row.ids[start : start + count]` have entered
+        the target's cache. After an error the chunks of some rows may be missing."""
+        ...
 
     def close(self, rows: Sequence[Row]) -> None: ...
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]: ...
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+        """A draft per row within its budget. `policy` decides how much is worth drafting; None limits nothing.
+
+        Called again with the same rows after `abandon`, it proposes the same.
+        """
+        ...
+
+    def abandon(self, rows: Sequence[Row]) -> None:
+        """Drop what was drafted in a step that failed; `row.ids` holds what was committed."""
+        ...
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         """Called after the commit: `row.ids` already holds the committed tokens."""
@@ -212,6 +249,24 @@ class Drafter(Protocol):
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """The passes of its draft model, by the name that their measured costs go by; empty without one."""
+        ...
+
+
+class StepPolicy(Protocol):
+    """Decides how much of a step's drafts to verify; made for one target and one drafter."""
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Start a step of these rows; a step that failed before is forgotten."""
+        ...
+
+    def cut(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Draft]: ...
+
+    def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:
+        """End the step with what became of its drafts."""
+        ...
+
+    def close(self, rows: Sequence[Row]) -> None:
+        """Rows leave."""
         ...
 
 

@@ -60,6 +60,15 @@ class Row:
         """The number of tokens that may still be committed."""
         return self.stops.max_new_tokens - (len(self.ids) - self.prompt_tokens)
 
+    def check(self, vocab_size: int, max_positions: int) -> None:
+        """ValueError unless a target with this vocabulary and context can decode the row."""
+        if len(self.ids) >= max_positions:
+            raise ValueError(
+                f"prompt {self.key} has {len(self.ids)} tokens, but the target's context ends at {max_positions}"
+            )
+        if not 0 <= min(self.ids) <= max(self.ids) < vocab_size:
+            raise ValueError(f"prompt {self.key} has a token id outside the target's vocabulary of {vocab_size}")
+
     def stream(self) -> StepRng:
         return StepRng(self.settings.seed, self.key, len(self.ids))
 

@@ -66,8 +66,9 @@ class StepTrace:
 class Generation:
     """The result of one row: new token ids (stop token included), why it stopped, and its times.
 
+    `stop` is "error" for a row that ended with an error, which `error` tells, and "aborted" for one that was aborted.
     `first_s` is the time from the row's admission to its first token (TTFT); `prefill_s` its share of the time that
-    admission to target and drafter took, which no step includes.
+    reading its prompt with target and drafter took, which no step includes.
     """
 
     row: str
@@ -79,3 +80,4 @@ class Generation:
     first_s: float = 0.0
     prefill_s: float = 0.0
     seconds: float = 0.0
+    error: str = ""

@@ -7,6 +7,7 @@ token rejected). Oracle and adversary need the plain answers first: call `learn`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
@@ -28,13 +29,19 @@ class Empty:
     def bind(self, target: Target) -> None:
         pass
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         pass
 
     def close(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         return [Draft() for _ in rows]
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
@@ -69,15 +76,21 @@ class ScriptedDrafter:
     def bind(self, target: Target) -> None:
         self._vocab_size = target.vocab_size
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if row.key not in self._answers:
                 raise ValueError(f"{self.name} has no plain answer to {row.key}: pass it to learn() first")
 
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        pass
+
     def close(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         drafts = []
         for row, budget in zip(rows, budgets):
             done = len(row.new_ids)

@@ -169,21 +169,37 @@ class LMDrafter:
         self.calibration = given_calibration(calibration, self.origin, target)
         self.policy = self._forward.bind(target, self.calibration, given_costs(costs, self.origin, target))
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
         self._rows |= {row: _RowState() for row in rows}
-        fitting = [row for row in rows if len(row.ids) < self.max_positions]
         nodes = self.limits.nodes
-        for row in fitting:
-            self.lm.open(row, min(len(row.ids) + row.left + nodes + 2, self.max_positions + nodes))
-        self._forward.prefill(fitting, [row.ids[:-1] for row in fitting])
+        try:
+            for row in rows:
+                if len(row.ids) < self.max_positions:
+                    self.lm.open(row, min(len(row.ids) + row.left + nodes + 2, self.max_positions + nodes))
+        except BaseException:
+            self.close(rows)
+            raise
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        ends = [given.start + given.count for given in feedback]
+        fitting = [(row, end) for row, end in zip(rows, ends) if self.lm.has(row) and end < self.max_positions]
+        parts = [(row, row.ids[self.lm.length(row) : end]) for row, end in fitting]
+        parts = [(row, part) for row, part in parts if part]
+        self._forward.prefill([row for row, _ in parts], [part for _, part in parts])
+
+    def abandon(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._rows[row].draft, self._rows[row].drawn = Draft(), False
+            if self.lm.has(row):
+                self.lm.drop(row, at_most=len(row.ids) - 1)
 
     def close(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            del self._rows[row]
+            self._rows.pop(row, None)
             if self.lm.has(row):
                 self.lm.close(row)
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         drafts = [Draft() for _ in rows]
         limits = [self._limit(row, budget) for row, budget in zip(rows, budgets)]
         able = [b for b, limit in enumerate(limits) if limit.nodes and limit.depth]

@@ -7,6 +7,7 @@ each by its own random number, so that acceptance is as chosen at every depth. F
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
@@ -47,14 +48,20 @@ class SimulatedDrafter:
         self._vocab_size = target.vocab_size
         self.inner.bind(target)
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        self.inner.open(rows, feedback)
+    def open(self, rows: Sequence[Row]) -> None:
+        self.inner.open(rows)
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        self.inner.read(rows, feedback)
 
     def close(self, rows: Sequence[Row]) -> None:
         self.inner.close(rows)
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-        drafts = self.inner.propose(rows, budgets)
+    def abandon(self, rows: Sequence[Row]) -> None:
+        self.inner.abandon(rows)
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+        drafts = self.inner.propose(rows, budgets, policy)
         if not all(draft.is_chain() for draft in drafts):
             raise ValueError("only chains can be simulated, and the draft model proposed a tree: give it top_k=1")
         return [Draft().chain(self._chain(row, len(draft)), self.name) for row, draft in zip(rows, drafts)]

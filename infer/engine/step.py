@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Scores, StepPolicy, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.rules.token import rejection
@@ -16,47 +16,32 @@ from draftsmith.infer.rules.token import rejection
 _step_numbers = itertools.count()
 
 
-def admit(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
-    """Let `rows` join at the next step; prefill happens here."""
-    feedback = target.admit(rows, drafter.features)
-    try:
-        drafter.open(rows, feedback)
-    except BaseException:
-        target.release(rows)
-        raise
-
-
-def release(target: Target, drafter: Drafter, rows: Sequence[Row]) -> None:
-    """Let `rows` leave."""
-    target.release(rows)
-    drafter.close(rows)
-
-
 def step(
-    target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, rule: Rule = rejection
+    target: Target,
+    drafter: Drafter,
+    rows: Sequence[Row],
+    budget: Budget,
+    rule: Rule = rejection,
+    policy: StepPolicy | None = None,
 ) -> list[StepTrace]:
-    """Decode one step of `rows`, which must be admitted and live. Returns one trace per row."""
+    """Decode one step of `rows`, which must be read and live. Returns one trace per row.
+
+    If it raises, each row has either all of the step's tokens or none: `abandon` the rows and it can be repeated.
+    """
     target_before, draft_before = target.forward_seconds, drafter.forward_seconds
     moved_before = target.bytes_moved + drafter.bytes_moved
     t0 = time.perf_counter()
-    drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows])
-    for draft in drafts:
-        _check(draft, target)
+    drafts = _propose(target, drafter, rows, budget, policy)
     t1 = time.perf_counter()
     scores = target.score(rows, drafts)
     t2 = time.perf_counter()
-    verdicts = []
-    for index, (row, draft) in enumerate(zip(rows, drafts)):
-        verdict = rule(draft, scores.distribution(index), row.stream())
-        tokens = [draft.tokens[node] for node in verdict.path]
-        verdict.committed, verdict.stop = row.cut([*tokens, verdict.next_token])
-        verdicts.append(verdict)
+    verdicts = _verify(rows, drafts, scores, rule)
     t3 = time.perf_counter()
     feedback = target.commit(rows, verdicts)
-    for row, verdict in zip(rows, verdicts):
-        row.ids.extend(verdict.committed)
-        row.stop = verdict.stop or ("context" if len(row.ids) >= target.max_positions else "")
+    _extend(target, rows, verdicts)
     drafter.observe(rows, verdicts, feedback)
+    if policy is not None:
+        policy.settle(rows, drafts, verdicts)
     t4 = time.perf_counter()
     number = next(_step_numbers)
     traces = []
@@ -70,6 +55,48 @@ def step(
     return traces
 
 
+def _propose(
+    target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, policy: StepPolicy | None
+) -> list[Draft]:
+    """A draft per row, checked: whatever a drafter proposes, only what the contract allows is scored."""
+    if policy is not None:
+        policy.begin(rows)
+    limits = [_limit(budget, row, target) for row in rows]
+    drafts = drafter.propose(rows, limits, policy)
+    if len(drafts) != len(rows):
+        raise ValueError(f"{drafter.name} proposed {len(drafts)} drafts for {len(rows)} rows")
+    if policy is not None:
+        drafts = policy.cut(rows, drafts)
+    for draft, limit in zip(drafts, limits):
+        _check(draft, limit, target, drafter)
+    return drafts
+
+
+def _verify(rows: Sequence[Row], drafts: Sequence[Draft], scores: Scores, rule: Rule) -> list[Verdict]:
+    verdicts = []
+    for index, (row, draft) in enumerate(zip(rows, drafts)):
+        verdict = rule(draft, scores.distribution(index), row.stream())
+        tokens = [draft.tokens[node] for node in verdict.path]
+        verdict.committed, verdict.stop = row.cut([*tokens, verdict.next_token])
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _extend(target: Target, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
+    """Append the committed tokens. An interrupt in here leaves each row before or behind the step, not in between."""
+    lengths = [len(row.ids) for row in rows]
+    stops = [
+        verdict.stop or ("context" if length + len(verdict.committed) >= target.max_positions else "")
+        for length, verdict in zip(lengths, verdicts)
+    ]
+    try:
+        for row, verdict in zip(rows, verdicts):
+            row.ids.extend(verdict.committed)
+    finally:
+        for row, length, stop in zip(rows, lengths, stops):
+            row.stop = stop if len(row.ids) > length else ""
+
+
 def _limit(budget: Budget, row: Row, target: Target) -> Budget:
     """The budget, without the depth that the row could not keep: one token is always the target's own."""
     left = min(row.left, target.max_positions - len(row.ids)) - 1
@@ -78,12 +105,19 @@ def _limit(budget: Budget, row: Row, target: Target) -> Budget:
     return Budget(budget.nodes if left > 0 else 0, max(min(budget.depth, left), 0))
 
 
-def _check(draft: Draft, target: Target) -> None:
-    draft.check(target.vocab_size)
+def _check(draft: Draft, limit: Budget, target: Target, drafter: Drafter) -> None:
+    try:
+        draft.check(target.vocab_size)
+    except ValueError as problem:
+        raise ValueError(f"{drafter.name}: {problem}") from problem
     if target.draft_shape == "chain" and not draft.is_chain():
-        raise ValueError("this target verifies chains only, and the drafter proposed a tree")
+        raise ValueError(f"this target verifies chains only, and {drafter.name} proposed a tree")
     if target.draft_shape == "none" and len(draft):
-        raise ValueError("this target verifies no drafts, and the drafter proposed one")
+        raise ValueError(f"this target verifies no drafts, and {drafter.name} proposed one")
+    if len(draft) > limit.nodes:
+        raise ValueError(f"{drafter.name} proposed {len(draft)} nodes, and its budget is {limit.nodes}")
+    if draft.depth > limit.depth:
+        raise ValueError(f"{drafter.name} proposed a draft of depth {draft.depth}, and its budget is {limit.depth}")
 
 
 def _trace(row: Row, draft: Draft, verdict: Verdict, number: int, batch: int) -> StepTrace:

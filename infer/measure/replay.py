@@ -17,7 +17,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.engine.generate import BUDGET, generate
+from draftsmith.infer.engine.engine import BUDGET, Engine
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.metrics import trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES, predict_replayed
@@ -116,12 +116,13 @@ class Replay:
     ) -> Replayed:
         found, settings = Replayed(), Settings(temperature=self.temperature, seed=self.seed)
         ends = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
+        engine = Engine(target, drafter, budget=self.budget)
         for number, stream in enumerate(self.streams, start=1):
             if isinstance(drafter, Holder):
                 answer, prompt = without_ends(stream.answer, ends), prompt_to_find(stream, ends)
                 found.held.append(Held(drafter.holds(answer), drafter.holds(prompt)))
             row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
-            found.done += generate(target, drafter, [row], budget=self.budget)
+            found.done += engine.run([row], strict=True)
             if self.arrival and isinstance(drafter, DocumentLearner):
                 drafter.add_document(stream.answer)
             if progress is not None:

@@ -19,7 +19,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.engine.generate import BUDGET, generate
+from draftsmith.infer.engine.engine import BUDGET, CHUNK, Engine
 from draftsmith.infer.rules.token import rejection
 
 Messages = list[dict[str, str]]
@@ -117,7 +117,10 @@ class LoopRunner:
     def _generate(self, drafter: Drafter, prompts: Sequence[Prompt], rule: Rule = rejection) -> list[Generation]:
         tokenizer = self.target.tokenizer
         rows = [Row(prompt.key, list(prompt.token_ids), self.settings, self.stops, tokenizer) for prompt in prompts]
-        return generate(self.target, drafter, rows, batch_size=len(prompts), budget=self.budget, rule=rule)
+        # All prompts of a batch are read together, so that its rows start together in every runner.
+        count = len(prompts)
+        engine = Engine(self.target, drafter, batch_size=count, budget=self.budget, rule=rule, chunk=CHUNK * count)
+        return engine.run(rows, strict=True)
 
 
 class Found(Exception):

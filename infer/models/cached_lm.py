@@ -314,3 +314,10 @@ class CachedLM:
         slot.length += len(kept)
         slot.positions.clear()
         slot.visible.clear()
+
+    def drop(self, row: Any, at_most: int) -> None:
+        """Throw the uncommitted entries away, and committed ones from position `at_most` on."""
+        slot = self._slots[row]
+        slot.length = min(slot.length, at_most)
+        slot.positions.clear()
+        slot.visible.clear()

@@ -172,6 +172,15 @@ class ExitLM:
         slot.visible.clear()
         slot.passed.clear()
 
+    def drop(self, row: Any, at_most: int) -> None:
+        """Throw the uncommitted entries away, and committed ones from position `at_most` on."""
+        slot = self._slots[row]
+        slot.length = min(slot.length, at_most)
+        slot.filled = [min(filled, slot.length) for filled in slot.filled]
+        slot.positions.clear()
+        slot.visible.clear()
+        slot.passed.clear()
+
     @torch.inference_mode()
     def _run(
         self,

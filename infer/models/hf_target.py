@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Rows with more pending tokens are prefilled first.
-PENDING_AT_ONCE = 16
 # Of the fingerprint: weights sampled evenly per parameter, so that a large model takes a moment, and the parts of the
 # config that shapes do not show.
 SAMPLED_WEIGHTS = 64
@@ -70,7 +68,7 @@ class HFTarget:
         self.num_layers = int(model.config.get_text_config().num_hidden_layers)
         self.max_positions = max_positions(model.config.get_text_config())
         self._features: dict[Row, tuple[str, ...]] = {}
-        self._states: dict[Row, list[tuple[torch.Tensor, ...]]] = {}
+        self._states: dict[Row, tuple[torch.Tensor, ...]] = {}
         self._pending: dict[Row, int] = {}
 
     @property
@@ -129,31 +127,45 @@ class HFTarget:
             digest.update(sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
-    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
         for row in rows:
-            self._check(row)
+            row.check(self.vocab_size, self.max_positions)
             for name in features:
                 self._layer(name)
+        try:
+            for row in rows:
+                self.lm.open(row, min(len(row.ids) + row.left + 1, self.max_positions) + 64)
+                self._features[row] = tuple(features)
+        except BaseException:
+            self.release(rows)
+            raise
+
+    def unread(self, row: Row) -> int:
+        return max(len(row.ids) - 1 - self.lm.length(row), 0)
+
+    def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
+        starts = {row: self.lm.length(row) for row in rows}
+        chosen = [row for row in rows if self.unread(row)]
+        parts = [row.ids[starts[row] : min(starts[row] + limit, len(row.ids) - 1)] for row in chosen]
+        hidden = any(self._features[row] for row in chosen)
+        states = dict(zip(chosen, self.lm.prefill(chosen, parts, hidden)))
+        return [self._feedback(row, starts[row], states.get(row, [])) for row in rows]
+
+    def abandon(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self.lm.open(row, min(len(row.ids) + row.left + 1, self.max_positions) + 64)
-            self._features[row] = tuple(features)
-            self._states[row] = []
-        states = self.lm.prefill(rows, [row.ids[:-1] for row in rows], hidden=bool(features))
-        return [self._feedback(row, 0, chunks) for row, chunks in zip(rows, states)]
+            self.lm.drop(row, at_most=len(row.ids) - 1)
+            self._states.pop(row, None)
+            self._pending.pop(row, None)
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self.lm.close(row)
-            del self._features[row], self._states[row]
-            self._pending.pop(row, None)
+            if self.lm.has(row):
+                self.lm.close(row)
+            for known in (self._features, self._states, self._pending):
+                known.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
         hidden = any(self._features[row] for row in rows)
-        late = [row for row in rows if len(row.ids) - self.lm.length(row) > PENDING_AT_ONCE]
-        if late:
-            chunks = self.lm.prefill(late, [row.ids[self.lm.length(row) : -1] for row in late], hidden)
-            if hidden:
-                self._states.update(zip(late, chunks))
         entries, roots = [], []
         for row, draft in zip(rows, drafts):
             pending = row.ids[self.lm.length(row) :]
@@ -164,8 +176,7 @@ class HFTarget:
             self._pending[row] = len(pending)
         logits_BQV, layers = self.lm.forward(rows, entries, hidden=hidden)
         if hidden:
-            for b, row in enumerate(rows):
-                self._states[row].append(tuple(layer[b] for layer in layers))
+            self._states |= {row: tuple(layer[b] for layer in layers) for b, row in enumerate(rows)}
         return HFScores(logits_BQV, rows, drafts, roots, self._choices(logits_BQV, rows))
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
@@ -175,13 +186,10 @@ class HFTarget:
             kept = [*range(pending), *(pending + node for node in verdict.kept_path)]
             start = self.lm.length(row)
             self.lm.commit(row, kept)
-            chunks = self._states[row]
-            if chunks:
-                where = torch.tensor(kept, device=self.lm.device)
-                chunks[-1] = tuple(layer[where] for layer in chunks[-1])
-                start -= sum(chunk[0].shape[0] for chunk in chunks[:-1])
+            layers = self._states.pop(row, None)
+            where = torch.tensor(kept, device=self.lm.device)
+            chunks = [] if layers is None else [tuple(layer[where] for layer in layers)]
             feedback.append(self._feedback(row, start, chunks))
-            self._states[row] = []
         return feedback
 
     def _choices(self, logits_BQV: torch.Tensor, rows: Sequence[Row]) -> list[list[int]] | None:
@@ -192,14 +200,6 @@ class HFTarget:
         best_BQ, choice_BQ = logits_BQV.max(-1)
         choices: list[list[int]] = choice_BQ.masked_fill(~torch.isfinite(best_BQ), -1).tolist()
         return choices
-
-    def _check(self, row: Row) -> None:
-        if len(row.ids) >= self.max_positions:
-            raise ValueError(
-                f"prompt {row.key} has {len(row.ids)} tokens, but the target's context ends at {self.max_positions}"
-            )
-        if not 0 <= min(row.ids) <= max(row.ids) < self.vocab_size:
-            raise ValueError(f"prompt {row.key} has a token id outside the target's vocabulary of {self.vocab_size}")
 
     def _layer(self, name: str) -> int:
         """The index of a named feature in transformers' hidden states; `last` is after the final norm."""
@@ -212,6 +212,9 @@ class HFTarget:
 
     def _feedback(self, row: Row, start: int, chunks: list[tuple[torch.Tensor, ...]]) -> Feedback:
         names = self._features[row]
+        count = self.lm.length(row) - start
         if not names or not chunks:
-            return Feedback(start)
-        return Feedback(start, {name: torch.cat([chunk[self._layer(name)] for chunk in chunks]) for name in names})
+            return Feedback(start, count)
+        return Feedback(
+            start, count, {name: torch.cat([chunk[self._layer(name)] for chunk in chunks]) for name in names}
+        )

@@ -71,17 +71,29 @@ class RecordedTarget:
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
         self.sampled = sampled
+        self._read: dict[Row, int] = {}
 
-    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
+    def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
         if features:
             raise ValueError(f"recorded answers have no model states; this drafter reads {', '.join(features)}")
         for row in rows:
             if row.key not in self.answers:
                 raise ValueError(f"no recorded answer for {row.key}")
-        return [Feedback(0) for _ in rows]
+        self._read |= dict.fromkeys(rows, 0)
+
+    def unread(self, row: Row) -> int:
+        return len(row.ids) - 1 - self._read[row]
+
+    def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
+        return [self._enter(row, min(limit, self.unread(row))) for row in rows]
+
+    def abandon(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._read[row] = min(self._read[row], len(row.ids) - 1)
 
     def release(self, rows: Sequence[Row]) -> None:
-        pass
+        for row in rows:
+            self._read.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> RecordedScores:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
@@ -90,7 +102,13 @@ class RecordedTarget:
         return RecordedScores([RecordedDistribution(a, d, self.vocab_size) for a, d in zip(aheads, drafts)])
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
-        return [Feedback(len(row.ids) - 1) for row in rows]
+        pending = [len(row.ids) - self._read[row] for row in rows]
+        return [self._enter(row, p + len(verdict.kept_path)) for row, p, verdict in zip(rows, pending, verdicts)]
+
+    def _enter(self, row: Row, count: int) -> Feedback:
+        start = self._read[row]
+        self._read[row] += count
+        return Feedback(start, count)
 
     def fingerprint(self) -> str:
         raise ValueError("recorded answers do not name their target: this needs the target's model")

@@ -63,27 +63,25 @@ def generate(
         stats: after the text, print tokens/s, accepted_length and times to standard error; the JSON always has them.
         json: print one JSON object on the last line.
     """
-    from draftsmith.infer.contract.row import Row
-    from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.engine.generate import generate as run
+    from draftsmith.infer.engine.engine import Engine
+    from draftsmith.infer.engine.prompts import rows_of
     from draftsmith.infer.measure.metrics import speed_figures
     from draftsmith.infer.models.load import check_model, load_target
-    from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import PLAIN, one_drafter
 
     check_model(target, dtype, device)
     prompts = _prompts(prompt, data, system)
     drafter = one_drafter(drafters)
     loaded = load_target(target, dtype=dtype, device=device)
-    assert loaded.tokenizer is not None
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    settings = resolve_settings(loaded.generation_config, **asked, repetition_penalty=repetition_penalty, seed=seed)
-    stops = loaded.stops(max_new_tokens, stop_ids or (), stop or ())
-    rendered = find_template(template, loaded.tokenizer)
-    rows = [Row(key, rendered.prompt_ids(messages), settings, stops, loaded.tokenizer) for key, messages in prompts]
+    rows = rows_of(
+        loaded, prompts, template=template, seed=seed, stop=stop or (), stop_ids=stop_ids or (),
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )  # fmt: skip
     drafter.bind(loaded)
     stream = len(rows) == 1 and not json
-    done = run(loaded, drafter, rows, batch_size=batch_size, on_tokens=_Streamed(sys.stdout) if stream else None)
+    with Engine(loaded, drafter, batch_size=batch_size) as engine:
+        done = engine.run(rows, on_tokens=_Streamed(sys.stdout) if stream else None, strict=True)
     figures = {"drafter": drafters or PLAIN} | speed_figures(done)
     if json:
         results = [_result(generation) for generation in done]

@@ -182,7 +182,10 @@ class DraftRetriever:
     def bind(self, target: Target) -> None:
         pass
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         pass
 
     def close(self, rows: Sequence[Row]) -> None:
@@ -191,7 +194,10 @@ class DraftRetriever:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         return [self._draft(row.ids, budget) for row, budget in zip(rows, budgets)]
 
     def _draft(self, ids: list[int], budget: Budget) -> Draft:

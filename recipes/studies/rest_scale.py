@@ -25,7 +25,7 @@ import numpy as np
 
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.recipes.studies import run_study
 from draftsmith.retrieval.rest.build import make_parts
@@ -165,7 +165,7 @@ def _draft(drafter: Rest, store: str, seed: int, steps: int) -> tuple[list[float
             continue
         target = RecordedTarget({"0": ids[PROMPT:]}, vocab_size)
         row = Row("0", ids[:PROMPT], stops=Stops(len(ids) - PROMPT))
-        traces = generate(target, drafter, [row], budget=Budget(64, 64))[0].traces
+        traces = Engine(target, drafter, budget=Budget(64, 64)).run([row], strict=True)[0].traces
         seconds += [trace.propose_s for trace in traces]
         committed += sum(trace.committed for trace in traces)
         if len(seconds) >= steps:

@@ -229,7 +229,7 @@ def _assemble(work: BuildFolder, sequences: Sequences, groups: list[np.ndarray])
 def embed(target: Target, sequences: Sequence[Sequence[int]], feature: str, batch_positions: int) -> list[torch.Tensor]:
     """[T - 1, D] per sequence: state i predicted token i + 1. Sequences of similar length run together.
 
-    States come through `target.admit`, as the drafter's do, so that stored keys and queries agree. A pass has at most
+    States come through `target.prefill`, as the drafter's do, so that stored keys and queries agree. A pass has at most
     `batch_positions` positions, padding included; a longer sequence runs alone.
     """
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
@@ -238,8 +238,11 @@ def embed(target: Target, sequences: Sequence[Sequence[int]], feature: str, batc
         longest = len(sequences[order[-1]])
         chosen = [order.pop() for _ in range(min(max(batch_positions // longest, 1), len(order)))]
         rows = [Row(str(i), list(sequences[i]), stops=Stops(1)) for i in chosen]
-        feedback = target.admit(rows, (feature,))
-        target.release(rows)
+        target.admit(rows, (feature,))
+        try:
+            feedback = target.prefill(rows, longest)
+        finally:
+            target.release(rows)
         for i, given in zip(chosen, feedback):
             found[i] = given.features[feature]
     return [found[i] for i in range(len(sequences))]

@@ -117,9 +117,11 @@ class Dresd:
         costs = given_costs(self.costs, self.origin, target)
         self._policy = Policy(costs, None) if costs is not None else None
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
+        self._states |= {row: _State() for row in rows}
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row, given in zip(rows, feedback):
-            self._states[row] = _State()
             self._remember(row, given)
 
     def close(self, rows: Sequence[Row]) -> None:
@@ -132,7 +134,10 @@ class Dresd:
         if self._policy is not None:
             self._policy.settle(self._verified, sum(len(verdict.committed) for verdict in verdicts))
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         growths = [Growth(Budget(min(self.nodes, b.nodes), min(self.len_drafts, b.depth))) for b in budgets]
         # A row has no query if no state predicted its newest token (a prompt of one token, a new turn).
         able = [

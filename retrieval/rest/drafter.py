@@ -154,9 +154,12 @@ class Rest:
         first = [int(token) for token in self._mapped[0][0][:2]]
         self._draft(lookup.RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._indexes[row] = self._lookup.RowIndex()
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        pass
 
     def close(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -189,7 +192,10 @@ class Rest:
     def _runs(self) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(run.tokens, run.suffixes) for run in self._added.runs]
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         work = [(self._indexes[row], row.ids, budget) for row, budget in zip(rows, budgets)]
         drafts = self._drafts(work)
         if self._policy is not None:

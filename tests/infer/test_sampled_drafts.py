@@ -8,6 +8,7 @@ from typing import Any
 import enumeration as en
 import pytest
 import torch
+from joining import admit, release
 
 import draftsmith.infer.contract.distribution as distribution_module
 import draftsmith.infer.drafters.lm_drafter as lm_drafter
@@ -20,7 +21,6 @@ from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.engine.step import admit, release
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.rules.token import rejection
 

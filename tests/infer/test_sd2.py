@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from joining import admit, release
 
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
@@ -19,7 +20,6 @@ from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.engine.step import admit, release
 from draftsmith.infer.models.hf_target import HFTarget
 
 LAYERS = 4

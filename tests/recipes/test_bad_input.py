@@ -103,7 +103,7 @@ class Wild(Empty):
     def __init__(self, token: int):
         self.token = token
 
-    def propose(self, rows, budgets):
+    def propose(self, rows, budgets, policy=None):
         return [Draft().chain([5, self.token], self.name) if budget.depth > 1 else Draft() for budget in budgets]
 """
 

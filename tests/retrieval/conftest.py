@@ -38,7 +38,7 @@ def write_store(
 
 def propose(drafter: Rest, contexts: Sequence[Sequence[int]], budget: Budget = WIDE) -> list[Draft]:
     rows = [Row(str(i), list(context)) for i, context in enumerate(contexts)]
-    drafter.open(rows, [])
+    drafter.open(rows)
     drafts = drafter.propose(rows, [budget] * len(rows))
     drafter.close(rows)
     return drafts

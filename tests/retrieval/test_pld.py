@@ -18,7 +18,7 @@ AMPLE = Budget(64, 64)
 
 def drafted(ids: list[int], budget: Budget = AMPLE, **arguments: int) -> Draft:
     drafter, row = PromptLookup(**arguments), Row("0", list(ids))
-    drafter.open([row], [])
+    drafter.open([row])
     (draft,) = drafter.propose([row], [budget])
     return draft
 
@@ -73,7 +73,7 @@ def test_a_token_costs_the_same_at_any_length() -> None:
     """The text grows by a token at a time, as in decoding; a rescan would cost twenty times as much at the end."""
     drafter = PromptLookup()
     row = Row("0", [0])
-    drafter.open([row], [])
+    drafter.open([row])
     spent = []
     for at in range(20_000):
         row.ids.append((at * at * 7919 + at) % 997)

@@ -18,8 +18,7 @@ import torch
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.train.data.batches import IGNORED, Batch
 
@@ -62,7 +61,7 @@ class OnPolicy:
                 Stops(count, decoder.eos_ids))
             for b, start, first, count in spans
         ]  # fmt: skip
-        done = generate(decoder, Empty(), rows, batch_size=ROWS_AT_ONCE)
+        done = Engine(decoder, batch_size=ROWS_AT_ONCE).run(rows, strict=True)
         for (b, _, first, _), answer in zip(spans, done):
             new = torch.tensor(answer.token_ids, device=ids_BT.device)
             labels_BT[b, first : first + len(new)] = new

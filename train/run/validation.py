@@ -17,7 +17,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.small_lm import SmallLM
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.layers import first_layers
 from draftsmith.train.data.corpus import Corpus
@@ -90,4 +90,4 @@ def decode(
     settings = Settings(temperature=temperature)
     drafter.bind(target)
     rows = [Row(f"held-out-{i}", list(prompt), settings, stops) for i, prompt in enumerate(prompts)]
-    return generate(target, drafter, rows, batch_size=rows_at_once)
+    return Engine(target, drafter, batch_size=rows_at_once).run(rows, strict=True)

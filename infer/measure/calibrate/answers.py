@@ -10,8 +10,7 @@ from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.metrics import distinct_share
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.rendering import Template
@@ -54,7 +53,7 @@ def answer_prompts(
             messages[number].append(Message("user", records[number].questions[turn]))
             prompt = template.prompt_ids(messages[number])
             rows.append(Row(f"{number}/{turn}", list(prompt), settings, stops, target.tokenizer))
-        answers = generate(target, Empty(), rows, batch_size=batch_size, on_done=on_done)
+        answers = Engine(target, batch_size=batch_size).run(rows, on_done=on_done, strict=True)
         for number, row, answer in zip(asked, rows, answers):
             messages[number].append(Message("assistant", answer.text))
             found.append(Answered(number, row.key, row.ids[: row.prompt_tokens], answer.token_ids))

@@ -15,7 +15,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, measure_together
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 
@@ -61,10 +61,10 @@ def measure_costs(
 
 def overhead(target: Target, drafter: Drafter, answers: Sequence[Answered]) -> float:
     """Seconds of a step outside all passes, one row at a time: the median over a few greedy answers."""
-    seconds = []
+    seconds, engine = [], Engine(target, drafter)
     for one in answers[:STEPS_OF]:
         row = Row(one.key, list(one.prompt), Settings(), Stops(STEPS), target.tokenizer)
-        for trace in generate(target, drafter, [row])[0].traces:
+        for trace in engine.run([row], strict=True)[0].traces:
             seconds.append(trace.seconds - trace.target_forward_s - trace.draft_forward_s)
     return max(median(seconds), 0.0)
 

@@ -25,7 +25,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Targe
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
 from draftsmith.infer.models.positions import max_positions
@@ -155,7 +155,7 @@ class Listener:
         self.noted: dict[str, list[tuple[int, int, float, bool]]] = {}
         self.name, self.features, self.origin = drafter.name, drafter.features, drafter.origin
         self.bind, self.open, self.close = drafter.bind, drafter.open, drafter.close
-        self.pass_timers = drafter.pass_timers
+        self.read, self.abandon, self.pass_timers = drafter.read, drafter.abandon, drafter.pass_timers
         self._drafts: dict[Row, Draft] = {}
 
     @property
@@ -166,8 +166,8 @@ class Listener:
     def bytes_moved(self) -> int:
         return self.drafter.bytes_moved
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-        drafts = self.drafter.propose(rows, budgets)
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+        drafts = self.drafter.propose(rows, budgets, policy)
         self._drafts = dict(zip(rows, drafts))
         return drafts
 
@@ -201,9 +201,10 @@ def listen(
         recorded = {one.key: one.answer for one in answers}
         judge = RecordedTarget(recorded, target.vocab_size, target.tokenizer, sampled=not settings.greedy)
     listener = Listener(drafter, {one.key: one.number for one in answers})
+    engine = Engine(judge, listener)
     for done, one in enumerate(answers, start=1):
         ends = stops if drafter.features else Stops(len(one.answer))
-        generate(judge, listener, [Row(one.key, list(one.prompt), settings, ends, target.tokenizer)])
+        engine.run([Row(one.key, list(one.prompt), settings, ends, target.tokenizer)], strict=True)
         if progress is not None:
             progress(done, len(answers))
     return {source: Observations(*(np.array(each) for each in zip(*some))) for source, some in listener.noted.items()}

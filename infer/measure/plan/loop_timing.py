@@ -20,7 +20,7 @@ from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.timing import non_negative_fit
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.simulated import SimulatedDrafter
-from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.engine import CHUNK, Engine
 from draftsmith.infer.measure.metrics import Totals
 
 PLAIN = "plain"
@@ -56,7 +56,7 @@ def time_loop(
 
     def decode(drafter: Drafter) -> list[Generation]:
         made = [Row(f"{i}", list(ids), Settings(seed=seed), Stops(new_tokens)) for i, ids in enumerate(prompts)]
-        return generate(target, drafter, made, batch_size=rows)
+        return Engine(target, drafter, batch_size=rows, chunk=CHUNK * rows).run(made, strict=True)
 
     answers = {one.row: one.token_ids for one in decode(runs[PLAIN])}
     for drafter in drafters.values():

@@ -15,8 +15,8 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty, oracle
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.engine.step import admit, release, step
 from draftsmith.infer.models import cached_lm
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
@@ -43,14 +43,20 @@ class Scripted:
     def bind(self, target: Target) -> None:
         pass
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+    def open(self, rows: Sequence[Row]) -> None:
+        self.feedback |= {row.key: [] for row in rows}
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row, one in zip(rows, feedback):
-            self.feedback[row.key] = [one]
+            self.feedback[row.key].append(one)
 
     def close(self, rows: Sequence[Row]) -> None:
         pass
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def abandon(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         self.budgets += budgets
         return [self.drafts.pop(0) if self.drafts else Draft() for _ in rows]
 
@@ -105,12 +111,16 @@ def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake
     small = SmallLM(shake(model, 0.05), top_k=3, nodes=9, min_confidence=0.0)
 
     class Reading(Scripted):
-        def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
-            return small.propose(rows, budgets)
+        def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
+            return small.propose(rows, budgets, policy)
 
-        def open(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-            super().open(rows, feedback)
-            small.open(rows, feedback)
+        def open(self, rows: Sequence[Row]) -> None:
+            super().open(rows)
+            small.open(rows)
+
+        def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+            super().read(rows, feedback)
+            small.read(rows, feedback)
 
         def close(self, rows: Sequence[Row]) -> None:
             small.close(rows)
@@ -141,21 +151,24 @@ def test_features_are_the_states_that_predicted_the_next_token(model: Any, shake
 
 def check_features_of_chunks_and_turns(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt and a turn of several chunks, a short turn, and a row that decodes beside them: each position once."""
-    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 5)  # a chunk of the engine's is several of the model's
     target, drafter = HFTarget(model), Scripted(features=("layer:1", "last"))
     turned = Row("a", [3 + i % 50 for i in range(30)], Settings(), Stops(4))
     other = Row("b", [8, 9], Settings(), Stops(60))
-    admit(target, drafter, [turned, other])
+    engine = Engine(target, drafter, batch_size=2, budget=Budget(16, 8), chunk=8)
+    engine.add(turned, keep=True)
+    engine.add(other)
     for turn in ([7 + i % 40 for i in range(41)], [5, 6, 7, 8, 9], []):
         while not turned.stop:
-            step(target, drafter, [turned, other], Budget(16, 8))
-        turned.turn(turn)
+            engine.step()
+        engine.resume(turned, turn)
     for row in (turned, other):
         with torch.inference_mode():
             states = model(torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
         position = 0
         for feedback in drafter.feedback[row.key]:
             assert feedback.start == position
+            assert feedback.count == len(feedback.features["last"])
             for name, layer in (("layer:1", 1), ("last", -1)):
                 lent_TD = feedback.features[name]
                 wanted_TD = states[layer][0, position : position + len(lent_TD)]
@@ -163,7 +176,7 @@ def check_features_of_chunks_and_turns(model: Any, monkeypatch: pytest.MonkeyPat
             position += len(feedback.features["last"])
         assert position == target.lm.length(row)
         assert position >= len(row.ids) - 1
-    release(target, drafter, [turned, other])
+    engine.close()
 
 
 def test_features_come_from_every_chunk_and_every_turn(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +187,9 @@ def test_features_come_from_every_chunk_and_every_turn(model: Any, monkeypatch: 
     ("name", "sound", "fault"),
     [
         ("_feedback", "for chunk in chunks])", "for chunk in chunks[-1:]])"),
-        ("admit", "self._feedback(row, 0, chunks)", "self._feedback(row, 0, chunks[-1:])"),
-        ("score", "self._states.update(zip(late, chunks))", "pass"),
-        ("commit", "start -= sum(chunk[0].shape[0] for chunk in chunks[:-1])", "pass"),
+        ("prefill", "states.get(row, [])", "states.get(row, [])[-1:]"),
+        ("prefill", "starts[row], states", "0, states"),
+        ("commit", "layer[where]", "layer[: len(where)] * 0"),
     ],
 )
 def test_planted_features_of_the_last_chunk_only_are_caught(
@@ -190,19 +203,19 @@ def test_planted_features_of_the_last_chunk_only_are_caught(
 def test_a_long_new_turn_is_read_in_chunks_by_drafters_without_features(
     model: Any, shake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(cached_lm, "PREFILL_CHUNK", 5)
     target, drafter = HFTarget(model), SmallLM(shake(model, 0.05))
     drafter.bind(target)
     row = Row("0", [3, 4, 5], Settings(), Stops(8))
-    admit(target, drafter, [row])
     turn = [7 + i % 40 for i in range(41)]
-    for more in (turn, []):
-        while not row.stop:
-            step(target, drafter, [row], Budget(16, 8))
-        first = list(row.ids)
-        if more:
-            row.turn(more)
-    release(target, drafter, [row])
+    with Engine(target, drafter, budget=Budget(16, 8), chunk=8) as engine:
+        engine.add(row, keep=True)
+        for more in (turn, []):
+            while not row.stop:
+                engine.step()
+            first = list(row.ids)
+            if more:
+                engine.resume(row, more)
     assert row.new_ids == plain(model, first[: row.prompt_tokens], 8)
 
 
@@ -215,14 +228,14 @@ def test_a_new_turn_is_pending_like_anything_else(model: Any, shake: Any) -> Non
     target, drafter = HFTarget(model), SmallLM(shake(model, 0.05))
     drafter.bind(target)
     row = Row("0", [3, 4, 5], Settings(), Stops(8))
-    admit(target, drafter, [row])
-    while not row.stop:
-        step(target, drafter, [row], Budget(16, 8))
-    first = list(row.ids)
-    row.turn([7, 8, 9] * 10)
-    while not row.stop:
-        step(target, drafter, [row], Budget(16, 8))
-    release(target, drafter, [row])
+    with Engine(target, drafter, budget=Budget(16, 8)) as engine:
+        engine.add(row, keep=True)
+        while not row.stop:
+            engine.step()
+        first = list(row.ids)
+        engine.resume(row, [7, 8, 9] * 10)
+        while not row.stop:
+            engine.step()
     assert row.new_ids == plain(model, first + [7, 8, 9] * 10, 8)
 
 
@@ -235,8 +248,11 @@ def test_stops_cut_path_bonus_and_cache_alike(model: Any) -> None:
     target = HFTarget(model)
     drafter.bind(target)
     row = Row("0", [3, 4, 5], Settings(), Stops(12, frozenset([stop_id, 60])))
-    admit(target, drafter, [row])
-    (trace,) = step(target, drafter, [row], Budget(16, 16))
+    engine = Engine(target, drafter, budget=Budget(16, 16))
+    engine.add(row, keep=True)
+    (event,) = engine.step()
+    assert event.done is not None
+    (trace,) = event.done.traces
     assert row.stop == "eos"
     assert row.new_ids == wanted
     assert trace.committed == trace.accepted == len(wanted)

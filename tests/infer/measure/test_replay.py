@@ -112,9 +112,9 @@ class Parrot:
     def bind(self, target):
         pass
 
-    open = close = observe = lambda self, *given: None
+    open = close = observe = read = abandon = lambda self, *given: None
 
-    def propose(self, rows, budgets):
+    def propose(self, rows, budgets, policy=None):
         drafts = [Draft() for _ in rows]
         for row, budget, draft in zip(rows, budgets, drafts):
             found = [d[d.index(row.ids[-1]) + 1 :] for d in self.documents if row.ids[-1] in d]

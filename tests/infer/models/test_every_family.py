@@ -56,14 +56,15 @@ UNBUILDABLE = {
 class HalfRight(ScriptedDrafter):
     """Trees: the plain answer for one to four tokens, often wrong at one depth, a wrong sibling first."""
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         drafts = []
         for row, budget in zip(rows, budgets):
             done, draft, at = len(row.new_ids), Draft(), ROOT
             ahead = self._answers[row.key][done : done + min(1 + done % 4, budget.depth)]
             for depth, token in enumerate(ahead):
                 wrong = draft.outright(at, (token + 1 + depth) % 80, self.name)
-                draft.outright(wrong, (token + 3) % 80, self.name)
+                if depth + 2 <= budget.depth:
+                    draft.outright(wrong, (token + 3) % 80, self.name)
                 at = draft.outright(at, (token + 2) % 80 if 7 * done % 5 == depth else token, self.name)
             drafts.append(draft)
         return drafts

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from joining import admit
 
 pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
@@ -23,7 +24,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
-from draftsmith.infer.engine.step import admit, step
+from draftsmith.infer.engine.step import step
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd

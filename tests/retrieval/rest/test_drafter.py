@@ -124,7 +124,7 @@ def test_sampling_many_places_is_unbiased(tmp_path: Path, retrieval: Any) -> Non
     sampled = []
     for before in range(40):
         row = Row("r", [before % 40, before, 45, 1])
-        drafter.open([row], [])
+        drafter.open([row])
         drafter.propose([row], [Budget(1, 1)])
         scratch, count = drafter._scratches[0], 50
         assert scratch.weights_H[:count].sum() == pytest.approx(4000)
@@ -177,7 +177,7 @@ def test_a_row_may_grow_by_any_number_of_tokens(tmp_path: Path, retrieval: Any) 
     drafter = retrieval.bound(retrieval.write_store(tmp_path / "s", random_documents()))
     ids = np.random.default_rng(3).integers(0, 12, 1500).tolist()
     row = Row("grown", ids[:3])
-    drafter.open([row], [])
+    drafter.open([row])
     for end in (4, 9, 40, 41, 700, 1500):
         row.ids = ids[:end]
         (grown,) = drafter.propose([row], [Budget(64, 64)])
@@ -194,7 +194,7 @@ from draftsmith.retrieval import Rest
 drafter = Rest(sys.argv[1], hits_per_level=5)
 drafter.bind(RecordedTarget({}, 100))
 rows = [Row(str(i), ids) for i, ids in enumerate(json.loads(sys.argv[2]))]
-drafter.open(rows, [])
+drafter.open(rows)
 drafts = drafter.propose(rows, [Budget(64, 64)] * len(rows))
 print(json.dumps([[d.tokens, d.parents, [t.confidence for ts in d.trials.values() for t in ts]] for d in drafts]))
 """

@@ -115,7 +115,13 @@ class Scripted:
     def bind(self, target):
         pass
 
-    def open(self, rows, feedback):
+    def open(self, rows):
+        pass
+
+    def read(self, rows, feedback):
+        pass
+
+    def abandon(self, rows):
         pass
 
     def close(self, rows):
@@ -124,7 +130,7 @@ class Scripted:
     def observe(self, rows, verdicts, feedback):
         pass
 
-    def propose(self, rows, budgets):
+    def propose(self, rows, budgets, policy=None):
         drafts = []
         for budget in budgets:
             draft = Draft()
