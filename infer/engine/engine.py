@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, StepPolicy, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation, StepTrace
-from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.engine.named import target_and_drafter
 from draftsmith.infer.engine.step import step
 from draftsmith.infer.rules.token import rejection
 
@@ -57,34 +57,38 @@ class _Seat:
 
 
 class Engine:
-    """Decodes rows with `target` and `drafter` (None: plain decoding), which must be bound to it.
+    """Decodes rows with `target` and `drafter`.
 
     Args:
-        target: what decides the text.
-        drafter: what makes it faster.
+        target: what decides the text; a folder or a Hub name is loaded.
+        drafter: what makes it faster; None is plain decoding. One given by name, as for `--drafters`, is loaded and
+            bound; one given as an object must be bound to the target.
         batch_size: how many rows are read or decoded at once; others wait.
         budget: the limits of one row's draft in one step.
         rule: the verification rule.
         policy: decides how much of the drafts is worth verifying; None verifies all.
         chunk: how many tokens of joining rows are read per round, all rows together.
+        dtype: of the weights of a target that is loaded.
+        device: where to load it.
     """
 
     def __init__(
         self,
-        target: Target,
-        drafter: Drafter | None = None,
+        target: str | Target,
+        drafter: str | Drafter | None = None,
         *,
         batch_size: int = 1,
         budget: Budget = BUDGET,
         rule: Rule = rejection,
         policy: StepPolicy | None = None,
         chunk: int = CHUNK,
+        dtype: str = "auto",
+        device: str = "auto",
     ) -> None:
         for what, value in (("batch_size", batch_size), ("chunk", chunk)):
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        self.target = target
-        self.drafter: Drafter = Empty() if drafter is None else drafter
+        self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size
         self.budget = budget
         self.rule = rule
