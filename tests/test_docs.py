@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from rich.table import Table
+from tiny_folders import Folders
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,10 +42,12 @@ def run_python(page: Path) -> dict[str, Any]:
     return vars(module)
 
 
-def test_there_are_the_four_pages_and_the_figure() -> None:
+def test_there_are_the_five_pages_and_the_figure() -> None:
     # The picture is the README's, and tested with it.
     names = {path.name for path in DOCS.iterdir()} - {"picture.svg"}
-    assert names == {"how-it-works.md", "choosing-a-drafter.md", "adding-a-drafter.md", "numbers.md", "step.svg"}
+    assert names == {
+        "how-it-works.md", "choosing-a-drafter.md", "adding-a-drafter.md", "python.md", "numbers.md", "step.svg"
+    }  # fmt: skip
 
 
 @pages
@@ -55,7 +58,12 @@ def test_every_block_says_what_it_is_and_is_checked_here(page: Path) -> None:
 
 
 @pages
-def test_the_python_of_a_page_runs(page: Path) -> None:
+def test_the_python_of_a_page_runs(
+    page: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("MODEL", folders.target), ("DRAFT", folders.draft)):
+        (tmp_path / name).symlink_to(folder)
     with torch.random.fork_rng(devices=[]):
         run_python(page)
 

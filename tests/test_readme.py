@@ -1,4 +1,5 @@
-"""The README: every command of its code blocks runs, in its order, in a folder that holds only what it says one has.
+"""The README: its Python and every command of its code blocks run, in its order, in a folder that holds only what it
+says one has.
 
 Models and files are tiny, and further flags (EXTRA) make each command small. What would set up an environment is read
 and not run.
@@ -17,9 +18,8 @@ from pathlib import Path
 import pytest
 from tiny_folders import byte_tokenizer, save, tiny_llama
 
-from draftsmith.infer.drafters.registry import import_class
+from draftsmith.infer.drafters.registry import import_class, short_names
 from draftsmith.recipes.cli.argv import options
-from draftsmith.recipes.cli.inputs import short_names
 from draftsmith.recipes.cli.main import COMMANDS, load, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,8 +88,32 @@ def write(name: str, rows: list[dict]) -> None:
 
 
 def test_every_command_is_of_a_program_that_is_proven_here():
-    assert {kind for kind, _ in BLOCKS} <= {"sh", "text"}
+    assert {kind for kind, _ in BLOCKS} <= {"sh", "text", "python"}
     assert {words[0] for words in commands()} == {"draftsmith", "make", "pip"}
+
+
+def test_the_python_comes_first_and_both_doors_run_as_printed_and_give_the_models_own_text(
+    folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("MODEL", folders.target), ("DRAFT", folders.draft)):
+        (tmp_path / name).symlink_to(folder)
+    monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
+    assert [kind for kind, _ in BLOCKS][:2] == ["python", "python"]
+    ours, theirs = [body for kind, body in BLOCKS if kind == "python"]
+    assert len([line for line in (ours + theirs).splitlines() if line]) <= 10
+    known = {}
+    exec(ours, known)
+    exec(theirs, known)
+    model, inputs = known["model"], known["inputs"]
+    plain = model.generate(**inputs, max_new_tokens=64)
+    assert plain.tolist() == known["text"].tolist()
+    assert plain.shape[1] > inputs["input_ids"].shape[1] + 8
+    prompt = known["tokenizer"].apply_chat_template(
+        [{"role": "user", "content": "Why is the sky blue?"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    answer = model.generate(prompt, attention_mask=prompt * 0 + 1, max_new_tokens=64)[0, prompt.shape[1] :]
+    assert capsys.readouterr().out == known["tokenizer"].decode(answer, skip_special_tokens=True) + "\n"
 
 
 def test_every_draftsmith_command_runs_in_the_order_of_the_readme(desk, capsys):

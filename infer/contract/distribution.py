@@ -45,8 +45,11 @@ class NodeDistribution:
         self._row = row
         self._draft = draft
         self._eos = sorted(row.stops.ids)
-        self._processors = row.settings.processors(self._eos, row.prompt_tokens, logits_NV.device)
-        self._warpers = row.settings.warpers()
+        if row.processors is None:
+            self._processors = row.settings.processors(self._eos, row.prompt_tokens, logits_NV.device)
+            self._warpers = row.settings.warpers()
+        else:
+            self._processors, self._warpers = list(row.processors), []
         self._choices_N = None if self._processors else choices_N
         self._probs: dict[int, torch.Tensor] = {}
 

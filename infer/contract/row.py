@@ -5,9 +5,9 @@ Tokens that are committed but not yet in a model's cache are *pending* for that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.contract.rng import StepRng
 from draftsmith.infer.contract.sampling import Settings
@@ -33,7 +33,11 @@ class Stops:
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """`ids` holds the prompt and the committed tokens; `stop` is why the row ended, empty while it is live."""
+    """`ids` holds the prompt and the committed tokens; `stop` is why the row ended, empty while it is live.
+
+    `processors`, if given, are all that shape the target's logits, in place of those that `settings` would make. Each
+    takes the ids [1, T] and the logits [1, V] and returns logits, as transformers' do, from its arguments alone.
+    """
 
     key: str
     ids: list[int]
@@ -42,6 +46,7 @@ class Row:
     tokenizer: PreTrainedTokenizerBase | None = None
     prompt_tokens: int = 0
     stop: str = ""
+    processors: Sequence[Callable[[Any, Any], Any]] | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:

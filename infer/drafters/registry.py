@@ -1,7 +1,7 @@
-"""Builds drafters from what the command line says: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
+"""Builds drafters from how they are written: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
 
-The caller passes the registry of short names, name -> {class_path, argument, init_args}; classes are imported by their
-dotted paths when needed.
+Short names, name -> {class_path, argument, init_args}, are in drafters.yaml; classes are imported by their dotted paths
+when needed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+
+if TYPE_CHECKING:
+    from draftsmith.infer.contract.protocols import Target
 
 Registry = Mapping[str, Mapping[str, Any]]
 
@@ -40,10 +44,45 @@ class Spec:
         return not self.argument and self.name.endswith((".yaml", ".yml"))
 
 
+def short_names() -> dict[str, dict[str, Any]]:
+    """Short name -> {class_path, argument, init_args}."""
+    text = files("draftsmith.infer.drafters").joinpath("drafters.yaml").read_text(encoding="utf-8")
+    registry: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return registry
+
+
 def load_drafters(specs: str, registry: Registry) -> dict[str, Any]:
     """Label -> drafter for a comma-separated list. A second `small` is called small-2. All are checked before any is
     built, which may load weights."""
-    found: dict[str, Callable[[], Any]] = {}
+    return {label: build() for label, build in _checked_all(specs, registry).items()}
+
+
+def load_drafter(spec: str, target: Target | None = None, *, registry: Registry | None = None) -> Any:
+    """The one drafter that `spec` names, as `--drafters` takes it.
+
+    With a target it is bound to it, and a draft model is loaded onto the target's device unless `spec` names another.
+    """
+    build = check_drafter(spec, registry)
+    if target is None:
+        return build()
+    if target.model is not None and "device" in inspect.signature(build).parameters.keys() - build.keywords.keys():
+        build = functools.partial(build, device=str(next(target.model.parameters()).device))
+    drafter = build()
+    drafter.bind(target)
+    return drafter
+
+
+def check_drafter(spec: str, registry: Registry | None = None) -> functools.partial[Any]:
+    """Check what `spec` says, without loading weights; the result builds the drafter."""
+    found = _checked_all(spec, short_names() if registry is None else registry)
+    if len(found) != 1:
+        raise ValueError(f"{spec!r} names {len(found)} drafters where one is wanted")
+    (build,) = found.values()
+    return build
+
+
+def _checked_all(specs: str, registry: Registry) -> dict[str, functools.partial[Any]]:
+    found: dict[str, functools.partial[Any]] = {}
     for text in split_outside_brackets(specs):
         spec = parse_spec(text)
         for label, class_path, init_args in _entries(spec, registry):
@@ -51,15 +90,7 @@ def load_drafters(specs: str, registry: Registry) -> dict[str, Any]:
             if own and label in found:
                 raise ValueError(f"two drafters are called {label!r}; give each its own label: LABEL={text}")
             found[_unused(label, found)] = checked(label, class_path, init_args)
-    return {label: build() for label, build in found.items()}
-
-
-def load_drafter(spec: str, registry: Registry) -> Any:
-    """The one drafter that `spec` names."""
-    found = load_drafters(spec, registry)
-    if len(found) != 1:
-        raise ValueError(f"{spec!r} names {len(found)} drafters where one is wanted")
-    return next(iter(found.values()))
+    return found
 
 
 def split_outside_brackets(text: str) -> list[str]:
@@ -158,7 +189,7 @@ def _unused(label: str, found: Mapping[str, Any]) -> str:
     return candidate
 
 
-def checked(label: str, class_path: str, init_args: Mapping[str, Any]) -> Callable[[], Any]:
+def checked(label: str, class_path: str, init_args: Mapping[str, Any]) -> functools.partial[Any]:
     """Import a class by its dotted path and convert its arguments to their declared types; the result builds it."""
     built = import_class(label, class_path)
     try:

@@ -18,7 +18,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule,
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.engine.named import target_and_drafter
 from draftsmith.infer.engine.seats import RowEvent, Seat, fair_share, generation_of
 from draftsmith.infer.engine.step import step
 from draftsmith.infer.rules.token import rejection
@@ -32,38 +32,42 @@ CHUNK = 512
 
 
 class Engine:
-    """Decodes rows with `target` and `drafter` (None: plain decoding), which must be bound to it.
+    """Decodes rows with `target` and `drafter`.
 
     Args:
-        target: what decides the text.
-        drafter: what makes it faster.
+        target: what decides the text; a folder or a Hub name is loaded.
+        drafter: what makes it faster; None is plain decoding. One given by name, as for `--drafters`, is loaded and
+            bound; one given as an object must be bound to the target.
         batch_size: how many rows are read or decoded at once; others wait.
         budget: the limits of one row's draft in one step.
         rule: the verification rule.
         policy: decides how much is worth drafting and verifying; None: by what was measured for these two.
         chunk: how many tokens of joining rows are read per round, all rows together.
+        dtype: of the weights of a target that is loaded.
+        device: where to load it.
     """
 
     def __init__(
         self,
-        target: Target,
-        drafter: Drafter | None = None,
+        target: str | Target,
+        drafter: str | Drafter | None = None,
         *,
         batch_size: int = 1,
         budget: Budget = BUDGET,
         rule: Rule = rejection,
         policy: Policy | None = None,
         chunk: int = CHUNK,
+        dtype: str = "auto",
+        device: str = "auto",
     ) -> None:
         for what, value in (("batch_size", batch_size), ("chunk", chunk)):
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        self.target = target
-        self.drafter: Drafter = Empty() if drafter is None else drafter
+        self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size
         self.budget = budget
         self.rule = rule
-        self.policy = Policy.of(target, self.drafter) if policy is None else policy
+        self.policy = Policy.of(self.target, self.drafter) if policy is None else policy
         self.chunk = chunk
         self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()

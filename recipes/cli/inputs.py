@@ -1,25 +1,15 @@
-"""Inputs that commands share: `--drafters`, with the short names of drafters.yaml, and the questions in `--data`."""
+"""Inputs that commands share: `--drafters`, and the questions in `--data`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-import yaml
-
-from draftsmith.infer.drafters.registry import load_drafters, parse_spec, split_outside_brackets
+from draftsmith.infer.drafters.registry import load_drafters, parse_spec, short_names, split_outside_brackets
 from draftsmith.infer.text.records import OnBad, ReadReport, Record, read_records
 
 PLAIN = "plain"
-
-
-def short_names() -> dict[str, dict[str, Any]]:
-    """Short name -> {class_path, argument, init_args}."""
-    text = files("draftsmith.recipes").joinpath("drafters.yaml").read_text(encoding="utf-8")
-    registry: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return registry
 
 
 def parse_drafters(specs: str, defaults: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:

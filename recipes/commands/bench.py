@@ -67,6 +67,7 @@ def bench(
     """
     config = dict(locals())
     from draftsmith.infer.costs.identity import TargetIdentity
+    from draftsmith.infer.drafters.registry import short_names
     from draftsmith.infer.files.provenance import provenance
     from draftsmith.infer.measure import tables
     from draftsmith.infer.measure.bench import bench as measure
@@ -78,7 +79,6 @@ def bench(
     from draftsmith.infer.measure.runners import LoopRunner
     from draftsmith.infer.measure.ties import name_ties
     from draftsmith.infer.models.load import check_model
-    from draftsmith.recipes.cli.inputs import short_names
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 

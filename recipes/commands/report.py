@@ -19,9 +19,9 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
         out: the HTML file; by default report.html in the first run folder.
         json: print one JSON object on the last line.
     """
+    from draftsmith.infer.drafters.registry import short_names
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure.report.report import write_report
-    from draftsmith.recipes.cli.inputs import short_names
 
     if out:
         check_writable(out)
@@ -41,8 +41,8 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
 
 def report_beside(folder: Path) -> None:
     """Write the report into a run folder; standard error shows its path."""
+    from draftsmith.infer.drafters.registry import short_names
     from draftsmith.infer.measure.report.report import write_report
-    from draftsmith.recipes.cli.inputs import short_names
 
     made = write_report([folder], None, short_names())
     print(f"report: {made.page}", file=sys.stderr)

@@ -25,8 +25,8 @@ from draftsmith.recipes.commands.recipes import packaged
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SCRIPTS = [recipe.name for recipe in packaged()]
-# Read by no command: the short names of drafters, and a study that is no `draftsmith` command.
-OTHERWISE = {"drafters.yaml", "sorted_training.yaml"}
+# Read by no command: a study that is no `draftsmith` command.
+OTHERWISE = {"sorted_training.yaml"}
 # What a script takes a branch by: (first positional, environment).
 BRANCHES: dict[str, list[tuple[list[str], dict[str, str]]]] = {
     "build_rest_chat": [(["large"], {})],
@@ -126,7 +126,9 @@ def test_every_short_name_is_a_class_that_takes_its_argument() -> None:
     import importlib
     import inspect
 
-    for name, entry in yaml.safe_load((RECIPES / "drafters.yaml").read_text()).items():
+    from draftsmith.infer.drafters.registry import short_names
+
+    for name, entry in short_names().items():
         module, _, attribute = entry["class_path"].rpartition(".")
         taken = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
         assert {*filter(None, [entry.get("argument")]), *entry.get("init_args", {})} <= set(taken), name

@@ -5,9 +5,17 @@ import types
 from dataclasses import dataclass
 
 import pytest
+import torch
 import yaml
 
-from draftsmith.infer.drafters.registry import Spec, load_drafter, load_drafters, parse_spec, split_outside_brackets
+from draftsmith.infer.drafters.registry import (
+    Spec,
+    load_drafter,
+    load_drafters,
+    parse_spec,
+    short_names,
+    split_outside_brackets,
+)
 
 
 @dataclass
@@ -86,20 +94,20 @@ def test_commas_inside_brackets_do_not_split():
 
 
 def test_the_part_after_the_colon_fills_the_registrys_argument():
-    assert load_drafter("small:dir", REGISTRY) == Learned("dir", num_draft_tokens=4)
-    assert load_drafter("small[model=dir]", REGISTRY) == Learned("dir", num_draft_tokens=4)
-    assert load_drafter("factory:dir[depth=7]", REGISTRY) == Learned("dir", 7)
+    assert load_drafter("small:dir", registry=REGISTRY) == Learned("dir", num_draft_tokens=4)
+    assert load_drafter("small[model=dir]", registry=REGISTRY) == Learned("dir", num_draft_tokens=4)
+    assert load_drafter("factory:dir[depth=7]", registry=REGISTRY) == Learned("dir", 7)
 
 
 def test_brackets_override_the_registry_and_take_the_declared_types():
-    loaded = load_drafter("small:dir[num_draft_tokens=8,threshold=1,exits=[6,9],shape=tree]", REGISTRY)
+    loaded = load_drafter("small:dir[num_draft_tokens=8,threshold=1,exits=[6,9],shape=tree]", registry=REGISTRY)
     assert loaded == Learned("dir", 8, 1.0, [6, 9], "tree")
     assert isinstance(loaded.threshold, float)
-    assert load_drafter("small:dir[threshold=1e-3]", REGISTRY).threshold == 0.001
+    assert load_drafter("small:dir[threshold=1e-3]", registry=REGISTRY).threshold == 0.001
 
 
 def test_a_class_that_takes_any_argument_gets_them_as_they_are():
-    loaded = load_drafter("open[depth=2,colour=red]", REGISTRY)
+    loaded = load_drafter("open[depth=2,colour=red]", registry=REGISTRY)
     assert (loaded.depth, loaded.settings) == (2, {"colour": "red"})
 
 
@@ -119,7 +127,7 @@ def test_a_file_of_several_adds_them_all_by_name(write):
     )
     assert load_drafters(f"fixed,{path}", REGISTRY) == {"fixed": Fixed(3), "short": Fixed(1), "long": Fixed(9)}
     with pytest.raises(ValueError, match="names 2 drafters where one is wanted"):
-        load_drafter(path, REGISTRY)
+        load_drafter(path, registry=REGISTRY)
     with pytest.raises(ValueError, match="without a label"):
         load_drafters(f"mine={path}", REGISTRY)
 
@@ -181,16 +189,43 @@ def test_a_missing_package_behind_a_drafter_is_not_mistaken_for_a_missing_drafte
     (tmp_path / "needy_drafter.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        load_drafter("x", {"x": {"class_path": "needy_drafter.Needy"}})
+        load_drafter("x", registry={"x": {"class_path": "needy_drafter.Needy"}})
+
+
+class Bound:
+    def __init__(self, device: str = "auto"):
+        self.device = device
+
+    def bind(self, target):
+        self.target = target
+
+
+def test_a_loaded_drafter_is_bound_to_its_target_and_stands_on_its_device(monkeypatch):
+    monkeypatch.setattr(sys.modules["fake_drafters"], "Bound", Bound, raising=False)
+    registry = {"bound": {"class_path": "fake_drafters.Bound"}}
+    target = types.SimpleNamespace(model=torch.nn.Linear(1, 1))
+    loaded = load_drafter("bound", target, registry=registry)
+    assert (loaded.target, loaded.device) == (target, "cpu")
+    assert load_drafter("bound[device=meta]", target, registry=registry).device == "meta"
+    recorded = types.SimpleNamespace(model=None)
+    assert load_drafter("bound", recorded, registry=registry).device == "auto"
+    assert not hasattr(load_drafter("bound", registry=registry), "target")
+
+
+def test_the_short_names_are_read_where_no_registry_is_given():
+    assert load_drafter("pld[num_draft_tokens=3]").num_draft_tokens == 3
+    assert {"pld", "rest", "dresd", "small", "sd2"} <= short_names().keys()
 
 
 def test_what_the_policy_reads_may_be_given_to_every_drafter(write):
-    assert load_drafter("fixed[depth=2,costs=none,calibration=c.json]", REGISTRY).__dict__ == {
+    assert load_drafter("fixed[depth=2,costs=none,calibration=c.json]", registry=REGISTRY).__dict__ == {
         "depth": 2, "costs": "none", "calibration": "c.json"
     }  # fmt: skip
     mine = write({"class_path": "fake_drafters.Fixed", "init_args": {"depth": 5, "costs": "costs.json"}})
-    found = load_drafter(mine, REGISTRY)
+    found = load_drafter(mine, registry=REGISTRY)
     assert (found.depth, found.costs) == (5, "costs.json")
-    assert load_drafter("open[costs=none]", REGISTRY).settings == {"costs": "none"}, "a class that takes them gets them"
+    assert load_drafter("open[costs=none]", registry=REGISTRY).settings == {"costs": "none"}, (
+        "a class that takes them gets them"
+    )
     with pytest.raises(ValueError, match="has no argument 'cost'"):
-        load_drafter("fixed[cost=none]", REGISTRY)
+        load_drafter("fixed[cost=none]", registry=REGISTRY)

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from draftsmith.infer.drafters.registry import short_names
 from draftsmith.recipes.cli import inputs as module
-from draftsmith.recipes.cli.inputs import parse_drafters, short_names
+from draftsmith.recipes.cli.inputs import parse_drafters
 
 NAMES_THAT_STAY = {
     "pld": ("draftsmith.retrieval.PromptLookup", None),
