@@ -131,6 +131,7 @@ class PassTimer(Protocol):
 class Target(Protocol):
     """The model whose distribution is preserved.
 
+    `draft_shape`: a "chain" target gets the likeliest chain of each draft (infer/engine/chains.py), "none" no drafts.
     `buckets` are the padded numbers of tokens per pass that it prefers; `model` is None for recorded answers.
     """
 
@@ -153,6 +154,11 @@ class Target(Protocol):
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> list[Feedback]:
         """Make room for `rows` and read all their tokens but the newest into the cache."""
+        ...
+
+    def unread(self, row: Row) -> int:
+        """How many of the row's tokens besides the newest are not in the cache: a target that verifies chains may leave
+        accepted tokens to be read with the next draft."""
         ...
 
     def release(self, rows: Sequence[Row]) -> None: ...

@@ -11,6 +11,7 @@ from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
+from draftsmith.infer.engine.chains import CutDraft, cut_to_chain, row_budget
 from draftsmith.infer.rules.token import rejection
 
 _step_numbers = itertools.count()
@@ -42,6 +43,10 @@ def step(
     drafts = drafter.propose(rows, [_limit(budget, row, target) for row in rows])
     for draft in drafts:
         _check(draft, target)
+    cuts: list[CutDraft] = []
+    if target.draft_shape == "chain":
+        cuts = [cut_to_chain(draft) for draft in drafts]
+        drafts = [cut.draft for cut in cuts]
     t1 = time.perf_counter()
     scores = target.score(rows, drafts)
     t2 = time.perf_counter()
@@ -56,7 +61,8 @@ def step(
     for row, verdict in zip(rows, verdicts):
         row.ids.extend(verdict.committed)
         row.stop = verdict.stop or ("context" if len(row.ids) >= target.max_positions else "")
-    drafter.observe(rows, verdicts, feedback)
+    own = [cut.undone(verdict) for cut, verdict in zip(cuts, verdicts)] if cuts else verdicts
+    drafter.observe(rows, own, feedback)
     t4 = time.perf_counter()
     number = next(_step_numbers)
     traces = []
@@ -75,13 +81,11 @@ def _limit(budget: Budget, row: Row, target: Target) -> Budget:
     left = min(row.left, target.max_positions - len(row.ids)) - 1
     if target.draft_shape == "none":
         return Budget(0, 0)
-    return Budget(budget.nodes if left > 0 else 0, max(min(budget.depth, left), 0))
+    return row_budget(Budget(budget.nodes if left > 0 else 0, max(min(budget.depth, left), 0)), row, target)
 
 
 def _check(draft: Draft, target: Target) -> None:
     draft.check(target.vocab_size)
-    if target.draft_shape == "chain" and not draft.is_chain():
-        raise ValueError("this target verifies chains only, and the drafter proposed a tree")
     if target.draft_shape == "none" and len(draft):
         raise ValueError("this target verifies no drafts, and the drafter proposed one")
 

@@ -19,8 +19,10 @@ from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.architectures import prepare_target
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
+from draftsmith.infer.models.chain_passes import ChainPasses
+from draftsmith.infer.models.chain_runner import ChainPlan, ChainRunner
 from draftsmith.infer.models.positions import max_positions
 
 if TYPE_CHECKING:
@@ -55,16 +57,21 @@ class HFScores:
 
 
 class HFTarget:
-    """Runs `model` as the target. `buckets`: numbers of queries to pad to; None: what suits the device."""
+    """Runs `model` as the target. `buckets`: numbers of queries to pad to; None: what suits the device.
 
-    draft_shape: DraftShape = "tree"
+    A model with recurrent layers verifies chains, by a ChainRunner. After a draft that was accepted in part, accepted
+    tokens may stay unread there: they are pending again, and the next step's pass reads them."""
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, buckets: tuple[int, ...] | None = None
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.lm = CachedLM(model, prepare(model), buckets)
+        plan = prepare_target(model)
+        self.draft_shape: DraftShape = "chain" if isinstance(plan, ChainPlan) else "tree"
+        self.lm: CachedLM | ChainPasses = (
+            ChainPasses(ChainRunner(model, plan)) if isinstance(plan, ChainPlan) else CachedLM(model, plan, buckets)
+        )
         self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.num_layers = int(model.config.get_text_config().num_hidden_layers)
@@ -72,6 +79,8 @@ class HFTarget:
         self._features: dict[Row, tuple[str, ...]] = {}
         self._states: dict[Row, list[tuple[torch.Tensor, ...]]] = {}
         self._pending: dict[Row, int] = {}
+        # The number of tokens whose states were handed out: tokens that are read again are not handed out again.
+        self._given: dict[Row, int] = {}
 
     @property
     def forward_seconds(self) -> float:
@@ -112,8 +121,10 @@ class HFTarget:
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """Timers by pass name: the target's own passes."""
-        from draftsmith.infer.models.pass_timer import CachedPassTimer
+        from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer
 
+        if isinstance(self.lm, ChainPasses):
+            return {"target": ChainPassTimer(self.lm.runner)}
         return {"target": CachedPassTimer(self.lm)}
 
     def fingerprint(self) -> str:
@@ -138,13 +149,18 @@ class HFTarget:
             self.lm.open(row, min(len(row.ids) + row.left + 1, self.max_positions) + 64)
             self._features[row] = tuple(features)
             self._states[row] = []
+            self._given[row] = len(row.ids) - 1
         states = self.lm.prefill(rows, [row.ids[:-1] for row in rows], hidden=bool(features))
-        return [self._feedback(row, 0, chunks) for row, chunks in zip(rows, states)]
+        return [self._feedback(row, 0, chunks, len(row.ids) - 1) for row, chunks in zip(rows, states)]
+
+    def unread(self, row: Row) -> int:
+        """How many of the row's tokens besides the newest are not in the cache."""
+        return len(row.ids) - 1 - self.lm.length(row)
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.lm.close(row)
-            del self._features[row], self._states[row]
+            del self._features[row], self._states[row], self._given[row]
             self._pending.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
@@ -173,14 +189,14 @@ class HFTarget:
         for row, verdict in zip(rows, verdicts):
             pending = self._pending[row]
             kept = [*range(pending), *(pending + node for node in verdict.kept_path)]
-            start = self.lm.length(row)
+            start, end = self._given[row], self.lm.length(row) + len(kept)
+            self._given[row] = end
             self.lm.commit(row, kept)
             chunks = self._states[row]
             if chunks:
                 where = torch.tensor(kept, device=self.lm.device)
                 chunks[-1] = tuple(layer[where] for layer in chunks[-1])
-                start -= sum(chunk[0].shape[0] for chunk in chunks[:-1])
-            feedback.append(self._feedback(row, start, chunks))
+            feedback.append(self._feedback(row, start, chunks, end - start))
             self._states[row] = []
         return feedback
 
@@ -210,8 +226,10 @@ class HFTarget:
             return int(number)
         raise ValueError(f"unknown feature {name!r}: use 'last', or 'layer:k' for the state before layer k")
 
-    def _feedback(self, row: Row, start: int, chunks: list[tuple[torch.Tensor, ...]]) -> Feedback:
+    def _feedback(self, row: Row, start: int, chunks: list[tuple[torch.Tensor, ...]], count: int) -> Feedback:
+        """The last `count` states of `chunks`, from position `start`."""
         names = self._features[row]
         if not names or not chunks:
             return Feedback(start)
-        return Feedback(start, {name: torch.cat([chunk[self._layer(name)] for chunk in chunks]) for name in names})
+        layers = {name: torch.cat([chunk[self._layer(name)] for chunk in chunks]) for name in names}
+        return Feedback(start, {name: states_TD[len(states_TD) - count :] for name, states_TD in layers.items()})
