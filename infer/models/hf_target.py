@@ -21,8 +21,7 @@ from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer,
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import prepare_target
 from draftsmith.infer.models.cached_lm import CachedLM, Entries
-from draftsmith.infer.models.chain_passes import ChainPasses
-from draftsmith.infer.models.chain_runner import ChainPlan, ChainRunner
+from draftsmith.infer.models.chain_runner import ChainPasses, ChainPlan, ChainRunner
 from draftsmith.infer.models.positions import max_positions
 
 if TYPE_CHECKING:
