@@ -10,7 +10,8 @@ the state too. A pass is cut into *segments* instead, each of equally many token
 rows of 3, 6 and 6 tokens run as 3 x 3, then 2 x 3. The states at a segment's end are kept as well, and a commit goes up
 to the last of them that was accepted in full.
 
-Legend: B rows of a segment, Q tokens of a segment (of a pass: padded), S slots, N entries of all rows, V vocabulary, D hidden.
+Legend: B rows and Q tokens of a segment, or of a padded pass, S slots, N entries of all rows, V vocabulary, D hidden
+or head size, H heads.
 """
 
 from __future__ import annotations
@@ -22,10 +23,136 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from draftsmith.infer.models.cached_lm import PREFILL_CHUNK, Entries, weight_bytes
-from draftsmith.infer.models.chain_cache import ChainCache, States
+from draftsmith.infer.models.cached_lm import GROWTH, Entries, weight_bytes
+
+# A row's states by (kind, layer, number): convolution inputs or a recurrent state, each [1, ...].
+States = dict[tuple[str, int, int], torch.Tensor]
+
+
+class ChainCache:
+    """What transformers' layers call (transformers/cache_utils.py): keys and values in slots, the token at position t
+    in slot t, and the states of one segment.
+
+    Each segment works on copies of its rows' states and hands the new ones back, so the old ones remain to go on from.
+    `begin` sets its rows, slots and states; buffers take the shape of the first keys and values."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self.rows = 0
+        self.slots = 0
+        self._rows_B: slice | torch.Tensor = slice(0)
+        self._index_B1 = torch.zeros(0)
+        self._slots_BQ = torch.zeros(0)
+        self._end = 0
+        self._width = 0
+        self._working: States = {}
+
+    def begin(self, rows: Sequence[int], slots_BQ: torch.Tensor, states: Sequence[States]) -> None:
+        """The next segment runs these rows, writes these slots and continues from these states."""
+        first, count = rows[0], len(rows)
+        contiguous = list(rows) == list(range(first, first + count))
+        index_B = torch.tensor(rows, device=slots_BQ.device)
+        self._rows_B = slice(first, first + count) if contiguous else index_B
+        self._index_B1 = index_B[:, None]
+        self._slots_BQ = slots_BQ
+        self._end, self._width = int(slots_BQ.max()) + 1, slots_BQ.shape[1]
+        # Copies even of one row: some layers write into the state that they are given.
+        self._working = {key: torch.cat([state[key] for state in states]) for key in states[0]}
+
+    def states(self) -> list[States]:
+        """Each row's states after the segment."""
+        count = len(self._index_B1)
+        return [{key: state_B[b : b + 1] for key, state_B in self._working.items()} for b in range(count)]
+
+    @torch.inference_mode()
+    def reserve(self, rows: int, slots: int) -> None:
+        """Grow to at least this many rows and slots, keeping what is stored."""
+        if rows <= self.rows and slots <= self.slots:
+            return
+        self.rows = max(rows, self.rows)
+        if slots > self.slots:
+            self.slots = max(slots, self.slots + GROWTH)
+        for buffers in (self.keys, self.values):
+            for layer, old_BSHD in buffers.items():
+                new_BSHD = old_BSHD.new_zeros((self.rows, self.slots, *old_BSHD.shape[2:]))
+                new_BSHD[: old_BSHD.shape[0], : old_BSHD.shape[1]] = old_BSHD
+                buffers[layer] = new_BSHD
+
+    @torch.inference_mode()
+    def move_row(self, source: int, target: int, used: int) -> None:
+        """Copy the first `used` slots of row `source` to row `target`."""
+        for buffers in (self.keys, self.values):
+            for buffer_BSHD in buffers.values():
+                buffer_BSHD[target, :used] = buffer_BSHD[source, :used]
+
+    # attention layers
+
+    def update(
+        self, key_BHQD: torch.Tensor, value_BHQD: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one layer's new entries; return its keys and values up to the last slot in use."""
+        shown = []
+        for buffers, new_BHQD in ((self.keys, key_BHQD), (self.values, value_BHQD)):
+            if layer_idx not in buffers:
+                buffers[layer_idx] = new_BHQD.new_zeros((self.rows, self.slots, *new_BHQD.shape[1::2]))
+            buffer_BSHD = buffers[layer_idx]
+            buffer_BSHD[self._index_B1, self._slots_BQ] = new_BHQD.transpose(1, 2)
+            shown.append(buffer_BSHD[self._rows_B, : self._end].transpose(1, 2))
+        return shown[0], shown[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The tokens before this segment, in the longest row."""
+        return self._end - self._width
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.get_seq_length()
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self._end, 0
+
+    # recurrent layers
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return bool(self._working)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return self._working.get(("conv", layer_idx, state_idx))
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        layer_idx: int,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Append inputs to a convolution's; keeps the last of them, returns all."""
+        key = ("conv", layer_idx, state_idx)
+        before = self._working.get(key)
+        if before is None:
+            size = conv_states.shape[-1] if conv_kernel_size is None else conv_kernel_size
+            known = torch.nn.functional.pad(conv_states, (max(size - conv_states.shape[-1], 0), 0))
+        else:
+            size = before.shape[-1]
+            known = torch.cat([before, conv_states], dim=-1)
+        self._working[key] = known[..., known.shape[-1] - size :]
+        return known
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return self._working.get(("recurrent", layer_idx, state_idx))
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> torch.Tensor:
+        self._working["recurrent", layer_idx, state_idx] = recurrent_states
+        return recurrent_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,60 +351,6 @@ class ChainRunner:
         if not self.plan.by_kind:
             return next(iter(masks.values()))
         return dict.fromkeys(self.model.config.get_text_config().layer_types) | masks
-
-
-class ChainPasses:
-    """The methods of CachedLM over a ChainRunner: padded logits, prompts in chunks, one row per commit."""
-
-    def __init__(self, runner: ChainRunner) -> None:
-        self.runner = runner
-        self.model = runner.model
-        self.buckets = runner.buckets
-        self.device, self.dtype = runner.device, runner.dtype
-        self.open, self.close, self.has = runner.open, runner.close, runner.has
-        self.length, self.uncommitted = runner.length, runner.uncommitted
-        layers = int(runner.model.config.get_text_config().num_hidden_layers)
-        self._layers = (*(f"layer:{layer}" for layer in range(layers)), "last")
-
-    @property
-    def forward_seconds(self) -> float:
-        return self.runner.forward_seconds
-
-    @property
-    def bytes_moved(self) -> int:
-        return self.runner.bytes_moved
-
-    def forward(
-        self, rows: Sequence[Any], entries: Sequence[Entries], hidden: bool = False, whole: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run new `entries` of `rows`: logits [B, Q, V], right-padded with zeros, and hidden states if asked."""
-        output = self.runner.forward(rows, entries, self._layers if hidden else (), whole)
-        counts = [len(entry.tokens) for entry in entries]
-        found = (output.logits_NV, *(output.taps[name] for name in self._layers if hidden))
-        logits_BQV, *layers = (pad_sequence(list(one.split(counts)), batch_first=True) for one in found)
-        return logits_BQV, tuple(layers)
-
-    def prefill(
-        self, rows: Sequence[Any], tokens: Sequence[list[int]], hidden: bool = False
-    ) -> list[list[tuple[torch.Tensor, ...]]]:
-        """Run `tokens` of each row into the cache in chunks; hidden states per row and chunk if asked.
-
-        A family that reads one token at a time behind a state gets a prompt in one piece, as `generate` gives it."""
-        longest = max((len(tokens_T) for tokens_T in tokens), default=0)
-        chunk = max(longest, 1) if self.runner.plan.single else PREFILL_CHUNK
-        states: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in rows]
-        for offset in range(0, longest, chunk):
-            live = [i for i, tokens_T in enumerate(tokens) if len(tokens_T) > offset]
-            parts = [tokens[i][offset : offset + chunk] for i in live]
-            chosen = [rows[i] for i in live]
-            _, layers = self.forward(chosen, [Entries.chain(part) for part in parts], hidden, whole=True)
-            for b, i in enumerate(live):
-                states[i].append(tuple(layer[b, : len(parts[b])] for layer in layers))
-            self.runner.commit(chosen, [range(len(part)) for part in parts])
-        return states
-
-    def commit(self, row: Any, kept: list[int]) -> None:
-        self.runner.commit([row], [kept])
 
 
 def _arguments(model: Any) -> tuple[str, bool]:

@@ -14,9 +14,8 @@ from draftsmith.infer.costs.timing import PassShape
 from draftsmith.infer.models import chain_probe, chain_runner
 from draftsmith.infer.models.architectures import prepare, prepare_target
 from draftsmith.infer.models.cached_lm import Entries
-from draftsmith.infer.models.chain_cache import ChainCache
 from draftsmith.infer.models.chain_probe import CHAIN_TOLERANCE, chain_errors, check_chain, probed_chain_plan
-from draftsmith.infer.models.chain_runner import ChainPlan, ChainRunner
+from draftsmith.infer.models.chain_runner import ChainCache, ChainPlan, ChainRunner
 from draftsmith.infer.models.masks import MaskPlan
 from draftsmith.infer.models.pass_timer import ChainPassTimer
 
