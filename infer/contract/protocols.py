@@ -135,6 +135,7 @@ class PassTimer(Protocol):
 class Target(Protocol):
     """The model whose distribution is preserved.
 
+    `draft_shape`: a "chain" target gets the likeliest chain of each draft (infer/engine/chains.py), "none" no drafts.
     `buckets` are the padded numbers of tokens per pass that it prefers; `model` is None for recorded answers.
     """
 
@@ -160,7 +161,8 @@ class Target(Protocol):
         ...
 
     def unread(self, row: Row) -> int:
-        """How many of the row's tokens, without the newest, are not in the cache yet."""
+        """How many of the row's tokens besides the newest are not in the cache: a target that verifies chains may leave
+        accepted tokens to be read with the next draft."""
         ...
 
     def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:

@@ -229,16 +229,23 @@ class Engine:
     def _round(self) -> None:
         self._recover()
         self._join()
-        reading = [row for row in self._live if self.target.unread(row)]
+        reading = [row for row in self._live if self._is_reading(row)]
         if reading:
             self._read(reading)
-        ready = [row for row in self._live if not row.stop and not self.target.unread(row)]
+        ready = [row for row in self._live if not row.stop and not self._is_reading(row)]
         if ready:
             self._apart(ready, self._decode)
         for row in [row for row in self._live if row.stop or len(row.ids) > self._seats[row].shown]:
             self._report(row)
             if row.stop:
                 self._leave_or_keep(row)
+
+    def _is_reading(self, row: Row) -> bool:
+        """Whether the row's prompt is still being read. A target that verifies chains may have unread tokens later,
+        which the next draft's pass reads."""
+        seat = self._seats[row]
+        seat.reading = seat.reading and self.target.unread(row) > 0
+        return seat.reading
 
     def _join(self) -> None:
         while self._waiting and len(self._live) < self.batch_size:

@@ -25,10 +25,12 @@ class RowEvent:
 
 @dataclass(slots=True)
 class Seat:
-    """What the engine knows of a row. `shown`: how many of its ids were reported; `keep`: stays after its stop."""
+    """What the engine knows of a row. `shown`: how many of its ids were reported; `keep`: stays after its stop;
+    `reading`: its prompt or new turn is not read yet."""
 
     keep: bool = False
     admitted: bool = False
+    reading: bool = True
     shown: int = 0
     began: float = 0.0
     first_s: float = 0.0

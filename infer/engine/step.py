@@ -12,6 +12,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Scores, T
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.engine.chains import CutDraft, cut_to_chain, row_budget
 from draftsmith.infer.rules.token import rejection
 
 _step_numbers = itertools.count()
@@ -33,6 +34,10 @@ def step(
     moved_before = target.bytes_moved + drafter.bytes_moved
     t0 = time.perf_counter()
     drafts = _propose(target, drafter, rows, budget, policy)
+    cuts: list[CutDraft] = []
+    if target.draft_shape == "chain":
+        cuts = [cut_to_chain(draft) for draft in drafts]
+        drafts = [cut.draft for cut in cuts]
     t1 = time.perf_counter()
     scores = target.score(rows, drafts)
     t2 = time.perf_counter()
@@ -40,7 +45,8 @@ def step(
     t3 = time.perf_counter()
     feedback = target.commit(rows, verdicts)
     _extend(target, rows, verdicts)
-    drafter.observe(rows, verdicts, feedback)
+    own = [cut.undone(verdict) for cut, verdict in zip(cuts, verdicts)] if cuts else verdicts
+    drafter.observe(rows, own, feedback)
     if policy is not None:
         policy.settle(rows, drafts, verdicts)
     t4 = time.perf_counter()
@@ -101,7 +107,7 @@ def _limit(budget: Budget, row: Row, target: Target) -> Budget:
     left = min(row.left, target.max_positions - len(row.ids)) - 1
     if target.draft_shape == "none":
         return Budget(0, 0)
-    return Budget(budget.nodes if left > 0 else 0, max(min(budget.depth, left), 0))
+    return row_budget(Budget(budget.nodes if left > 0 else 0, max(min(budget.depth, left), 0)), row, target)
 
 
 def _check(draft: Draft, limit: Budget, target: Target, drafter: Drafter) -> None:
@@ -109,8 +115,6 @@ def _check(draft: Draft, limit: Budget, target: Target, drafter: Drafter) -> Non
         draft.check(target.vocab_size)
     except ValueError as problem:
         raise ValueError(f"{drafter.name}: {problem}") from problem
-    if target.draft_shape == "chain" and not draft.is_chain():
-        raise ValueError(f"this target verifies chains only, and {drafter.name} proposed a tree")
     if target.draft_shape == "none" and len(draft):
         raise ValueError(f"this target verifies no drafts, and {drafter.name} proposed one")
     if len(draft) > limit.nodes:

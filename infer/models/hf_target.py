@@ -19,9 +19,10 @@ from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.pass_timer import CachedPassTimer, measured_buckets
+from draftsmith.infer.models.architectures import prepare_target
+from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer, measured_buckets
 from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.runner.chain_runner import ChainPlan, ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
@@ -55,24 +56,32 @@ class HFScores:
 
 
 class HFTarget:
-    """Runs `model` as the target. `buckets`: numbers of queries to pad to; None: those
-    that are found to be fast."""
+    """Runs `model` as the target. `buckets`: numbers of tokens to pad passes to; None: those that are found to be fast.
 
-    draft_shape: DraftShape = "tree"
+    A model with recurrent layers verifies chains. After a draft that was accepted in part, accepted tokens may stay
+    unread there: they are pending again, and the next step's pass reads them."""
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, buckets: tuple[int, ...] | None = None
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        plan = prepare(model)
-        self.lm = ModelRunner(model, plan, measured_buckets(model, plan) if buckets is None else buckets)
+        plan = prepare_target(model)
+        self.draft_shape: DraftShape = "tree"
+        self.lm: ModelRunner | ChainRunner
+        if isinstance(plan, ChainPlan):
+            self.draft_shape = "chain"
+            self.lm = ChainRunner(model, plan)
+        else:
+            self.lm = ModelRunner(model, plan, measured_buckets(model, plan) if buckets is None else buckets)
         self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.max_positions = max_positions(model.config.get_text_config())
         self._features: dict[Row, tuple[str, ...]] = {}
         self._states: dict[Row, dict[str, torch.Tensor]] = {}
         self._pending: dict[Row, int] = {}
+        # The number of tokens whose states were handed out: tokens that are read again are not handed out again.
+        self._given: dict[Row, int] = {}
 
     @property
     def forward_seconds(self) -> float:
@@ -113,7 +122,8 @@ class HFTarget:
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """Timers by pass name: the target's own passes."""
-        return {"target": CachedPassTimer(self.lm)}
+        timer = ChainPassTimer(self.lm) if isinstance(self.lm, ChainRunner) else CachedPassTimer(self.lm)
+        return {"target": timer}
 
     def fingerprint(self) -> str:
         """Equal for the same weights and architecture in any dtype, as far as rounding to bfloat16 hides the dtype."""
@@ -137,6 +147,7 @@ class HFTarget:
             for row in rows:
                 self.lm.open(row, len(row.ids))
                 self._features[row] = tuple(features)
+                self._given[row] = 0
         except BaseException:
             self.release(rows)
             raise
@@ -147,22 +158,25 @@ class HFTarget:
     def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
         starts = {row: self.lm.length(row) for row in rows}
         chosen = [row for row in rows if self.unread(row)]
+        if isinstance(self.lm, ChainRunner) and self.lm.plan.single:
+            limit = self.max_positions  # a second chunk would go token by token
         parts = [row.ids[starts[row] : min(starts[row] + limit, len(row.ids) - 1)] for row in chosen]
         names = list(dict.fromkeys(name for row in chosen for name in self._features[row]))
         states = dict(zip(chosen, self.lm.prefill(chosen, parts, names)))
-        return [Feedback(start, self.lm.length(row) - start, states.get(row, {})) for row, start in starts.items()]
+        return [self._feedback(row, start, self.lm.length(row), states.get(row, {})) for row, start in starts.items()]
 
     def abandon(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.lm.shorten(row, len(row.ids) - 1)
             self._states.pop(row, None)
             self._pending.pop(row, None)
+            self._given[row] = min(self._given[row], len(row.ids) - 1)
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if self.lm.has(row):
                 self.lm.close(row)
-            for known in (self._features, self._states, self._pending):
+            for known in (self._features, self._states, self._pending, self._given):
                 known.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
@@ -191,9 +205,16 @@ class HFTarget:
             kept.append(path)
             where = torch.tensor(path, device=self.lm.device)
             found = {name: states_ND[where] for name, states_ND in self._states.pop(row, {}).items()}
-            feedback.append(Feedback(self.lm.length(row), len(path), found))
+            start = self.lm.length(row)
+            feedback.append(self._feedback(row, start, start + len(path), found))
         self.lm.commit(rows, kept)
         return feedback
+
+    def _feedback(self, row: Row, start: int, end: int, states: dict[str, torch.Tensor]) -> Feedback:
+        """The tokens from `start` up to `end` were read: those of them that were not read before."""
+        again = min(max(self._given[row] - start, 0), end - start)
+        self._given[row] = max(end, self._given[row])
+        return Feedback(start + again, end - start - again, {name: one[again:] for name, one in states.items()})
 
     def _choices(self, logits_NV: torch.Tensor, rows: Sequence[Row]) -> list[int] | None:
         """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates

@@ -1,4 +1,4 @@
-"""Timers for the passes of cached models: the PassTimer of infer/costs/timing.py for a ModelRunner."""
+"""Timers of passes: the PassTimer of infer/costs/timing.py for a ModelRunner and a ChainRunner."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.models.positions import max_positions
+from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
@@ -101,6 +102,36 @@ def measured_buckets(model: Any, plan: MaskPlan) -> tuple[int, ...]:
         for i, tokens in enumerate(TRIED)
         if any(best[tokens] < CLEARLY_LESS * best[fewer] for fewer in TRIED[:i])
     )
+
+
+class ChainPassTimer:
+    """Times the passes of a model with recurrent states: all rows have equally many tokens: one segment."""
+
+    def __init__(self, runner: ChainRunner) -> None:
+        self.runner = runner
+        self.buckets, self.device = runner.buckets, runner.device
+        self.max_positions = max_positions(runner.model.config.get_text_config())
+        self._rows: list[object] = []
+
+    def place(self, rows: int, context: int) -> None:
+        self.close()
+        self._rows = [object() for _ in range(rows)]
+        for row in self._rows:
+            self.runner.open(row, context + SPARE)
+        # One token allocates all buffers and states.
+        self.runner.forward(self._rows, [Entries.chain([0]) for _ in self._rows])
+        self.runner.commit(self._rows, [[0] for _ in self._rows])
+        self.runner.place(self._rows, context)
+
+    def run(self, tokens: int) -> None:
+        output = self.runner.forward(self._rows, [Entries.chain([0] * tokens) for _ in self._rows])
+        output.logits_NV.argmax(-1).tolist()
+        self.runner.drop(self._rows)
+
+    def close(self) -> None:
+        for row in reversed(self._rows):
+            self.runner.close(row)
+        self._rows = []
 
 
 class ExitPassTimer:

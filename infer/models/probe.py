@@ -48,7 +48,7 @@ def probed_plan(model: Any) -> MaskPlan:
     """The masks with which the model's twin decodes trees right; ValueError with the reason if there are none."""
     key = type(model), model.config.to_json_string(use_diff=False), str(model.config._attn_implementation)
     if key not in _found:
-        with _quiet():
+        with quiet():
             _found[key] = _probe(model)
     found = _found[key]
     if isinstance(found, str):
@@ -66,7 +66,7 @@ def check_neighbours(model: Any, plan: MaskPlan) -> None:
         errors = [error for error in tree_errors(model, plan, (6,), rounds=1) if not math.isnan(error)]
     except (IndexError, RuntimeError, TypeError, ValueError) as problem:
         kind = model.config.model_type
-        raise ValueError(f"{kind} cannot decode a tree in {dtype}: {_one_line(problem)}") from problem
+        raise ValueError(f"{kind} cannot decode a tree in {dtype}: {one_line(problem)}") from problem
     error = statistics.median(errors or [0.0])
     if not error < tolerance:
         raise ValueError(
@@ -98,8 +98,8 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
     tree per row and commits one path of it."""
     limit = max_positions(model.config)
     rounds = min(rounds, max(1, limit // DEPTH))
-    contexts = _shortened(contexts, limit + 1 - DEPTH * rounds)
-    texts = [_tokens(model, length, 11 * row) for row, length in enumerate(contexts)]
+    contexts = shortened(contexts, limit + 1 - DEPTH * rounds)
+    texts = [tokens_to_try(model, length, 11 * row) for row, length in enumerate(contexts)]
     rows = list(range(len(texts)))
     lm = ModelRunner(model, plan)
     for row in rows:
@@ -107,7 +107,7 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
     lm.prefill(rows, [text[:-1] for text in texts])
     errors = []
     for number in range(rounds):
-        drafted = [_tokens(model, len(TREES[row]), 17 * row + 29 * number + 4) for row in rows]
+        drafted = [tokens_to_try(model, len(TREES[row]), 17 * row + 29 * number + 4) for row in rows]
         entries = [
             Entries([texts[row][-1], *drafted[row]], [-1, *(parent + 1 for parent in TREES[row])]) for row in rows
         ]
@@ -120,19 +120,19 @@ def tree_errors(model: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int
                 ids = [*texts[row], *(drafted[row][node] for node in path)]
                 alone_TV = model(torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
                 for node, alone_V in zip([0, *(node + 1 for node in path)], alone_TV[len(texts[row]) - 1 :]):
-                    errors.append(_difference(logits[row][node], alone_V))
+                    errors.append(difference(logits[row][node], alone_V))
             kept = _path(parents, len(parents) - 1)
             lm.commit([row], [[0, *(node + 1 for node in kept)]])
-            texts[row] += [*(drafted[row][node] for node in kept), *_tokens(model, 1, 3 * row + number)]
+            texts[row] += [*(drafted[row][node] for node in kept), *tokens_to_try(model, 1, 3 * row + number)]
     return errors
 
 
-def _shortened(contexts: Sequence[int], longest: int) -> list[int]:
+def shortened(contexts: Sequence[int], longest: int) -> list[int]:
     """Lengths in proportion, none beyond `longest`."""
     return [max(1, min(length, longest * length // max(contexts))) for length in contexts]
 
 
-def _difference(found_V: torch.Tensor, wanted_V: torch.Tensor) -> float:
+def difference(found_V: torch.Tensor, wanted_V: torch.Tensor) -> float:
     """The largest difference over the standard deviation; NaN if it is `wanted_V` that holds NaN or infinity.
 
     A token may have -inf in both: the model bans it."""
@@ -145,7 +145,7 @@ def _difference(found_V: torch.Tensor, wanted_V: torch.Tensor) -> float:
     return difference / float(wanted_V[finite_V].std()) if difference else 0.0
 
 
-def _tokens(model: Any, count: int, start: int) -> list[int]:
+def tokens_to_try(model: Any, count: int, start: int) -> list[int]:
     """Ids to try, without the lowest and highest, which may be special."""
     vocab = min(int(model.config.get_text_config().vocab_size), VOCAB)
     low = 8 if vocab > 32 else 0
@@ -176,14 +176,14 @@ def _probe(model: Any) -> MaskPlan | str:
     for plan, tiny in zip(candidate_plans(model.config), small, strict=True):
         outcome = _outcome(twin, tiny, BEYOND)
         if isinstance(outcome, float) and outcome < TWIN_TOLERANCE:
-            return _generate_fault(twin, model.config) or plan
+            return generate_fault(twin, model.config) or plan
         outcomes.append(outcome)
     windows = window_attributes(model.config.get_text_config())
     within = _outcome(twin, small[-1], WITHIN, rounds=1)
     if windows and isinstance(within, float) and within < TWIN_TOLERANCE:
         named = ", ".join(f"{name}={size}" for name, size in windows.items())
         return f"{kind} takes no tree mask beyond {named}: its layers apply that limit to cache slots, not positions"
-    fault = _generate_fault(twin, model.config)
+    fault = generate_fault(twin, model.config)
     if fault:
         return fault
     errors = [outcome for outcome in outcomes if isinstance(outcome, float)]
@@ -201,16 +201,16 @@ def _outcome(twin: Any, plan: MaskPlan, contexts: Sequence[int], rounds: int = 2
         errors = tree_errors(twin, plan, contexts, rounds)
         return max(errors) if all(error == error for error in errors) else float("inf")
     except Exception as problem:
-        return _one_line(problem)
+        return one_line(problem)
 
 
-def _generate_fault(twin: Any, config: Any) -> str | None:
+def generate_fault(twin: Any, config: Any, tolerance: float = TWIN_TOLERANCE) -> str | None:
     """Why `generate` and a plain forward pass give other tokens, if they do: no decoding could equal both."""
     from transformers import GenerationConfig
 
     kind = config.model_type
-    (length,) = _shortened(BEYOND[:1], max_positions(twin.config) - 4)
-    ids_1T = torch.tensor([_tokens(twin, length, 0)])
+    (length,) = shortened(BEYOND[:1], max_positions(twin.config) - 4)
+    ids_1T = torch.tensor([tokens_to_try(twin, length, 0)])
     twin.generation_config = GenerationConfig(pad_token_id=0)
     try:
         with torch.inference_mode():
@@ -224,10 +224,10 @@ def _generate_fault(twin: Any, config: Any) -> str | None:
             )
             plain_TV = twin(made.sequences, use_cache=False).logits[0, length - 1 : -1]
     except Exception as problem:
-        return f"{kind}: transformers' own generate fails on it: {_one_line(problem)}{_suspects(config)}"
+        return f"{kind}: transformers' own generate fails on it: {one_line(problem)}{_suspects(config)}"
     cached_TV = torch.cat(made.logits)
     error = float((cached_TV - plain_TV).abs().max() / plain_TV.std())
-    if error < TWIN_TOLERANCE:
+    if error < tolerance:
         return None
     return (
         f"{kind}: transformers' generate and a plain forward pass of the model differ by {error:.2g} of the logits' "
@@ -248,12 +248,12 @@ def _suspects(config: Any) -> str:
     return f"; check {' and '.join(found)} in its config.json" if found else ""
 
 
-def _one_line(problem: Exception) -> str:
+def one_line(problem: Exception) -> str:
     return " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what families print, log or warn about a tiny random config; the global log level is put back."""
     logger = logging.getLogger("transformers")
     level = logger.level

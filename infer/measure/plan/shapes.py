@@ -25,7 +25,7 @@ import torch
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import non_negative_fit
 from draftsmith.infer.files.locations import may_be_on_hub
-from draftsmith.infer.models.architectures import refusal
+from draftsmith.infer.models.architectures import refusal, state_refusal
 from draftsmith.infer.models.layers import picked_config, stack_path
 from draftsmith.infer.models.load import DTYPES
 from draftsmith.infer.models.runner.model_runner import weight_bytes
@@ -108,7 +108,7 @@ def load_config(name: str) -> Any:
         config = AutoConfig.from_pretrained(name)
     except (OSError, KeyError, ValueError) as problem:
         raise ValueError(f"the config of {name} could not be read: {str(problem).splitlines()[0]}") from problem
-    reason = refusal(config)
+    reason = refusal(config) or state_refusal(config)
     if reason:
         raise ValueError(f"{name}: {reason}")
     return config

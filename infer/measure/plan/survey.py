@@ -54,6 +54,7 @@ from draftsmith.infer.measure.plan.shapes import (
 )
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ def _measure(
     asked = found.asked
     schedule.say("building a target with random weights")
     target = HFTarget(random_model(config, dtype, device))
-    target_timer = CachedPassTimer(target.lm)
+    target_timer = _timer(target)
     tokens = sorted({1, *(nodes + 1 for nodes in asked.nodes)})
     schedule.plan(asked, found.sizes, probe(target_timer, asked, tokens), tokens, seconds)
     reference = PassShape(min(asked.batch_sizes), 1, max(asked.contexts))
@@ -158,8 +159,15 @@ def _chain(model: Any, length: int) -> LMDrafter:
     return SmallLM(model, num_draft_tokens=length, top_k=1, min_confidence=0.0)
 
 
+def _timer(target: HFTarget) -> CachedPassTimer:
+    if not isinstance(target.lm, ModelRunner):
+        kind = target.model.config.model_type
+        raise ValueError(f"plan sizes drafts for targets that verify trees, and {kind} verifies chains only")
+    return CachedPassTimer(target.lm)
+
+
 def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
-    target_timer, draft_timer = CachedPassTimer(target.lm), CachedPassTimer(_chain(draft, 1).lm)
+    target_timer, draft_timer = _timer(target), CachedPassTimer(_chain(draft, 1).lm)
     # Prompts are read before anything is timed, so they are short.
     context = min(LOOP_CONTEXT, *asked.contexts)
 

@@ -273,14 +273,20 @@ def test_a_token_id_outside_the_vocabulary_is_one_clear_line(model: Any) -> None
         generate(HFTarget(model), Scripted([Draft().chain([3, 61], "bad")]), [Row("0", [5])])
 
 
-def test_a_target_that_takes_chains_only_refuses_a_tree(model: Any) -> None:
+def test_a_target_that_takes_chains_only_gets_the_likeliest_one(model: Any) -> None:
     target = HFTarget(model)
     target.draft_shape = "chain"
+    answer = plain(model, [5], 4)
     tree = Draft()
-    tree.outright(ROOT, 3, "t")
-    tree.outright(ROOT, 4, "t")
-    with pytest.raises(ValueError, match="chains only"):
-        generate(target, Scripted([tree]), [Row("0", [5])])
+    tree.outright(ROOT, (answer[0] + 1) % 61, "wrong", 0.1)
+    tree.outright(tree.outright(ROOT, answer[0], "right", 0.9), answer[1], "right", 0.9)
+    (done,) = generate(target, Scripted([tree]), [Row("0", [5], Settings(), Stops(4))])
+    assert done.token_ids == answer
+    assert [(trace.nodes, trace.accepted) for trace in done.traces] == [(2, 2), (0, 0)]
+
+
+def test_a_target_that_takes_no_drafts_refuses_one(model: Any) -> None:
+    target = HFTarget(model)
     target.draft_shape = "none"
     with pytest.raises(ValueError, match="no drafts"):
         generate(target, Scripted([Draft().chain([3], "t")]), [Row("0", [5])])

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from draftsmith.infer.models import probe
-from draftsmith.infer.models.architectures import prepare, refusal
+from draftsmith.infer.models.architectures import prepare, refusal, state_refusal
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.probe import TWIN_TOLERANCE, check_neighbours, probed_plan, tree_errors
 from draftsmith.infer.models.runner.masks import MaskPlan
@@ -27,13 +27,25 @@ SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidd
         (hf.BloomConfig(), "ALiBi"),
         (hf.MptConfig(), "ALiBi"),
         (hf.FalconConfig(alibi=True), "ALiBi"),
+    ],
+)
+def test_what_can_verify_no_drafts_is_refused_with_the_reason(config: Any, reason: str) -> None:
+    reason_given = refusal(config)
+    assert reason_given is not None
+    assert reason in reason_given
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
         (hf.MambaConfig(), "state-space"),
         (hf.JambaConfig(), "state-space"),
         (hf.RecurrentGemmaConfig(), "state-space"),
     ],
 )
 def test_what_cannot_take_a_tree_mask_is_refused_with_the_reason(config: Any, reason: str) -> None:
-    reason_given = refusal(config)
+    assert refusal(config) is None, "chains may do"
+    reason_given = state_refusal(config)
     assert reason_given is not None
     assert reason in reason_given
 

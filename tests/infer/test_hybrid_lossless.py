@@ -1,0 +1,199 @@
+"""Targets whose state cannot branch decode chains without loss: token-identical to plain decoding and to `generate`.
+
+Every test asserts that its own run accepted deep, rejected, and varied: a run that did none of these shows nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import plain_answer, tiny_family
+
+from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.protocols import Budget, Drafter
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import Generation
+from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters.controls import Empty, ScriptedDrafter, adversary, oracle
+from draftsmith.infer.engine.chains import MOST_UNREAD
+from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.retrieval import PromptLookup
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# One of each kind of layer: gated delta rule, Mamba 2, short convolutions beside windows, Mamba 1 (which reads one
+# token at a time behind a state), each between attention layers. The other families are slow; Zaya, whose tiny model
+# repeats itself at temperature 0, is left to the sweep of all families.
+QUICK = ["qwen3_next", "granitemoehybrid", "lfm3", "jamba"]
+SLOW = [
+    "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "kimi_linear", "lfm2", "lfm2_moe", "mamba", "mamba2",
+    "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "zamba",
+]  # fmt: skip
+FAMILIES = [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+SAMPLED = Settings(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=11)
+NEW = (24, 15, 21, 18)
+
+
+class PartlyRight(ScriptedDrafter):
+    """Trees: the plain answer for five tokens, wrong at one depth or at none, and unlikely wrong siblings first."""
+
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+        drafts = []
+        for row, budget in zip(rows, budgets):
+            done, draft, at = len(row.new_ids), Draft(), ROOT
+            ahead = self._answers[row.key][done : done + min(self.num_draft_tokens, budget.depth)]
+            for depth, token in enumerate(ahead if budget.nodes else ()):
+                draft.outright(at, (token + 1) % 80, self.name, 0.2)
+                at = draft.outright(at, (token + 2) % 80 if done % 7 == depth else token, self.name, 0.7)
+            drafts.append(draft)
+        return drafts
+
+
+@functools.cache
+def target_of(kind: str) -> HFTarget:
+    from transformers import GenerationConfig
+
+    model = tiny_family(kind)
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    return HFTarget(model)
+
+
+def make_rows(settings: Settings, count: int = len(NEW)) -> list[Row]:
+    """Prompts of uneven length, half of each repeated."""
+    rows = []
+    for i in range(count):
+        ids = [8 + (7 * at + 11 * i + at * at) % 72 for at in range(9 + 6 * i)]
+        rows.append(Row(str(i), ids + ids[: len(ids) // 2], settings, Stops(NEW[i])))
+    return rows
+
+
+def decode(target: HFTarget, drafter: Drafter, rows: Sequence[Row], batch_size: int = 1) -> list[Generation]:
+    drafter.bind(target)
+    return generate(target, drafter, rows, batch_size=batch_size)
+
+
+def tokens(generations: Sequence[Generation]) -> list[list[int]]:
+    return [generation.token_ids for generation in generations]
+
+
+@functools.cache
+def plain(kind: str, settings: Settings) -> list[list[int]]:
+    return tokens(decode(target_of(kind), Empty(), make_rows(settings)))
+
+
+def assert_tried_hard(generations: Sequence[Generation], deep: int = 3) -> None:
+    traces = [trace for generation in generations for trace in generation.traces]
+    assert max(trace.accepted for trace in traces) >= deep
+    assert any(not tried.accepted for trace in traces for tried in trace.tried)
+    assert any(0 < trace.accepted < trace.nodes for trace in traces), "no draft was accepted in part"
+    assert any(0 < trace.accepted == trace.nodes for trace in traces), "no draft was accepted as a whole"
+    assert len({token for generation in generations for token in generation.token_ids}) >= 8
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_plain_decoding_equals_transformers_generate(kind: str) -> None:
+    target = target_of(kind)
+    assert target.draft_shape == "chain"
+    assert plain(kind, Settings()) == [plain_answer(target.model, row.ids, row.left) for row in make_rows(Settings())]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_trees_right_in_parts_give_plain_s_tokens(kind: str, settings: Settings, batch_size: int) -> None:
+    wanted = plain(kind, settings)
+    drafter = PartlyRight("partly right", 0, 5)
+    drafter.learn({str(i): answer for i, answer in enumerate(wanted)})
+    generations = decode(target_of(kind), drafter, make_rows(settings), batch_size)
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations)
+
+
+@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_prompt_lookup_gives_plain_s_tokens(kind: str, settings: Settings) -> None:
+    generations = decode(target_of(kind), PromptLookup(), make_rows(settings), 3)
+    assert tokens(generations) == plain(kind, settings)
+    assert any(not tried.accepted for generation in generations for trace in generation.traces for tried in trace.tried)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
+def test_a_draft_model_s_trees_give_plain_s_tokens(kind: str, make_model: Any) -> None:
+    draft = make_model("llama", torch.float64, vocab_size=96)
+    drafter = SmallLM(draft, num_draft_tokens=4, top_k=3, nodes=12, width=3, min_confidence=0.0)
+    generations = decode(target_of(kind), drafter, make_rows(Settings()), 3)
+    assert tokens(generations) == plain(kind, Settings())
+    assert any(trace.nodes for generation in generations for trace in generation.traces)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("kind", QUICK)
+def test_the_controls_are_lossless_and_bound_the_rest(kind: str, batch_size: int) -> None:
+    wanted = plain(kind, Settings())
+    steps = {}
+    for drafter in (oracle(4), adversary(4)):
+        drafter.learn({str(i): answer for i, answer in enumerate(wanted)})
+        generations = decode(target_of(kind), drafter, make_rows(Settings()), batch_size)
+        assert tokens(generations) == wanted
+        steps[drafter.name] = sum(len(generation.traces) for generation in generations)
+    assert steps["adversary"] == sum(map(len, wanted))
+    assert steps["oracle"] == sum(-(-len(answer) // 5) for answer in wanted)
+
+
+def test_a_row_whose_drafts_are_never_accepted_to_their_end_is_read_up_now_and_then() -> None:
+    target, wanted = target_of("qwen3_next"), plain("qwen3_next", Settings())
+    drafter = adversary(4)
+    drafter.learn({str(i): answer for i, answer in enumerate(wanted)})
+    drafter.bind(target)
+    unread: list[int] = []
+    rows = make_rows(Settings(), 1)
+    (generation,) = generate(
+        target, drafter, rows, on_tokens=lambda row, ids: unread.append(target.unread(row) if not row.stop else 0)
+    )
+    assert generation.token_ids == wanted[0]
+    assert max(unread) == MOST_UNREAD + 1
+    assert min(trace.nodes for trace in generation.traces[:-1]) == 0
+    assert sum(trace.nodes > 0 for trace in generation.traces) > len(generation.traces) // 2
+
+
+class Listening(PartlyRight):
+    """Keeps the states that it is given."""
+
+    features = ("last", "layer:1")
+
+    def __init__(self) -> None:
+        super().__init__("listening", 0, 5)
+        self.given: dict[str, list[Any]] = {}
+
+    def open(self, rows: Sequence[Row], feedback: Sequence[Any]) -> None:
+        super().open(rows, feedback)
+        self.given |= {row.key: [one] for row, one in zip(rows, feedback)}
+
+    def observe(self, rows: Sequence[Row], verdicts: Sequence[Any], feedback: Sequence[Any]) -> None:
+        for row, one in zip(rows, feedback):
+            self.given[row.key].append(one)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
+def test_states_are_handed_out_once_per_token_and_are_those_of_a_plain_pass(kind: str) -> None:
+    target, drafter = target_of(kind), Listening()
+    drafter.learn({str(i): answer for i, answer in enumerate(plain(kind, Settings()))})
+    rows = make_rows(Settings(), 3)
+    generations = decode(target, drafter, rows, 3)
+    assert_tried_hard(generations)
+    for row in rows:
+        upto = 0
+        for one in drafter.given[row.key]:
+            assert one.start == upto
+            upto += len(one.features["last"])
+        assert upto == len(row.ids) - 1
+        plain_states = target.model(torch.tensor([row.ids[:-1]]), use_cache=False, output_hidden_states=True)
+        for name, layer in (("last", -1), ("layer:1", 1)):
+            states_TD = torch.cat([one.features[name] for one in drafter.given[row.key]])
+            torch.testing.assert_close(states_TD, plain_states.hidden_states[layer][0], atol=1e-4, rtol=1e-4)
