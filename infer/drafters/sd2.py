@@ -21,9 +21,10 @@ from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reach
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import ExitPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries
-from draftsmith.infer.models.runner.model_runner import ModelRunner, weight_bytes
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 NAME = "sd2"
 # Without measured costs: the time of a pass is proportional to the weights that it reads, and grows by 1.4 times that

@@ -8,8 +8,7 @@ from typing import Any
 
 from draftsmith.infer.models.chain_probe import check_chain, probed_chain_plan
 from draftsmith.infer.models.probe import check_neighbours, probed_plan
-from draftsmith.infer.models.runner.chain_runner import ChainPlan
-from draftsmith.infer.models.runner.masks import MaskPlan
+from draftsmith.infer.models.runner.masks import ChainPlan, MaskPlan
 
 ALIBI = {"bloom", "mpt"}
 # What transformers calls layers that carry a state from token to token.

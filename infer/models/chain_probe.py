@@ -26,8 +26,9 @@ from draftsmith.infer.models.probe import (
     shortened,
     tokens_to_try,
 )
-from draftsmith.infer.models.runner.chain_runner import ChainPlan, ChainRunner
+from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.masks import ChainPlan
 from draftsmith.infer.models.twin import tiny_twin, window_attributes
 
 # Largest difference of a twin's chains in standard deviations of the logits: rounding makes 1e-5. A recurrence that is

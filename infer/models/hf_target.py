@@ -22,8 +22,9 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import prepare_target
 from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer, measured_buckets
 from draftsmith.infer.models.positions import max_positions
-from draftsmith.infer.models.runner.chain_runner import ChainPlan, ChainRunner
+from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.masks import ChainPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 if TYPE_CHECKING:

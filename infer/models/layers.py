@@ -9,7 +9,7 @@ Legend: T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,3 +182,16 @@ def _shallow(module: Any) -> Any:
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     return copied
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that a pass reads: all, except an input embedding that is not shared with the head."""
+    head = model.get_output_embeddings()
+    table = model.get_input_embeddings().weight
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    return total if head is None or getattr(head, "weight", None) is table else total - table.nbytes
+
+
+def parameter_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of these modules' weights."""
+    return sum(parameter.nbytes for module in modules for parameter in module.parameters())

@@ -26,9 +26,8 @@ from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import non_negative_fit
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal, state_refusal
-from draftsmith.infer.models.layers import picked_config, stack_path
+from draftsmith.infer.models.layers import picked_config, stack_path, weight_bytes
 from draftsmith.infer.models.load import DTYPES
-from draftsmith.infer.models.runner.model_runner import weight_bytes
 
 DEPTHS = (1, 2, 3, 5)
 # Measured shapes needed to estimate the costs of another.

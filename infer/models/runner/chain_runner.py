@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.runner.entries import Entries, PassOutput
-from draftsmith.infer.models.runner.model_runner import PREFILL_CHUNK, weight_bytes
+from draftsmith.infer.models.runner.masks import ChainPlan
+from draftsmith.infer.models.runner.model_runner import PREFILL_CHUNK
 from draftsmith.infer.models.runner.taps import Taps
 
 # Slots by which the cache grows, at least.
@@ -158,16 +160,6 @@ class ChainCache:
     ) -> torch.Tensor:
         self._working["recurrent", layer_idx, state_idx] = recurrent_states
         return recurrent_states
-
-
-@dataclass(frozen=True, slots=True)
-class ChainPlan:
-    """How a family reads a chain: `windows` maps layer kind -> window (None: the whole context), `by_kind` says that it
-    takes one mask per kind, and `single` that, with a state, it reads one token at a time and no more."""
-
-    windows: Mapping[str, int | None] = field(default_factory=lambda: {"full_attention": None})
-    by_kind: bool = False
-    single: bool = False
 
 
 @dataclass(slots=True)

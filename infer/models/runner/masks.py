@@ -9,7 +9,7 @@ Legend: Q queries of a row, N tokens of a pass, S slots, K slots of a piece, U u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,16 @@ class MaskPlan:
     windows: dict[str, int | None] = field(default_factory=lambda: {"full_attention": None})
     by_kind: bool = False
     packed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPlan:
+    """How a family reads a chain: `windows` maps layer kind -> window (None: the whole context), `by_kind` says that it
+    takes one mask per kind, and `single` that, with a state, it reads one token at a time and no more."""
+
+    windows: Mapping[str, int | None] = field(default_factory=lambda: {"full_attention": None})
+    by_kind: bool = False
+    single: bool = False
 
 
 @dataclass(slots=True)

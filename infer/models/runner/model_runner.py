@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from draftsmith.infer.costs.pass_costs import padded
-from draftsmith.infer.models.layers import check_parts, find_parts, inner_block
+from draftsmith.infer.models.layers import check_parts, find_parts, inner_block, parameter_bytes, weight_bytes
 from draftsmith.infer.models.runner.arena import Arena
 from draftsmith.infer.models.runner.attention import PackedPass, RowReads, configs_of, dense_mask, running
 from draftsmith.infer.models.runner.entries import Entries, PassOutput, RunnerRow
@@ -70,8 +70,8 @@ class ModelRunner:
             check_parts(model, self.parts)
             cuts = list(zip((0, *exits), exits))
             self.blocks = [inner_block(model, start, end) for start, end in cuts]
-            self.block_bytes = [_bytes(self.parts.layers[start:end]) for start, end in cuts]
-            self.head_bytes = _bytes([self.parts.head, self.parts.norm])
+            self.block_bytes = [parameter_bytes(self.parts.layers[start:end]) for start, end in cuts]
+            self.head_bytes = parameter_bytes([self.parts.head, self.parts.norm])
             known = {id(config) for config in self._configs}
             for block in self.blocks:
                 self._configs += [one for one in configs_of(block.model) if id(one) not in known]
@@ -380,14 +380,6 @@ class _Prepared:
     mask: Any
 
 
-def weight_bytes(model: Any) -> int:
-    """Bytes of weights that a pass reads: all, except an input embedding that is not shared with the head."""
-    head = model.get_output_embeddings()
-    table = model.get_input_embeddings().weight
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    return total if head is None or getattr(head, "weight", None) is table else total - table.nbytes
-
-
 def _last(counts: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """The places in a pass of each row's last `wanted` entries."""
     places: list[int] = []
@@ -396,7 +388,3 @@ def _last(counts: Sequence[int], wanted: Sequence[int]) -> list[int]:
         end += count
         places += range(end - some, end)
     return places
-
-
-def _bytes(modules: Sequence[nn.Module] | nn.ModuleList) -> int:
-    return sum(parameter.nbytes for module in modules for parameter in module.parameters())

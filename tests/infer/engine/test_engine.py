@@ -18,7 +18,7 @@ from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.engine.seats import fair_share
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
-from draftsmith.infer.models.runner.arena import Arena, Region
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.retrieval import PromptLookup
 
 
@@ -148,14 +148,14 @@ def test_logits_that_are_no_numbers_end_their_row_and_leave_the_cache_clean(make
 def test_what_fails_while_a_row_joins_is_the_row_s_error_and_leaves_nothing_behind(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory that runs out while the cache grows; a drafter that does not take the row; one that does not read it."""
-    target, ensure = HFTarget(model), Arena.ensure
+    """Memory that runs out where the row is opened; a drafter that does not take the row; one that does not read it."""
+    target, opened = HFTarget(model), ModelRunner.open
     rows = [Row(str(i), ids, stops=Stops(6)) for i, ids in enumerate(prompts(4))]
 
-    def grow(cache: Arena, needed: dict[Region, int]) -> None:
-        if max(needed.values()) > 300:
+    def open_row(runner: ModelRunner, row: Row, room: int = 0) -> None:
+        if room > 300:
             raise RuntimeError("out of memory")
-        ensure(cache, needed)
+        opened(runner, row, room)
 
     class Choosy(Noting):
         def open(self, rows: Sequence[Row]) -> None:
@@ -167,7 +167,7 @@ def test_what_fails_while_a_row_joins_is_the_row_s_error_and_leaves_nothing_behi
             if any(row.key == "3" for row in rows):
                 raise ValueError("unreadable")
 
-    monkeypatch.setattr(Arena, "ensure", grow)
+    monkeypatch.setattr(ModelRunner, "open", open_row)
     rows[1] = Row("1", rows[1].ids * 60, stops=Stops(6))
     drafter = Choosy()
     done = Engine(target, drafter, batch_size=4).run(rows)

@@ -146,7 +146,6 @@ def test_decoding_goes_on_with_every_kind_of_drafter(
 @pytest.mark.parametrize(
     ("owner", "method", "sound", "fault", "place"),
     [
-        (ModelRunner, "shorten", "held.cut(0)", "pass", "the target's pass"),
         (ModelRunner, "shorten", "held.length = min(held.length, length)", "pass", "the target's commit"),
         (HFTarget, "abandon", "self.lm.shorten(row, len(row.ids) - 1)", "pass", "the middle of the target's pass"),
         (Engine, "_recover", "self.target.abandon(rows)", "pass", "the target's commit of a row"),

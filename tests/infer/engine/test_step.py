@@ -186,9 +186,9 @@ def test_features_come_from_every_chunk_and_every_turn(model: Any, monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "sound", "fault"),
     [
-        ("prefill", "- start, states", "- start - 1, states"),
+        ("_feedback", "end - start - again", "end - start - again - 1"),
         ("prefill", "states = dict(zip(chosen, ", "states = dict(zip(chosen[::-1], "),
-        ("prefill", "Feedback(start, self", "Feedback(0, self"),
+        ("_feedback", "Feedback(start + again", "Feedback(again"),
         ("commit", "states_ND[where]", "states_ND[: len(where)] * 0"),
     ],
 )

@@ -16,9 +16,9 @@ from draftsmith.infer.models.architectures import prepare, prepare_target
 from draftsmith.infer.models.chain_probe import CHAIN_TOLERANCE, chain_errors, check_chain, probed_chain_plan
 from draftsmith.infer.models.pass_timer import ChainPassTimer
 from draftsmith.infer.models.runner import chain_runner
-from draftsmith.infer.models.runner.chain_runner import ChainCache, ChainPlan, ChainRunner
+from draftsmith.infer.models.runner.chain_runner import ChainCache, ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
-from draftsmith.infer.models.runner.masks import MaskPlan
+from draftsmith.infer.models.runner.masks import ChainPlan, MaskPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -57,8 +57,7 @@ def started(kind: str, *lengths: int) -> tuple[ChainRunner, list[list[int]]]:
     rows = list(range(len(lengths)))
     for row in rows:
         runner.open(row, 100)
-    runner.forward(rows, [Entries.chain(ids) for ids in texts], whole=True)
-    runner.commit(rows, [range(length) for length in lengths])
+    runner.prefill(rows, texts)
     return runner, texts
 
 
@@ -204,7 +203,7 @@ def test_a_family_whose_chains_come_out_wrong_is_refused_with_the_reason(kind: s
 FAULTS = [
     (ChainRunner, "drop", "chain.ahead.clear()", "chain.states = chain.newest; chain.ahead.clear()"),
     (ChainRunner, "_segment", "min(left[b] for b in some)", "max(left[b] for b in some)"),
-    (ChainRunner, "commit", "chain.length += read", "chain.length += len(path)"),
+    (ChainRunner, "commit", "if count <= len(path)", "if count"),
     (ChainCache, "begin", "torch.cat([state[key] for state in states])", "states[0][key]"),
     (ChainCache, "update_conv_state", "known[..., known.shape[-1] - size :]", "known[..., :size]"),
 ]
@@ -222,6 +221,6 @@ def test_planted_faults_are_found_by_the_probe(
 
 def test_a_loaded_model_whose_own_chains_come_out_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, plan = family("qwen3_next")
-    plant(monkeypatch, chain_runner.ChainRunner, "commit", "chain.length += read", "chain.length += len(path)")
+    plant(monkeypatch, chain_runner.ChainRunner, "commit", "if count <= len(path)", "if count")
     with pytest.raises(ValueError, match="depend on how the text was cut into passes"):
         check_chain(model, plan)
