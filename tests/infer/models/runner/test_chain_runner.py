@@ -15,7 +15,6 @@ from draftsmith.infer.models import chain_probe
 from draftsmith.infer.models.architectures import prepare, prepare_target
 from draftsmith.infer.models.chain_probe import CHAIN_TOLERANCE, chain_errors, check_chain, probed_chain_plan
 from draftsmith.infer.models.pass_timer import ChainPassTimer
-from draftsmith.infer.models.runner import chain_runner
 from draftsmith.infer.models.runner.chain_runner import ChainCache, ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import ChainPlan, MaskPlan
@@ -221,6 +220,6 @@ def test_planted_faults_are_found_by_the_probe(
 
 def test_a_loaded_model_whose_own_chains_come_out_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, plan = family("qwen3_next")
-    plant(monkeypatch, chain_runner.ChainRunner, "commit", "if count <= len(path)", "if count")
+    plant(monkeypatch, ChainCache, "update_conv_state", "known[..., known.shape[-1] - size :]", "known[..., :size]")
     with pytest.raises(ValueError, match="depend on how the text was cut into passes"):
         check_chain(model, plan)
