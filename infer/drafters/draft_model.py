@@ -15,7 +15,9 @@ from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.models.load import load_model
+from draftsmith.infer.models.prepack import can_prepack, prepack, unpack
 from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,11 +28,15 @@ Reaches = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """A causal LM, and the tokenizer and the name that it was loaded with, where it was loaded by name."""
+    """A causal LM, and the tokenizer and the name that it was loaded with, where it was loaded by name.
+
+    `follows_dtype`, `follows_device`: it takes its target's, because none was asked for."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None = None
     origin: str = ""
+    follows_dtype: bool = False
+    follows_device: bool = False
 
     @classmethod
     def of(cls, model: Any, dtype: str, device: str) -> DraftModel:
@@ -38,7 +44,23 @@ class DraftModel:
         if not isinstance(model, str):
             return cls(model.eval())
         loaded, tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
-        return cls(loaded.eval(), tokenizer, model)
+        return cls(loaded.eval(), tokenizer, model, dtype == "auto", device == "auto")
+
+    def follow(self, target: Any) -> bool:
+        """Take the dtype and the device of the target's model, as far as they were left open; whether that changed any.
+
+        A draft is often trained in float32, and in its target's bfloat16 it takes a half to a quarter of the time. What
+        it proposes may change by rounding; the text does not."""
+        own, wanted = self.model.get_input_embeddings().weight, target.get_input_embeddings().weight
+        dtype = wanted.dtype if self.follows_dtype and wanted.is_floating_point() else own.dtype
+        device = wanted.device if self.follows_device else own.device
+        if (dtype, device) == (own.dtype, own.device):
+            return False
+        unpack(self.model)
+        self.model.to(device=device, dtype=dtype)
+        if can_prepack(self.model):
+            prepack(self.model)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +75,7 @@ class DraftForward(Protocol):
     """How the draft model is run. `lm` is its cache and forward pass, `entry` the name of the pass that every new node
     goes through."""
 
-    lm: Any
+    lm: ModelRunner
     entry: str
 
     def assumed_costs(self, target: Target) -> Costs | None:

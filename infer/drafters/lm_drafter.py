@@ -10,7 +10,7 @@ Legend: B rows, Q queries, N nodes, V vocabulary, K candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricin
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 if TYPE_CHECKING:
     pass
@@ -72,7 +73,9 @@ class _RowState:
 
 
 class LMDrafter:
-    """Drafts with `draft`, run by `forward`. `exit_sources`: exit (layers) -> the source that is credited.
+    """Drafts with `draft`, run by what `make_forward` makes of its model.
+
+    `exit_sources`: exit (layers) -> the source that is credited.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -83,7 +86,7 @@ class LMDrafter:
         self,
         name: str,
         draft: DraftModel,
-        forward: DraftForward,
+        make_forward: Callable[[Any], DraftForward],
         limits: Limits,
         exit_sources: Mapping[int, str],
         calibration: Any,
@@ -94,16 +97,21 @@ class LMDrafter:
         self.origin = draft.origin
         self.model = draft.model
         self.tokenizer = draft.tokenizer
-        self.lm = forward.lm
         self.limits = limits
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
         self.calibration = calibration
         self.costs = costs
-        self._forward = forward
+        self._draft = draft
+        self._make_forward = make_forward
+        self._forward = make_forward(draft.model)
         self._assumed: Costs | None = None
         self._rows: dict[Row, _RowState] = {}
+
+    @property
+    def lm(self) -> ModelRunner:
+        return self._forward.lm
 
     @property
     def forward_seconds(self) -> float:
@@ -121,6 +129,8 @@ class LMDrafter:
             self.tokenizer, self.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
         )
         self.vocab_size = min(self.draft_vocab_size, target.vocab_size)
+        if target.model is not None and self._draft.follow(target.model):
+            self._forward = self._make_forward(self.model)
         self._assumed = self.assumed_costs(target)
 
     def assumed_costs(self, target: Target) -> Costs | None:

@@ -71,18 +71,21 @@ def SD2(
         eager: run every layer for every token at once (the same drafts, more work).
         calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target), or none.
         costs: measured pass costs: a file, auto, or none.
-        dtype: of the weights, if `model` is a name.
-        device: where to load `model`, if it is a name.
+        dtype: of the weights, if `model` is a name; auto: the target's.
+        device: where to load `model`, if it is a name; auto: the target's.
     """
     limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
     draft = DraftModel.of(model, dtype, device)
     found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
     choice = _choice(selection, exit, thresholds, len(found), top_k)
-    plan = prepare(draft.model)
-    lm = ModelRunner(draft.model, plan, measured_buckets(draft.model, plan), found, eager)
-    forward = ExitForward(lm, choice, list(sources.values()))
-    return LMDrafter(NAME, draft, forward, limits, sources, calibration, costs)
+
+    def make_forward(model: Any) -> ExitForward:
+        plan = prepare(model)
+        lm = ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
+        return ExitForward(lm, choice, list(sources.values()))
+
+    return LMDrafter(NAME, draft, make_forward, limits, sources, calibration, costs)
 
 
 @dataclass(slots=True)

@@ -50,13 +50,13 @@ def SmallLM(
         replacement: for sampled trees, draw the children of a node independently.
         calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target, if it did), or none.
         costs: measured pass costs: a file, auto, or none.
-        dtype: of the weights, if `model` is a name.
-        device: where to load `model`, if it is a name.
+        dtype: of the weights, if `model` is a name; auto: the target's.
+        device: where to load `model`, if it is a name; auto: the target's.
     """
     limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
     draft = DraftModel.of(model, dtype, device)
     layers = int(draft.model.config.get_text_config().num_hidden_layers)
-    return LMDrafter(NAME, draft, WholeForward(draft.model), limits, {layers: NAME}, calibration, costs)
+    return LMDrafter(NAME, draft, WholeForward, limits, {layers: NAME}, calibration, costs)
 
 
 class WholeForward:

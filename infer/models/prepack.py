@@ -49,6 +49,13 @@ def prepack(model: Any) -> int:
     return len(layers)
 
 
+def unpack(model: Any) -> None:
+    """Undo `prepack`: the model's own weights are used again."""
+    for layer in model.modules():
+        if isinstance(layer.__dict__.get("forward"), _PackedProduct):
+            del layer.forward
+
+
 class _PackedProduct:
     """Replaces a linear layer's forward."""
 
