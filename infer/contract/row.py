@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# Prompts that begin with the same tokens share them by so many at once.
+SHARED_BY = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Stops:
     """When a row ends: at stop token ids, at stop strings in the new text, or after a number of new tokens."""
@@ -55,6 +59,12 @@ class Row:
             raise ValueError("stop strings need a tokenizer")
         self.ids = list(self.ids)  # a copy: the caller may use the prompt again
         self.prompt_tokens = self.prompt_tokens or len(self.ids)
+
+    def begins_as(self, other: Row) -> int:
+        """How many tokens both begin with, in whole lots of SHARED_BY, and without this row's last two."""
+        most = min(len(self.ids) - 2, len(other.ids))
+        same = next((at for at in range(most) if self.ids[at] != other.ids[at]), max(most, 0))
+        return same - same % SHARED_BY
 
     @property
     def new_ids(self) -> list[int]:

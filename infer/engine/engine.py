@@ -250,6 +250,8 @@ class Engine:
     def _join(self) -> None:
         while self._waiting and len(self._live) < self.batch_size:
             row = self._waiting[0]
+            if self._can_share(row):
+                return
             if not self._seats[row].admitted:
                 try:
                     self._admit(row)
@@ -258,6 +260,12 @@ class Engine:
                     continue
             self._live.append(row)
             self._waiting.popleft()
+
+    def _can_share(self, row: Row) -> bool:
+        """Whether a row is being read that begins as `row` does: then `row` waits, and shares what is read."""
+        if self._seats[row].admitted or self.drafter.features:
+            return False
+        return any(row.begins_as(other) for other in self._live if self._is_reading(other))
 
     def _admit(self, row: Row) -> None:
         seat = self._seats[row]

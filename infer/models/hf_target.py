@@ -146,12 +146,26 @@ class HFTarget:
             self.lm.taps.check(name)
         try:
             for row in rows:
-                self.lm.open(row, len(row.ids))
+                self._open(row, features)
                 self._features[row] = tuple(features)
                 self._given[row] = 0
         except BaseException:
             self.release(rows)
             raise
+
+    def _open(self, row: Row, features: Sequence[str]) -> None:
+        """Open a row; what another row has read of the same beginning is not read again, unless features are wanted."""
+        if isinstance(self.lm, ModelRunner) and not features:
+            shared = {
+                other: min(row.begins_as(other), self.lm.length(other))
+                for other in self._features
+                if not self.lm.uncommitted(other)
+            }
+            source = max(shared, key=lambda other: shared[other], default=None)
+            if source is not None and shared[source]:
+                self.lm.fork(source, row, shared[source], len(row.ids))
+                return
+        self.lm.open(row, len(row.ids))
 
     def unread(self, row: Row) -> int:
         return max(len(row.ids) - 1 - self.lm.length(row), 0)
@@ -212,10 +226,11 @@ class HFTarget:
         return feedback
 
     def _feedback(self, row: Row, start: int, end: int, states: dict[str, torch.Tensor]) -> Feedback:
-        """The tokens from `start` up to `end` were read: those of them that were not read before."""
-        again = min(max(self._given[row] - start, 0), end - start)
-        self._given[row] = max(end, self._given[row])
-        return Feedback(start + again, end - start - again, {name: one[again:] for name, one in states.items()})
+        """The tokens up to `end` are read, the newest of them, from `start` on, with these states: what was not handed
+        out before."""
+        given, self._given[row] = self._given[row], max(end, self._given[row])
+        again = max(given - start, 0)
+        return Feedback(given, max(end - given, 0), {name: one[again:] for name, one in states.items()})
 
     def _choices(self, logits_NV: torch.Tensor, rows: Sequence[Row]) -> list[int] | None:
         """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates

@@ -26,7 +26,7 @@ from torch import nn
 
 from draftsmith.infer.costs.pass_costs import padded
 from draftsmith.infer.models.layers import check_parts, find_parts, inner_block, parameter_bytes, weight_bytes
-from draftsmith.infer.models.runner.arena import Arena
+from draftsmith.infer.models.runner.arena import Arena, Region
 from draftsmith.infer.models.runner.attention import PackedPass, RowReads, configs_of, dense_mask, running
 from draftsmith.infer.models.runner.entries import Entries, PassOutput, RunnerRow
 from draftsmith.infer.models.runner.masks import MaskPlan, pieces
@@ -85,26 +85,33 @@ class ModelRunner:
         own.peak = room
         self._rows[row] = RunnerRow(own, filled=[0] * max(len(self.exits), 1))
 
-    def fork(self, source: Any, row: Any, tokens: int, room: int = 0) -> int:
-        """Add a row that begins with the first `tokens` committed tokens of `source`, which are held once for both.
-
-        Returns how many of them it begins with: regions that `source` shares already are taken whole or not at all."""
+    def fork(self, source: Any, row: Any, tokens: int, room: int = 0) -> None:
+        """Add a row that begins with the first `tokens` committed tokens of `source`, which are held once for both."""
         from_row = self._rows[source]
         assert not from_row.positions
         assert tokens <= from_row.length
         self.open(row, max(room - tokens, 0))
         new = self._rows[row]
-        rest = tokens - from_row.elsewhere
-        if rest > 0:
-            from_row.shared.append(self.cache.split(from_row.own, rest))
-        for region in from_row.shared:
-            if new.length + region.size > tokens:
+        if tokens > from_row.elsewhere:
+            from_row.shared.append(self.cache.split(from_row.own, tokens - from_row.elsewhere))
+        for region in list(from_row.shared):
+            left = tokens - new.length
+            if left <= 0:
                 break
-            region.users += 1
-            new.shared.append(region)
-            new.length += region.size
+            head = region if region.size <= left else self._split_shared(region, left)
+            head.users += 1
+            new.shared.append(head)
+            new.length += head.size
         new.filled = [min(seen, new.length) for seen in from_row.filled]
-        return new.length
+
+    def _split_shared(self, region: Region, at: int) -> Region:
+        """Cut off the first `at` slots of a region that several rows read; each then reads both parts."""
+        head = self.cache.split(region, at)
+        head.users = region.users
+        for held in self._rows.values():
+            if region in held.shared:
+                held.shared.insert(held.shared.index(region), head)
+        return head
 
     def close(self, row: Any) -> None:
         """Remove a row."""

@@ -186,9 +186,9 @@ def test_features_come_from_every_chunk_and_every_turn(model: Any, monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "sound", "fault"),
     [
-        ("_feedback", "end - start - again", "end - start - again - 1"),
+        ("_feedback", "max(end - given, 0)", "max(end - given - 1, 0)"),
         ("prefill", "states = dict(zip(chosen, ", "states = dict(zip(chosen[::-1], "),
-        ("_feedback", "Feedback(start + again", "Feedback(again"),
+        ("_feedback", "Feedback(given", "Feedback(again"),
         ("commit", "states_ND[where]", "states_ND[: len(where)] * 0"),
     ],
 )

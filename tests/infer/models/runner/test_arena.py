@@ -131,7 +131,7 @@ def test_a_shared_prefix_is_held_once(make_model: Any) -> None:
     alone = lm.cache.nbytes()
     others = list(range(9))
     for row in others:
-        assert lm.fork("first", row, 1000) == 1000
+        lm.fork("first", row, 1000)
     rows = ["first", *others]
     found = [lm.forward(rows, [Entries.chain([3 + i]) for i, _ in enumerate(rows)]).logits_NV]
     lm.commit(rows, [[0]] * 10)
@@ -145,9 +145,14 @@ def test_a_shared_prefix_is_held_once(make_model: Any) -> None:
         if row != "first":
             torch.testing.assert_close(found[1][i - 1], wanted[1], rtol=0, atol=1e-9)
     lm.drop(others)
-    # A turn that goes on from the middle of what two rows share begins with whole shared parts only.
-    assert lm.fork(0, "late", 1001) == 1001
-    assert lm.fork(0, "early", 500) == 0
+    # A row that goes on from the middle of what others share, and one from behind it.
+    lm.fork(0, "early", 500)
+    lm.fork(0, "late", 1001)
+    assert lm.cache.nbytes() < 1.25 * alone
+    found.append(lm.forward(["late", 3, "early"], [Entries.chain([9])] * 3).logits_NV)
+    with torch.inference_mode():
+        wanted = [model(torch.tensor([[*ids, 9]])).logits[0, -1] for ids in ([*prompt, 4], [*prompt, 7], prompt[:500])]
+    torch.testing.assert_close(found[2], torch.stack(wanted), rtol=0, atol=1e-9)
     for row in [*others, "late", "early"]:
         lm.close(row)
     assert lm.cache.nbytes() <= alone

@@ -89,9 +89,8 @@ def test_next_logits_equal_a_fresh_pass_after_any_drafts_and_verdicts(
     for number, trees_ in enumerate(steps):
         if number == 2 and 0 in texts:  # from now on the first tokens are held once for two rows
             length = max(1, len(texts[0]) // 2)
-            kept = lm.fork(0, 9, length)
-            texts[9] = texts[0][:kept]
-            assert kept == length
+            lm.fork(0, 9, length)
+            texts[9] = texts[0][:length]
         rows = list(texts)
         drafted = {row: trees_[row % 3] for row in rows}
         lm.forward(rows, [Entries(drafted[row][0], drafted[row][1]) for row in rows])
