@@ -30,12 +30,12 @@ def pair(make_model: Any, shake: Any) -> tuple[Any, Any]:
 
 
 def make_rows() -> list[Row]:
-    """One prompt sampled five times, two questions behind the same beginning, one that
-    parts early, and one that shares too little."""
+    """One prompt sampled five times, two questions behind the same beginning, one row that parts early, and one that
+    shares too little."""
     settings = Settings(temperature=0.9, top_k=40, seed=3)
     rows = [Row(f"sample {i}", PROMPT, settings, Stops(20 + i)) for i in range(5)]
     rows += [Row(f"question {i}", [*PROMPT[:200], 5 + i, 9, 4], stops=Stops(24)) for i in range(2)]
-    rows.append(Row("early", [*PROMPT[:100], 2, *PROMPT[101:220]], stops=Stops(12)))
+    rows.append(Row("early", [*PROMPT[:70], *PROMPT[219:69:-1]], stops=Stops(12)))
     return [*rows, Row("other", [*PROMPT[: SHARED_BY - 1], 2], stops=Stops(9))]
 
 
