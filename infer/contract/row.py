@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Prompts that begin with the same tokens share them by so many at once.
+# Prompts that begin with the same tokens share them in lots of this size.
 SHARED_BY = 64
 
 

@@ -53,7 +53,7 @@ class Policy:
         Args:
             calibration: a file, a Calibration, none, or auto: what the drafter was given as its `calibration`, else
                 what `draftsmith calibrate` measured for this draft and target.
-            costs: likewise measured pass costs, of this machine.
+            costs: the same for measured pass costs, of this machine.
         """
         # A draft model that was not loaded by name cannot be recognised again.
         draft = drafter.origin or ("" if drafter.pass_timers() else drafter.name)

@@ -167,15 +167,16 @@ def _mamba():
     return MambaForCausalLM(MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, state_size=4))
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [(_t5, "encoder-decoder"), (_bloom, "ALiBi"), (_mamba, "state-space")],
-    ids=["t5", "bloom", "mamba"],
-)
+@pytest.mark.parametrize(("make", "reason"), [(_t5, "encoder-decoder"), (_bloom, "ALiBi")], ids=["t5", "bloom"])
 def test_what_takes_no_tree_mask_is_refused_as_target_and_as_draft(generate, folders, tmp_path, make, reason):
     folder = save(tmp_path / "odd", make(), folders.tokenizer)
     refused(generate(target=folder), reason)
     refused(generate("--drafters", f"small:{folder}"), reason)
+
+
+def test_what_cannot_branch_is_refused_as_draft(generate, folders, tmp_path):
+    folder = save(tmp_path / "odd", _mamba(), folders.tokenizer)
+    refused(generate("--drafters", f"small:{folder}"), "state cannot branch into a tree")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-# Up to so many slots, one masked call is cheaper than two calls and merging them.
+# Up to this number of slots, one masked call is cheaper than two calls and merging them.
 AT_ONCE = 512
 
 

@@ -16,12 +16,12 @@ from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.bench import Measured, Outcome, Turn
 from draftsmith.infer.measure.runners import LoopRunner, Prompt, Question
 from draftsmith.infer.measure.ties import TieJudge, judgement, name_ties
-from draftsmith.infer.models import masks
 from draftsmith.infer.models.hf_target import HFTarget
+from draftsmith.infer.models.runner import model_runner
 
 PROMPT = [40, 41, 42, 43, 44]
 AT = 12
-RIGHT_NEAR = masks._near
+RIGHT = model_runner.pieces
 
 
 def exact_logits(model, answer: list[int]) -> torch.Tensor:
@@ -187,15 +187,15 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
 
     `faulty` replaces the mask's window, in the engine only.
     """
-    right = RIGHT_NEAR
-    monkeypatch.setattr(masks, "_near", right)  # loading tries the masks out
+    right = RIGHT
+    monkeypatch.setattr(model_runner, "pieces", right)  # loading tries the masks out
     target, judge = HFTarget(model), TieJudge(model)
     prompts = [Prompt("0/0", prompt)]
     plain = LoopRunner("plain", target, None, Settings(), Stops(64))
     drafted = LoopRunner("adversary", target, adversary(), Settings(), Stops(64))
 
     def answer(runner: LoopRunner, near) -> list[int]:
-        monkeypatch.setattr(masks, "_near", near)
+        monkeypatch.setattr(model_runner, "pieces", near)
         runner.prepare(prompts)
         return runner.run(prompts)[0].token_ids
 
@@ -207,7 +207,7 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
         def own(index: int, runner: LoopRunner = runner, other: list[int] = other) -> list[torch.Tensor]:
             seen = []
             for side, near, ids in ((plain, right, base), (runner, faulty, other)):
-                monkeypatch.setattr(masks, "_near", near)
+                monkeypatch.setattr(model_runner, "pieces", near)
                 seen.append(side.logits_again(prompts, {"0/0": ids}, "0/0", index))
             return seen
 
@@ -218,8 +218,8 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
     return found
 
 
-def off_by_one(rows, counts, positions_BQ, window, end, near=RIGHT_NEAR):
-    return near(rows, counts, positions_BQ, window + 1, end)
+def off_by_one(row, chosen, window, right=RIGHT):
+    return right(row, chosen, None if window is None else window + 1)
 
 
 def prompt_of(seed: int) -> list[int]:
@@ -242,9 +242,7 @@ def test_a_window_that_is_off_by_one_is_a_bug_in_bfloat16_too(monkeypatch):
 
 
 def test_rounding_in_bfloat16_is_a_tie_by_the_engine_s_own_logits_too(monkeypatch):
-    found = [
-        one for seed in (0, 1, 4) for one in judged(windowed(32, 0.08, seed), prompt_of(seed), RIGHT_NEAR, monkeypatch)
-    ]
+    found = [one for seed in (0, 1, 4) for one in judged(windowed(32, 0.08, seed), prompt_of(seed), RIGHT, monkeypatch)]
     assert found, "nothing was rounded differently"
     assert all(tie for tie, _ in found)
 
