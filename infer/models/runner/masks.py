@@ -85,6 +85,10 @@ class SlotRun:
 def pieces(row: RowSlots, chosen: Sequence[int], window: int | None) -> list[SlotRun]:
     """What the entries `chosen` of a row, by number, see in layers with this window."""
     length = row.length
+    if len(chosen) == 1 and (chosen[0] < length or row.visible[chosen[0] - length] == (1 << len(row.visible)) - 1):
+        # One token that sees all before it: plain decoding, and a chain. There a token's position is its number.
+        end = chosen[0] + 1
+        return [SlotRun(*run) for run in row.runs(0 if window is None else max(end - window, 0), end)]
     positions_Q = np.array([entry if entry < length else row.positions[entry - length] for entry in chosen])
     whole_end = min(length, *chosen)
     end = chosen[-1] + 1 if chosen[-1] < length else length + len(row.positions)
