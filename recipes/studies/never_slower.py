@@ -1,4 +1,4 @@
-"""Is a drafter ever slower than plain decoding? `python -m draftsmith.recipes.studies.never_slower --target T --draft D`.
+"""Whether a drafter is ever slower than plain decoding: `python -m draftsmith.recipes.studies.never_slower --target T`.
 
 The grid: every drafter, and an adversary whose every token is wrong and sure, at several batch sizes and temperatures.
 Each cell starts with nothing learned and is a run of its own of `draftsmith bench`'s loop: all drafters interleaved
