@@ -173,6 +173,17 @@ class Account:
         seconds_N = self._target.many(len(self._contexts) + base + new_N, self._seen, pairs_N)
         return int(np.argmax(gained_N * self.seconds_per_token - seconds_N))
 
+    def gains(self, kept: Mapping[Row, Sequence[float]], fixed: Mapping[Row, int]) -> dict[Row, float]:
+        """Seconds that each row's kept nodes, given their reaches, are expected to gain; every node costs the same."""
+        count, base = sum(map(len, kept.values())), sum(fixed.values())
+        if not count:
+            return dict.fromkeys(kept, 0.0)
+        pairs = float(sum(number * self._contexts[row] for row, number in fixed.items()))
+        more = sum(len(reaches) * self._contexts[row] for row, reaches in kept.items())
+        seconds = self._step_seconds(base + count, pairs + more) - self._step_seconds(base, pairs)
+        worth = self.seconds_per_token
+        return {row: worth * sum(reaches) - seconds / count * len(reaches) for row, reaches in kept.items()}
+
     def next_node(self, nodes: int) -> float:
         """Seconds to verify one more node than `nodes`, for a single row."""
         (context,) = self._contexts.values()

@@ -43,7 +43,7 @@ NEW = (24, 15, 21, 18)
 class PartlyRight(ScriptedDrafter):
     """Trees: the plain answer for five tokens, wrong at one depth or at none, and unlikely wrong siblings first."""
 
-    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Draft]:
+    def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         drafts = []
         for row, budget in zip(rows, budgets):
             done, draft, at = len(row.new_ids), Draft(), ROOT
@@ -171,9 +171,13 @@ class Listening(PartlyRight):
         super().__init__("listening", 0, 5)
         self.given: dict[str, list[Any]] = {}
 
-    def open(self, rows: Sequence[Row], feedback: Sequence[Any]) -> None:
-        super().open(rows, feedback)
-        self.given |= {row.key: [one] for row, one in zip(rows, feedback)}
+    def open(self, rows: Sequence[Row]) -> None:
+        super().open(rows)
+        self.given |= {row.key: [] for row in rows}
+
+    def read(self, rows: Sequence[Row], feedback: Sequence[Any]) -> None:
+        for row, one in zip(rows, feedback):
+            self.given[row.key].append(one)
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Any], feedback: Sequence[Any]) -> None:
         for row, one in zip(rows, feedback):

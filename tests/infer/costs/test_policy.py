@@ -183,7 +183,13 @@ class Changing:
     def bind(self, target: Any) -> None:
         pass
 
-    def open(self, rows: Any, feedback: Any) -> None:
+    def open(self, rows: Any) -> None:
+        pass
+
+    def read(self, rows: Any, feedback: Any) -> None:
+        pass
+
+    def abandon(self, rows: Any) -> None:
         pass
 
     def close(self, rows: Any) -> None:
