@@ -11,8 +11,9 @@ calibration.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
@@ -21,7 +22,7 @@ from draftsmith.infer.contract.sampling import resolve_settings
 from draftsmith.infer.costs.calibration import band_of, costs_path, find_calibration, find_costs
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.files.provenance import hardware
-from draftsmith.infer.measure.bench import Measured, bench
+from draftsmith.infer.measure.bench import BenchProgress, Measured, bench
 from draftsmith.infer.measure.bootstrap import MIN_PAIRS, Interval, speedup_interval
 from draftsmith.infer.measure.calibrate.fit import home
 from draftsmith.infer.measure.figures import summarise
@@ -119,7 +120,6 @@ def never_slower(
         settings = resolve_settings(loaded.generation_config, temperature=heat, seed=seed)
         for batch_size in batch_sizes or [1, 2, 4, 8, 16]:
             runners = _bound(specs, loaded)
-            said = f"T={heat:g}, batch {batch_size}: "
             measured = bench(
                 [LoopRunner(name, loaded, drafter, settings, stops) for name, drafter in runners.items()],
                 questions,
@@ -128,14 +128,14 @@ def never_slower(
                 batch_size=batch_size,
                 seed=seed,
                 repeats=-(-visits // -(-len(questions) // batch_size)),
-                progress=lambda now, said=said: progress(said + now.line(), last=now.done),
+                progress=_progress(heat, batch_size),
                 clock=measured_with,
             )
             found = summarise(measured, min_distinct=min_distinct)
             results["left_out"][f"{heat:g}"] = found["left_out"]["questions"]
             results["cells"] += cells(measured, found, heat)
             if out:
-                write_json(out, results)
+                write_json(Path(out), results)
     if json:
         print(dumps(results, ensure_ascii=False))
     else:
@@ -176,6 +176,10 @@ def _bound(specs: Mapping[str, str], target: HFTarget) -> dict[str, Any]:
         drafters[ADVERSARY].costs = str(costs_path(LOOKUP, target))
         drafters[ADVERSARY].calibration = "none"
     return {PLAIN: None} | drafters
+
+
+def _progress(temperature: float, batch_size: int) -> Callable[[BenchProgress], None]:
+    return lambda now: progress(f"T={temperature:g}, batch {batch_size}: {now.line()}", last=now.done)
 
 
 def cells(measured: Measured, found: Mapping[str, Any], temperature: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Asking for drafts: where nothing of them is worth verifying it costs next to nothing, and good ones are found again."""
+"""Asking for drafts costs next to nothing where nothing of them is worth verifying, and good ones are found again."""
 
 from __future__ import annotations
 
