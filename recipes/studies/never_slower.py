@@ -94,13 +94,13 @@ def never_slower(
         min_distinct: leave out questions whose plain answer has a smaller share of distinct 4-grams.
         clock: what end-to-end speedups are taken from: wall, or on a busy machine this process's cpu time.
         template: how the target is served.
-        dtype: of the target's weights.
+        dtype: of the target's weights, and unless it is auto of the drafts'.
         device: where the target runs.
         seed: of sampling, of the order of runs and of the intervals.
         out: a JSON file for the results, written after each batch size.
         json: print one JSON object before the last line instead of the table.
     """
-    specs = _specs(draft, sorted, store, dresd, drafters)
+    specs = _specs(draft, sorted, store, dresd, drafters, "" if dtype == "auto" else f"[dtype={dtype}]")
     heats = [0.0, 0.8] if temperatures is None else temperatures
     loaded = load_target(target, dtype=dtype, device=device)
     if missing := uncalibrated(specs, loaded, heats):
@@ -145,10 +145,15 @@ def never_slower(
     return int(bool(losing))
 
 
-def _specs(draft: str, sorted: str, store: str, dresd: str, only: Sequence[str] | None) -> dict[str, str]:
-    """Name -> what `--drafters` takes, of those with what they need; the adversary, which has no store, is last."""
-    needs = {"small": draft, "sd2": sorted, "rest": store, "dresd": dresd}
-    specs = {LOOKUP: LOOKUP} | {name: f"{name}:{path}" for name, path in needs.items() if path} | {ADVERSARY: ADVERSARY}
+def _specs(
+    draft: str, sorted: str, store: str, dresd: str, only: Sequence[str] | None, options: str = ""
+) -> dict[str, str]:
+    """Name -> what `--drafters` takes, of those with what they need; `options` of the draft models."""
+    models, stores = {"small": draft, "sd2": sorted}, {"rest": store, "dresd": dresd}
+    specs = {LOOKUP: LOOKUP}
+    specs |= {name: f"{name}:{path}{options}" for name, path in models.items() if path}
+    specs |= {name: f"{name}:{path}" for name, path in stores.items() if path}
+    specs[ADVERSARY] = ADVERSARY
     for name in only or ():
         if name not in specs:
             raise ValueError(f"cannot measure {name!r}: there are {', '.join(specs)}; give its model or store")

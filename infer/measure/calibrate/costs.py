@@ -57,20 +57,35 @@ def measure_costs(
     here = machine(weight.device, weight.dtype)
     tokenizer = tokenizer_fingerprint(target.tokenizer) if target.tokenizer is not None else ""
     identity = TargetIdentity.of(name, target, tokenizer)
-    found = {}
+    found, idle = {}, overhead(target, answers)
     for label, drafter in drafters.items():
         own = [place for place in timers if place[0] in ("", label)]
-        costs = Costs({place[1]: passes[place] for place in own}, overhead(target, drafter, answers), here, identity)
-        if not drafter.pass_timers():
+        costs = Costs({place[1]: passes[place] for place in own}, idle, here, identity)
+        first = next(iter(drafter.pass_timers()), None)
+        if first is None:
             costs = replace(costs, asking=asking(target, drafter, answers, costs))
+        else:  # every new node goes through the first pass
+            more, cost = around(target, drafter, answers, idle), costs.of(first)
+            slower = replace(cost, seconds=[one + more for one in cost.seconds])
+            costs = replace(costs, passes={**costs.passes, first: slower})
         found[label] = (costs, {place[1]: errors[place] for place in own})
     return found
 
 
-def overhead(target: Target, drafter: Drafter, answers: Sequence[Answered]) -> float:
-    """Seconds of a step outside all passes, one row at a time: the median over a few greedy answers."""
-    traces = _traces(Engine(target, drafter), answers)
-    return max(median(trace.seconds - trace.target_forward_s - trace.draft_forward_s for trace in traces), 0.0)
+def overhead(target: Target, answers: Sequence[Answered]) -> float:
+    """Seconds of a step outside all passes, one row at a time, if nothing is drafted: the median over a few greedy
+    answers."""
+    return max(median(map(_outside, _traces(Engine(target), answers))), 0.0)
+
+
+def around(target: Target, drafter: Drafter, answers: Sequence[Answered], idle: float) -> float:
+    """Seconds that a step of one row spends around each pass of the draft; `idle` are spent without a draft."""
+    traces = [trace for trace in _traces(Engine(target, drafter, policy=Policy()), answers) if trace.depth]
+    return max(median((_outside(trace) - idle) / trace.depth for trace in traces), 0.0) if traces else 0.0
+
+
+def _outside(trace: StepTrace) -> float:
+    return trace.seconds - trace.target_forward_s - trace.draft_forward_s
 
 
 def asking(target: Target, drafter: Drafter, answers: Sequence[Answered], costs: Costs) -> float:
