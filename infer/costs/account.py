@@ -137,12 +137,14 @@ class Account:
         """How many of the offers to run through the draft's pass `entry`: the number with the best net gain.
 
         `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
-        node has a right child. The cost includes the pass's share of deeper passes, as observed. `entry` None: drafting
-        is free.
+        node has a right child, which also has to be verified. The cost includes the pass's share of deeper passes, as
+        observed. `entry` None: drafting is free.
         """
         if entry is None:
             return len(offers)
         cost, worth = self._costs.of(entry), coverage * self.seconds_per_token
+        rows = len(self._contexts)
+        verify = (self._step_seconds(rows, self._seen) - self._step_seconds(0, 0.0)) / rows
         best, chosen, gained = 0.0, 0, 0.0
         total = seen = pairs = 0
         begun: set[Row] = set()
@@ -155,8 +157,8 @@ class Account:
                 seen += context
             total += new
             pairs += new * context
-            gained += gain
-            net = gained * worth - cost(total, seen, pairs) * self._deepening
+            gained += max(gain * worth - verify, 0.0)
+            net = gained - cost(total, seen, pairs) * self._deepening
             if net > best:
                 best, chosen = net, count
         return chosen
