@@ -137,12 +137,14 @@ class Account:
         """How many of the offers to run through the draft's pass `entry`: the number with the best net gain.
 
         `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
-        node has a right child. The cost includes the pass's share of deeper passes, as observed. `entry` None: drafting
-        is free.
+        node has a right child, which also has to be verified. The cost includes the pass's share of deeper passes, as
+        observed. `entry` None: drafting is free.
         """
         if entry is None:
             return len(offers)
         cost, worth = self._costs.of(entry), coverage * self.seconds_per_token
+        rows = len(self._contexts)
+        verify = (self._step_seconds(rows, self._seen) - self._step_seconds(0, 0.0)) / rows
         best, chosen, gained = 0.0, 0, 0.0
         total = seen = pairs = 0
         begun: set[Row] = set()
@@ -155,8 +157,8 @@ class Account:
                 seen += context
             total += new
             pairs += new * context
-            gained += gain
-            net = gained * worth - cost(total, seen, pairs) * self._deepening
+            gained += max(gain * worth - verify, 0.0)
+            net = gained - cost(total, seen, pairs) * self._deepening
             if net > best:
                 best, chosen = net, count
         return chosen
@@ -172,6 +174,17 @@ class Account:
         pairs_N = pairs + np.cumsum([0, *(self._contexts[row] for _, row in offers)])
         seconds_N = self._target.many(len(self._contexts) + base + new_N, self._seen, pairs_N)
         return int(np.argmax(gained_N * self.seconds_per_token - seconds_N))
+
+    def gains(self, kept: Mapping[Row, Sequence[float]], fixed: Mapping[Row, int]) -> dict[Row, float]:
+        """Seconds that each row's kept nodes, given their reaches, are expected to gain; every node costs the same."""
+        count, base = sum(map(len, kept.values())), sum(fixed.values())
+        if not count:
+            return dict.fromkeys(kept, 0.0)
+        pairs = float(sum(number * self._contexts[row] for row, number in fixed.items()))
+        more = sum(len(reaches) * self._contexts[row] for row, reaches in kept.items())
+        seconds = self._step_seconds(base + count, pairs + more) - self._step_seconds(base, pairs)
+        worth = self.seconds_per_token
+        return {row: worth * sum(reaches) - seconds / count * len(reaches) for row, reaches in kept.items()}
 
     def next_node(self, nodes: int) -> float:
         """Seconds to verify one more node than `nodes`, for a single row."""

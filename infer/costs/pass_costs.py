@@ -84,13 +84,15 @@ class PassCost:
 class Costs:
     """A machine's pass costs by name: "target", and the names of a drafter's `pass_timers`.
 
-    `overhead`: seconds of a step outside all forward passes. `target`: whose passes they are; a file always has one.
+    `overhead`: seconds of a step outside all forward passes. `asking`: seconds to propose for one row, of a drafter
+    without passes. `target`: whose passes they are; a file always has one.
     """
 
     passes: Mapping[str, PassCost]
     overhead: float = 0.0
     machine: Mapping[str, Any] = field(default_factory=dict)
     target: TargetIdentity | None = None
+    asking: float = 0.0
 
     def of(self, name: str) -> PassCost:
         if name not in self.passes:
@@ -109,6 +111,7 @@ class Costs:
             "target": self.target.to_json() if self.target else None,
             "machine": dict(self.machine),
             "overhead": self.overhead,
+            "asking": self.asking,
             "passes": {name: asdict(cost) for name, cost in self.passes.items()},
         }
 
@@ -121,4 +124,6 @@ class Costs:
         passes = {name: PassCost(**one) for name, one in value["passes"].items()}
         if value["target"] is None:
             raise ValueError(f"it does not name its target: run {WRITTEN_BY} again")
-        return cls(passes, float(value["overhead"]), value["machine"], TargetIdentity.from_json(value["target"]))
+        target = TargetIdentity.from_json(value["target"])
+        # Files from before asking was measured have none.
+        return cls(passes, float(value["overhead"]), value["machine"], target, float(value.get("asking", 0.0)))

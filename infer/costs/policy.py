@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Drafter, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.account import Account
+from draftsmith.infer.costs.asking import Asking
 from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, given_calibration, given_costs
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.rates import Rates
@@ -36,7 +37,7 @@ class AssumesCosts(Protocol):
 
 
 class Policy:
-    """`Policy()` limits nothing. A step calls `begin`, the drafter's propose, `cut` and `settle`."""
+    """`Policy()` limits nothing. A step calls `begin`, `limits`, the drafter's propose, `cut` and `settle`."""
 
     def __init__(self, costs: Costs | None = None, calibration: BandedCalibration | None = None) -> None:
         self.costs = costs
@@ -45,6 +46,10 @@ class Policy:
         self._alone: dict[Row, Account] = {}
         self._rates = Rates()
         self._built: set[Row] = set()
+        self._asking = Asking(0.0 if costs is None else costs.asking)
+        self._waiting: set[Row] = set()
+        self._gains: dict[Row, float] = {}
+        self._outright: set[Row] = set()
 
     @classmethod
     def of(cls, target: Target, drafter: Drafter, calibration: Any = "auto", costs: Any = "auto") -> Policy:
@@ -89,12 +94,23 @@ class Policy:
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Start a step of `rows`. A step that failed may be begun again."""
-        self._built = set()
+        self._built, self._waiting, self._gains = set(), set(), {}
         if self._joint is not None:
             self._joint.begin(rows)
         for row in rows:
             if row in self._alone:
                 self._alone[row].begin([row])
+
+    def limits(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Budget]:
+        """The budgets, empty for rows that are not worth asking in this step (infer/costs/asking.py).
+
+        Only rows whose drafts were outright so far: what they draft does not change their text.
+        """
+        if self._joint is None:
+            return list(budgets)
+        plain = self._joint.plain_seconds
+        self._waiting = {row for row in rows if row in self._outright and not self._asking.wanted(row, plain)}
+        return [Budget(0, 0) if row in self._waiting else budget for row, budget in zip(rows, budgets)]
 
     def cut(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts without the nodes that are not worth verifying. Nodes keep their order.
@@ -106,8 +122,13 @@ class Policy:
         fixed = {
             row: len(draft) for row, draft in zip(rows, drafts) if row in self._built or not _is_outright(draft)
         }  # fmt: skip
-        open_rows = [(row, draft) for row, draft in zip(rows, drafts) if row not in fixed]
-        counts = self._best({row: self._reaches(row, draft) for row, draft in open_rows}, fixed)
+        reaches = {row: self._reaches(row, draft) for row, draft in zip(rows, drafts) if row not in fixed}
+        counts = self._best(reaches, fixed)
+        kept = {row: [reach for reach, node in some if node in counts[row]] for row, some in reaches.items()}
+        self._outright |= {row for row, draft in zip(rows, drafts) if row in reaches and len(draft)}
+        self._outright -= fixed.keys()
+        asked = self._outright - self._waiting
+        self._gains = {row: gain for row, gain in self._joint.gains(kept, fixed).items() if row in asked}
         return [draft if row in fixed else _only(draft, counts[row]) for row, draft in zip(rows, drafts)]
 
     def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:
@@ -118,6 +139,7 @@ class Policy:
         self._joint.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))
         right, reached, promised = 0, 0, 0.0
         self._rates.next_step()
+        self._asking.settle(self._gains, self._waiting)
         for row, draft, verdict in zip(rows, drafts, verdicts):
             found = _outcome(draft, verdict)
             if row in self._alone:
@@ -133,6 +155,8 @@ class Policy:
         """Forget `rows`, which leave."""
         for row in rows:
             self._alone.pop(row, None)
+            self._asking.close(row)
+            self._outright.discard(row)
 
     # for drafters that build their tree with the policy
 

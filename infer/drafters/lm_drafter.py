@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -32,10 +32,10 @@ from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
+
+# A row with more unread tokens than this is read apart; fewer are read with its first node.
+MAY_WAIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,8 @@ class LMDrafter:
         self._forward = make_forward(draft.model)
         self._assumed: Costs | None = None
         self._rows: dict[Row, _RowState] = {}
+        # Whether the last outright drafts paid. If not, prompts are left unread until one does.
+        self._pays = False
 
     @property
     def lm(self) -> ModelRunner:
@@ -149,7 +151,11 @@ class LMDrafter:
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         ends = [given.start + given.count for given in feedback]
-        fitting = [(row, end) for row, end in zip(rows, ends) if self.lm.has(row) and end < self.max_positions]
+        self._read([(row, end) for row, end in zip(rows, ends) if self._pays or self._draws(row)])
+
+    def _read(self, upto: Sequence[tuple[Row, int]]) -> None:
+        """Read each row's tokens up to a position."""
+        fitting = [(row, end) for row, end in upto if self.lm.has(row) and end < self.max_positions]
         parts = [(row, row.ids[self.lm.length(row) : end]) for row, end in fitting]
         parts = [(row, part) for row, part in parts if part]
         self._forward.prefill([row for row, _ in parts], [part for _, part in parts])
@@ -170,7 +176,7 @@ class LMDrafter:
         drafts = [Draft() for _ in rows]
         limits = [self._limit(row, budget) for row, budget in zip(rows, budgets)]
         able = [b for b, limit in enumerate(limits) if limit.nodes and limit.depth]
-        drawn = [b for b in able if self.limits.sample and not rows[b].settings.greedy]
+        drawn = [b for b in able if self._draws(rows[b])]
         outright = [b for b in able if b not in drawn]
         policy = self._with_costs(rows, policy)
         for some, make in ((outright, self._outright), (drawn, self._sampled)):
@@ -194,6 +200,23 @@ class LMDrafter:
             ended.append(row)
             paths.append(kept)
         self.lm.commit(ended, paths)
+
+    def _draws(self, row: Row) -> bool:
+        return self.limits.sample and not row.settings.greedy
+
+    def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
+        """Read what the draft has not read of the rows for which drafting would pay if it had read them.
+
+        A draft that does not pay need not read at all. Reading serves all later steps, so it is not weighed against the
+        gain of this one.
+        """
+        paying = len(rows)
+        if policy.costs is not None:
+            coverage = policy.joint.coverage * policy.joint.trust
+            paying = policy.joint.expand([(1.0, row) for row in rows], {}, self._forward.entry, coverage)
+        self._pays = paying > 0
+        behind = zip(rows[:paying], self._pending(rows[:paying]))
+        self._read([(row, len(row.ids) - 1) for row, pending in behind if pending > MAY_WAIT])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:
         """`policy`; if it has no costs and this draft needs some, one that has no past."""
@@ -220,6 +243,7 @@ class LMDrafter:
 
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         priced = policy.costs is not None
+        self._catch_up(rows, policy)
         growths = [Growth(limit) for limit in limits]
         entries: list[dict[int, int]] = [{} for _ in rows]
         exits: list[list[tuple[int, int]]] = [[] for _ in rows]

@@ -66,9 +66,10 @@ def _propose(
     target: Target, drafter: Drafter, rows: Sequence[Row], budget: Budget, policy: Policy | None
 ) -> list[Draft]:
     """A draft per row, checked: whatever a drafter proposes, only what the contract allows is scored."""
+    limits = [_limit(budget, row, target) for row in rows]
     if policy is not None:
         policy.begin(rows)
-    limits = [_limit(budget, row, target) for row in rows]
+        limits = policy.limits(rows, limits)
     drafts = drafter.propose(rows, limits, policy)
     if len(drafts) != len(rows):
         raise ValueError(f"{drafter.name} proposed {len(drafts)} drafts for {len(rows)} rows")

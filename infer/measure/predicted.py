@@ -4,9 +4,11 @@ A plain step commits one token; a step with drafts commits accepted_length of th
 
     speedup = accepted_length * t_target(1) / (t_draft + t_target(nodes + 1) + overhead)
 
-and break-even, the accepted_length at which speedup is 1, is the ratio of the two steps' seconds. Rows of a batch are
-padded to their largest tree, so a step costs what the expected largest of its trees costs. Plain decoding is charged no
-overhead, which makes the figures conservative.
+and break-even, the accepted_length at which speedup is 1, is the ratio of the two steps' seconds. Passes are packed, so
+a step of a batch costs what the total of its trees' nodes costs, averaged over the totals that independent rows have.
+Plain decoding is charged no overhead, which makes the figures conservative.
+
+Legend: N numbers of nodes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.pass_costs import Costs
@@ -96,25 +100,25 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"a batch size is at least 1, not {batch_size}")
     target = costs.of(TARGET)
-    sizes = [nodes] if isinstance(nodes, int) else nodes
-    verify_s = sum(share * target.even(batch_size, size + 1, context) for size, share in largest(sizes, batch_size))
+    shares_N = total_shares([nodes] if isinstance(nodes, int) else nodes, batch_size)
+    verify_s = sum(
+        float(shares_N[total]) * target(batch_size + total, batch_size * context, (batch_size + total) * context)
+        for total in map(int, np.flatnonzero(shares_N))
+    )
     return Prediction(
         batch_size, accepted_length, target.even(batch_size, 1, context), draft_s + verify_s + costs.overhead
     )
 
 
-def largest(sizes: Sequence[int], draws: int) -> list[tuple[int, float]]:
-    """(size, probability that it is the largest of `draws` independent draws from `sizes`), ascending."""
+def total_shares(sizes: Sequence[int], draws: int) -> np.ndarray:
+    """[N] the probability of each sum of `draws` independent draws from `sizes`."""
     if not sizes:
         raise ValueError("there is no step to predict anything from")
-    ordered = sorted(sizes)
-    upto = {size: (place / len(ordered)) ** draws for place, size in enumerate(ordered, start=1)}
-    below = 0.0
-    found = []
-    for size, share in upto.items():
-        found.append((size, share - below))
-        below = share
-    return found
+    one_N = np.bincount(sizes) / len(sizes)
+    total_N = np.ones(1)
+    for _ in range(draws):
+        total_N = np.convolve(total_N, one_N)
+    return total_N
 
 
 def largest_that_pays(at: Callable[[int], Prediction], upto: int) -> int:

@@ -6,15 +6,19 @@ All passes are timed interleaved, so that their ratios hold on a busy machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from dataclasses import replace
+from statistics import fmean, median
 from typing import Any
 
 from draftsmith.infer.contract.protocols import Drafter, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, measure_together
+from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
@@ -24,6 +28,8 @@ TREE, BLOCK = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
 CONTEXTS = (64, 512)
 # Answers, and tokens of each, that the time outside passes is taken from.
 STEPS_OF, STEPS = 3, 24
+# The share of these steps, fastest first, that the mean time of a proposal is taken from.
+COUNTED = 0.95
 
 
 def measure_costs(
@@ -51,22 +57,54 @@ def measure_costs(
     here = machine(weight.device, weight.dtype)
     tokenizer = tokenizer_fingerprint(target.tokenizer) if target.tokenizer is not None else ""
     identity = TargetIdentity.of(name, target, tokenizer)
-    found = {}
+    found, idle = {}, overhead(target, answers)
     for label, drafter in drafters.items():
         own = [place for place in timers if place[0] in ("", label)]
-        costs = Costs({place[1]: passes[place] for place in own}, overhead(target, drafter, answers), here, identity)
+        costs = Costs({place[1]: passes[place] for place in own}, idle, here, identity)
+        first = next(iter(drafter.pass_timers()), None)
+        if first is None:
+            costs = replace(costs, asking=asking(target, drafter, answers, costs))
+        else:  # every new node goes through the first pass
+            more, cost = around(target, drafter, answers, idle), costs.of(first)
+            slower = replace(cost, seconds=[one + more for one in cost.seconds])
+            costs = replace(costs, passes={**costs.passes, first: slower})
         found[label] = (costs, {place[1]: errors[place] for place in own})
     return found
 
 
-def overhead(target: Target, drafter: Drafter, answers: Sequence[Answered]) -> float:
-    """Seconds of a step outside all passes, one row at a time: the median over a few greedy answers."""
-    seconds, engine = [], Engine(target, drafter)
-    for one in answers[:STEPS_OF]:
-        row = Row(one.key, list(one.prompt), Settings(), Stops(STEPS), target.tokenizer)
-        for trace in engine.run([row], strict=True)[0].traces:
-            seconds.append(trace.seconds - trace.target_forward_s - trace.draft_forward_s)
-    return max(median(seconds), 0.0)
+def overhead(target: Target, answers: Sequence[Answered]) -> float:
+    """Seconds of a step outside all passes, one row at a time, if nothing is drafted: the median over a few greedy
+    answers."""
+    return max(median(map(_outside, _traces(Engine(target), answers))), 0.0)
+
+
+def around(target: Target, drafter: Drafter, answers: Sequence[Answered], idle: float) -> float:
+    """Seconds that a step of one row spends around each pass of the draft; `idle` are spent without a draft."""
+    traces = [trace for trace in _traces(Engine(target, drafter, policy=Policy()), answers) if trace.depth]
+    return max(median((_outside(trace) - idle) / trace.depth for trace in traces), 0.0) if traces else 0.0
+
+
+def _outside(trace: StepTrace) -> float:
+    return trace.seconds - trace.target_forward_s - trace.draft_forward_s
+
+
+def asking(target: Target, drafter: Drafter, answers: Sequence[Answered], costs: Costs) -> float:
+    """Seconds to propose for one row and to cut the draft with these costs, more than an empty drafter takes: means,
+    because steps without a match are cheap; the slowest steps, which something else interrupted, do not count."""
+    means = []
+    for one in (drafter, Empty()):
+        engine = Engine(target, one, policy=Policy.of(target, one, costs=costs))
+        took = sorted(trace.propose_s for trace in _traces(engine, answers))
+        means.append(fmean(took[: max(int(COUNTED * len(took)), 1)]))
+    return max(means[0] - means[1], 0.0)
+
+
+def _traces(engine: Engine, answers: Sequence[Answered]) -> list[StepTrace]:
+    """Of a few greedy answers, one after the other."""
+    rows = [
+        Row(one.key, list(one.prompt), Settings(), Stops(STEPS), engine.target.tokenizer) for one in answers[:STEPS_OF]
+    ]
+    return [trace for row in rows for trace in engine.run([row], strict=True)[0].traces]
 
 
 def _shapes(tokens: Sequence[int], max_positions: int) -> list[PassShape]:

@@ -1,17 +1,18 @@
 """Predicted speedup against numbers worked out by hand, and acceptance by depth as given or measured."""
 
 import json
+from math import comb
 
 import pytest
 
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.measure.predicted import (
     expected_length,
-    largest,
     largest_that_pays,
     measured_rows,
     parse_acceptance,
     predict,
+    total_shares,
 )
 
 # One token 10 s, 4 tokens 12 s, 8 tokens 16 s, then 1 s a token; each token of context seen costs 0.01 s a row.
@@ -42,20 +43,31 @@ def test_speedup_is_one_at_break_even():
     assert predict(COSTS, 2, accepted_length=even, nodes=3, draft_s=3.0).speedup == pytest.approx(1.0)
 
 
-def test_trees_of_several_sizes_cost_their_mean_alone_and_the_largest_in_a_batch():
-    """Half of the steps have no draft (10 s), half 3 nodes (12 s): 11 s alone. Of two rows a quarter has none."""
+def test_trees_of_several_sizes_cost_their_mean_alone_and_their_totals_in_a_batch():
+    """Half of the steps have no draft (10 s), half 3 nodes (12 s): 11 s alone. Two rows have 0, 3 or 6 nodes."""
     alone = predict(COSTS, 1, accepted_length=1.5, nodes=[0, 3], draft_s=0.0)
     assert alone.step_s == pytest.approx(11.0 + 0.5)
     both = predict(COSTS, 2, accepted_length=1.5, nodes=[0, 3], draft_s=0.0)
-    assert both.step_s == pytest.approx(0.25 * (10 + 2 / 3) + 0.75 * 16 + 0.5)
+    assert both.step_s == pytest.approx(0.25 * (10 + 2 / 3) + 0.5 * 13 + 0.25 * 16 + 0.5)
 
 
-def test_the_largest_of_some_draws_has_the_shares_of_its_order_statistic():
-    assert largest([5, 1, 5, 3], 1) == [(1, 0.25), (3, 0.25), (5, 0.5)]
-    assert largest([5, 1, 5, 3], 2) == [(1, 1 / 16), (3, 3 / 16), (5, 12 / 16)]
-    assert sum(share for _, share in largest(list(range(9)), 32)) == pytest.approx(1.0)
+def test_a_tree_costs_its_own_nodes_only_beside_rows_without_one():
+    """Four rows of which one in four has 8 nodes: never 4 x 9 tokens unless all of them have."""
+    bent = Costs({"target": PassCost([1, 12, 36], [1.0, 12.0, 60.0])})
+    found = predict(bent, 4, accepted_length=1.0, nodes=[0, 0, 0, 8], draft_s=0.0)
+    seconds = {0: 4.0, 8: 12.0, 16: 28.0, 24: 44.0, 32: 60.0}
+    shares = [comb(4, k) * 0.25**k * 0.75 ** (4 - k) for k in range(5)]
+    assert found.step_s == pytest.approx(sum(share * s for share, s in zip(shares, seconds.values())))
+
+
+def test_totals_have_the_shares_of_independent_draws():
+    assert total_shares([2, 0, 2, 1], 1).tolist() == [0.25, 0.25, 0.5]
+    assert total_shares([2, 0, 2, 1], 2).tolist() == [1 / 16, 2 / 16, 5 / 16, 4 / 16, 4 / 16]
+    shares_N = total_shares(list(range(9)), 32)
+    assert shares_N.sum() == pytest.approx(1.0)
+    assert sum(total * share for total, share in enumerate(shares_N)) == pytest.approx(32 * 4)
     with pytest.raises(ValueError, match="no step"):
-        largest([], 1)
+        total_shares([], 1)
 
 
 def test_where_it_pays_no_more_is_the_first_batch_size_that_loses():
