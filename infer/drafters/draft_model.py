@@ -1,4 +1,4 @@
-"""A draft model, and how it is run.
+"""A draft model, how it is run, and how large its drafts are.
 
 Legend: B rows, N nodes, V vocabulary.
 """
@@ -92,3 +92,27 @@ class DraftForward(Protocol):
         ...
 
     def pass_timers(self) -> dict[str, PassTimer]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The size of a draft: depth, children per node, nodes, nodes expanded per pass.
+
+    Nodes below `min_confidence` are not expanded; measured costs override it. `sample`: draw from the draft's own
+    distribution, with or without replacement.
+    """
+
+    num_draft_tokens: int
+    top_k: int
+    nodes: int
+    width: int
+    min_confidence: float
+    sample: bool = False
+    replacement: bool = False
+
+    def __post_init__(self) -> None:
+        for what in ("num_draft_tokens", "top_k", "nodes", "width"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} must be at least 1, not {getattr(self, what)}")
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must lie between 0 and 1, not {self.min_confidence}")

@@ -24,7 +24,7 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput
+from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, Limits
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
@@ -36,30 +36,6 @@ log = logging.getLogger(__name__)
 
 # A row with more unread tokens than this is read apart; fewer are read with its first node.
 MAY_WAIT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The size of a draft: depth, children per node, nodes, nodes expanded per pass.
-
-    Nodes below `min_confidence` are not expanded; measured costs override it. `sample`: draw from the draft's own
-    distribution, with or without replacement.
-    """
-
-    num_draft_tokens: int
-    top_k: int
-    nodes: int
-    width: int
-    min_confidence: float
-    sample: bool = False
-    replacement: bool = False
-
-    def __post_init__(self) -> None:
-        for what in ("num_draft_tokens", "top_k", "nodes", "width"):
-            if getattr(self, what) < 1:
-                raise ValueError(f"{what} must be at least 1, not {getattr(self, what)}")
-        if not 0 <= self.min_confidence <= 1:
-            raise ValueError(f"min_confidence must lie between 0 and 1, not {self.min_confidence}")
 
 
 @dataclass(slots=True)

@@ -17,9 +17,9 @@ import torch
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Limits, Reaches, Rows
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
-from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
+from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import ExitPassTimer, measured_buckets

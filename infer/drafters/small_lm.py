@@ -10,9 +10,9 @@ from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Limits, Reaches, Rows
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.lm_drafter import Limits, LMDrafter
+from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.pass_timer import CachedPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries

@@ -356,6 +356,10 @@ def test_the_policy_is_asked_before_each_draft_and_told_what_became_of_it(model:
         def begin(self, rows: Sequence[Row]) -> None:
             self.calls.append("begin")
 
+        def limits(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Budget]:
+            self.calls.append("limits")
+            return list(budgets)
+
         def cut(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Draft]:
             self.calls.append("cut")
             return [Draft().chain(draft.tokens[:1], "pld") for draft in drafts]
@@ -369,7 +373,7 @@ def test_the_policy_is_asked_before_each_draft_and_told_what_became_of_it(model:
 
     policy, ids = Root(), [3, 4, 5, 6] * 5
     (done,) = Engine(target, PromptLookup(), policy=policy).run([Row("0", ids, stops=Stops(12))])
-    assert policy.calls == ["begin", "cut", "settle"] * len(done.traces) + ["close"]
+    assert policy.calls == ["begin", "limits", "cut", "settle"] * len(done.traces) + ["close"]
     assert max(trace.nodes for trace in done.traces) == 1
     assert done.token_ids == plain(model, ids, 12)
 
