@@ -14,9 +14,9 @@ from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Limit
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.pass_timer import CachedPassTimer, measured_buckets
+from draftsmith.infer.models.decoding_runner import decoding_runner
+from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.runner.entries import Entries
-from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 NAME = "small"
 
@@ -64,7 +64,7 @@ class WholeForward:
 
     def __init__(self, model: Any) -> None:
         plan = prepare(model)
-        self.lm = ModelRunner(model, plan, measured_buckets(model, plan))
+        self.lm = decoding_runner(model, plan)
         self.entry = NAME
 
     def assumed_costs(self, target: Target) -> Costs | None:

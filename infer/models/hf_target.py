@@ -20,7 +20,8 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.models.architectures import prepare_target
-from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer, measured_buckets
+from draftsmith.infer.models.decoding_runner import decoding_runner
+from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
@@ -74,7 +75,7 @@ class HFTarget:
             self.draft_shape = "chain"
             self.lm = ChainRunner(model, plan)
         else:
-            self.lm = ModelRunner(model, plan, measured_buckets(model, plan) if buckets is None else buckets)
+            self.lm = decoding_runner(model, plan, buckets)
         self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.max_positions = max_positions(model.config.get_text_config())
@@ -205,24 +206,33 @@ class HFTarget:
             roots.append(at)
             at += 1 + len(draft)
             self._pending[row] = len(pending)
-        output = self.lm.forward(rows, entries, names, [1 + len(draft) for draft in drafts])
+        wanted = [1 + len(draft) for draft in drafts]
+        output = self.lm.forward(rows, entries, names, wanted)
+        choices = self._choices(output.logits_NV, rows)
+        if choices is not None and -1 in choices and isinstance(self.lm, ModelRunner) and self.lm.captured is not None:
+            # In a captured pass one row's NaN reaches all rows; an eager one leaves it where it is.
+            self.lm.drop(rows)
+            output = self.lm.forward(rows, entries, names, wanted, eagerly=True)
+            choices = self._choices(output.logits_NV, rows)
         counts = [len(entry.tokens) for entry in entries]
         for name in names:
             for row, states_ND in zip(rows, output.taps[name].split(counts)):
                 self._states.setdefault(row, {})[name] = states_ND
-        return HFScores(output.logits_NV, rows, drafts, roots, self._choices(output.logits_NV, rows))
+        return HFScores(output.logits_NV, rows, drafts, roots, choices)
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Feedback]:
-        feedback, kept = [], []
+        feedback: list[Feedback] = []
+        kept: list[list[int]] = []
         for row, verdict in zip(rows, verdicts):
             pending = self._pending[row]
             path = [*range(pending), *(pending + node for node in verdict.kept_path)]
             kept.append(path)
-            where = torch.tensor(path, device=self.lm.device)
+        starts = [self.lm.length(row) for row in rows]
+        picks = [path if row in self._states else [] for row, path in zip(rows, kept)]
+        places = self.lm.commit(rows, kept, [place for some in picks for place in some]).split([*map(len, picks)])
+        for row, start, path, where in zip(rows, starts, kept, places):
             found = {name: states_ND[where] for name, states_ND in self._states.pop(row, {}).items()}
-            start = self.lm.length(row)
             feedback.append(self._feedback(row, start, start + len(path), found))
-        self.lm.commit(rows, kept)
         return feedback
 
     def _feedback(self, row: Row, start: int, end: int, states: dict[str, torch.Tensor]) -> Feedback:
@@ -235,8 +245,8 @@ class HFTarget:
     def _choices(self, logits_NV: torch.Tensor, rows: Sequence[Row]) -> list[int] | None:
         """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates
         NaN), which is an error only at nodes that the rule visits."""
-        if not any(row.settings.greedy for row in rows):
+        captured = isinstance(self.lm, ModelRunner) and self.lm.captured is not None
+        if not captured and not any(row.settings.greedy for row in rows):
             return None
         best_N, choice_N = logits_NV.max(-1)
-        choices: list[int] = choice_N.masked_fill(~torch.isfinite(best_N), -1).tolist()
-        return choices
+        return self.lm.transfers.down(choice_N.masked_fill(~torch.isfinite(best_N), -1))

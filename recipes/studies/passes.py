@@ -4,6 +4,9 @@ On random models, since speed does not depend on what weights say: plain decodin
 contexts, with grouped heads; a pass over one token against one over a tree, and behind a long context against a short
 one; and the share of the memory's read bandwidth that a pass over one token reaches. All ratios come from turns that
 take place one after the other in one process; the context is pretended, not computed.
+
+With `--batches`, instead: whole steps of the engine against `generate` with a static cache, which transformers compiles
+on a CUDA device (elsewhere it runs as it is). Both read a prompt first, which is not timed.
 """
 
 from __future__ import annotations
@@ -16,20 +19,29 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.files.provenance import hardware
+from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import choose_device
 from draftsmith.infer.models.prepack import can_prepack, prepack
 from draftsmith.infer.models.runner.entries import Entries
 
-# Layers, hidden size, query heads, key/value heads, vocabulary. `30M` and `99M` are like the recipes' targets.
+# Layers, hidden size, query heads, key/value heads, vocabulary. `30M` and `99M` are like the recipes' targets, `8B` is
+# like Llama 3's, except that embedding and head share their weights, and `tiny` is for tests.
 SHAPES = {
+    "tiny": (2, 64, 4, 2, 256),
     "30M": (8, 512, 8, 8, 8192),
     "99M": (8, 1024, 16, 16, 12288),
     "378M": (24, 1024, 16, 16, 16384),
     "grouped": (8, 1024, 16, 4, 32000),
+    "8B": (32, 4096, 32, 8, 128256),
 }
+INTERMEDIATE = {"8B": 14336}
 NEW_TOKENS = 16
 TREE = 16
 
@@ -43,17 +55,23 @@ def passes(
     device: str = "auto",
     threads: int = 1,
     rounds: int = 5,
+    batches: Sequence[int] = (),
+    prompt: int = 256,
+    steps: int = 64,
 ) -> dict[str, Any]:
     """Time passes of random models.
 
     Args:
         out: file for the figures.
-        shapes: which of 30M, 99M, 378M and grouped (123M parameters, 16 query and 4 key/value heads).
+        shapes: which of tiny, 30M, 99M, 378M, grouped (123M parameters, 16 query and 4 key/value heads) and 8B.
         contexts: committed tokens before a pass, of the grouped model.
         dtype: of the weights.
         device: cpu, cuda, or auto.
         threads: of torch.
         rounds: turns of every kind of pass.
+        batches: batch sizes at which to time whole steps against `generate` with a static cache.
+        prompt: tokens of each prompt there.
+        steps: timed steps there.
     """
     torch.set_num_threads(threads)
     where = choose_device(device)
@@ -67,6 +85,11 @@ def passes(
             f"{name}: {found[name]['seconds'] * 1e3:.1f} ms for one token, {found[name]['share']:.0%} of the limit, "
             f"buckets {list(target.buckets)}"
         )
+        if batches:
+            found[name]["batches"] = {
+                rows: beside_compiled(target, rows, prompt, steps, rounds, found["bandwidth"]) for rows in batches
+            }
+            report_batches(found[name]["batches"])
         if name == "grouped":
             found["contexts"] = {context: behind(target, context, rounds) for context in contexts}
             report(found["contexts"])
@@ -83,7 +106,7 @@ def random_llama(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
+        intermediate_size=INTERMEDIATE.get(shape, hidden * 11 // 4),
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
@@ -92,7 +115,13 @@ def random_llama(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(device, dtype).eval()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # a large model is made where and as it will run, not copied there
+    try:
+        with device:
+            model = LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(default)
     if can_prepack(model):
         prepack(model)
     return model
@@ -148,7 +177,7 @@ def behind(target: HFTarget, context: int, rounds: int) -> dict[str, float]:
     target.lm.place([row], context)
     ids_1T = torch.full((1, context + 1), 5, device=target.lm.device)
 
-    def generate() -> float:
+    def theirs() -> float:
         cache = pretended(target.model, context)
         began = time.perf_counter()
         target.model.generate(
@@ -162,7 +191,7 @@ def behind(target: HFTarget, context: int, rounds: int) -> dict[str, float]:
 
     found = turns(
         {
-            "generate": generate,
+            "generate": theirs,
             "plain": lambda: sum(one_pass(target, row, 1) for _ in range(4)) / 4,
             "tree": lambda: one_pass(target, row, TREE),
         },
@@ -170,6 +199,51 @@ def behind(target: HFTarget, context: int, rounds: int) -> dict[str, float]:
     )
     target.lm.close(row)
     return found
+
+
+def beside_compiled(
+    target: HFTarget, rows: int, prompt: int, steps: int, rounds: int, limit: float
+) -> dict[str, float]:
+    """Seconds per step of `rows` rows: ours, and of `generate` with a static cache, from the difference of two
+    lengths."""
+    ids = [[3 + (7 * i + row) % 200 for i in range(prompt)] for row in range(rows)]
+    ids_BT = torch.tensor(ids, device=target.lm.device)
+    overheads: list[float] = []
+
+    def ours() -> float:
+        decoding = [Row(str(i), list(one), Settings(), Stops(steps + 1)) for i, one in enumerate(ids)]
+        totals = Totals.of(
+            [trace for one in generate(target, Empty(), decoding, batch_size=rows) for trace in one.traces]
+        )
+        overheads.append(totals.overhead or 0.0)
+        return totals.step_s or 0.0
+
+    def static(count: int) -> float:
+        options = {
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "do_sample": False,
+            "cache_implementation": "static",
+        }
+        return taken(lambda: target.model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options).tolist())
+
+    first = 2
+    found = turns({"ours": ours, "static": lambda: (static(first + steps) - static(first)) / steps}, rounds)
+    return {
+        **found,
+        "ratio": found["static"] / found["ours"],
+        "share": target.lm.weight_bytes / found["ours"] / limit,
+        "overhead": median(overheads[1:]),
+    }
+
+
+def report_batches(batches: dict[int, dict[str, float]]) -> None:
+    print(f"{'rows':>8} {'static cache':>13} {'ours':>9} {'ratio':>6} {'of the limit':>13} {'overhead':>9}")
+    for rows, found in batches.items():
+        print(
+            f"{rows:>8} {found['static'] * 1e3:>10.2f} ms {found['ours'] * 1e3:>6.2f} ms {found['ratio']:>5.2f}x "
+            f"{found['share']:>13.0%} {found['overhead']:>9.1%}"
+        )
 
 
 def pretended(model: Any, context: int) -> Any:

@@ -50,6 +50,9 @@ def run_copied(name: str, folder: Path, positionals: list[str], environment: dic
     command.parent.mkdir()
     command.write_text(NOTE)
     command.chmod(0o755)
+    study = command.with_name("python")  # what is no `draftsmith` command is not run
+    study.write_text("#!/bin/sh\n")
+    study.chmod(0o755)
     script = (copied / f"{name}.sh").read_text()
     required = re.findall(r"\$\{(\w+):\?", script)
     given = positionals or ["given"] * len([one for one in required if one.isdecimal()])

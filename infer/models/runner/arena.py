@@ -20,6 +20,8 @@ SCRATCH = 1
 SPARE_SHARE, SPARE_SLOTS = 16, 12
 # Unused slots that are given back: when they are more than this share of the used ones, beyond this many.
 IDLE_SHARE, IDLE_SLOTS = 6, 256
+# A lasting arena has at least LASTING_SLOTS slots, and its regions this much room to grow where they are.
+LASTING_SLOTS, LASTING_SHARE, LASTING_SPARE = 256, 4, 64
 
 
 @dataclass(eq=False, slots=True)
@@ -56,17 +58,24 @@ class Arena:
 
     They take the shape of the first keys and values, not of the config, so grouped, multi-query and unequal heads fit.
     It is the cache that transformers' attention layers write to; `begin` sets where the next pass writes.
+
+    `lasting`: buffers stay where they are as long as there is room, because captured passes hold their addresses. They
+    hold a power of two of slots, or one more, and never shrink; a region that outgrows its place moves within them, and
+    what a row leaves behind is zeroed, because captured passes read the slots of others with weight 0. `generation`
+    counts how often the buffers were replaced.
     """
 
     is_compileable = False
 
-    def __init__(self) -> None:
+    def __init__(self, lasting: bool = False) -> None:
+        self.lasting = lasting
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.states: list[torch.Tensor] = []
         self.size = SCRATCH
         self.largest = SCRATCH
         self.moved = 0  # how often the regions were laid out anew
+        self.generation = 0
         self._regions: list[Region] = []
         self._layout: _Layout | None = None
         self._slots_N: torch.Tensor | None = None
@@ -86,8 +95,15 @@ class Arena:
         self._settle()
         region.users -= 1
         if region.users == 0:
+            if self.lasting:
+                self._clear(region)
             self._regions.remove(region)
             self._shrink()
+
+    @torch.inference_mode()
+    def _clear(self, region: Region) -> None:
+        for buffer_HSD in (*self.keys, *self.values):
+            buffer_HSD.narrow(1, region.start, region.size).zero_()
 
     def split(self, region: Region, at: int) -> Region:
         """Cut off the first `at` slots of `region` as a region of their own."""
@@ -109,19 +125,29 @@ class Arena:
             self._lay_out()
 
     def _place(self, region: Region) -> bool:
-        """Put a region that holds nothing yet into a gap, if one is large enough."""
-        wanted, end = _roomy(region), SCRATCH
-        if region.size:
+        """Put a region into a gap, if one is large enough; if it holds something, only in a lasting arena."""
+        wanted, end = self._roomy(region), SCRATCH
+        if region.size and not self.lasting:
             return False
         taken = sorted((one for one in self._regions if one.size), key=lambda one: one.start)
         for start, after in [*((one.start, one.start + one.size) for one in taken), (self.size, 0)]:
             if start - end >= wanted:
+                self._copy(region, end)
                 region.start, region.size = end, wanted
                 return True
             end = after
         return False
 
+    def _copy(self, region: Region, start: int) -> None:
+        """Copy what a region holds to other slots, which must be free. Repeating it changes nothing."""
+        if region.size:
+            for buffers, dim in ((self.keys, 1), (self.values, 1), (self.states, 0)):
+                for buffer in buffers:
+                    buffer.narrow(dim, start, region.size).copy_(buffer.narrow(dim, region.start, region.size))
+
     def _shrink(self) -> None:
+        if self.lasting:
+            return
         used = sum(region.size for region in self._regions)
         if self.size > used + used // IDLE_SHARE + IDLE_SLOTS:
             self._lay_out()
@@ -130,9 +156,12 @@ class Arena:
         """Give every region a place and a size anew, and move what it holds."""
         moves, end = [], SCRATCH
         for region in sorted(self._regions, key=lambda one: one.start):
-            size = _roomy(region)
+            size = self._roomy(region)
             moves.append(_Move(region, region.start, region.size, end, size))
             end += size
+        if self.lasting:
+            held = 1 << (self.size.bit_length() - 1)
+            end = max(LASTING_SLOTS, held, 1 << (end - 1).bit_length())
         self._layout = _Layout(moves, end + (end == self.size))
         self._settle()
 
@@ -154,18 +183,15 @@ class Arena:
         for move in layout.moves:
             move.region.start, move.region.size = move.start, move.size
         self.moved += bool(self.keys)
+        self.generation += 1
         self.size, self.largest = layout.size, max(layout.size, self.largest)
         self._layout = None
 
     # what a pass writes
 
-    def begin(self, slots: list[int], device: torch.device) -> None:
-        """The next pass writes its entries to these slots."""
-        self._first, self._count = slots[0], len(slots)
-        if slots == list(range(slots[0], slots[0] + len(slots))):
-            self._slots_N = None  # a slice, which is faster than an index
-        else:
-            self._slots_N = torch.tensor(slots, device=device)
+    def begin(self, first: int, count: int, slots_N: torch.Tensor | None = None) -> None:
+        """The next pass writes its `count` entries to these slots, or, without `slots_N`, to those from `first` on."""
+        self._first, self._count, self._slots_N = first, count, slots_N
 
     def update(
         self, key_1HND: torch.Tensor, value_1HND: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -199,12 +225,8 @@ class Arena:
             buffer.index_copy_(dim, self._slots_N, new)
 
     @torch.inference_mode()
-    def move(self, sources: list[int], targets: list[int]) -> None:
-        """Copy the entries in slots `sources` to `targets`, for all rows in one operation per buffer."""
-        if not sources or not self.keys:
-            return
-        device = self.keys[0].device
-        from_N, to_N = torch.tensor([sources, targets], device=device)
+    def move(self, from_N: torch.Tensor, to_N: torch.Tensor) -> None:
+        """Copy the entries in slots `from_N` to `to_N`, for all rows in one operation per buffer."""
         for buffers in (self.keys, self.values):
             for buffer_HSD in buffers:
                 buffer_HSD.index_copy_(1, to_N, buffer_HSD.index_select(1, from_N))
@@ -219,9 +241,10 @@ class Arena:
         """For models that ask; positions and masks are always given to them."""
         return self.size
 
-
-def _roomy(region: Region) -> int:
-    """The slots of a region that is laid out anew."""
-    if region.fixed:
-        return region.peak
-    return region.peak + region.peak // SPARE_SHARE + SPARE_SLOTS
+    def _roomy(self, region: Region) -> int:
+        """The slots of a region that is laid out anew."""
+        if region.fixed:
+            return region.peak
+        if self.lasting:
+            return region.peak + region.peak // LASTING_SHARE + LASTING_SPARE
+        return region.peak + region.peak // SPARE_SHARE + SPARE_SLOTS

@@ -11,9 +11,9 @@ piece, D head size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,51 +24,106 @@ NAME = "draftsmith"
 # Slots that the plain product of queries and keys is made for at once.
 BLOCK = 2048
 
-_passes: list[PackedPass] = []
+_passes: list[Reads] = []
+
+
+class Reads(Protocol):
+    """What the tokens of a pass read. `mark` is what a layer was given in place of a mask."""
+
+    def attend(
+        self,
+        query_1HND: torch.Tensor,
+        key_1GSD: torch.Tensor,
+        value_1GSD: torch.Tensor,
+        mark: torch.Tensor | None,
+        shaping: Shaping,
+    ) -> torch.Tensor:
+        """[1, N, H, D]"""
+        ...
+
+
+@dataclass(slots=True)
+class Shaping:
+    """How scores become weights: their factor, a cap on them, and [G, R] sinks that take a share of the attention."""
+
+    scale: float
+    softcap: float | None = None
+    sinks_GR: torch.Tensor | None = None
+
+
+def kind_of(marks: Mapping[str, torch.Tensor], mark: torch.Tensor | None) -> str:
+    """The kind of layer that was given this mark."""
+    if len(marks) == 1:
+        return next(iter(marks))
+    for kind, own in marks.items():
+        if own is mark:
+            return kind
+    raise ValueError("a layer did not hand its mask on, so its window is unknown")
 
 
 @dataclass(slots=True)
 class RowReads:
-    """The queries `first` up to `end` of a pass, and what they see. Masks are made once and used by every layer."""
+    """The queries `first` up to `end` of a pass, and what they see. `seen[i]` is piece i's mask on the device."""
 
     first: int
     end: int
     pieces: list[SlotRun]
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
     _masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, piece: int, repeats: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """[R * Q, K] additive, for queries whose heads are folded."""
-        seen_QK = self.pieces[piece].seen_QK
-        if seen_QK is None:
+    def mask(self, piece: int, repeats: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """[R * Q, K] additive, for queries whose heads are folded. Made once and used by every layer."""
+        if piece not in self.seen:
             return None
         key = piece, repeats, dtype
         if key not in self._masks:
-            self._masks[key] = additive(seen_QK, device, dtype).repeat(repeats, 1)
+            self._masks[key] = additive(self.seen[piece], dtype).repeat(repeats, 1)
         return self._masks[key]
 
 
 @dataclass(slots=True)
 class PackedPass:
-    """One pass: what its rows read in each kind of layer. `marks` stand for the kinds where a model expects a mask."""
+    """A pass whose rows are read one after the other. `marks` stand for the kinds where a model expects a mask."""
 
     reads: dict[str, list[RowReads]]
-    marks: dict[str, torch.Tensor]
+    marks: Mapping[str, torch.Tensor]
 
-    def of(self, mark: torch.Tensor | None) -> list[RowReads]:
-        if len(self.reads) == 1:
-            return next(iter(self.reads.values()))
-        for kind, own in self.marks.items():
-            if own is mark:
-                return self.reads[kind]
-        raise ValueError("a layer did not hand its mask on, so its window is unknown")
+    def attend(
+        self,
+        query_1HND: torch.Tensor,
+        key_1GSD: torch.Tensor,
+        value_1GSD: torch.Tensor,
+        mark: torch.Tensor | None,
+        shaping: Shaping,
+    ) -> torch.Tensor:
+        _, heads, count, size = query_1HND.shape
+        groups = key_1GSD.shape[1]
+        repeats = heads // groups
+        out_NHD = query_1HND.new_zeros((count, heads, value_1GSD.shape[-1]))
+        for row in self.reads[kind_of(self.marks, mark)]:
+            queries = row.end - row.first
+            folded_GQD = query_1HND[0, :, row.first : row.end].reshape(groups, repeats * queries, size)
+            parts = []
+            for i, piece in enumerate(row.pieces):
+                keys_GKD = key_1GSD[0, :, piece.start : piece.start + piece.count]
+                values_GKD = value_1GSD[0, :, piece.start : piece.start + piece.count]
+                mask = row.mask(i, repeats, query_1HND.dtype)
+                parts.append(attend_piece(folded_GQD, keys_GKD, values_GKD, mask, shaping))
+            if shaping.sinks_GR is not None:
+                parts.append(sinks_part(shaping.sinks_GR, parts[0], queries))
+            merged_GQD = merged(parts)
+            out_NHD[row.first : row.end] = (
+                merged_GQD.view(groups, repeats, queries, -1).permute(2, 0, 1, 3).reshape(queries, heads, -1)
+            )
+        return out_NHD[None]
 
 
 @contextlib.contextmanager
-def running(packed: PackedPass, configs: Sequence[Any]) -> Iterator[None]:
-    """Let the models with these configs attend as `packed` says."""
+def running(reads: Reads, configs: Sequence[Any]) -> Iterator[None]:
+    """Let the models with these configs attend as `reads` says."""
     _register()
     before = [config._attn_implementation_internal for config in configs]
-    _passes.append(packed)
+    _passes.append(reads)
     try:
         for config in configs:
             config._attn_implementation_internal = NAME
@@ -107,86 +162,65 @@ def packed_attention(
     for name in ("position_bias", "head_mask"):
         if ignored.get(name) is not None:
             raise ValueError(f"attention with {name} is not made for packed passes")
-    _, heads, count, size = query_1HND.shape
     groups = key_1GSD.shape[1]
-    repeats = heads // groups
-    scale = size**-0.5 if scaling is None else float(scaling)
-    sinks_G1R = None if s_aux is None else s_aux.reshape(groups, repeats)
-    out_NHD = query_1HND.new_zeros((count, heads, value_1GSD.shape[-1]))
-    for row in _passes[-1].of(attention_mask):
-        queries = row.end - row.first
-        folded_GQD = query_1HND[0, :, row.first : row.end].reshape(groups, repeats * queries, size)
-        parts = []
-        for i, piece in enumerate(row.pieces):
-            keys_GKD = key_1GSD[0, :, piece.start : piece.start + piece.count]
-            values_GKD = value_1GSD[0, :, piece.start : piece.start + piece.count]
-            mask = row.mask(i, repeats, query_1HND.device, query_1HND.dtype)
-            parts.append(_attend(folded_GQD, keys_GKD, values_GKD, mask, scale, softcap))
-        if sinks_G1R is not None:
-            parts.append(_sinks(sinks_G1R, parts[0], queries))
-        merged_GQD = _merged(parts)
-        out_NHD[row.first : row.end] = (
-            merged_GQD.view(groups, repeats, queries, -1).permute(2, 0, 1, 3).reshape(queries, heads, -1)
-        )
-    return out_NHD[None], None
+    scale = query_1HND.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    shaping = Shaping(scale, softcap, None if s_aux is None else s_aux.reshape(groups, -1))
+    return _passes[-1].attend(query_1HND, key_1GSD, value_1GSD, attention_mask, shaping), None
 
 
 Part = tuple[torch.Tensor, torch.Tensor]
 
 
-def _attend(
+def attend_piece(
     query_GQD: torch.Tensor,
     keys_GKD: torch.Tensor,
     values_GKD: torch.Tensor,
     mask_QK: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
+    shaping: Shaping,
 ) -> Part:
     """The attention to one piece [G, Q, D], and the log-sum-exp of its scores [G, Q]."""
-    if query_GQD.device.type == "cpu" and softcap is None and keys_GKD.shape[-1] == values_GKD.shape[-1]:
+    if query_GQD.device.type == "cpu" and shaping.softcap is None and keys_GKD.shape[-1] == values_GKD.shape[-1]:
         out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query_GQD[None],
             keys_GKD[None],
             values_GKD[None],
             attn_mask=None if mask_QK is None else mask_QK[None, None],
-            scale=scale,
+            scale=shaping.scale,
         )
         return out[0], log_sum[0]
     exact = torch.float64 if query_GQD.dtype == torch.float64 else torch.float32
     parts = []
     for start in range(0, keys_GKD.shape[1], BLOCK):
         keys, values = keys_GKD[:, start : start + BLOCK], values_GKD[:, start : start + BLOCK]
-        scores_GQK = torch.matmul(query_GQD, keys.transpose(1, 2)).to(exact) * scale
-        if softcap is not None:
-            scores_GQK = softcap * torch.tanh(scores_GQK / softcap)
+        scores_GQK = torch.matmul(query_GQD, keys.transpose(1, 2)).to(exact) * shaping.scale
+        if shaping.softcap is not None:
+            scores_GQK = shaping.softcap * torch.tanh(scores_GQK / shaping.softcap)
         if mask_QK is not None:
             scores_GQK = scores_GQK + mask_QK[:, start : start + BLOCK]
         log_sum_GQ = torch.logsumexp(scores_GQK, -1)
         weights_GQK = torch.exp(scores_GQK - log_sum_GQ[..., None]).to(values.dtype)
         parts.append((torch.matmul(weights_GQK, values), log_sum_GQ))
-    return (_merged(parts), torch.logsumexp(torch.stack([one for _, one in parts]), 0)) if parts[1:] else parts[0]
+    return (merged(parts), torch.logsumexp(torch.stack([one for _, one in parts]), 0)) if parts[1:] else parts[0]
 
 
-def _sinks(sinks_GR: torch.Tensor, like: Part, queries: int) -> Part:
+def sinks_part(sinks_GR: torch.Tensor, like: Part, queries: int) -> Part:
     """A part that gives nothing and takes its share of the attention."""
     log_sum_GQ = sinks_GR.to(like[1].dtype).repeat_interleave(queries, 1)
     return torch.zeros_like(like[0]), log_sum_GQ
 
 
-def _merged(parts: Sequence[Part]) -> torch.Tensor:
+def merged(parts: Sequence[Part]) -> torch.Tensor:
     """[G, Q, D] the attention to all parts together."""
     if len(parts) == 1:
         return parts[0][0]
     shares_PGQ = torch.softmax(torch.stack([log_sum for _, log_sum in parts]), 0)
-    merged = sum(out * share[..., None] for (out, _), share in zip(parts, shares_PGQ))
-    assert isinstance(merged, torch.Tensor)
-    return merged.to(parts[0][0].dtype)
+    out = sum(out * share[..., None] for (out, _), share in zip(parts, shares_PGQ))
+    assert isinstance(out, torch.Tensor)
+    return out.to(parts[0][0].dtype)
 
 
-def dense_mask(
-    rows: Sequence[RowReads], tokens: int, slots: int, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """[1, 1, N, S] additive, for layers that attend on their own; padding sees slot 0 only."""
+def dense_seen(rows: Sequence[RowReads], tokens: int, slots: int) -> np.ndarray:
+    """[N, S] what each token sees, for layers that attend on their own; padding sees slot 0 only."""
     seen_NS = np.zeros((tokens, slots), dtype=bool)
     padding = np.ones(tokens, dtype=bool)
     for row in rows:
@@ -195,4 +229,4 @@ def dense_mask(
             shown = True if piece.seen_QK is None else piece.seen_QK
             seen_NS[row.first : row.end, piece.start : piece.start + piece.count] = shown
     seen_NS[padding, 0] = True
-    return additive(seen_NS, device, dtype)[None, None]
+    return seen_NS

@@ -17,7 +17,6 @@ or head size, H heads.
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +24,12 @@ from typing import Any
 import torch
 
 from draftsmith.infer.models.layers import weight_bytes
+from draftsmith.infer.models.runner.clock import PassClock
 from draftsmith.infer.models.runner.entries import Entries, PassOutput
 from draftsmith.infer.models.runner.masks import ChainPlan
 from draftsmith.infer.models.runner.model_runner import PREFILL_CHUNK
 from draftsmith.infer.models.runner.taps import Taps
+from draftsmith.infer.models.runner.transfers import Transfers
 
 # Slots by which the cache grows, at least.
 GROWTH = 256
@@ -38,8 +39,8 @@ States = dict[tuple[str, int, int], torch.Tensor]
 
 
 class ChainCache:
-    """What transformers' layers call (transformers/cache_utils.py): keys and values in slots, the token at position t
-    in slot t, and the states of one segment.
+    """What transformers' layers call (transformers/cache_utils.py): the token at position t in slot t, and the states
+    of one segment.
 
     Each segment works on copies of its rows' states and hands the new ones back, so the old ones remain to go on from.
     `begin` sets its rows, slots and states; buffers take the shape of the first keys and values."""
@@ -189,14 +190,18 @@ class ChainRunner:
         self.plan = plan
         self.cache = ChainCache()
         self.taps = Taps(model)
-        self.forward_seconds = 0.0
+        self.transfers = Transfers()
         self.bytes_moved = 0
         self.weight_bytes = weight_bytes(model)
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
+        weight = next(model.parameters())
+        self.device, self.dtype, self._clock = weight.device, weight.dtype, PassClock(weight.device)
         self.cache_argument, self._takes_positions = _arguments(model)
         self._chains: dict[Any, _Chain] = {}
         self._order: list[Any] = []
+
+    @property
+    def forward_seconds(self) -> float:
+        return self._clock.seconds
 
     # rows
 
@@ -301,8 +306,8 @@ class ChainRunner:
         )
 
     @torch.inference_mode()
-    def commit(self, rows: Sequence[Any], kept: Sequence[Sequence[int]]) -> None:
-        """Keep the leading `kept` entries of each row, as far as there are states for them, and drop the rest."""
+    def commit(self, rows: Sequence[Any], kept: Sequence[Sequence[int]], picks: Sequence[int] = ()) -> torch.Tensor:
+        """Keep the leading `kept` entries of each row, as far as there are states for them; `picks` on the device."""
         for row, path in zip(rows, kept):
             chain = self._chains[row]
             assert list(path) == list(range(len(path))), "not the start of a chain"
@@ -312,6 +317,7 @@ class ChainRunner:
             if found:
                 chain.length, chain.states = chain.length + found[-1][0], found[-1][1]
         self.drop(rows)
+        return self.transfers.up(self.device, picks)[0] if picks else torch.empty(0, dtype=torch.long)
 
     def drop(self, rows: Sequence[Any]) -> None:
         """Forget what `rows` have run since their last commit."""
@@ -360,12 +366,10 @@ class ChainRunner:
         if self._takes_positions:
             arguments["position_ids"] = positions_BQ
             arguments["attention_mask"] = self._mask(positions_BQ)
-        ran = time.perf_counter()
+        begun = self._clock.begin()
         with self.taps.taking(taps) as taken:
             output = self.model(input_ids=torch.tensor(tokens, device=self.device), use_cache=True, **arguments)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.forward_seconds += time.perf_counter() - ran
+        self._clock.end(begun)
         self.bytes_moved += self.weight_bytes
         for chain, states in zip(chains, self.cache.states()):
             chain.uncommitted += width

@@ -170,7 +170,6 @@ def _joined(found: list[SlotRun], queries: int) -> list[SlotRun]:
     return joined
 
 
-def additive(seen: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where something is seen, the lowest number elsewhere."""
-    hidden = torch.from_numpy(~seen).to(device)
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

@@ -15,22 +15,22 @@ Legend: N tokens of a pass, n entries of a row, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from draftsmith.infer.costs.pass_costs import padded
 from draftsmith.infer.models.layers import check_parts, find_parts, inner_block, parameter_bytes, weight_bytes
 from draftsmith.infer.models.runner.arena import Arena, Region
-from draftsmith.infer.models.runner.attention import PackedPass, RowReads, configs_of, dense_mask, running
+from draftsmith.infer.models.runner.attention import configs_of
+from draftsmith.infer.models.runner.captured import CapturedPasses
+from draftsmith.infer.models.runner.clock import PassClock
 from draftsmith.infer.models.runner.entries import Entries, PassOutput, RunnerRow
-from draftsmith.infer.models.runner.masks import MaskPlan, pieces
+from draftsmith.infer.models.runner.masks import MaskPlan
+from draftsmith.infer.models.runner.pass_inputs import ChosenEntries, PassInputs, PassPlan, pass_inputs
 from draftsmith.infer.models.runner.taps import Taps
+from draftsmith.infer.models.runner.transfers import Transfers
 
 PREFILL_CHUNK = 512
 
@@ -55,16 +55,17 @@ class ModelRunner:
         self.eager = eager
         self.cache = Arena()
         self.taps = Taps(model)
-        self.forward_seconds = 0.0
+        self.transfers = Transfers()
+        self.captured: CapturedPasses | None = None
         self.bytes_moved = 0
         self.weight_bytes = weight_bytes(model)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.buckets = tuple(buckets)
-        self._plan = mask_plan
+        self._clock = PassClock(self.device)
         self._rows: dict[Any, RunnerRow] = {}
-        self._marks = {kind: torch.zeros((1, 1, 1, 1), device=self.device) for kind in mask_plan.windows}
-        self._configs = configs_of(model)
+        marks = {kind: torch.zeros((1, 1, 1, 1), device=self.device) for kind in mask_plan.windows}
+        configs = configs_of(model)
         if exits:
             self.parts = find_parts(model)
             check_parts(model, self.parts)
@@ -72,9 +73,25 @@ class ModelRunner:
             self.blocks = [inner_block(model, start, end) for start, end in cuts]
             self.block_bytes = [parameter_bytes(self.parts.layers[start:end]) for start, end in cuts]
             self.head_bytes = parameter_bytes([self.parts.head, self.parts.norm])
-            known = {id(config) for config in self._configs}
+            known = {id(config) for config in configs}
             for block in self.blocks:
-                self._configs += [one for one in configs_of(block.model) if id(one) not in known]
+                configs += [one for one in configs_of(block.model) if id(one) not in known]
+        self._plan = PassPlan(mask_plan, marks, configs, self.buckets, self.device, self.dtype)
+
+    @property
+    def forward_seconds(self) -> float:
+        """Seconds inside passes that have ended."""
+        return self._clock.seconds
+
+    def capture(self) -> bool:
+        """Give passes of few tokens static shapes from now on, and capture them on a CUDA device (captured.py); before
+        the first row. False if this model's passes cannot have them: blocks, and layers that attend on their own."""
+        assert not self._rows, "passes are captured before the first row"
+        if self.exits or not self._plan.masks.packed:
+            return False
+        self.cache = Arena(lasting=True)
+        self.captured = CapturedPasses(self.model, self._plan, self.cache, self.taps, self.transfers)
+        return True
 
     # rows
 
@@ -155,8 +172,10 @@ class ModelRunner:
         held.passed = [block] * tokens
         self.cache.ensure({held.own: held.length + tokens})
 
-    def commit(self, rows: Sequence[Any], kept: Sequence[Sequence[int]]) -> None:
-        """Keep of each row the uncommitted entries at `kept` (a path, in order) and drop the rest."""
+    def commit(self, rows: Sequence[Any], kept: Sequence[Sequence[int]], picks: Sequence[int] = ()) -> torch.Tensor:
+        """Keep of each row the uncommitted entries at `kept` (a path, in order) and drop the rest.
+
+        `picks`: numbers that the caller needs on the device too; they go up together with the commit's own."""
         sources: list[int] = []
         targets: list[int] = []
         for row, path in zip(rows, kept):
@@ -166,9 +185,19 @@ class ModelRunner:
                 if entry != at:
                     sources.append(end + entry)
                     targets.append(end + at)
-        self.cache.move(sources, targets)
+        picks_N = torch.empty(0, dtype=torch.long)
+        if sources or picks:
+            picks_N = self._move(sources, targets, picks)
         for row, path in zip(rows, kept):
             self._rows[row].keep(path)
+        return picks_N
+
+    def _move(self, sources: list[int], targets: list[int], picks: Sequence[int]) -> torch.Tensor:
+        spare = [0] * self.captured.spare_moves(len(sources)) if self.captured is not None else []
+        from_N, to_N, picks_N = self.transfers.up(self.device, sources + spare, targets + spare, picks)
+        if sources and not (spare and self.captured is not None and self.captured.move(from_N, to_N)):
+            self.cache.move(from_N, to_N)
+        return picks_N
 
     # passes through the whole model
 
@@ -179,32 +208,35 @@ class ModelRunner:
         entries: Sequence[Entries],
         taps: Sequence[str] = (),
         wanted: Sequence[int] | None = None,
+        eagerly: bool = False,
     ) -> PassOutput:
         """Run new `entries` of `rows`. `wanted[b]`: of how many of row b's last entries to return the logits; None: of
-        all. After an error the rows hold entries that `drop` removes."""
+        all. `eagerly`: never as a captured pass. After an error the rows hold entries that `drop` removes."""
         assert not self.exits, "a sorted draft is run block by block"
         chosen = [self._rows[row].append(entry.parents) for row, entry in zip(rows, entries)]
         counts = [len(entry.tokens) for entry in entries]
-        prepared = self._prepare(rows, chosen)
-        total = prepared.tokens
-        keep = _last(counts, wanted) if wanted is not None else list(range(sum(counts)))
-        asked: Any = torch.tensor(keep, device=self.device) if 0 < len(keep) < total else int(not keep)
-        ran = time.perf_counter()
-        with self.taps.taking(taps) as taken, prepared.attending:
-            output = self.model(
-                **self._inputs(entries, prepared),
-                attention_mask=prepared.mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=asked,
-            )
-            states = {name: taken[name][0, : sum(counts)] for name in taps}
-        logits_NV = output.logits[0]
-        if keep and logits_NV.shape[0] != len(keep):  # padding, or a model that returns them all
-            logits_NV = logits_NV[keep]
-        self._ran(ran, self.weight_bytes)
+        total = sum(counts)
+        keep = _last(counts, wanted) if wanted is not None else list(range(total))
+        ready = self._choose(rows, chosen, entries)
+        begun = self._clock.begin()
+        output = None if self.captured is None or eagerly else self.captured.run(ready, taps, keep)
+        if output is None:
+            output = self._run_eagerly(ready, taps, keep)
+        self._ran(begun, self.weight_bytes)
         for row in rows:
             self._rows[row].passed = [1] * len(self._rows[row].positions)
+        return output
+
+    def _run_eagerly(self, ready: ChosenEntries, taps: Sequence[str], keep: Sequence[int]) -> PassOutput:
+        total = len(ready.slots)
+        inputs = self._inputs(ready, keep if 0 < len(keep) < padded(total, self.buckets) else ())
+        asked: Any = int(not keep) if inputs.keep_K is None else inputs.keep_K
+        with self.taps.taking(taps) as taken, inputs.attending:
+            output = self.model(**inputs.arguments, logits_to_keep=asked)
+            states = {name: taken[name][0, :total] for name in taps}
+        logits_NV = output.logits[0]
+        if inputs.keep_K is not None and logits_NV.shape[0] != len(keep):  # a model that returns them all
+            logits_NV = logits_NV[inputs.keep_K]
         return PassOutput(logits_NV[: len(keep)], states)
 
     def prefill(
@@ -259,9 +291,9 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, states_ND: torch.Tensor) -> torch.Tensor:
         """[N, V] the logits of an exit in these states."""
-        ran = time.perf_counter()
+        begun = self._clock.begin()
         logits_NV = self.parts.logits(states_ND)
-        self._ran(ran, self.head_bytes)
+        self._ran(begun, self.head_bytes)
         return logits_NV
 
     def _newest(self, row: Any, count: int) -> list[int]:
@@ -299,22 +331,17 @@ class ModelRunner:
         self, rows: Sequence[Any], block: int, chosen: Sequence[list[int]], tokens: Sequence[list[int]] | None
     ) -> Sequence[torch.Tensor]:
         """Run `block` over the entries `chosen`; their states [n, D] per row."""
-        prepared = self._prepare(rows, chosen)
         inner = self.blocks[block]
-        ran = time.perf_counter()
-        if inner.inlet is not None:
-            inner.inlet.states = self.cache.states_now(block - 1)[None]
         # The block's model embeds the tokens; in a later block the inlet ignores that.
         given = [Entries(part, []) for part in (tokens if tokens is not None else [[0] * len(one) for one in chosen])]
-        with prepared.attending:
-            output = inner.model(
-                **self._inputs(given, prepared),
-                attention_mask=prepared.mask,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
+        inputs = self._inputs(self._choose(rows, chosen, given))
+        begun = self._clock.begin()
+        if inner.inlet is not None:
+            inner.inlet.states = self.cache.states_now(block - 1)[None]
+        with inputs.attending:
+            output = inner.model(**inputs.arguments)
         states_ND = output.last_hidden_state[0]
-        self._ran(ran, self.block_bytes[block])
+        self._ran(begun, self.block_bytes[block])
         if self.eager or block + 1 < len(self.blocks):
             self.cache.put_states(block, states_ND)
         counts = [len(one) for one in chosen]
@@ -322,69 +349,23 @@ class ModelRunner:
 
     # what both have in common
 
-    def _prepare(self, rows: Sequence[Any], chosen: Sequence[Sequence[int]]) -> _Prepared:
-        """Make room for the entries `chosen` of each row, by number, and say what they see."""
+    def _choose(
+        self, rows: Sequence[Any], chosen: Sequence[Sequence[int]], entries: Sequence[Entries]
+    ) -> ChosenEntries:
+        """Make room for the entries `chosen` of each row, by number."""
         held = [self._rows[row] for row in rows]
         self.cache.ensure({one.own: one.length - one.elsewhere + len(one.positions) for one in held})
-        places = [one.slots() for one in held]
-        slots = [slot for place, some in zip(places, chosen) for slot in place.slots(some)]
-        positions = [
-            entry if entry < one.length else one.positions[entry - one.length]
-            for one, some in zip(held, chosen)
-            for entry in some
-        ]
-        tokens = padded(len(slots), self.buckets)
-        spare = [0] * (tokens - len(slots))
-        self.cache.begin(slots + spare, self.device)
-        reads: dict[str, list[RowReads]] = {}
-        made: dict[int | None, list[RowReads]] = {}
-        for kind, window in self._plan.windows.items():
-            if window not in made:
-                made[window], first = [], 0
-                for place, some in zip(places, chosen):
-                    if some:
-                        made[window].append(RowReads(first, first + len(some), pieces(place, some, window)))
-                    first += len(some)
-            reads[kind] = made[window]
-        attending: Any = contextlib.nullcontext()
-        masks: dict[str, torch.Tensor] = self._marks
-        if self._plan.packed:
-            attending = running(PackedPass(reads, self._marks), self._configs)
-        else:
-            masks = {
-                kind: dense_mask(own, tokens, self.cache.size, self.device, self.dtype) for kind, own in reads.items()
-            }
-        mask = masks if self._plan.by_kind else next(iter(masks.values()))
-        return _Prepared(tokens, positions + spare, attending, mask)
+        states = [entry.states for entry in entries if entry.states is not None]
+        assert len(states) in (0, len(entries)), "either all rows bring states, or none"
+        tokens = [token for entry in entries for token in entry.tokens]
+        return ChosenEntries(held, chosen, tokens, torch.cat(states) if states else None)
 
-    def _inputs(self, entries: Sequence[Entries], prepared: _Prepared) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"position_ids": torch.tensor([prepared.positions], device=self.device)}
-        spare = prepared.tokens - sum(len(entry.tokens) for entry in entries)
-        if entries[0].states is None:
-            tokens = [token for entry in entries for token in entry.tokens]
-            inputs["input_ids"] = torch.tensor([tokens + [0] * spare], device=self.device)
-        else:
-            states = [entry.states for entry in entries if entry.states is not None]
-            assert len(states) == len(entries), "either all rows bring states, or none"
-            states_ND = torch.cat(states)
-            inputs["inputs_embeds"] = nn.functional.pad(states_ND, (0, 0, 0, spare))[None]
-        return inputs
+    def _inputs(self, ready: ChosenEntries, keep: Sequence[int] = ()) -> PassInputs:
+        return pass_inputs(ready, self._plan, self.cache, self.transfers, keep)
 
-    def _ran(self, since: float, moved: int) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.forward_seconds += time.perf_counter() - since
+    def _ran(self, begun: Any, moved: int) -> None:
+        self._clock.end(begun)
         self.bytes_moved += moved
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """A pass before it is run: its number of tokens with padding, their positions, and what they attend to."""
-
-    tokens: int
-    positions: list[int]
-    attending: Any
-    mask: Any
 
 
 def _last(counts: Sequence[int], wanted: Sequence[int]) -> list[int]:

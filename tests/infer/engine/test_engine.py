@@ -10,7 +10,7 @@ import torch
 from noting import VOCAB, Noting, plain, prompts
 
 from draftsmith.infer.contract.draft import OUTRIGHT, ROOT, Draft, Trial
-from draftsmith.infer.contract.protocols import Budget, Feedback, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
@@ -364,8 +364,8 @@ def test_the_policy_is_asked_before_each_draft_and_told_what_became_of_it(model:
             self.calls.append("cut")
             return [Draft().chain(draft.tokens[:1], "pld") for draft in drafts]
 
-        def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:
-            assert len(rows) == len(drafts) == len(verdicts)
+        def settle(self, *given: Sequence[Any]) -> None:
+            assert [len(one) for one in given] == [1, 1, 1]
             self.calls.append("settle")
 
         def close(self, rows: Sequence[Row]) -> None:

@@ -49,7 +49,8 @@ def check_storage() -> None:
             slots = [region.start + len(held[region]) + i for region, count in new.items() for i in range(count)]
             values = [written + i for i in range(len(slots))]
             written += len(slots)
-            arena.begin(slots, torch.device("cpu"))
+            run = slots == list(range(slots[0], slots[0] + len(slots)))
+            arena.begin(slots[0], len(slots), None if run else torch.tensor(slots))
             block = torch.tensor(values, dtype=torch.float64).view(1, 1, -1, 1)
             arena.update(block, -block, 0)
             arena.put_states(0, block[0, 0])
@@ -177,3 +178,41 @@ def test_a_pass_allocates_the_same_whatever_the_context(make_model: Any, context
     lm.prefill(["a"], [[3] * context])
     largest(16)  # the region may have moved
     assert largest(16) == first
+
+
+@torch.inference_mode()
+def test_a_lasting_arena_keeps_what_is_stored_and_where_its_buffers_lie() -> None:
+    rng = random.Random(3)
+    arena, held = Arena(lasting=True), dict[Region, list[float]]()
+    written, generations, moved_within = 0.0, set[int](), 0
+    for _ in range(300):
+        if rng.random() < 0.2 or not held:
+            held[new := arena.region()] = []
+            arena.ensure({new: rng.randrange(1, 60)})
+        elif rng.random() < 0.25 and len(held) > 2:
+            arena.release(gone := rng.choice(list(held)))
+            del held[gone]
+        else:
+            region = rng.choice(list(held))
+            values = [written + i for i in range(rng.randrange(1, 40))]
+            written += len(values)
+            before, generation = region.start, arena.generation
+            arena.ensure({region: len(held[region]) + len(values)})
+            moved_within += region.start != before and bool(held[region]) and generation == arena.generation
+            arena.begin(region.start + len(held[region]), len(values))
+            block = torch.tensor(values, dtype=torch.float64).view(1, 1, -1, 1) + 1
+            arena.update(block, -block, 0)
+            held[region] += values
+        generations.add(arena.generation)
+        assert arena.size & (arena.size - 1) == 0 or (arena.size - 1) & (arena.size - 2) == 0
+        taken = sorted((one.start, one.start + one.size) for one in held if one.size)
+        assert all(end <= start for (_, end), (start, _) in pairwise(taken)), "regions overlap"
+        for one, values in held.items():
+            if values:
+                assert (arena.keys[0][0, one.start : one.start + len(values), 0] - 1).tolist() == values
+    assert moved_within >= 3
+    assert len(generations) <= 12
+    for region in list(held):
+        before = region.start, region.size
+        arena.release(region)
+        assert not arena.keys[0][0, before[0] : before[0] + before[1]].any(), "a row left something behind"
