@@ -85,7 +85,7 @@ class LMDrafter:
         self._assumed: Costs | None = None
         self._rows: dict[Row, _RowState] = {}
         # Whether the last outright drafts paid. If not, prompts are left unread until one does.
-        self._pays = False
+        self._pays = True
 
     @property
     def lm(self) -> ModelRunner:
