@@ -17,12 +17,12 @@ from draftsmith.infer.measure.bench import Measured, Outcome, Turn
 from draftsmith.infer.measure.runners import LoopRunner, Prompt, Question
 from draftsmith.infer.measure.ties import TieJudge, judgement, name_ties
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.infer.models.runner import model_runner
+from draftsmith.infer.models.runner import pass_inputs
 from draftsmith.infer.models.runner.masks import SlotRun
 
 PROMPT = [40, 41, 42, 43, 44]
 AT = 12
-RIGHT = model_runner.pieces
+RIGHT = pass_inputs.pieces
 
 
 def exact_logits(model, answer: list[int]) -> torch.Tensor:
@@ -189,14 +189,14 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
     `faulty` replaces the mask's window, in the engine only.
     """
     right = RIGHT
-    monkeypatch.setattr(model_runner, "pieces", right)  # loading tries the masks out
+    monkeypatch.setattr(pass_inputs, "pieces", right)  # loading tries the masks out
     target, judge = HFTarget(model), TieJudge(model)
     prompts = [Prompt("0/0", prompt)]
     plain = LoopRunner("plain", target, None, Settings(), Stops(64))
     drafted = LoopRunner("adversary", target, adversary(), Settings(), Stops(64))
 
     def answer(runner: LoopRunner, near) -> list[int]:
-        monkeypatch.setattr(model_runner, "pieces", near)
+        monkeypatch.setattr(pass_inputs, "pieces", near)
         runner.prepare(prompts)
         return runner.run(prompts)[0].token_ids
 
@@ -208,7 +208,7 @@ def judged(model, prompt: list[int], faulty, monkeypatch) -> list[tuple[bool, bo
         def own(index: int, runner: LoopRunner = runner, other: list[int] = other) -> list[torch.Tensor]:
             seen = []
             for side, near, ids in ((plain, right, base), (runner, faulty, other)):
-                monkeypatch.setattr(model_runner, "pieces", near)
+                monkeypatch.setattr(pass_inputs, "pieces", near)
                 seen.append(side.logits_again(prompts, {"0/0": ids}, "0/0", index))
             return seen
 

@@ -92,8 +92,8 @@ def check_static(model: Any, rows: int, steps: int = 10) -> ModelRunner:
     lm.prefill(list(texts), list(texts.values()))
     for number in range(steps):
         if number == 3:
-            kept = lm.fork(0, "forked", len(texts[0]) // 2)
-            texts["forked"] = texts[0][:kept]  # type: ignore[index]
+            lm.fork(0, "forked", len(texts[0]) // 2)
+            texts["forked"] = texts[0][: len(texts[0]) // 2]  # type: ignore[index]
         if number == 7 and rows > 1:
             lm.close(1)
             del texts[1]
