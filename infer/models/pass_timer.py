@@ -17,8 +17,8 @@ from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 # Buckets are sought among these numbers of tokens, behind this context, in models of SMALL bytes or more.
 TRIED = (1, 2, 3, 4, 8)
-BUCKET_CONTEXT, BUCKET_TRIES, SMALL = 64, 5, 1 << 24
-CLEARLY_LESS = 0.95
+BUCKET_CONTEXT, BUCKET_TRIES, SMALL = 64, 7, 1 << 24
+CLEARLY_LESS = 0.92
 
 
 class TimedRows:
@@ -97,11 +97,11 @@ def measured_buckets(model: Any, plan: MaskPlan) -> tuple[int, ...]:
                 taken[tokens].append(time.perf_counter() - began)
     timer.close()
     best = {tokens: min(seconds) for tokens, seconds in taken.items()}
-    return tuple(
-        tokens
-        for i, tokens in enumerate(TRIED)
-        if any(best[tokens] < CLEARLY_LESS * best[fewer] for fewer in TRIED[:i])
-    )
+    # The number that each is best padded to: itself, if none is clearly faster.
+    faster = {tokens: min((more for more in TRIED if more >= tokens), key=lambda more: best[more]) for tokens in TRIED}
+    padded_to = {n: more if best[more] < CLEARLY_LESS * best[n] else n for n, more in faster.items()}
+    last = max((more for tokens, more in padded_to.items() if more > tokens), default=0)
+    return tuple(sorted({more for more in padded_to.values() if more <= last}))
 
 
 class ChainPassTimer:

@@ -246,12 +246,21 @@ def test_the_state_before_the_final_norm_is_a_tap_too(models: dict[str, Any]) ->
             lm.taps.check(name)
 
 
-def test_buckets_are_what_the_model_runs_faster(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("slow", "buckets"),
+    [
+        ({1: 0.02, 2: 0.02, 3: 0.0, 4: 0.005, 8: 0.03}, (3,)),
+        ({1: 0.0, 2: 0.02, 3: 0.02, 4: 0.005, 8: 0.03}, (1, 4)),  # one token is not padded to four
+        ({1: 0.0, 2: 0.005, 3: 0.01, 4: 0.015, 8: 0.03}, ()),
+    ],
+)
+def test_buckets_are_what_the_model_runs_faster(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch, slow: dict[int, float], buckets: tuple[int, ...]
+) -> None:
     model = make_model("llama")
     plan = prepare(model)
     assert measured_buckets(model, plan) == (), "a tiny model is not timed"
     monkeypatch.setattr(pass_timer, "SMALL", 0)
-    slow = {1: 0.02, 2: 0.02, 3: 0.0, 4: 0.005, 8: 0.03}
     hook = model.register_forward_pre_hook(lambda m, a, g: time.sleep(slow[g["input_ids"].shape[1]]), with_kwargs=True)
-    assert measured_buckets(model, plan) == (3, 4)
+    assert measured_buckets(model, plan) == buckets
     hook.remove()
