@@ -22,7 +22,7 @@ from draftsmith.infer.models.probe import (
     difference,
     generate_fault,
     one_line,
-    quiet,
+    probed_once,
     shortened,
     tokens_to_try,
 )
@@ -39,19 +39,10 @@ DRAFTED = ((5, 5), (4, 2), (3, 3), (0, 2), (4, 0))
 ACCEPTED = ((5, 2), (1, 2), (3, 0), (0, 2), (4, 0))
 DEPTH = 6
 
-_found: dict[tuple[type, str, str], ChainPlan | str] = {}
-
 
 def probed_chain_plan(model: Any) -> ChainPlan:
     """The way in which the model's twin decodes chains right; ValueError with the reason if there is none."""
-    key = type(model), model.config.to_json_string(use_diff=False), str(model.config._attn_implementation)
-    if key not in _found:
-        with quiet():
-            _found[key] = _probe(model)
-    found = _found[key]
-    if isinstance(found, str):
-        raise ValueError(found)
-    return found
+    return probed_once(model, _probe)
 
 
 def check_chain(model: Any, plan: ChainPlan) -> None:

@@ -17,9 +17,9 @@ import logging
 import math
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -41,16 +41,24 @@ DEPTH = 4  # positions that a round of the deepest tree takes, the token before 
 # What a flag must not be for tokens to see only those before them.
 BIDIRECTIONAL = {"use_bidirectional_attention": True, "is_causal": False}
 
-_found: dict[tuple[type, str, str], MaskPlan | str] = {}
+Plan = TypeVar("Plan")
+
+# Outcomes by what is probed, and by class, config and attention of the model.
+_found: dict[tuple[Any, type, str, str], Any] = {}
 
 
 def probed_plan(model: Any) -> MaskPlan:
     """The masks with which the model's twin decodes trees right; ValueError with the reason if there are none."""
-    key = type(model), model.config.to_json_string(use_diff=False), str(model.config._attn_implementation)
+    return probed_once(model, _probe)
+
+
+def probed_once(model: Any, probe: Callable[[Any], Plan | str]) -> Plan:
+    """What `probe` finds for models like this one, which is tried once; ValueError if it is a reason."""
+    key = probe, type(model), model.config.to_json_string(use_diff=False), str(model.config._attn_implementation)
     if key not in _found:
         with quiet():
-            _found[key] = _probe(model)
-    found = _found[key]
+            _found[key] = probe(model)
+    found: Plan | str = _found[key]
     if isinstance(found, str):
         raise ValueError(found)
     return found

@@ -1,4 +1,4 @@
-"""The policy: what is drafted and verified pays, whoever drafts, and a useless drafter costs next to nothing."""
+"""Only what pays is drafted and verified, whatever the drafter; a useless drafter costs next to nothing."""
 
 from __future__ import annotations
 
