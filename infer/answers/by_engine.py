@@ -10,7 +10,6 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.engine.engine import Engine
-from draftsmith.infer.rules.named import DEFAULT
 from draftsmith.infer.text.rendering import Template
 
 
@@ -24,7 +23,7 @@ def answer_all(
     out: AnswerFile,
     *,
     batch_size: int = 8,
-    rule: str | Rule = DEFAULT,
+    rule: str | Rule | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> None:
     """Answer every turn of the records that `out` lacks. `drafter` is bound already.

@@ -12,8 +12,9 @@ NAMES: tuple[str, ...] = get_args(RuleName)
 DEFAULT: RuleName = "block"
 
 
-def as_rule(rule: str | Rule) -> Rule:
-    """The rule of this name; a rule itself is returned unchanged."""
+def as_rule(rule: str | Rule | None) -> Rule:
+    """The rule of this name, the default for None; a rule itself is returned unchanged."""
+    rule = DEFAULT if rule is None else rule
     if not isinstance(rule, str):
         return rule
     from draftsmith.infer.rules.block import block

@@ -8,9 +8,10 @@ its sum z, the parent's cap becomes z / (z + 1 - cap) and its residual n / z. Th
 the last one the parent itself is kept or not. The root is always kept. On one chain this is block verification
 (2403.10444).
 
-A token that was drawn again below the same parent is kept or refused by itself: what is below it is spent. Where all
-trials below a node are outright, no rule keeps more than the look-up does, so such a node ends the walk, and the
-look-up goes on from it (infer/rules/token.py). A draft without drawn trials is therefore verified as by `token`.
+A refused token has no residual left (its cap was below 1, so cap x residual < q), so trying it again is refused at
+once, and no subtree is walked twice. Where all trials below a node are outright, no rule keeps more than the look-up
+does, so such a node ends the walk, and the look-up goes on from it (infer/rules/token.py). A draft without drawn trials
+is therefore verified as by `token`.
 
 Whether a node is kept depends on what was drawn below it, so uniforms are read beyond the accepted point: they are
 keyed by the step's start. The target's own draws are read at the accepted point only, and keep their positions.
@@ -39,13 +40,10 @@ def traversal(draft: Draft, distribution: TargetDistribution, rng: StepRng) -> V
     verdict = Verdict([visit.node for visit in visits[1:]], [visit.trial for visit in visits[:-1]], -1, jointly=True)
     for depth, visit in enumerate(visits, start=1):
         note(verdict.tried, visit.trials, visit.refused if visit is not visits[-1] else None, depth)
-    last, uniform = visits[-1], rng.uniform(len(verdict.path), "draw")
-    if last.node not in drawn:
+    left_V = visits[-1].residual_V
+    if left_V is None:
         return walk(draft, distribution, rng, verdict)
-    if last.residual_V is None:
-        verdict.next_token = distribution.draw(last.node, uniform)
-    else:
-        verdict.next_token = draw_by_inversion(last.residual_V, uniform)
+    verdict.next_token = draw_by_inversion(left_V, rng.uniform(len(verdict.path), "draw"))
     return verdict
 
 
@@ -62,8 +60,8 @@ def drawn_below(draft: Draft) -> set[int]:
 class _Visit:
     """A node on the path that is walked. `trials` are those to walk below it, and `refused` of them were.
 
-    `residual_V` is None where there are no trials: it is the target's distribution, seldom needed. `drawn`: the tokens
-    of the refused draws of each group; `next_V`: the distribution of the next trial's token, if it is a drawn one.
+    `residual_V` is None where the walk ends: it is the target's distribution, seldom needed. `drawn`: the tokens of the
+    refused draws of each group; `next_V`: the distribution of the next trial's token, if it is a drawn one.
     """
 
     node: int
@@ -109,8 +107,7 @@ class _Visit:
 
 def _kept_visits(draft: Draft, distribution: TargetDistribution, rng: StepRng, drawn: set[int]) -> list[_Visit]:
     """The visits from the root to the node that is kept."""
-    walked: set[int] = set()
-    visits = [_visit(draft, distribution, ROOT, 1.0, drawn, walked)]
+    visits = [_visit(draft, distribution, ROOT, 1.0, drawn)]
     number = 0
     while True:
         visit = visits[-1]
@@ -118,7 +115,7 @@ def _kept_visits(draft: Draft, distribution: TargetDistribution, rng: StepRng, d
             node = visit.trial.node
             cap = visit.next_cap(draft.tokens[node])
             if cap > 0:
-                visits.append(_visit(draft, distribution, node, cap, drawn, walked))
+                visits.append(_visit(draft, distribution, node, cap, drawn))
             else:
                 visit.refuse(draft.tokens[node])
         # The root's cap is 1, but rounding may leave nothing there.
@@ -130,9 +127,7 @@ def _kept_visits(draft: Draft, distribution: TargetDistribution, rng: StepRng, d
             visits[-1].refuse(draft.tokens[visit.node])
 
 
-def _visit(
-    draft: Draft, distribution: TargetDistribution, node: int, cap: float, drawn: set[int], walked: set[int]
-) -> _Visit:
-    trials = draft.trials[node] if node in drawn and node not in walked else ()
-    walked.add(node)
-    return _Visit(node, cap, trials, distribution.probs(node).to(torch.float64) if trials else None)
+def _visit(draft: Draft, distribution: TargetDistribution, node: int, cap: float, drawn: set[int]) -> _Visit:
+    if node not in drawn:
+        return _Visit(node, cap, (), None)
+    return _Visit(node, cap, draft.trials[node], distribution.probs(node).to(torch.float64))

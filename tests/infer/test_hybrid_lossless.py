@@ -132,6 +132,28 @@ def test_a_draft_model_s_trees_give_plain_s_tokens(kind: str, make_model: Any) -
     assert any(trace.nodes for generation in generations for trace in generation.traces)
 
 
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
+def test_drawn_drafts_are_verified_as_chains_and_do_not_depend_on_the_batch(
+    kind: str, rule: str, make_model: Any
+) -> None:
+    """Trees are cut to the chains of their first trials, so `block` verifies them jointly."""
+
+    def decoded(batch_size: int) -> list[Generation]:
+        drafter = SmallLM(make_model("llama", torch.float64, vocab_size=96), num_draft_tokens=3, top_k=2, nodes=9,
+                          sample=True)  # fmt: skip
+        drafter.bind(target_of(kind))
+        return generate(target_of(kind), drafter, make_rows(SAMPLED), batch_size=batch_size, rule=rule)
+
+    generations = decoded(3)
+    assert tokens(generations) == tokens(decoded(1))
+    traces = [trace for generation in generations for trace in generation.traces]
+    assert {trace.jointly for trace in traces if trace.nodes} == {rule == "block"}
+    assert any(trace.accepted for trace in traces)
+    assert any(not tried.accepted for trace in traces for tried in trace.tried)
+    assert all(trace.nodes <= 3 for trace in traces)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("kind", QUICK)
 def test_the_controls_are_lossless_and_bound_the_rest(kind: str, batch_size: int) -> None:

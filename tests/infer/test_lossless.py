@@ -25,6 +25,7 @@ from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+from draftsmith.infer.rules.named import DEFAULT, NAMES
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd, PromptLookup, Rest
 from draftsmith.retrieval.dresd import build as dresd_build
@@ -52,9 +53,11 @@ def make_rows(settings: Settings, new_tokens: int = 40, vocab: int = 61) -> list
     return rows
 
 
-def decode(target: HFTarget, drafter: Drafter, rows: Sequence[Row], batch_size: int = 1) -> list[Generation]:
+def decode(
+    target: HFTarget, drafter: Drafter, rows: Sequence[Row], batch_size: int = 1, rule: str = DEFAULT
+) -> list[Generation]:
     drafter.bind(target)
-    return generate(target, drafter, rows, batch_size=batch_size)
+    return generate(target, drafter, rows, batch_size=batch_size, rule=rule)
 
 
 def tokens(generations: Sequence[Generation]) -> list[list[int]]:
@@ -148,6 +151,30 @@ def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_se
     generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1)
+
+
+@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("rule", [rule for rule in NAMES if rule != DEFAULT])
+def test_outright_drafts_are_looked_up_by_every_rule(pair: tuple[Any, Any], rule: str, settings: Settings) -> None:
+    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(settings, 30)))
+    for name, batch_size in (("chain", 1), ("tree", 3)):
+        generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(settings, 30), batch_size, rule)
+        assert tokens(generations) == wanted
+        assert_tried_hard(generations, deep=1)
+        assert not any(trace.jointly for generation in generations for trace in generation.traces)
+
+
+@pytest.mark.parametrize(("rule", "top_k"), [("token", 1), ("block", 1), ("token", 2), ("traversal", 2)])
+def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], rule: str, top_k: int) -> None:
+    """Draft and target have one distribution at every node, so the first trial of each is accepted by every rule; the
+    tokens are others than plain decoding's, and differ from row to row."""
+    drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample=True)
+    generations = decode(HFTarget(pair[0]), drafter, make_rows(SAMPLED, 30), 3, rule)
+    for generation in generations:
+        assert all(trace.accepted == min(3, trace.depth) for trace in generation.traces)
+        assert any(trace.accepted == 3 for trace in generation.traces)
+        assert {trace.jointly for trace in generation.traces if trace.nodes} == {rule != "token"}
+    assert len({token for generation in generations for token in generation.token_ids}) >= 8
 
 
 def retrieved(name: str, target: HFTarget, answered: Sequence[Row], folder: Path) -> Drafter:

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import enumeration as en
 import pytest
 import torch
 from joining import admit, release
+from planted import plant
 
 import draftsmith.infer.contract.distribution as distribution_module
+import draftsmith.infer.contract.rng as rng_module
 import draftsmith.infer.drafters.lm_drafter as lm_drafter
 import draftsmith.infer.rules.token as rejection_module
+import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.costs.calibration import Calibration
+from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.step import step
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import NAMES, as_rule
 
 V = 3
 PROMPT = [2, 1, 0, 2]
+TREE = "tree without replacement"
 SHAPES = {
     "chain": {"num_draft_tokens": 2, "top_k": 1},
     "tree without replacement": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4},
@@ -63,16 +71,21 @@ def sampled(draft_model: Any, **shape: Any) -> Any:
 WARM, CUT = Settings(temperature=0.8, seed=1), Settings(temperature=0.7, top_k=2, seed=1)
 
 
-@pytest.mark.parametrize(("shape", "settings"), [*((shape, WARM) for shape in SHAPES), ("chain", CUT)])
+MODULES = (lm_drafter, rejection_module, traversal_module, distribution_module)
+CASES = [*((shape, WARM, rule) for shape in SHAPES for rule in ("token", "traversal")), ("chain", WARM, "block"),
+         ("chain", CUT, "token"), ("chain", CUT, "block")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "settings", "rule"), CASES)
 def test_a_step_has_the_targets_distribution_exactly(
-    monkeypatch: pytest.MonkeyPatch, target_model: Any, draft_model: Any, shape: str, settings: Settings
+    monkeypatch: pytest.MonkeyPatch, target_model: Any, draft_model: Any, shape: str, settings: Settings, rule: str
 ) -> None:
     current: list[Any] = []
 
     def draw(probs_V: torch.Tensor, uniform: Any) -> int:
         return current[0].draw(probs_V)
 
-    for module in (lm_drafter, rejection_module, distribution_module):
+    for module in MODULES:
         monkeypatch.setattr(module, "draw_by_inversion", draw)
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
@@ -90,7 +103,7 @@ def test_a_step_has_the_targets_distribution_exactly(
         distribution = target.score([row], [draft]).distribution(0)
         for node in range(-1, len(draft)):
             distributions[en.path_of(draft, node)] = distribution.probs(node).tolist()
-        verdict = rejection(draft, distribution, en.BranchingStream(chooser))
+        verdict = as_rule(rule)(draft, distribution, en.BranchingStream(chooser))
         exits.update(exit for _, exit in draft.exits)
         release(target, drafter, [row])
         seen["deep"] += len(verdict.path) >= min(2, SHAPES[shape]["num_draft_tokens"])
@@ -109,25 +122,135 @@ def test_a_step_has_the_targets_distribution_exactly(
         assert set(exits) == {1, 2}, "both exits were drafted from"
 
 
-def target_distribution(model: Any, path: tuple[int, ...], settings: Settings) -> list[float]:
+def target_distribution(
+    model: Any, path: tuple[int, ...], settings: Settings, prompt: Sequence[int] = PROMPT
+) -> list[float]:
     from draftsmith.infer.contract.draft import Draft
 
     with torch.inference_mode():
-        logits_V = model(torch.tensor([[*PROMPT, *path]]), use_cache=False).logits[0, -1]
-    row = Row("distribution", [*PROMPT, *path], settings)
+        logits_V = model(torch.tensor([[*prompt, *path]]), use_cache=False).logits[0, -1]
+    row = Row("distribution", [*prompt, *path], settings)
     return NodeDistribution(logits_V[None], row, Draft(), None).probs(-1).tolist()
 
 
-@pytest.mark.parametrize("shape", ["chain", "tree without replacement"])
+@pytest.fixture(scope="module")
+def two_tokens(make_model: Any, shake: Any) -> tuple[Any, Any]:
+    model = make_model("llama", vocab_size=2, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    return model, shake(model, 2.5)
+
+
+CALIBRATED = Calibration("any", {"small": Calibrator((0.0, 1.0), (0.2, 0.9))}, temperature=1.0)
+PRICED = {"costs": Costs({"target": PassCost((1, 8), (1.0, 1.2)), "small": PassCost((1, 8), (0.3, 0.35))}),
+          "calibration": CALIBRATED}  # fmt: skip
+TWO_STEPS = [
+    ("block", {"num_draft_tokens": 2, "top_k": 1}),
+    ("block", {"num_draft_tokens": 3, "top_k": 1, **PRICED}),
+    ("token", {"num_draft_tokens": 2, "top_k": 1, **PRICED}),
+    ("traversal", {"num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True, **PRICED}),
+]
+
+
+def two_step_error(
+    monkeypatch: pytest.MonkeyPatch, models: tuple[Any, Any], rule: str, shape: dict[str, Any]
+) -> tuple[float, Counter[str]]:
+    """Two steps of the engine's own loop, on numbers that are intervals with the product's keys."""
+    target, drafter = HFTarget(models[0]), SmallLM(models[1], sample=True, **shape)
+    drafter.bind(target)
+    settings, seen, current = Settings(temperature=1.0, seed=1), Counter[str](), list[Any]()
+
+    def keyed(seed: int, row: str, position: int, purpose: str, index: int = 0) -> Any:
+        return en.KeyedUniform(current[-1], (position, purpose, index))
+
+    for module in MODULES:
+        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
+    for module in (lm_drafter, rng_module):
+        monkeypatch.setattr(module, "uniform", keyed)
+    known: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def plain(path: tuple[int, ...]) -> torch.Tensor:
+        if path not in known:
+            shares = target_distribution(models[0], path, settings, [1, 0, 1])
+            known[path] = torch.tensor(shares, dtype=torch.float64)
+        return known[path]
+
+    def procedure(chooser: Any) -> tuple[int, ...]:
+        current[:] = [en.KeyedNumbers(chooser)]
+        row, policy = Row("0", [1, 0, 1], settings, Stops(4)), Policy.of(target, drafter)
+        admit(target, drafter, [row])
+        for number in range(2):
+            if not row.stop:
+                (trace,) = step(target, drafter, [row], Budget(8, 3), as_rule(rule), policy)
+                seen[f"deep in step {number}"] += trace.accepted >= 2
+                seen[f"refused in step {number}"] += trace.nodes > 0 and trace.accepted == 0
+                seen["jointly"] += trace.jointly
+        release(target, drafter, [row])
+        tokens = tuple(row.new_ids)
+        while len(tokens) < 4:
+            own = en.KeyedUniform(current[-1], (3 + len(tokens), "draw", 0))
+            tokens += (own.draw(plain(tokens)),)
+        return tokens
+
+    emitted = en.enumerate_outcomes(procedure)
+    return en.distance(emitted, en.plain_distribution(lambda path: plain(path).tolist(), 4)), seen
+
+
+@pytest.mark.parametrize(("rule", "shape"), TWO_STEPS)
+def test_two_steps_have_the_targets_distribution_exactly(
+    monkeypatch: pytest.MonkeyPatch, two_tokens: tuple[Any, Any], rule: str, shape: dict[str, Any]
+) -> None:
+    error, seen = two_step_error(monkeypatch, two_tokens, rule, shape)
+    assert error < 1e-9
+    assert seen["deep in step 0"]
+    assert seen["refused in step 0"]
+    assert seen["refused in step 1"]
+    assert bool(seen["jointly"]) == (rule != "token")
+
+
+def test_planted_keys_by_position_are_caught_in_two_steps(
+    monkeypatch: pytest.MonkeyPatch, two_tokens: tuple[Any, Any]
+) -> None:
+    plant(
+        monkeypatch, traversal_module, "_kept_visits", 'rng.step_uniform("accept", number)',
+        'rng.uniform(len(visits) - 2, "accept")',
+    )  # fmt: skip
+    error, _ = two_step_error(monkeypatch, two_tokens, "block", {"num_draft_tokens": 2, "top_k": 1})
+    assert error > 1e-3
+
+
+@pytest.mark.parametrize("shape", ["chain", "tree with replacement, cut by its budget"])
+@pytest.mark.parametrize("rule", NAMES)
+def test_no_step_reads_a_number_that_an_earlier_one_has_read(
+    monkeypatch: pytest.MonkeyPatch, target_model: Any, draft_model: Any, shape: str, rule: str
+) -> None:
+    read: list[tuple[Any, ...]] = []
+
+    def noted(*key: Any) -> float:
+        read.append(key)
+        return uniform(*key)
+
+    uniform = rng_module.uniform
+    for module in (lm_drafter, rng_module):
+        monkeypatch.setattr(module, "uniform", noted)
+    target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
+    drafter.bind(target)
+    rows = [Row(str(i), list(PROMPT), WARM, Stops(30)) for i in range(4)]
+    generate(target, drafter, rows, batch_size=4, rule=rule)
+    assert len(read) > 300
+    assert len(set(read)) == len(read)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rule"), [("chain", "token"), ("chain", "block"), *((TREE, rule) for rule in ("token", "traversal"))]
+)
 def test_frequencies_through_the_whole_loop_pass_a_chi_square_test(
-    target_model: Any, draft_model: Any, shape: str
+    target_model: Any, draft_model: Any, shape: str, rule: str
 ) -> None:
     """2,400 rows of their own seeds, batched, four tokens each; 1 % level on all pairs of first tokens."""
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
     count = 2400
     rows = [Row(str(i), list(PROMPT), Settings(temperature=1.0, seed=9), Stops(4)) for i in range(count)]
-    done = generate(target, drafter, rows, batch_size=200)
+    done = generate(target, drafter, rows, batch_size=200, rule=rule)
     wanted = en.plain_distribution(lambda path: target_distribution(target_model, path, Settings(temperature=1.0)), 2)
     observed = Counter(tuple(generation.token_ids[:2]) for generation in done)
     bins = [pair for pair, share in wanted.items() if share * count >= 5]
@@ -144,15 +267,17 @@ def test_frequencies_through_the_whole_loop_pass_a_chi_square_test(
     assert any(not tried.accepted for trace in traces for tried in trace.tried)
 
 
-def test_a_rows_tokens_do_not_depend_on_its_batch(make_model: Any, shake: Any) -> None:
+@pytest.mark.parametrize(("top_k", "rule"), [(2, "token"), (1, "block"), (2, "traversal")])
+def test_a_rows_tokens_do_not_depend_on_its_batch(make_model: Any, shake: Any, top_k: int, rule: str) -> None:
     model = make_model("llama")
     settings = Settings(temperature=0.9, seed=4)
 
     def decode(batch_size: int) -> list[list[int]]:
-        target, drafter = HFTarget(model), SmallLM(shake(model, 0.1), sample=True, top_k=2, nodes=6)
+        target, drafter = HFTarget(model), SmallLM(shake(model, 0.1), sample=True, top_k=top_k, nodes=6)
         drafter.bind(target)
         rows = [Row(str(i), [5 + i, 9, 12 + i], settings, Stops(12 + i)) for i in range(6)]
-        return [generation.token_ids for generation in generate(target, drafter, rows, batch_size=batch_size)]
+        done = generate(target, drafter, rows, batch_size=batch_size, rule=rule)
+        return [generation.token_ids for generation in done]
 
     alone = decode(1)
     assert decode(4) == alone
