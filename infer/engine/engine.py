@@ -3,7 +3,7 @@
 A round admits waiting rows, reads one chunk for the rows whose prompt is not read yet, and decodes one step of all
 others, so a long prompt does not hold up the rows beside it. A row's error ends that row only. An error that is no
 row's (an interrupt, memory that ran out) leaves all rows as they were before the step: the next round repeats it, and
-draws the same random numbers, because those are keyed by position.
+draws the same random numbers, because those are keyed by position or by the start of the step.
 """
 
 from __future__ import annotations

@@ -139,6 +139,14 @@ def test_confidences_are_compared_with_what_came_by_tenths():
     assert (high["said"], high["came"], high["tried"]) == (pytest.approx(0.975), 0.5, 2)
 
 
+def test_steps_verified_jointly_say_nothing_about_confidences():
+    alone, jointly = proposed(0.001, (0.25, True)), proposed(0.001, (0.25, False), (0.95, True))
+    jointly.jointly = True
+    assert propose_figures([alone, jointly])["reliability"] == propose_figures([alone])["reliability"]
+    assert trace_figures([alone, jointly])["verified_jointly"] == 0.5
+    assert StepTrace.from_json(jointly.to_json()).jointly
+
+
 def test_nothing_drafted_is_nothing_said():
     assert propose_figures([proposed(0.0)])["reliability"] == []
     assert propose_figures([]) == {"propose_ms_p50": 0.0, "propose_ms_p99": 0.0, "reliability": []}

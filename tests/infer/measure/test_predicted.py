@@ -135,6 +135,13 @@ def test_a_tree_is_not_taken_for_a_chain(results):
         parse_acceptance(results({"small": TREE}))
 
 
+def test_a_curve_of_drafts_that_were_verified_as_a_whole_is_refused(results):
+    """It holds for drafts of that shape only."""
+    assert parse_acceptance(results({"small": {**CHAIN, "verified_jointly": 0.0}})) == (0.8, 0.5)
+    with pytest.raises(ValueError, match="--rule token"):
+        parse_acceptance(results({"small": {**CHAIN, "verified_jointly": 0.5}}))
+
+
 def test_one_of_several_drafters_is_named(results):
     path = results({"a": CHAIN, "b": {**CHAIN, "by_depth": [depth(1, 10, 9)]}})
     assert parse_acceptance(f"{path}:b") == (0.9,)
