@@ -25,7 +25,7 @@ from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.runner.model_runner import ModelRunner
-from draftsmith.infer.rules.named import DEFAULT, NAMES
+from draftsmith.infer.rules.named import DEFAULT
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd, PromptLookup, Rest
 from draftsmith.retrieval.dresd import build as dresd_build
@@ -154,14 +154,12 @@ def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_se
 
 
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("rule", [rule for rule in NAMES if rule != DEFAULT])
-def test_outright_drafts_are_looked_up_by_every_rule(pair: tuple[Any, Any], rule: str, settings: Settings) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(settings, 30)))
-    for name, batch_size in (("chain", 1), ("tree", 3)):
-        generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(settings, 30), batch_size, rule)
-        assert tokens(generations) == wanted
-        assert_tried_hard(generations, deep=1)
-        assert not any(trace.jointly for generation in generations for trace in generation.traces)
+def test_outright_drafts_are_looked_up_by_traversal_too(pair: tuple[Any, Any], settings: Settings) -> None:
+    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(settings, 30), 3))
+    generations = decode(HFTarget(pair[0]), DRAFTERS["tree"](pair[1]), make_rows(settings, 30), 3, "traversal")
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations, deep=1)
+    assert not any(trace.jointly for generation in generations for trace in generation.traces)
 
 
 @pytest.mark.parametrize(("rule", "top_k"), [("token", 1), ("block", 1), ("token", 2), ("traversal", 2)])
