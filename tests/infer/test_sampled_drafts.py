@@ -235,7 +235,7 @@ def test_no_step_reads_a_number_that_an_earlier_one_has_read(
     drafter.bind(target)
     rows = [Row(str(i), list(PROMPT), WARM, Stops(30)) for i in range(4)]
     generate(target, drafter, rows, batch_size=4, rule=rule)
-    assert len(read) > 300
+    assert len(read) > 150
     assert len(set(read)) == len(read)
 
 
