@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.contract.distribution import draw_by_inversion
-from draftsmith.infer.contract.draft import ROOT, Draft, Group
+from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
-from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, Limits
+from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, Limits, Reaches
+from draftsmith.infer.drafters.drawn import Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
@@ -155,7 +153,7 @@ class LMDrafter:
         drawn = [b for b in able if self._draws(rows[b])]
         outright = [b for b in able if b not in drawn]
         policy = self._with_costs(rows, policy)
-        for some, make in ((outright, self._outright), (drawn, self._sampled)):
+        for some, make in ((outright, self._outright), (drawn, self._drawn)):
             if some:
                 for b, draft in zip(some, make([rows[b] for b in some], [limits[b] for b in some], policy)):
                     drafts[b] = draft
@@ -280,98 +278,20 @@ class LMDrafter:
     def _source(self, exits: Sequence[int], n: int) -> str:
         return self.exit_sources[exits[n]] if exits else self.name
 
-    # drawn tokens: append-only, the structure decided before each draw
+    # drawn tokens
 
-    def _sampled(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
+    def _drawn(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         priced = policy.costs is not None
-        pricing = TreePricing(policy, rows, self._forward.entry, self._pending(rows))
-        accounts = [policy.alone(row) if priced else None for row in rows]
-        drafts = [Draft() for _ in rows]
-        reaches: list[dict[int, float]] = [{ROOT: 1.0} for _ in rows]
-        frontier = [[ROOT] for _ in rows]
-        for row in rows:
-            self._rows[row].entry_of = {}
-        for depth in range(max(limit.depth for limit in limits)):
-            asked = [(b, frontier[b]) for b in range(len(rows)) if frontier[b] and depth < limits[b].depth]
-            if priced:  # these nodes are drawn already: choosing among them keeps the distribution
-                asked = pricing.drawn_worth_reading(asked, lambda b, node: reaches[b][node], depth == 0)
-            if not asked:
-                break
-            entry_of = [self._rows[row].entry_of for row in rows]
-            batch = [self._entries(rows[b], nodes, drafts[b], entry_of[b]) for b, nodes in asked]
-            given = [[reaches[b][node] for node in nodes] for b, nodes in asked]
+        entries: list[dict[int, int]] = [{} for _ in rows]
+        for row, entry in zip(rows, entries):
+            self._rows[row].entry_of = entry
+
+        def read(asked: Asked, drafts: Sequence[Draft], reaches: Reaches) -> DraftOutput:
+            batch = [self._entries(rows[b], nodes, drafts[b], entries[b]) for b, nodes in asked]
             some = [rows[b] for b, _ in asked]
-            output = self._forward.read(
-                some, batch, given, self.vocab_size, Pricing(policy, alone=True) if priced else None
+            return self._forward.read(
+                some, batch, reaches, self.vocab_size, Pricing(policy, alone=True) if priced else None
             )
-            frontier = [[] for _ in rows]
-            at = 0
-            for b, nodes in asked:
-                logits_QV = output.logits_NV[at : at + len(nodes)]
-                exits = output.exits[at : at + len(nodes)]
-                at += len(nodes)
-                drafts[b].exits += [(depth + 1, exit) for exit in exits]
-                frontier[b] = self._draw(
-                    rows[b], drafts[b], nodes, logits_QV, exits, limits[b], reaches[b], accounts[b]
-                )
-        return drafts
 
-    def _draw(
-        self,
-        row: Row,
-        draft: Draft,
-        frontier: list[int],
-        logits_QV: torch.Tensor,
-        exits: Sequence[int],
-        limit: Budget,
-        reaches: dict[int, float],
-        account: Account | None,
-    ) -> list[int]:
-        """Draw the children of each frontier node; returns the distinct new nodes, in order.
-
-        How many to draw is decided before drawing, from the nodes drawn so far.
-        """
-        made: list[int] = []
-        for q, parent in enumerate(frontier):
-            count = min(self._slots(reaches[parent], len(draft), account), limit.nodes - len(draft))
-            source = self._source(exits, q)
-            distribution_V = self._distribution(row, logits_QV[q])
-            group = Group(distribution_V, with_replacement=self.limits.replacement)
-            left_V = distribution_V
-            for i in range(count):
-                if not self.limits.replacement and i and not float(left_V.sum()) > 0:
-                    break
-                number = (parent + 1) * self.limits.top_k + i
-                position = len(row.ids) + (0 if parent == ROOT else draft.depths[parent])
-                level = uniform(row.settings.seed, row.key, position, "draft", number)
-                token = draw_by_inversion(left_V, level)
-                known = draft.child(parent, token)
-                confidence = float(left_V[token] / left_V.sum())
-                node = draft.sampled(parent, token, group, source, confidence)
-                if known is None:
-                    made.append(node)
-                    accepted = confidence if account is None else account.drawn_acceptance(i)
-                    reaches[node] = reaches[parent] * accepted
-                if not self.limits.replacement:
-                    left_V = left_V.clone()
-                    left_V[token] = 0.0
-        return made
-
-    def _slots(self, reach: float, nodes: int, account: Account | None) -> int:
-        """How many children to draw below a node: as long as one more is worth verifying. Each is assumed to be
-        accepted as often as the mean, if those before it were not; its token plays no part."""
-        if account is None:
-            return self.limits.top_k
-        found, count = account.found, 0
-        left = reach * found
-        while count < self.limits.top_k and left * account.seconds_per_token > account.next_node(nodes + count):
-            left *= 1 - found
-            count += 1
-        return count
-
-    def _distribution(self, row: Row, logits_V: torch.Tensor) -> torch.Tensor:
-        """[V] the draft's distribution at a node, after the row's temperature and truncation, float64."""
-        scores_1V = logits_V[None].float()
-        for warper in row.settings.warpers():
-            scores_1V = warper(None, scores_1V)
-        return torch.softmax(scores_1V[0].double(), -1)
+        pricing = TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None
+        return draw(rows, limits, self.limits, read, self._source, pricing)

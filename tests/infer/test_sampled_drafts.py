@@ -11,7 +11,7 @@ import torch
 from joining import admit, release
 
 import draftsmith.infer.contract.distribution as distribution_module
-import draftsmith.infer.drafters.lm_drafter as lm_drafter
+import draftsmith.infer.drafters.drawn as drawn_module
 import draftsmith.infer.rules.token as rejection_module
 from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.protocols import Budget
@@ -72,7 +72,7 @@ def test_a_step_has_the_targets_distribution_exactly(
     def draw(probs_V: torch.Tensor, uniform: Any) -> int:
         return current[0].draw(probs_V)
 
-    for module in (lm_drafter, rejection_module, distribution_module):
+    for module in (drawn_module, rejection_module, distribution_module):
         monkeypatch.setattr(module, "draw_by_inversion", draw)
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
