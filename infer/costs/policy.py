@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Target, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.acceptance import concentration
 from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.asking import Asking
 from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, given_calibration, given_costs
@@ -145,6 +146,7 @@ class Policy:
             if row in self._alone:
                 self._alone[row].settle({row: nodes[row]}, len(verdict.committed))
                 self._alone[row].checked(*found)
+                self._alone[row].drew(_drawn_first(draft, verdict))
             elif row in self._built:
                 right, reached, promised = right + found[0], reached + found[1], promised + found[2]
             elif _is_outright(draft):
@@ -226,6 +228,19 @@ def _outcome(draft: Draft, verdict: Verdict) -> tuple[int, int, float]:
     parents = [parent for parent in (ROOT, *verdict.path) if parent in draft.trials]
     promised = [min(sum(trial.confidence for trial in draft.trials[parent]), 1.0) for parent in parents]
     return len(verdict.path), len(parents), sum(promised)
+
+
+def _drawn_first(draft: Draft, verdict: Verdict) -> list[tuple[float, bool]]:
+    """For each node that was reached and whose first trial was drawn: the concentration of the distribution that it was
+    drawn from, and whether its token was accepted.
+
+    Only the path counts, as a rule need not try one node after the other (infer/contract/protocols.py)."""
+    found = []
+    for parent, child in zip((ROOT, *verdict.path), (*verdict.path, None)):
+        first = next(iter(draft.trials.get(parent, ())), None)
+        if first is not None and first.group.draft_probs is not None:
+            found.append((concentration(first.group.draft_probs), child == first.node))
+    return found
 
 
 def _only(draft: Draft, kept: set[int]) -> Draft:

@@ -21,8 +21,8 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Tar
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, Limits, Reaches
-from draftsmith.infer.drafters.drawn import Asked, draw
+from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, DrawnLimits, Limits, Reaches
+from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
@@ -31,9 +31,6 @@ from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
-
-# A row with more unread tokens than this is read apart; fewer are read with its first node.
-MAY_WAIT = 8
 
 
 @dataclass(slots=True)
@@ -49,7 +46,8 @@ class _RowState:
 class LMDrafter:
     """Drafts with `draft`, run by what `make_forward` makes of its model.
 
-    `exit_sources`: exit (layers) -> the source that is credited.
+    `limits`: of trees of likeliest tokens. `drawn`: of what is drawn for rows with a temperature; None: those get trees
+    of likeliest tokens too. `exit_sources`: exit (layers) -> the source that is credited.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -62,6 +60,7 @@ class LMDrafter:
         draft: DraftModel,
         make_forward: Callable[[Any], DraftForward],
         limits: Limits,
+        drawn: DrawnLimits | None,
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
@@ -72,6 +71,7 @@ class LMDrafter:
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.limits = limits
+        self.drawn = drawn
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
@@ -114,7 +114,7 @@ class LMDrafter:
 
     def open(self, rows: Sequence[Row]) -> None:
         self._rows |= {row: _RowState() for row in rows}
-        nodes = self.limits.nodes
+        nodes = max(self.limits.nodes, 0 if self.drawn is None else self.drawn.nodes)
         try:
             for row in rows:
                 if len(row.ids) < self.max_positions:
@@ -148,11 +148,11 @@ class LMDrafter:
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = [Draft() for _ in rows]
-        limits = [self._limit(row, budget) for row, budget in zip(rows, budgets)]
+        policy = self._with_costs(rows, policy)
+        limits = [self._limit(row, budget, policy.costs is not None) for row, budget in zip(rows, budgets)]
         able = [b for b, limit in enumerate(limits) if limit.nodes and limit.depth]
         drawn = [b for b in able if self._draws(rows[b])]
         outright = [b for b in able if b not in drawn]
-        policy = self._with_costs(rows, policy)
         for some, make in ((outright, self._outright), (drawn, self._drawn)):
             if some:
                 for b, draft in zip(some, make([rows[b] for b in some], [limits[b] for b in some], policy)):
@@ -176,7 +176,7 @@ class LMDrafter:
         self.lm.commit(ended, paths)
 
     def _draws(self, row: Row) -> bool:
-        return self.limits.sample and not row.settings.greedy
+        return self.drawn is not None and not row.settings.greedy
 
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
@@ -199,15 +199,14 @@ class LMDrafter:
             policy.begin(rows)
         return policy or Policy()
 
-    def _limit(self, row: Row, budget: Budget) -> Budget:
+    def _limit(self, row: Row, budget: Budget, priced: bool) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
-        depth = min(self.limits.num_draft_tokens, budget.depth, max(self.max_positions - len(row.ids), 0))
+        limits = self.drawn if self.drawn is not None and self._draws(row) else self.limits
+        depth = min(limits.depth(priced), budget.depth, max(self.max_positions - len(row.ids), 0))
         if depth < 1 <= budget.depth and not self._rows[row].outgrown:
             self._rows[row].outgrown = True
             log.warning("row %s outgrew the draft model's context of %d: not drafted", row.key, self.max_positions)
-        return Budget(
-            min(self.limits.nodes, budget.nodes) if self.limits.top_k > 1 else min(depth, budget.nodes), depth
-        )
+        return Budget(min(limits.nodes if limits.top_k > 1 else depth, budget.nodes), depth)
 
     def _pending(self, rows: Sequence[Row]) -> list[int]:
         """How many tokens of each row, without the newest, the draft has not read."""
@@ -294,4 +293,5 @@ class LMDrafter:
             )
 
         pricing = TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None
-        return draw(rows, limits, self.limits, read, self._source, pricing)
+        assert self.drawn is not None
+        return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing)
