@@ -332,6 +332,7 @@ def test_a_draft_model_that_is_always_wrong_is_soon_left_alone(make_model: Any) 
 
 
 DRAWN = {
+    "chain": lambda model: SmallLM(model, costs=costs_of(0.04, small=0.06)),
     "small": lambda model: SmallLM(
         model, sample=True, top_k=3, nodes=8, num_draft_tokens=5, costs=costs_of(0.04, small=0.06)
     ),
