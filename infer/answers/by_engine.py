@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from draftsmith.infer.answers.answer_file import AnswerFile, Conversation, KeyedRecord
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.engine.engine import Engine
+from draftsmith.infer.rules.named import DEFAULT
 from draftsmith.infer.text.rendering import Template
 
 
@@ -23,6 +24,7 @@ def answer_all(
     out: AnswerFile,
     *,
     batch_size: int = 8,
+    rule: str | Rule = DEFAULT,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> None:
     """Answer every turn of the records that `out` lacks. `drafter` is bound already.
@@ -66,7 +68,7 @@ def answer_all(
         else:
             ask(key, conversation)
 
-    with Engine(target, drafter, batch_size=batch_size) as engine:
+    with Engine(target, drafter, batch_size=batch_size, rule=rule) as engine:
         while True:
             # One batch waits behind the one that decodes; the other prompts are not rendered yet.
             while len(open_now) < 2 * batch_size and (one := next(missing, None)) is not None:
