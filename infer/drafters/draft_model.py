@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # The default depth of drawn drafts: with costs the most, as they decide what pays, and without.
 DRAWN_PRICED, DRAWN = 12, 4
+# The probability of the likeliest tokens from which on taking them outright is accepted more often than drawing them:
+# measured with two, three and four children (LOG.md has the table).
+PEAKED = 0.3
 
 Rows = Sequence[Any]
 Reaches = Sequence[Sequence[float]]
@@ -127,22 +130,18 @@ class DrawnLimits:
     """The size of a drawn draft: depth (None: by default), children per node (1: a chain) and nodes.
 
     `replacement`: children are drawn independently. `peaked`: where the likeliest top_k - 1 tokens have at least this
-    probability, they are taken outright and one is drawn from the rest; None: nowhere.
+    probability, they are taken outright and one is drawn from the rest; not with replacement.
     """
 
     num_draft_tokens: int | None
     top_k: int
     nodes: int
     replacement: bool = False
-    peaked: float | None = None
+    peaked: float = PEAKED
 
     def __post_init__(self) -> None:
-        if self.peaked is not None and not 0 <= self.peaked <= 1:
+        if not 0 <= self.peaked <= 1:
             raise ValueError(f"peaked must lie between 0 and 1, not {self.peaked}")
-        if self.peaked is not None and self.top_k == 1:
-            raise ValueError("peaked is for drawn trees: give top_k=2 or more with it")
-        if self.peaked is not None and self.replacement:
-            raise ValueError("peaked draws one token per node, so replacement has no meaning with it")
 
     def depth(self, priced: bool) -> int:
         """The most tokens in a row; `priced`: costs decide how many of them are drawn."""
@@ -167,4 +166,9 @@ def given_limits(
     )  # fmt: skip
     if not sample and (replacement or peaked is not None):
         raise ValueError("replacement and peaked are for drawn drafts: leave out sample=false")
-    return outright, DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, peaked) if sample else None
+    if not sample:
+        return outright, None
+    if peaked is not None and (outright.top_k == 1 or top_k is None or replacement):
+        raise ValueError("peaked is for trees drawn without replacement: give top_k=2 or more with it")
+    threshold = PEAKED if peaked is None else peaked
+    return outright, DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, threshold)

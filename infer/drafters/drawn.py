@@ -139,7 +139,7 @@ class _Drawing:
 
     def _outright(self, probs_V: torch.Tensor, count: int) -> list[int]:
         """The likeliest tokens, if the node is to be mixed."""
-        if self.shape.peaked is None or count < 2:
+        if count < 2 or self.shape.replacement:
             return []
         top_K = torch.topk(probs_V, min(count - 1, probs_V.numel()))
         if float(top_K.values.sum()) < self.shape.peaked:

@@ -49,8 +49,8 @@ def SmallLM(
         sample: draw from the draft's own distribution (at the row's temperature and truncation) for rows with a
             temperature; false takes the likeliest tokens for these too, as it always does for greedy rows.
         replacement: for drawn trees, draw the children of a node independently.
-        peaked: for drawn trees; where the likeliest top_k - 1 tokens have at least this probability, take them outright
-            and draw one from the rest.
+        peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
+            (by default 0.3), take them outright and draw one from the rest.
         calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target, if it did), or none.
         costs: measured pass costs: a file, auto, or none.
         dtype: of the weights, if `model` is a name; auto: the target's.
