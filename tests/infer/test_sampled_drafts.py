@@ -47,7 +47,7 @@ SHAPES = {
     "a chain by its distributions": {"num_draft_tokens": 2, "costs": "dear", "past": "peaked is right"},
     "mixed nodes": {"num_draft_tokens": 2, "top_k": 2, "nodes": 5, "peaked": 0.0},
     "mixed nodes that take all": {"num_draft_tokens": 1, "top_k": 3, "nodes": 3, "peaked": 0.0},
-    "mixed nodes where peaked": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "peaked": 0.45},
+    "mixed nodes where peaked": {"num_draft_tokens": 2, "top_k": 2, "nodes": 6, "peaked": 0.45},
     "mixed nodes by cost": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "peaked": 0.5, "costs": "cheap"},
     "mixed nodes by exits": {"exits": [1, 2], "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "peaked": 0.4,
                              "costs": "cheap"},
