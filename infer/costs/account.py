@@ -36,7 +36,7 @@ Offer = tuple[float, Row]
 
 class Account:
     """Decides for the rows given to `begin`. A policy has one for the whole batch, and one per row that draws its
-    draft: what a row draws must not depend on other rows (see infer/costs/policy.py)."""
+    draft: what a row draws must not depend on the rows beside it (see infer/costs/policy.py)."""
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs

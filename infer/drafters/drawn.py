@@ -2,7 +2,7 @@
 
 Drafts only grow. Whether a node gets children, and how many, is decided from what was drawn before and from the
 distribution that they would be drawn from, never from their own tokens; nothing that was drawn is sorted, merged or
-dropped (see infer/contract/draft.py). Each row is decided for by its own account, as if it were decoded alone.
+dropped (see infer/contract/draft.py). Each row is decided for by its own account, whatever the rows beside it.
 
 A node of a tree may be mixed: its likeliest tokens are taken outright, and one token is drawn from the rest. The drawn
 one is tried first: then the node is passed as often as any design allows that takes these tokens outright.
