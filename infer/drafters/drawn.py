@@ -27,7 +27,8 @@ from draftsmith.infer.costs.account import Account
 from draftsmith.infer.drafters.draft_model import DraftOutput, DrawnLimits, Reaches
 from draftsmith.infer.drafters.tree_builder import TreePricing
 
-# A row with more unread tokens than this reads them for all later steps: they are not weighed against one draft.
+# A row with more unread tokens than this is read apart; fewer are read with its first node. Reading so many serves all
+# later steps, so it is not weighed against the gain of this one.
 MAY_WAIT = 8
 
 # (row index, nodes) pairs; the nodes are [ROOT] in the first round.
@@ -78,7 +79,7 @@ def _worth_reading(asked: Asked, drawings: Sequence[_Drawing], pricing: TreePric
         return pricing.drawn_worth_reading(asked, lambda b, node: drawings[b].reaches[node], depth == 0)
     kept = []
     for b, nodes in asked:
-        unread = 1 + (min(pricing.pending[b], MAY_WAIT) if depth == 0 else 0)
+        unread = 1 + (pricing.pending[b] if depth == 0 else 0)
         if drawings[b].lengthens(nodes[0], unread):
             kept.append((b, nodes))
     return kept

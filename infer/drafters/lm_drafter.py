@@ -125,7 +125,8 @@ class LMDrafter:
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         ends = [given.start + given.count for given in feedback]
-        self._read([(row, end) for row, end in zip(rows, ends) if self._pays or self._draws(row)])
+        # Rows that draw are read when their own account first drafts: `_pays` depends on other rows too.
+        self._read([(row, end) for row, end in zip(rows, ends) if self._pays and not self._draws(row)])
 
     def _read(self, upto: Sequence[tuple[Row, int]]) -> None:
         """Read each row's tokens up to a position."""
@@ -286,12 +287,15 @@ class LMDrafter:
             self._rows[row].entry_of = entry
 
         def read(asked: Asked, drafts: Sequence[Draft], reaches: Reaches) -> DraftOutput:
+            some = [rows[b] for b, nodes in asked if nodes == [ROOT]]
+            self._read([(row, len(row.ids) - 1) for row, n in zip(some, self._pending(some)) if n > MAY_WAIT])
             batch = [self._entries(rows[b], nodes, drafts[b], entries[b]) for b, nodes in asked]
             some = [rows[b] for b, _ in asked]
             return self._forward.read(
                 some, batch, reaches, self.vocab_size, Pricing(policy, alone=True) if priced else None
             )
 
-        pricing = TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None
+        pending = self._pending(rows)
+        pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])
         assert self.drawn is not None
-        return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing)
+        return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing if priced else None)
