@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.acceptance import Acceptance
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.rates import FORGOTTEN, Rate
 
@@ -23,6 +24,8 @@ KEPT = 0.98
 # Before the first step: this many steps of plain decoding, and the share of expanded nodes with a right child.
 PRIOR_STEPS = 8.0
 PRIOR_COVERAGE = 0.6
+# The same for drawn tokens. A row learns alone, so its prior counts for more: a few refusals say little yet.
+PRIOR_FOUND, PRIOR_FOUND_WEIGHT = 0.7, 8.0
 # The priors of coverage and trust count like this many observations; while nothing is drafted, they are returned to.
 PRIOR_WEIGHT = 4.0
 TOWARDS_PRIOR = FORGOTTEN / PRIOR_WEIGHT
@@ -33,7 +36,7 @@ Offer = tuple[float, Row]
 
 class Account:
     """Decides for the rows given to `begin`. A policy has one for the whole batch, and one per row that draws its
-    draft: what a row draws must not depend on other rows (see infer/costs/policy.py)."""
+    draft: what a row draws must not depend on the rows beside it (see infer/costs/policy.py)."""
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
@@ -45,6 +48,7 @@ class Account:
         self._deepening = 1.0
         self._coverage = Rate()
         self._found = Rate()
+        self._acceptance = Acceptance()
         self._trust = Rate()
 
     # one step, from begin to settle
@@ -87,6 +91,14 @@ class Account:
             else:
                 rate.forget(TOWARDS_PRIOR)
 
+    def drew(self, outcomes: Sequence[tuple[float, bool]]) -> None:
+        """Update with the drawn children that were tried first: the concentration of the distribution that each was
+        drawn from, and whether it was accepted. None moves the expectation back towards its prior."""
+        for concentration, accepted in outcomes:
+            self._acceptance.observe(concentration, accepted)
+        if not outcomes:
+            self._acceptance.forget(FORGOTTEN / PRIOR_WEIGHT)
+
     # what is known
 
     @property
@@ -109,12 +121,11 @@ class Account:
     @property
     def found(self) -> float:
         """The same share, as verification found it: drawn tokens promise nothing that could be relied on."""
-        return self._found.value(PRIOR_COVERAGE, PRIOR_WEIGHT)
+        return self._found.value(PRIOR_FOUND, PRIOR_FOUND_WEIGHT)
 
-    def drawn_acceptance(self, before: int) -> float:
-        """How likely a drawn child is accepted after `before` rejected ones. This mean predicts it better than the
-        draft's own probability does."""
-        return self.found * (1 - self.found) ** before
+    def drawn_acceptance(self, concentration: float) -> float:
+        """How likely a token is accepted that is drawn from a distribution of this concentration."""
+        return self._acceptance.of(concentration)
 
     @property
     def trust(self) -> float:
@@ -162,6 +173,30 @@ class Account:
             if net > best:
                 best, chosen = net, count
         return chosen
+
+    def lengthen(self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int) -> bool:
+        """Whether a single row's drawn chain of `nodes` nodes, which are all accepted with probability `reach`, is
+        worth one more token, which is accepted with probability `accepted` if they are.
+
+        `unread` tokens have to go through the draft's pass `name` before it is drawn; 0: the distribution is known. Up
+        to `left` tokens may follow: one token alone may not be worth it where several are, as of a padded pass.
+        """
+        (context,) = self._contexts.values()
+        before = self._step_seconds(nodes, nodes * context)
+        drafting = self._draft_seconds(name, unread, context) if unread else 0.0
+        worth, gained, reach = self.seconds_per_token, 0.0, reach * accepted
+        for more in range(1, left + 1):
+            gained += reach * worth
+            total = nodes + more
+            if gained > drafting + self._step_seconds(total, total * context) - before:
+                return True
+            reach *= self.found
+            drafting += self._draft_seconds(name, 1, context)
+        return False
+
+    def _draft_seconds(self, name: str, tokens: int, context: int) -> float:
+        """One pass for a single row, and the deeper passes that follow it, as observed."""
+        return self._costs.of(name)(tokens, context, tokens * context) * self._deepening
 
     def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
         """How many of the offers to verify; `fixed[row]` nodes are verified in any case."""

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,8 +29,10 @@ from draftsmith.infer.files.atomic import load_versioned
 FORMAT = 3
 WRITTEN_BY = "`draftsmith plan` or `draftsmith calibrate`"
 
+Count = TypeVar("Count", int, float)
 
-def padded(tokens: int, buckets: Sequence[int]) -> int:
+
+def padded(tokens: Count, buckets: Sequence[Count]) -> Count:
     """The first bucket that holds `tokens`; `tokens` itself if none does."""
     return next((bucket for bucket in buckets if bucket >= tokens), tokens)
 
@@ -42,18 +44,18 @@ class PassCost:
     `buckets`: the totals of tokens that a pass is padded to (see `measured_buckets` in infer/models/pass_timer.py).
     """
 
-    tokens: Sequence[int]
+    tokens: Sequence[float]
     seconds: Sequence[float]
     per_seen: float = 0.0
     per_pair: float = 0.0
-    buckets: Sequence[int] = ()
+    buckets: Sequence[float] = ()
 
     def __call__(self, tokens: int, seen: float = 0.0, pairs: float = 0.0) -> float:
         """Seconds for `tokens` tokens of all rows together, behind `seen` committed ones of all rows together.
 
         `pairs`: the sum over the rows of new tokens times committed ones.
         """
-        return self._weights(padded(tokens, self.buckets)) + self.per_seen * seen + self.per_pair * pairs
+        return self._weights(padded(float(tokens), self.buckets)) + self.per_seen * seen + self.per_pair * pairs
 
     def many(self, tokens_N: np.ndarray, seen: float, pairs_N: np.ndarray) -> np.ndarray:
         """[N] the seconds of several passes behind the same committed tokens."""
@@ -70,7 +72,12 @@ class PassCost:
         """Seconds for `rows` rows of `tokens` tokens each, behind `context` committed ones each."""
         return self(rows * tokens, rows * context, rows * tokens * context)
 
-    def _weights(self, total: int) -> float:
+    def shared(self, rows: int) -> PassCost:
+        """One row's part of the pass, if `rows` rows like it share every pass."""
+        tokens, seconds = [count / rows for count in self.tokens], [one / rows for one in self.seconds]
+        return PassCost(tokens, seconds, self.per_seen, self.per_pair, [bucket / rows for bucket in self.buckets])
+
+    def _weights(self, total: float) -> float:
         """f; beyond the last point its last slope continues."""
         if total <= self.tokens[0] or len(self.tokens) == 1:
             return self.seconds[0]
@@ -98,6 +105,11 @@ class Costs:
         if name not in self.passes:
             raise ValueError(f"no costs of {name!r} were measured, only of {', '.join(self.passes)}: calibrate again")
         return self.passes[name]
+
+    def shared(self, rows: int) -> Costs:
+        """One row's part, if `rows` rows like it share every pass."""
+        passes = {name: cost.shared(rows) for name, cost in self.passes.items()}
+        return replace(self, passes=passes, overhead=self.overhead / rows)
 
     def describe(self) -> str:
         """Target and machine in a few words."""

@@ -7,8 +7,9 @@ costs nothing is limited; without a calibration, confidence stays raw.
 
 Drafters that build their tree with the policy (infer/drafters/tree_builder.py) are cut while they draft. All others
 propose, and `cut` cuts: their confidences are calibrated, and corrected by what became of earlier ones
-(infer/costs/rates.py). Drawn drafts cannot be cut. How much is drawn depends on an account of that row alone, as if it
-were decoded by itself; otherwise its text would depend on its batch, and on what ran before.
+(infer/costs/rates.py). Drawn drafts cannot be cut. How much is drawn depends on an account of that row alone, as if
+every pass were shared by `batch_size` rows like it; otherwise its text would depend on the rows beside it, and on what
+ran before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Target, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.acceptance import concentration
 from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.asking import Asking
 from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, given_calibration, given_costs
@@ -37,13 +39,19 @@ class AssumesCosts(Protocol):
 
 
 class Policy:
-    """`Policy()` limits nothing. A step calls `begin`, `limits`, the drafter's propose, `cut` and `settle`."""
+    """`Policy()` limits nothing. A step calls `begin`, `limits`, the drafter's propose, `cut` and `settle`.
 
-    def __init__(self, costs: Costs | None = None, calibration: BandedCalibration | None = None) -> None:
+    `batch_size`: how many rows the engine decodes at once when it has enough of them.
+    """
+
+    def __init__(
+        self, costs: Costs | None = None, calibration: BandedCalibration | None = None, batch_size: int = 1
+    ) -> None:
         self.costs = costs
         self.calibrations = calibration
         self._joint = None if costs is None else Account(costs)
         self._alone: dict[Row, Account] = {}
+        self.batch_size = batch_size
         self._rates = Rates()
         self._built: set[Row] = set()
         self._asking = Asking(0.0 if costs is None else costs.asking)
@@ -52,13 +60,16 @@ class Policy:
         self._outright: set[Row] = set()
 
     @classmethod
-    def of(cls, target: Target, drafter: Drafter, calibration: Any = "auto", costs: Any = "auto") -> Policy:
+    def of(
+        cls, target: Target, drafter: Drafter, calibration: Any = "auto", costs: Any = "auto", batch_size: int = 1
+    ) -> Policy:
         """The policy of `drafter` with `target`.
 
         Args:
             calibration: a file, a Calibration, none, or auto: what the drafter was given as its `calibration`, else
                 what `draftsmith calibrate` measured for this draft and target.
             costs: the same for measured pass costs, of this machine.
+            batch_size: how many rows are decoded at once.
         """
         # A draft model that was not loaded by name cannot be recognised again.
         draft = drafter.origin or ("" if drafter.pass_timers() else drafter.name)
@@ -74,7 +85,7 @@ class Policy:
                     drafter.origin or drafter.name,
                     " and no ".join(missing),
                 )
-        return cls(measured or assumed, known)
+        return cls(measured or assumed, known, batch_size)
 
     @property
     def joint(self) -> Account:
@@ -83,10 +94,10 @@ class Policy:
         return self._joint
 
     def alone(self, row: Row) -> Account:
-        """The account of a row that draws its draft, as if it were decoded by itself."""
+        """The account of a row that draws its draft, as if it were decoded among rows like it."""
         assert self.costs is not None, "a policy without costs has no accounts"
         if row not in self._alone:
-            self._alone[row] = Account(self.costs)
+            self._alone[row] = Account(self.costs.shared(self.batch_size))
             self._alone[row].begin([row])
         return self._alone[row]
 
@@ -145,6 +156,7 @@ class Policy:
             if row in self._alone:
                 self._alone[row].settle({row: nodes[row]}, len(verdict.committed))
                 self._alone[row].checked(*found)
+                self._alone[row].drew(_drawn_first(draft, verdict))
             elif row in self._built:
                 right, reached, promised = right + found[0], reached + found[1], promised + found[2]
             elif _is_outright(draft):
@@ -229,6 +241,19 @@ def _outcome(draft: Draft, verdict: Verdict) -> tuple[int, int, float]:
     parents = [parent for parent in (ROOT, *verdict.path) if parent in draft.trials]
     promised = [min(sum(trial.confidence for trial in draft.trials[parent]), 1.0) for parent in parents]
     return len(verdict.path), len(parents), sum(promised)
+
+
+def _drawn_first(draft: Draft, verdict: Verdict) -> list[tuple[float, bool]]:
+    """For each node that was reached and whose first trial was drawn: the concentration of the distribution that it was
+    drawn from, and whether its token was accepted.
+
+    Only the path counts, as a rule need not try one node after the other (infer/contract/protocols.py)."""
+    found = []
+    for parent, child in zip((ROOT, *verdict.path), (*verdict.path, None)):
+        first = next(iter(draft.trials.get(parent, ())), None)
+        if first is not None and first.group.draft_probs is not None:
+            found.append((concentration(first.group.draft_probs), child == first.node))
+    return found
 
 
 def _only(draft: Draft, kept: set[int]) -> Draft:

@@ -22,6 +22,12 @@ from draftsmith.infer.models.runner.model_runner import ModelRunner
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# The default depth of drawn drafts: with costs the most, as they decide what pays, and without.
+DRAWN_PRICED, DRAWN = 12, 4
+# The probability of the likeliest tokens from which on taking them outright is accepted more often than drawing them:
+# measured with two, three and four children (LOG.md has the table).
+PEAKED = 0.3
+
 Rows = Sequence[Any]
 Reaches = Sequence[Sequence[float]]
 
@@ -96,10 +102,9 @@ class DraftForward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The size of a draft: depth, children per node, nodes, nodes expanded per pass.
+    """The size of a tree of likeliest tokens: depth, children per node, nodes, nodes expanded per pass.
 
-    Nodes below `min_confidence` are not expanded; measured costs override it. `sample`: draw from the draft's own
-    distribution, with or without replacement.
+    Nodes below `min_confidence` are not expanded; measured costs override it.
     """
 
     num_draft_tokens: int
@@ -107,8 +112,6 @@ class Limits:
     nodes: int
     width: int
     min_confidence: float
-    sample: bool = False
-    replacement: bool = False
 
     def __post_init__(self) -> None:
         for what in ("num_draft_tokens", "top_k", "nodes", "width"):
@@ -116,3 +119,56 @@ class Limits:
                 raise ValueError(f"{what} must be at least 1, not {getattr(self, what)}")
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence must lie between 0 and 1, not {self.min_confidence}")
+
+    def depth(self, priced: bool) -> int:
+        """The most tokens in a row."""
+        return self.num_draft_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnLimits:
+    """The size of a drawn draft: depth (None: by default), children per node (1: a chain) and nodes.
+
+    `replacement`: children are drawn independently. `peaked`: where the likeliest top_k - 1 tokens have at least this
+    probability, they are taken outright and one is drawn from the rest; not with replacement.
+    """
+
+    num_draft_tokens: int | None
+    top_k: int
+    nodes: int
+    replacement: bool = False
+    peaked: float = PEAKED
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.peaked <= 1:
+            raise ValueError(f"peaked must lie between 0 and 1, not {self.peaked}")
+
+    def depth(self, priced: bool) -> int:
+        """The most tokens in a row; `priced`: costs decide how many of them are drawn."""
+        return self.num_draft_tokens or (DRAWN_PRICED if priced else DRAWN)
+
+
+def given_limits(
+    depth: int,
+    num_draft_tokens: int | None,
+    top_k: int | None,
+    nodes: int,
+    width: int,
+    min_confidence: float,
+    sample: bool,
+    replacement: bool,
+    peaked: float | None,
+) -> tuple[Limits, DrawnLimits | None]:
+    """What the user asked for. By default, trees of likeliest tokens are `depth` deep, and drawn drafts are chains."""
+    outright = Limits(
+        depth if num_draft_tokens is None else num_draft_tokens, 4 if top_k is None else top_k, nodes, width,
+        min_confidence,
+    )  # fmt: skip
+    if not sample and (replacement or peaked is not None):
+        raise ValueError("replacement and peaked are for drawn drafts: leave out sample=false")
+    if not sample:
+        return outright, None
+    if peaked is not None and (outright.top_k == 1 or top_k is None or replacement):
+        raise ValueError("peaked is for trees drawn without replacement: give top_k=2 or more with it")
+    threshold = PEAKED if peaked is None else peaked
+    return outright, DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, threshold)

@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.contract.distribution import draw_by_inversion
-from draftsmith.infer.contract.draft import ROOT, Draft, Group
+from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
-from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.costs.account import Account
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, Limits
+from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, DrawnLimits, Limits, Reaches
+from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
@@ -33,9 +31,6 @@ from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
-
-# A row with more unread tokens than this is read apart; fewer are read with its first node.
-MAY_WAIT = 8
 
 
 @dataclass(slots=True)
@@ -51,7 +46,8 @@ class _RowState:
 class LMDrafter:
     """Drafts with `draft`, run by what `make_forward` makes of its model.
 
-    `exit_sources`: exit (layers) -> the source that is credited.
+    `limits`: of trees of likeliest tokens. `drawn`: of what is drawn for rows with a temperature; None: those get trees
+    of likeliest tokens too. `exit_sources`: exit (layers) -> the source that is credited.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -64,6 +60,7 @@ class LMDrafter:
         draft: DraftModel,
         make_forward: Callable[[Any], DraftForward],
         limits: Limits,
+        drawn: DrawnLimits | None,
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
@@ -74,6 +71,7 @@ class LMDrafter:
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.limits = limits
+        self.drawn = drawn
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
@@ -116,7 +114,7 @@ class LMDrafter:
 
     def open(self, rows: Sequence[Row]) -> None:
         self._rows |= {row: _RowState() for row in rows}
-        nodes = self.limits.nodes
+        nodes = max(self.limits.nodes, 0 if self.drawn is None else self.drawn.nodes)
         try:
             for row in rows:
                 if len(row.ids) < self.max_positions:
@@ -127,7 +125,8 @@ class LMDrafter:
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         ends = [given.start + given.count for given in feedback]
-        self._read([(row, end) for row, end in zip(rows, ends) if self._pays or self._draws(row)])
+        # Rows that draw are read when their own account first drafts: `_pays` depends on other rows too.
+        self._read([(row, end) for row, end in zip(rows, ends) if self._pays and not self._draws(row)])
 
     def _read(self, upto: Sequence[tuple[Row, int]]) -> None:
         """Read each row's tokens up to a position."""
@@ -150,12 +149,12 @@ class LMDrafter:
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = [Draft() for _ in rows]
-        limits = [self._limit(row, budget) for row, budget in zip(rows, budgets)]
+        policy = self._with_costs(rows, policy)
+        limits = [self._limit(row, budget, policy.costs is not None) for row, budget in zip(rows, budgets)]
         able = [b for b, limit in enumerate(limits) if limit.nodes and limit.depth]
         drawn = [b for b in able if self._draws(rows[b])]
         outright = [b for b in able if b not in drawn]
-        policy = self._with_costs(rows, policy)
-        for some, make in ((outright, self._outright), (drawn, self._sampled)):
+        for some, make in ((outright, self._outright), (drawn, self._drawn)):
             if some:
                 for b, draft in zip(some, make([rows[b] for b in some], [limits[b] for b in some], policy)):
                     drafts[b] = draft
@@ -178,7 +177,7 @@ class LMDrafter:
         self.lm.commit(ended, paths)
 
     def _draws(self, row: Row) -> bool:
-        return self.limits.sample and not row.settings.greedy
+        return self.drawn is not None and not row.settings.greedy
 
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
@@ -201,15 +200,14 @@ class LMDrafter:
             policy.begin(rows)
         return policy or Policy()
 
-    def _limit(self, row: Row, budget: Budget) -> Budget:
+    def _limit(self, row: Row, budget: Budget, priced: bool) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
-        depth = min(self.limits.num_draft_tokens, budget.depth, max(self.max_positions - len(row.ids), 0))
+        limits = self.drawn if self.drawn is not None and self._draws(row) else self.limits
+        depth = min(limits.depth(priced), budget.depth, max(self.max_positions - len(row.ids), 0))
         if depth < 1 <= budget.depth and not self._rows[row].outgrown:
             self._rows[row].outgrown = True
             log.warning("row %s outgrew the draft model's context of %d: not drafted", row.key, self.max_positions)
-        return Budget(
-            min(self.limits.nodes, budget.nodes) if self.limits.top_k > 1 else min(depth, budget.nodes), depth
-        )
+        return Budget(min(limits.nodes if limits.top_k > 1 else depth, budget.nodes), depth)
 
     def _pending(self, rows: Sequence[Row]) -> list[int]:
         """How many tokens of each row, without the newest, the draft has not read."""
@@ -280,98 +278,24 @@ class LMDrafter:
     def _source(self, exits: Sequence[int], n: int) -> str:
         return self.exit_sources[exits[n]] if exits else self.name
 
-    # drawn tokens: append-only, the structure decided before each draw
+    # drawn tokens
 
-    def _sampled(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
+    def _drawn(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         priced = policy.costs is not None
-        pricing = TreePricing(policy, rows, self._forward.entry, self._pending(rows))
-        accounts = [policy.alone(row) if priced else None for row in rows]
-        drafts = [Draft() for _ in rows]
-        reaches: list[dict[int, float]] = [{ROOT: 1.0} for _ in rows]
-        frontier = [[ROOT] for _ in rows]
-        for row in rows:
-            self._rows[row].entry_of = {}
-        for depth in range(max(limit.depth for limit in limits)):
-            asked = [(b, frontier[b]) for b in range(len(rows)) if frontier[b] and depth < limits[b].depth]
-            if priced:  # these nodes are drawn already: choosing among them keeps the distribution
-                asked = pricing.drawn_worth_reading(asked, lambda b, node: reaches[b][node], depth == 0)
-            if not asked:
-                break
-            entry_of = [self._rows[row].entry_of for row in rows]
-            batch = [self._entries(rows[b], nodes, drafts[b], entry_of[b]) for b, nodes in asked]
-            given = [[reaches[b][node] for node in nodes] for b, nodes in asked]
+        entries: list[dict[int, int]] = [{} for _ in rows]
+        for row, entry in zip(rows, entries):
+            self._rows[row].entry_of = entry
+
+        def read(asked: Asked, drafts: Sequence[Draft], reaches: Reaches) -> DraftOutput:
+            some = [rows[b] for b, nodes in asked if nodes == [ROOT]]
+            self._read([(row, len(row.ids) - 1) for row, n in zip(some, self._pending(some)) if n > MAY_WAIT])
+            batch = [self._entries(rows[b], nodes, drafts[b], entries[b]) for b, nodes in asked]
             some = [rows[b] for b, _ in asked]
-            output = self._forward.read(
-                some, batch, given, self.vocab_size, Pricing(policy, alone=True) if priced else None
+            return self._forward.read(
+                some, batch, reaches, self.vocab_size, Pricing(policy, alone=True) if priced else None
             )
-            frontier = [[] for _ in rows]
-            at = 0
-            for b, nodes in asked:
-                logits_QV = output.logits_NV[at : at + len(nodes)]
-                exits = output.exits[at : at + len(nodes)]
-                at += len(nodes)
-                drafts[b].exits += [(depth + 1, exit) for exit in exits]
-                frontier[b] = self._draw(
-                    rows[b], drafts[b], nodes, logits_QV, exits, limits[b], reaches[b], accounts[b]
-                )
-        return drafts
 
-    def _draw(
-        self,
-        row: Row,
-        draft: Draft,
-        frontier: list[int],
-        logits_QV: torch.Tensor,
-        exits: Sequence[int],
-        limit: Budget,
-        reaches: dict[int, float],
-        account: Account | None,
-    ) -> list[int]:
-        """Draw the children of each frontier node; returns the distinct new nodes, in order.
-
-        How many to draw is decided before drawing, from the nodes drawn so far.
-        """
-        made: list[int] = []
-        for q, parent in enumerate(frontier):
-            count = min(self._slots(reaches[parent], len(draft), account), limit.nodes - len(draft))
-            source = self._source(exits, q)
-            distribution_V = self._distribution(row, logits_QV[q])
-            group = Group(distribution_V, with_replacement=self.limits.replacement)
-            left_V = distribution_V
-            for i in range(count):
-                if not self.limits.replacement and i and not float(left_V.sum()) > 0:
-                    break
-                number = (parent + 1) * self.limits.top_k + i
-                # Keyed by the step's start: numbers of a refused node must not come back in a later step.
-                level = uniform(row.settings.seed, row.key, len(row.ids), "draft", number)
-                token = draw_by_inversion(left_V, level)
-                known = draft.child(parent, token)
-                confidence = float(left_V[token] / left_V.sum())
-                node = draft.sampled(parent, token, group, source, confidence)
-                if known is None:
-                    made.append(node)
-                    accepted = confidence if account is None else account.drawn_acceptance(i)
-                    reaches[node] = reaches[parent] * accepted
-                if not self.limits.replacement:
-                    left_V = left_V.clone()
-                    left_V[token] = 0.0
-        return made
-
-    def _slots(self, reach: float, nodes: int, account: Account | None) -> int:
-        """How many children to draw below a node: as long as one more is worth verifying. Each is assumed to be
-        accepted as often as the mean, if those before it were not; its token plays no part."""
-        if account is None:
-            return self.limits.top_k
-        found, count = account.found, 0
-        left = reach * found
-        while count < self.limits.top_k and left * account.seconds_per_token > account.next_node(nodes + count):
-            left *= 1 - found
-            count += 1
-        return count
-
-    def _distribution(self, row: Row, logits_V: torch.Tensor) -> torch.Tensor:
-        """[V] the draft's distribution at a node, after the row's temperature and truncation, float64."""
-        scores_1V = logits_V[None].float()
-        for warper in row.settings.warpers():
-            scores_1V = warper(None, scores_1V)
-        return torch.softmax(scores_1V[0].double(), -1)
+        pending = self._pending(rows)
+        pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])
+        assert self.drawn is not None
+        return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing if priced else None)

@@ -17,7 +17,7 @@ import torch
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Limits, Reaches, Rows
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, given_limits
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -38,13 +38,14 @@ def SD2(
     selection: Literal["cost", "threshold", "level_threshold", "fixed"] = "cost",
     exit: int | None = None,
     thresholds: Sequence[float] | None = None,
-    num_draft_tokens: int = 8,
-    top_k: int = 4,
+    num_draft_tokens: int | None = None,
+    top_k: int | None = None,
     nodes: int = 32,
     width: int = 4,
     min_confidence: float = 0.15,
-    sample: bool = False,
+    sample: bool = True,
     replacement: bool = False,
+    peaked: float | None = None,
     eager: bool = False,
     calibration: Any = "auto",
     costs: Any = "auto",
@@ -61,31 +62,34 @@ def SD2(
             level decides for all of it), or fixed (always exit at `exit`).
         exit: the exit of selection=fixed.
         thresholds: one per exit, for the threshold selections; by default 0.5 for each but the last, and 0.
-        num_draft_tokens: the greatest depth.
-        top_k: children per node; 1 drafts a chain.
+        num_draft_tokens: the greatest depth; by default 8, and for drawn drafts 12 with measured costs and 4 without.
+        top_k: children per node; 1 drafts a chain. By default 4, and 1 for drawn drafts.
         nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
         width: the most nodes of a row that are expanded per pass.
         min_confidence: do not expand nodes whose probability of being reached is below this; costs override it.
-        sample: draw from the draft's own distribution instead of taking the likeliest tokens.
-        replacement: for sampled trees, draw the children of a node independently.
+        sample: draw from the draft's own distribution (at the row's temperature and truncation) for rows with a
+            temperature; false takes the likeliest tokens for these too, as it always does for greedy rows.
+        replacement: for drawn trees, draw the children of a node independently.
+        peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
+            (by default 0.3), take them outright and draw one from the rest.
         eager: run every layer for every token at once (the same drafts, more work).
         calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target), or none.
         costs: measured pass costs: a file, auto, or none.
         dtype: of the weights, if `model` is a name; auto: the target's.
         device: where to load `model`, if it is a name; auto: the target's.
     """
-    limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
+    limits, drawn = given_limits(8, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
     draft = DraftModel.of(model, dtype, device)
     found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
-    choice = _choice(selection, exit, thresholds, len(found), top_k)
+    choice = _choice(selection, exit, thresholds, len(found), limits.top_k)
 
     def make_forward(model: Any) -> ExitForward:
         plan = prepare(model)
         lm = ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
         return ExitForward(lm, choice, list(sources.values()))
 
-    return LMDrafter(NAME, draft, make_forward, limits, sources, calibration, costs)
+    return LMDrafter(NAME, draft, make_forward, limits, drawn, sources, calibration, costs)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Limits, Reaches, Rows
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, given_limits
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -23,13 +23,14 @@ NAME = "small"
 
 def SmallLM(
     model: Any,
-    num_draft_tokens: int = 4,
-    top_k: int = 4,
+    num_draft_tokens: int | None = None,
+    top_k: int | None = None,
     nodes: int = 14,
     width: int = 2,
     min_confidence: float = 0.15,
-    sample: bool = False,
+    sample: bool = True,
     replacement: bool = False,
+    peaked: float | None = None,
     calibration: Any = "auto",
     costs: Any = "auto",
     dtype: str = "auto",
@@ -39,24 +40,26 @@ def SmallLM(
 
     Args:
         model: a folder, a Hub name, or a loaded model.
-        num_draft_tokens: the greatest depth.
-        top_k: children per node; 1 drafts a chain, for targets without tree attention.
+        num_draft_tokens: the greatest depth; by default 4, and for drawn drafts 12 with measured costs and 4 without.
+        top_k: children per node; 1 drafts a chain. By default 4, and 1 for drawn drafts.
         nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
         width: how many nodes of a row the draft model expands per pass.
         min_confidence: do not expand nodes whose probability of being reached is below this; measured costs override
             it.
-        sample: draw from the draft's own distribution (at the row's temperature and truncation) instead of taking the
-            likeliest tokens; greedy rows are still drafted for greedily.
-        replacement: for sampled trees, draw the children of a node independently.
+        sample: draw from the draft's own distribution (at the row's temperature and truncation) for rows with a
+            temperature; false takes the likeliest tokens for these too, as it always does for greedy rows.
+        replacement: for drawn trees, draw the children of a node independently.
+        peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
+            (by default 0.3), take them outright and draw one from the rest.
         calibration: a file, auto (what `draftsmith calibrate` measured for this draft and target, if it did), or none.
         costs: measured pass costs: a file, auto, or none.
         dtype: of the weights, if `model` is a name; auto: the target's.
         device: where to load `model`, if it is a name; auto: the target's.
     """
-    limits = Limits(num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement)
+    limits, drawn = given_limits(4, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
     draft = DraftModel.of(model, dtype, device)
     layers = int(draft.model.config.get_text_config().num_hidden_layers)
-    return LMDrafter(NAME, draft, WholeForward, limits, {layers: NAME}, calibration, costs)
+    return LMDrafter(NAME, draft, WholeForward, limits, drawn, {layers: NAME}, calibration, costs)
 
 
 class WholeForward:

@@ -67,7 +67,7 @@ class Engine:
         self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size
         self.budget = budget
-        self.policy = Policy.of(self.target, self.drafter) if policy is None else policy
+        self.policy = Policy.of(self.target, self.drafter, batch_size=batch_size) if policy is None else policy
         self.chunk = chunk
         self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()

@@ -124,6 +124,7 @@ class LoopRunner:
         # All prompts of a batch are read together, so that its rows start together in every runner.
         count = len(prompts)
         policy = self._policy if drafter is self.drafter else Policy()
+        policy.batch_size = count
         engine = Engine(
             self.target, drafter, batch_size=count, budget=self.budget, rule=rule or self.rule, policy=policy,
             chunk=CHUNK * count,

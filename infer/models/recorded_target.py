@@ -97,7 +97,10 @@ class RecordedTarget:
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> RecordedScores:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
-            raise ValueError("answers sampled at a temperature can be replayed with outright drafts only")
+            raise ValueError(
+                "answers sampled at a temperature can be replayed with outright drafts only: add [sample=false] to "
+                "drafters that draw, as in small:MODEL[sample=false]"
+            )
         aheads = [self.answers[row.key][len(row.new_ids) :] for row in rows]
         return RecordedScores([RecordedDistribution(a, d, self.vocab_size) for a, d in zip(aheads, drafts)])
 

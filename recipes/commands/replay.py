@@ -54,7 +54,7 @@ def replay(
         batch_sizes: batch sizes of those predictions.
         template: how conversations were rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
             a format with {prompt}, or a FastChat name.
-        temperature: the temperature of the answers; above 0 only drafters that do not sample can be replayed.
+        temperature: the temperature of the answers; above 0 drafters that draw need [sample=false].
         nodes: maximum nodes of a draft.
         depth: maximum depth of a draft.
         rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).

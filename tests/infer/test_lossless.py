@@ -72,13 +72,25 @@ def assert_tried_hard(generations: Sequence[Generation], deep: int = 2) -> None:
 
 
 DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
-    "chain": lambda model: SmallLM(model, num_draft_tokens=5, top_k=1, min_confidence=0.0),
-    "tree": lambda model: SmallLM(model, num_draft_tokens=5, top_k=3, nodes=12, width=3, min_confidence=0.0),
-    "unsure chain": lambda model: SmallLM(model, num_draft_tokens=8, top_k=1, min_confidence=0.02),
-    "sd2": lambda model: SD2(
-        model, [1, 2], "threshold", thresholds=[0.5, 0], num_draft_tokens=5, top_k=3, nodes=12, min_confidence=0.0
+    "chain": lambda model: SmallLM(model, num_draft_tokens=5, top_k=1, min_confidence=0.0, sample=False),
+    "tree": lambda model: SmallLM(
+        model, num_draft_tokens=5, top_k=3, nodes=12, width=3, min_confidence=0.0, sample=False
     ),
-    "sd2 by cost": lambda model: SD2(model, [1, 2], num_draft_tokens=6, nodes=16, costs=COSTS, calibration=CALIBRATION),
+    "unsure chain": lambda model: SmallLM(model, num_draft_tokens=8, top_k=1, min_confidence=0.02, sample=False),
+    "sd2": lambda model: SD2(
+        model,
+        [1, 2],
+        "threshold",
+        thresholds=[0.5, 0],
+        num_draft_tokens=5,
+        top_k=3,
+        nodes=12,
+        min_confidence=0.0,
+        sample=False,
+    ),
+    "sd2 by cost": lambda model: SD2(
+        model, [1, 2], num_draft_tokens=6, nodes=16, costs=COSTS, calibration=CALIBRATION, sample=False
+    ),
     "pld": lambda model: PromptLookup(),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.

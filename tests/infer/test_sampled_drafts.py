@@ -14,13 +14,15 @@ from planted import plant
 
 import draftsmith.infer.contract.distribution as distribution_module
 import draftsmith.infer.contract.rng as rng_module
-import draftsmith.infer.drafters.lm_drafter as lm_drafter
+import draftsmith.infer.drafters.drawn as drawn_module
 import draftsmith.infer.rules.token as rejection_module
 import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.distribution import NodeDistribution
+from draftsmith.infer.contract.draft import Group
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.costs.acceptance import Acceptance
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
@@ -37,19 +39,30 @@ PROMPT = [2, 1, 0, 2]
 TREE = "tree without replacement"
 SHAPES = {
     "chain": {"num_draft_tokens": 2, "top_k": 1},
-    "tree without replacement": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4},
+    "tree without replacement": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "peaked": 1.0},
     "siblings with replacement": {"num_draft_tokens": 1, "top_k": 3, "nodes": 3, "replacement": True},
     "tree with replacement, cut by its budget": {"num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
-    "more than the vocabulary": {"num_draft_tokens": 1, "top_k": 7, "nodes": 7},
+    "more than the vocabulary": {"num_draft_tokens": 1, "top_k": 7, "nodes": 7, "peaked": 1.0},
     "exits by threshold": {"exits": [1, 2], "selection": "threshold", "thresholds": [0.8, 0.0], "num_draft_tokens": 2,
                            "top_k": 2, "nodes": 4},
     "exits by level": {"exits": [1, 2], "selection": "level_threshold", "thresholds": [0.8, 0.0],
                        "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
     "exits by cost": {"exits": [1, 2], "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "costs": "cheap"},
     "a whole draft by cost": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "costs": "cheap"},
+    "the default with costs and a calibration": {"num_draft_tokens": 2, "costs": "cheap", "calibration": "curves"},
+    "a chain by its distributions": {"num_draft_tokens": 2, "costs": "dear", "past": "peaked is right"},
+    "mixed nodes": {"num_draft_tokens": 2, "top_k": 2, "nodes": 5, "peaked": 0.0},
+    "mixed nodes that take all": {"num_draft_tokens": 1, "top_k": 3, "nodes": 3, "peaked": 0.0},
+    "mixed nodes where peaked": {"num_draft_tokens": 2, "top_k": 2, "nodes": 6, "peaked": 0.45},
+    "mixed nodes by cost": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "peaked": 0.5, "costs": "cheap"},
+    "mixed nodes by exits": {"exits": [1, 2], "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "peaked": 0.4,
+                             "costs": "cheap"},
 }  # fmt: skip
 PASSES = {"target": PassCost((1, 8), (1.0, 1.2)), "small": PassCost((1, 8), (0.05, 0.06)),
           "sd2:1": PassCost((1, 8), (0.02, 0.03)), "sd2:2": PassCost((1, 8), (0.01, 0.05))}  # fmt: skip
+# Another token costs nearly as much as a pass, so it must be likely to be accepted.
+DEAR = PASSES | {"target": PassCost((1, 8), (1.0, 4.85)), "small": PassCost((1, 8), (0.01, 0.01))}
+CURVES = Calibration("any", {"small": Calibrator((0.0, 1.0), (0.2, 0.9))}, temperature=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +76,18 @@ def draft_model(target_model: Any, shake: Any) -> Any:
 
 
 def sampled(draft_model: Any, **shape: Any) -> Any:
+    shape.pop("past", None)
     if "costs" in shape:
-        shape["costs"] = Costs(PASSES)
-    return (SD2 if "exits" in shape else SmallLM)(draft_model, sample=True, **shape)
+        shape["costs"] = Costs(DEAR if shape["costs"] == "dear" else PASSES)
+    if "calibration" in shape:
+        shape["calibration"] = CURVES
+    return (SD2 if "exits" in shape else SmallLM)(draft_model, **shape)
 
 
 WARM, CUT = Settings(temperature=0.8, seed=1), Settings(temperature=0.7, top_k=2, seed=1)
 
 
-MODULES = (lm_drafter, rejection_module, traversal_module, distribution_module)
+MODULES = (drawn_module, rejection_module, traversal_module, distribution_module)
 CASES = [*((shape, WARM, rule) for shape in SHAPES for rule in ("token", "traversal")), ("chain", WARM, "block"),
          ("chain", CUT, "token"), ("chain", CUT, "block")]  # fmt: skip
 
@@ -92,6 +108,7 @@ def test_a_step_has_the_targets_distribution_exactly(
     distributions: dict[tuple[int, ...], list[float]] = {}
     seen: Counter[str] = Counter()
     exits: Counter[int] = Counter()
+    kinds: set[tuple[tuple[bool, ...], ...]] = set()
 
     def procedure(chooser: Any) -> tuple[int, ...]:
         current[:] = [chooser]
@@ -99,12 +116,15 @@ def test_a_step_has_the_targets_distribution_exactly(
         admit(target, drafter, [row])
         policy = Policy.of(target, drafter)
         policy.begin([row])
+        if "past" in SHAPES[shape]:
+            policy.alone(row)._acceptance = Acceptance(offset=-7.0, slope=20.0)
         (draft,) = policy.cut([row], drafter.propose([row], [Budget(8, 3)], policy))
         distribution = target.score([row], [draft]).distribution(0)
         for node in range(-1, len(draft)):
             distributions[en.path_of(draft, node)] = distribution.probs(node).tolist()
         verdict = as_rule(rule)(draft, distribution, en.BranchingStream(chooser))
         exits.update(exit for _, exit in draft.exits)
+        kinds.add(tuple(tuple(trial.group.outright for trial in trials) for trials in draft.trials.values()))
         release(target, drafter, [row])
         seen["deep"] += len(verdict.path) >= min(2, SHAPES[shape]["num_draft_tokens"])
         seen["rejected"] += any(not tried.accepted for tried in verdict.tried)
@@ -120,6 +140,12 @@ def test_a_step_has_the_targets_distribution_exactly(
     assert seen["rejected"]
     if "exits" in SHAPES[shape]:
         assert set(exits) == {1, 2}, "both exits were drafted from"
+    if "past" in SHAPES[shape]:
+        assert len(kinds) > 1, "the distributions decided how much was drawn"
+    if shape.startswith("mixed"):
+        tried = {trials for kind in kinds for trials in kind}
+        assert any(trials[:2] == (False, True) for trials in tried), "the drawn one first"
+        assert shape != "mixed nodes where peaked" or (False, False) in tried
 
 
 def target_distribution(
@@ -163,7 +189,7 @@ def two_step_error(
 
     for module in MODULES:
         monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
-    for module in (lm_drafter, rng_module):
+    for module in (drawn_module, rng_module):
         monkeypatch.setattr(module, "uniform", keyed)
     known: dict[tuple[int, ...], torch.Tensor] = {}
 
@@ -229,7 +255,7 @@ def test_no_step_reads_a_number_that_an_earlier_one_has_read(
         return uniform(*key)
 
     uniform = rng_module.uniform
-    for module in (lm_drafter, rng_module):
+    for module in (drawn_module, rng_module):
         monkeypatch.setattr(module, "uniform", noted)
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
@@ -286,10 +312,71 @@ def test_a_rows_tokens_do_not_depend_on_its_batch(make_model: Any, shake: Any, t
 
 def test_a_greedy_row_is_drafted_for_greedily(make_model: Any, shake: Any) -> None:
     model = make_model("llama")
-    target, drafter = HFTarget(model), SmallLM(shake(model, 0.06), top_k=1, sample=True)
+    target, drafter = HFTarget(model), SmallLM(shake(model, 0.06))
     drafter.bind(target)
     rows = [Row(str(i), [5 + i, 9], Settings(), Stops(20)) for i in range(2)]
     mixed = [*rows, Row("drawn", [7, 9], Settings(temperature=1.0), Stops(20))]
     plain = generate(target, Empty(), [Row(r.key, list(r.ids), r.settings, r.stops) for r in rows])
     done = generate(target, drafter, mixed, batch_size=3)
     assert [one.token_ids for one in done[:2]] == [one.token_ids for one in plain]
+    again = [Row(row.key, list(row.ids), row.settings, row.stops) for row in mixed]
+    admit(target, drafter, again)
+    likeliest, _, drawn = drafter.propose(again, [Budget(14, 4)] * 3)
+    assert all(trial.group.outright for trials in likeliest.trials.values() for trial in trials)
+    assert len(likeliest) > likeliest.depth, "a tree"
+    assert not any(trial.group.outright for trials in drawn.trials.values() for trial in trials)
+    assert drawn.is_chain()
+    assert len(drawn) == 4
+
+
+def claims_the_whole_distribution(grow: Any) -> Any:
+    """A planted fault: the token was drawn from the rest of the distribution."""
+
+    def planted(drawing: Any, parent: int, probs_V: torch.Tensor, *given: Any) -> None:
+        before = len(drawing.draft.trials.get(parent, ()))
+        grow(drawing, parent, probs_V, *given)
+        trials = drawing.draft.trials[parent]
+        whole_V = probs_V.clone()
+        whole_V[whole_V == 0] = 0.4
+        trials[before] = trials[before]._replace(group=Group(whole_V / whole_V.sum()))
+
+    return planted
+
+
+def drops_what_looks_unlikely(grow: Any) -> Any:
+    """A planted fault: whether a token is kept depends on which it is."""
+
+    def planted(drawing: Any, parent: int, *given: Any) -> None:
+        grow(drawing, parent, *given)
+        if drawing.draft.trials[parent][-1].confidence < 0.4:
+            drawing.draft.trials[parent].pop()
+
+    return planted
+
+
+@pytest.mark.parametrize(
+    ("shape", "plant"), [("mixed nodes", claims_the_whole_distribution), ("chain", drops_what_looks_unlikely)]
+)
+def test_the_enumeration_finds_planted_faults(
+    monkeypatch: pytest.MonkeyPatch, target_model: Any, draft_model: Any, shape: str, plant: Any
+) -> None:
+    monkeypatch.setattr(drawn_module._Drawing, "_draw", plant(drawn_module._Drawing._draw))
+    with pytest.raises(AssertionError, match="1e-09"):
+        test_a_step_has_the_targets_distribution_exactly(monkeypatch, target_model, draft_model, shape, WARM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"peaked": 0.5}, "give top_k=2 or more"),
+        ({"peaked": 0.5, "top_k": 1}, "give top_k=2 or more"),
+        ({"peaked": 0.5, "top_k": 3, "replacement": True}, "without replacement"),
+        ({"peaked": 1.5, "top_k": 3}, "between 0 and 1"),
+        ({"sample": False, "replacement": True}, "leave out sample=false"),
+        ({"num_draft_tokens": 0}, "num_draft_tokens must be at least 1"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(draft_model: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SmallLM(draft_model, **arguments)

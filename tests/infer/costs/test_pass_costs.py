@@ -70,3 +70,13 @@ def test_another_file_is_refused_with_one_line(tmp_path, text):
 def test_an_unmeasured_pass_is_an_error():
     with pytest.raises(ValueError, match="no costs of 'sd2:1'"):
         Costs({"target": COST}).of("sd2:1")
+
+
+@pytest.mark.parametrize("buckets", [(), (1, 4, 16)])
+def test_a_row_s_part_of_a_shared_pass_is_the_pass_divided_by_its_rows(buckets: tuple[int, ...]) -> None:
+    whole = PassCost((1, 4, 16), (1.0, 1.3, 4.0), per_seen=1e-3, per_pair=1e-4, buckets=buckets)
+    costs = Costs({"target": whole}, overhead=0.4).shared(3)
+    for tokens in (1, 2, 5, 9):
+        seconds = whole(3 * tokens, 3 * 50, 3 * tokens * 50) / 3
+        assert costs.of("target")(tokens, 50, tokens * 50) == pytest.approx(seconds)
+    assert costs.overhead == pytest.approx(0.4 / 3)

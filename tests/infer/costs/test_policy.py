@@ -332,6 +332,7 @@ def test_a_draft_model_that_is_always_wrong_is_soon_left_alone(make_model: Any) 
 
 
 DRAWN = {
+    "chain": lambda model: SmallLM(model, costs=costs_of(0.04, small=0.06)),
     "small": lambda model: SmallLM(
         model, sample=True, top_k=3, nodes=8, num_draft_tokens=5, costs=costs_of(0.04, small=0.06)
     ),
@@ -339,6 +340,21 @@ DRAWN = {
         model, [1, 2], sample=True, top_k=3, nodes=8, costs=costs_of(0.04, **{"sd2:1": 0.03, "sd2:2": 0.05})
     ),
 }
+
+
+def test_a_drawn_chain_is_shorter_where_rows_share_their_passes(make_model: Any, shake: Any) -> None:
+    """One more token of one row costs nothing beside its weights; of eight rows, as much as another row."""
+    model = make_model("llama")
+    dear = Costs({"target": PassCost((1, 8, 80), (1.0, 1.0, 10.0)), "small": PassCost((1, 8, 80), (0.1, 0.1, 1.0))})
+    drawn = {}
+    for batch_size in (1, 8):
+        target, drafter = HFTarget(model), SmallLM(shake(model, 0.02), costs=dear)
+        drafter.bind(target)
+        rows = [Row(str(i), [5 + i, 9], Settings(temperature=0.9, seed=4), Stops(24)) for i in range(8)]
+        policy = Policy.of(target, drafter, batch_size=batch_size)
+        done = generate(target, drafter, rows, batch_size=8, policy=policy)
+        drawn[batch_size] = sum(trace.nodes for one in done for trace in one.traces)
+    assert drawn[8] < 0.5 * drawn[1]
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -21,7 +21,7 @@ from draftsmith.retrieval import PromptLookup
 BATCH = 16
 CONTEXT = 160
 DRAFTERS: dict[str, Callable[[Any], Any]] = {
-    "small": lambda model: SmallLM(model, num_draft_tokens=5, top_k=2, nodes=10, min_confidence=0.0),
+    "small": lambda model: SmallLM(model, num_draft_tokens=5, top_k=2, nodes=10, min_confidence=0.0, sample=False),
     "pld": lambda model: PromptLookup(),
     "none": lambda model: None,
 }

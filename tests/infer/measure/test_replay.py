@@ -80,7 +80,7 @@ def test_a_drafter_s_figures_are_those_of_decoding_where_the_recording_is_greedy
 
 
 def test_sampled_drafts_are_taken_at_temperature_0_only():
-    drafter = SmallLM(tiny_llama(VOCAB), sample=True)
+    drafter = SmallLM(tiny_llama(VOCAB))
     stream = Recording("a", "qa", PROMPT, ANSWER)
     assert figures(drafter, stream)["steps"] <= len(ANSWER)
     with pytest.raises(ValueError, match="outright drafts only"):

@@ -34,12 +34,15 @@ def test_token_ids_of_a_row_are_replayed_with_the_figures_counted_by_hand(replay
 
 def test_sampled_drafts_are_refused_above_temperature_0_in_one_line(replay, folders, rows_file):
     data = rows_file([{"prompt": PROMPT, "output": PROMPT}])
-    spec = f"small:{folders.draft}[sample=true],pld"
+    spec = f"small:{folders.draft},pld"
     told = replay(data, spec, "--temperature", 0.8)
     assert told.code == 2
     assert "outright drafts only" in told.err.splitlines()[-1]
+    assert "[sample=false]" in told.err.splitlines()[-1]
     assert "Traceback" not in told.err
     assert set(replay(data, spec).json["drafters"]) == {"small", "pld"}
+    outright = f"small:{folders.draft}[sample=false]"
+    assert replay(data, outright, "--temperature", 0.8).json["drafters"]["small"]["nodes_per_step"] > 1
     assert replay(data, "pld", "--temperature", 0.8).json["drafters"]["pld"]["accepted_length"] > 1
 
 
