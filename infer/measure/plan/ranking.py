@@ -249,6 +249,7 @@ def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
     }
     return {
         "machine": survey.machine,
+        "modelled": bool(survey.machine.get("modelled")),
         **evaluate(survey, wish),
         "pays_up_to": pays_up_to(survey, wish),
         "shapes": shapes,
