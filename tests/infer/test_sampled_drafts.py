@@ -38,6 +38,9 @@ SHAPES = {
     "exits by level": {"exits": [1, 2], "selection": "level_threshold", "thresholds": [0.8, 0.0],
                        "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
     "exits by cost": {"exits": [1, 2], "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "costs": "cheap"},
+    "int8 chain": {"num_draft_tokens": 2, "top_k": 1, "int8": True},
+    "int8 exits": {"exits": [1, 2], "selection": "threshold", "thresholds": [0.8, 0.0], "num_draft_tokens": 2,
+                   "top_k": 2, "nodes": 4, "int8": True},
     "a whole draft by cost": {"num_draft_tokens": 2, "top_k": 2, "nodes": 4, "costs": "cheap"},
 }  # fmt: skip
 PASSES = {"target": PassCost((1, 8), (1.0, 1.2)), "small": PassCost((1, 8), (0.05, 0.06)),
