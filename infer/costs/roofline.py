@@ -174,6 +174,8 @@ def _machine(value: Any, where: str) -> Machine:
         raise ValueError(
             f"{where}: unknown field {', '.join(map(str, unknown))}; there are {', '.join(sorted(needed))}"
         )
+    if value["device"] not in ("cuda", CPU):
+        raise ValueError(f"{where}: device is cuda or cpu, not {value['device']!r}")
     numbers = {key: _number(value[key], f"{where}: {key}", zero=key == "launch") for key in NUMBERS}
     if not isinstance(value["flops"], dict) or not value["flops"]:
         raise ValueError(f"{where}: flops are FLOP/s by dtype, such as {{bfloat16: 312e+12}}")

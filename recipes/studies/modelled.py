@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,7 +105,9 @@ def modelled(
     good = sum(abs(row["error"]) <= WITHIN for row in rows)
     print(f"{good} of {len(rows)} within {WITHIN:.0%} of the measured seconds")
     if out:
-        write_json(out, {"hardware": hardware(), "dtype": dtype, "threads": threads, "rows": rows, "within": good})
+        write_json(
+            Path(out), {"hardware": hardware(), "dtype": dtype, "threads": threads, "rows": rows, "within": good}
+        )
     return 0 if good >= OF * len(rows) else 1
 
 
