@@ -61,7 +61,7 @@ def shape_table(report: dict[str, Any]) -> Table:
     table = table_of(["shape", "parameters", "weights", "to train", "hours", "distilled"])
     for name, row in report["shapes"].items():
         table.add_row(
-            Text(name if row["measured"] else f"{name} (estimated)"),
+            Text(_shape_name(report, name)),
             f"{row['parameters'] / 1e6:.1f}M",
             _bytes(row["weight_bytes"]),
             _bytes(row["training_bytes"]),
@@ -69,6 +69,11 @@ def shape_table(report: dict[str, Any]) -> Table:
             number(row["hours_distilled"], 1),
         )
     return table
+
+
+def _shape_name(report: dict[str, Any], name: str) -> str:
+    """With a mark where others were measured and this one was fitted to them."""
+    return name if report["modelled"] or report["shapes"][name]["measured"] else f"{name} (estimated)"
 
 
 def pass_table(report: dict[str, Any]) -> Table:
@@ -162,7 +167,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     kind = "speedup" if report["acceptance"] else "ceiling"
     title = "predicted speedup" if report["acceptance"] else "speedup if every token were accepted"
     title += _mark(report)
-    names = [name if row["measured"] else f"{name} (estimated)" for name, row in report["shapes"].items()]
+    names = [_shape_name(report, name) for name in report["shapes"]]
     series = {shape: Series(name, i) for i, (shape, name) in enumerate(zip(report["shapes"], names))}
     panels = []
     for batch in report["batches"]:
