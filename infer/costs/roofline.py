@@ -190,7 +190,9 @@ def _machine(value: Any, where: str) -> Machine:
         article=str(value.get("article", "")),
         flops=flops,
         sources={str(key): str(line) for key, line in sources.items()},
-        **numbers,
+        bandwidth=numbers["bandwidth"],
+        memory=numbers["memory"],
+        launch=numbers["launch"],
     )
 
 

@@ -58,7 +58,7 @@ def int8_copy(model: Any) -> Any:
     memo |= {id(own): own for layer in model.modules() if (own := layer.__dict__.get("forward")) is not None}
     made = copy.deepcopy(model, memo)
     linear = [layer for layer in made.modules() if type(layer) is torch.nn.Linear]
-    layers = [layer for layer in linear if layer.in_features % INPUTS == 0]
+    layers: list[Any] = [layer for layer in linear if layer.in_features % INPUTS == 0]
     if not layers:
         raise ValueError(
             f"{model.config.model_type} has no linear layer whose inputs divide by {INPUTS}, as int8 products need: "

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.contract.protocols import Drafter
+from draftsmith.infer.contract.protocols import Drafter, PassTimer
 from draftsmith.infer.costs.identity import TargetIdentity, config_hash, short_name
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.roofline import CPU, TRAINING_SHARE, Machine, load_machine, pass_cost
@@ -72,7 +72,8 @@ def draft_ratio(drafter: Drafter, dtype: torch.dtype, machine: Machine, context:
 
     A replay runs a draft model here, and its seconds are those of this machine.
     """
-    model, timers = getattr(drafter, "model", None), getattr(drafter, "pass_timers", dict)()
+    model = getattr(drafter, "model", None)
+    timers: dict[str, PassTimer] = getattr(drafter, "pass_timers", dict)()
     if model is None or not timers:
         return 1.0
     cost = pass_cost(machine, work_of(model.config, dtype))
