@@ -233,7 +233,8 @@ def printed_columns() -> set[str]:
     made = [tables.speed_table({}), tables.time_table({}), tables.equality_table(empty)]
     made += [tables.task_table(SPEC | {"speedup_of": basis}) for basis in ("same_run", "own_plain")]
     made.append(tables.spec_bench_table(SPEC))
-    replayed = {"drafters": {}, "streams": 0, "tokens": 0, "temperature": 0.0, "arrival": False}
+    replayed: dict[str, Any] = {"drafters": {}, "streams": 0, "tokens": 0, "temperature": 0.0, "arrival": False}
+    replayed["conclusion"] = {"sentence": ""}
     made += [part for part in tables.replay_tables(replayed) if isinstance(part, Table)]
     heads = {str(column.header) for table in made for column in table.columns}
     heads |= {head.removesuffix(", ms") for head in HEAD}

@@ -270,6 +270,8 @@ def checked_costs(costs: Costs, target: Target, what: str) -> Costs:
         raise ValueError(f"{what} holds the costs of another target, {costs.describe()}: run {WRITTEN_BY} again")
     weight = next(target.model.parameters())
     here = machine(weight.device, weight.dtype)
+    if costs.machine.get("modelled"):
+        raise ValueError(f"{what} holds modelled costs, and drafts are sized by measured ones: run {WRITTEN_BY}")
     if not same_machine(costs.machine, here):
         raise ValueError(
             f"{what} was measured on {machine_text(costs.machine)}, and this is {machine_text(here)}: "

@@ -107,7 +107,10 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether costs of one machine hold on the other; the CPU's threads do not matter to a GPU."""
+    """Whether costs of one machine hold on the other; the CPU's threads do not matter to a GPU. Modelled costs hold on
+    none."""
+    if one.get("modelled") or other.get("modelled"):
+        return False
     keys = [key for key in MACHINE_KEYS if key != "threads" or one.get("device") == "cpu"]
     return all(one.get(key) == other.get(key) for key in keys)
 
@@ -115,4 +118,10 @@ def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def machine_text(facts: Mapping[str, Any]) -> str:
     """As in `AMD EPYC 9B14, 2 threads, bfloat16`."""
     threads = f", {facts['threads']} threads" if facts.get("device") == "cpu" else ""
-    return f"{facts.get('name') or 'an unnamed machine'}{threads}, {facts.get('dtype', 'unknown dtype')}"
+    text = f"{facts.get('name') or 'an unnamed machine'}{threads}, {facts.get('dtype', 'unknown dtype')}"
+    return f"{text} ({modelled_on(facts)})" if facts.get("modelled") else text
+
+
+def modelled_on(facts: Mapping[str, Any]) -> str:
+    """As in `modelled on an H100`; "" for a machine that was measured."""
+    return f"modelled on {facts['article']}" if facts.get("modelled") else ""

@@ -14,6 +14,7 @@ import torch
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.models.int8 import Int8
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.models.prepack import can_prepack, prepack, unpack
 from draftsmith.infer.models.runner.entries import Entries
@@ -51,6 +52,10 @@ class DraftModel:
             return cls(model.eval())
         loaded, tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
         return cls(loaded.eval(), tokenizer, model, dtype == "auto", device == "auto")
+
+    def may_choose(self, int8: Int8) -> Int8:
+        """What `int8` says; auto is off for a model that was given as an object, whose passes nobody asked to time."""
+        return False if int8 == "auto" and not self.origin else int8
 
     def follow(self, target: Any) -> bool:
         """Take the dtype and the device of the target's model, as far as they were left open; whether that changed any.

@@ -21,6 +21,7 @@ from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reach
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.int8 import Int8, chosen
 from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import ExitPassTimer, measured_buckets
 from draftsmith.infer.models.runner.entries import Entries
@@ -51,6 +52,7 @@ def SD2(
     costs: Any = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    int8: Int8 = "auto",
 ) -> LMDrafter:
     """A sorted draft as drafter: the exit is chosen per node.
 
@@ -77,15 +79,19 @@ def SD2(
         costs: measured pass costs: a file, auto, or none.
         dtype: of the weights, if `model` is a name; auto: the target's.
         device: where to load `model`, if it is a name; auto: the target's.
+        int8: run the draft's products in int8, on a CPU only; auto: if that is faster, timed when it is loaded by name.
+            The target's text does not change.
     """
     limits, drawn = given_limits(8, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
     draft = DraftModel.of(model, dtype, device)
     found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
+    in_int8 = draft.may_choose(int8)
     choice = _choice(selection, exit, thresholds, len(found), limits.top_k)
 
     def make_forward(model: Any) -> ExitForward:
         plan = prepare(model)
+        model = chosen(model, plan, in_int8, width)
         lm = ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
         return ExitForward(lm, choice, list(sources.values()))
 

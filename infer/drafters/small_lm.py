@@ -6,6 +6,7 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
@@ -15,6 +16,7 @@ from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.decoding_runner import decoding_runner
+from draftsmith.infer.models.int8 import Int8, chosen
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.runner.entries import Entries
 
@@ -35,6 +37,7 @@ def SmallLM(
     costs: Any = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    int8: Int8 = "auto",
 ) -> LMDrafter:
     """A small causal LM as drafter.
 
@@ -55,19 +58,23 @@ def SmallLM(
         costs: measured pass costs: a file, auto, or none.
         dtype: of the weights, if `model` is a name; auto: the target's.
         device: where to load `model`, if it is a name; auto: the target's.
+        int8: run the draft's products in int8, on a CPU only; auto: if that is faster, timed when it is loaded by name.
+            The target's text does not change.
     """
     limits, drawn = given_limits(4, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
     draft = DraftModel.of(model, dtype, device)
     layers = int(draft.model.config.get_text_config().num_hidden_layers)
-    return LMDrafter(NAME, draft, WholeForward, limits, drawn, {layers: NAME}, calibration, costs)
+    choice = draft.may_choose(int8)
+    forward = partial(WholeForward, int8=choice, width=limits.width)
+    return LMDrafter(NAME, draft, forward, limits, drawn, {layers: NAME}, calibration, costs)
 
 
 class WholeForward:
     """Runs every node through the whole model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, int8: Int8 = False, width: int = 1) -> None:
         plan = prepare(model)
-        self.lm = decoding_runner(model, plan)
+        self.lm = decoding_runner(chosen(model, plan, int8, width), plan)
         self.entry = NAME
 
     def assumed_costs(self, target: Target) -> Costs | None:

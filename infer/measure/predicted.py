@@ -14,7 +14,7 @@ Legend: N numbers of nodes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 TARGET = "target"
+# Proposing is mentioned where it takes this many seconds or, with costs, this share of a plain pass.
+SHOWN_S, SHOWN_RATIO = 1e-4, 0.01
 
 # Acceptance by depth; the last value holds for all greater depths. For a chain, the share of the tokens reached at a
 # depth that were accepted; for a tree, the share of the steps that reached a depth and got to the next, since several
@@ -134,28 +136,35 @@ def measured_rows(costs: Costs, nodes: int) -> int:
     return int(max(costs.of(TARGET).tokens)) // (nodes + 1)
 
 
-def predict_replayed(traces: Sequence[StepTrace], costs: Costs, batch_sizes: Sequence[int]) -> dict[str, Any]:
+def predict_replayed(
+    traces: Sequence[StepTrace], costs: Costs, batch_sizes: Sequence[int], draft_ratio: float = 1.0
+) -> dict[str, Any]:
     """Predictions for a replayed drafter at `batch_sizes`, and the batch size above which to turn it off.
 
     accepted_length, draft sizes and propose times come from the replay, passes from `costs`. The replay proposed for
     one row at a time: time in the draft model's passes is scaled like the target's one-token pass, the rest by the
     number of rows. `off_above` is None if the drafter pays up to the largest batch size; `measured_up_to` is the
-    largest batch whose passes over the mean draft lie in the measured range.
+    largest batch whose passes over the mean draft lie in the measured range. `draft_ratio`: how long the draft model's
+    passes take on the machine of `costs`, over how long they took here. `pass_ratio` and `propose_ratio`: what a row's
+    pass over its drafts costs, and all else of its step, in plain passes.
     """
     totals = Totals.of(traces)
     context = sum(trace.context for trace in traces) / len(traces)
     propose_s = sum(trace.propose_s for trace in traces) / len(traces)
     model_s = totals.draft_s / len(traces)
+    own_s, model_s = propose_s - model_s, model_s * draft_ratio
     target, nodes = costs.of(TARGET), [trace.nodes for trace in traces]
     accepted_length = totals.committed / totals.steps
 
     def at(batch_size: int) -> Prediction:
         scale = target.even(batch_size, 1, context) / target.even(1, 1, context)
-        draft_s = batch_size * (propose_s - model_s) + scale * model_s
+        draft_s = batch_size * own_s + scale * model_s
         return predict(
             costs, batch_size, accepted_length=accepted_length, nodes=nodes, draft_s=draft_s, context=context
         )
 
+    alone = at(1)
+    propose_ratio = (own_s + model_s + costs.overhead) / alone.plain_s
     most = max(batch_sizes)
     pays_up_to = largest_that_pays(at, most)
     return {
@@ -163,8 +172,51 @@ def predict_replayed(traces: Sequence[StepTrace], costs: Costs, batch_sizes: Seq
         "off_above": None if pays_up_to == most else pays_up_to,
         "measured_up_to": measured_rows(costs, round(totals.nodes / totals.steps)),
         "context": context,
-        "propose_s": propose_s,
+        "propose_s": own_s + model_s,
+        "pass_ratio": alone.break_even - propose_ratio,
+        "propose_ratio": propose_ratio,
+        "speedup": alone.speedup,
     }
+
+
+def pays_if(figures: Mapping[str, Any], predicted: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a row's pass over its drafts may cost, in plain passes, for a drafter to pay; and what it does cost, if
+    costs are known. Without them, proposing is not yet taken off `limit`."""
+    proposing = predicted["propose_ratio"] if predicted else 0.0
+    return {
+        "nodes": round(figures["nodes_per_step"]),
+        "limit": figures["accepted_length"] - proposing,
+        "pass_ratio": predicted["pass_ratio"] if predicted else None,
+        "propose_ratio": predicted["propose_ratio"] if predicted else None,
+        "propose_s": (predicted or figures).get("propose_s", figures["propose_p50_s"]),
+        "speedup": predicted["speedup"] if predicted else None,
+    }
+
+
+def conclusion(drafters: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, str]:
+    """The drafter that would be fastest for one row (without costs: with the largest accepted_length), and when it
+    pays, in a sentence. `where`: what the costs are of, as in `modelled on an H100`."""
+    name = max(drafters, key=lambda one: drafters[one]["pays_if"]["speedup"] or drafters[one]["accepted_length"])
+    found = drafters[name]["pays_if"]
+    if drafters[name]["accepted_length"] <= 1:
+        return {"drafter": name, "sentence": f"no draft was accepted here: {name} cannot pay."}
+    nodes = "1 node" if found["nodes"] == 1 else f"{found['nodes']} nodes"
+    if found["pass_ratio"] is None:
+        proposing = (
+            f", with {found['propose_s'] * 1e3:.2g} ms to propose them," if found["propose_s"] >= SHOWN_S else ""
+        )
+        say = f"{name} pays here if a pass over {nodes}{proposing} costs less than {found['limit']:.2f} plain ones."
+        return {"drafter": name, "sentence": say}
+    if found["limit"] <= 0:
+        say = f"{name} cannot pay here: proposing alone takes {found['propose_ratio']:.2f} plain passes"
+        return {
+            "drafter": name,
+            "sentence": f"{say} ({where}), for an accepted_length of {found['limit'] + found['propose_ratio']:.2f}.",
+        }
+    proposing = f", beside {found['propose_ratio']:.2f} for proposing" if found["propose_ratio"] >= SHOWN_RATIO else ""
+    faster = f"so {found['speedup']:.2f}x" + ("" if found["speedup"] > 1 else ": plain decoding is faster")
+    say = f"{name} pays here if a pass over {nodes} costs less than {found['limit']:.2f} plain ones{proposing}"
+    return {"drafter": name, "sentence": f"{say}; {where}: {found['pass_ratio']:.2f}, {faster}."}
 
 
 def expected_length(acceptance: Sequence[float], depth: int) -> float:

@@ -16,11 +16,12 @@ from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.costs.identity import machine_text, modelled_on
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.engine.engine import BUDGET, Engine
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.metrics import trace_figures
-from draftsmith.infer.measure.predicted import BATCH_SIZES, predict_replayed
+from draftsmith.infer.measure.predicted import BATCH_SIZES, conclusion, pays_if, predict_replayed
 from draftsmith.infer.measure.recordings import Held, Recording, leakage, prompt_to_find, without_ends
 from draftsmith.infer.models.recorded_target import RecordedTarget
 from draftsmith.infer.rules.named import DEFAULT
@@ -66,6 +67,8 @@ class Replay:
         arrival: add every answer, once replayed, to the drafters that can take it.
         costs: of a machine's passes; if given, speedups are predicted.
         batch_sizes: to predict speedups for.
+        draft_ratio: how long a drafter's model takes on the machine of `costs`, over how long it takes here; None: no
+            longer.
     """
 
     streams: Sequence[Recording]
@@ -78,6 +81,7 @@ class Replay:
     arrival: bool = False
     costs: Costs | None = None
     batch_sizes: Sequence[int] = BATCH_SIZES
+    draft_ratio: Callable[[Drafter], float] | None = None
 
     def __post_init__(self) -> None:
         if self.costs is not None and (not self.batch_sizes or min(self.batch_sizes) < 1):
@@ -92,8 +96,13 @@ class Replay:
     def results(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Any]:
         """The figures of every drafter over all streams, as JSON."""
         found = self.run(drafters, progress)
+        rows = {
+            name: self.figures(one) | {"predicted": self._predicted(one, drafters[name])} for name, one in found.items()
+        }
+        for row in rows.values():
+            row["pays_if"] = pays_if(row, row["predicted"])
         return {
-            "drafters": {name: self.figures(one) | {"predicted": self._predicted(one)} for name, one in found.items()},
+            "drafters": rows,
             "streams": len(self.streams),
             "tokens": sum(len(one.answer) for one in self.streams),
             "temperature": self.temperature,
@@ -101,6 +110,8 @@ class Replay:
             "rule": self.rule,
             "arrival": self.arrival,
             "costs": self.costs.describe() if self.costs else None,
+            "modelled": modelled_on(self.costs.machine) if self.costs else "",
+            "conclusion": conclusion(rows, self._where()),
         }
 
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:
@@ -155,5 +166,14 @@ class Replay:
         figures["by_depth"] = known["by_depth"]
         return figures | {"steps": sum(steps), "total": len(done)}
 
-    def _predicted(self, found: Replayed) -> dict[str, Any] | None:
-        return None if self.costs is None else predict_replayed(found.traces, self.costs, self.batch_sizes)
+    def _where(self) -> str:
+        """What the costs are of, in the closing sentence."""
+        if self.costs is None:
+            return ""
+        return modelled_on(self.costs.machine) or f"measured on {machine_text(self.costs.machine)}"
+
+    def _predicted(self, found: Replayed, drafter: Drafter) -> dict[str, Any] | None:
+        if self.costs is None:
+            return None
+        ratio = self.draft_ratio(drafter) if self.draft_ratio else 1.0
+        return predict_replayed(found.traces, self.costs, self.batch_sizes, ratio)

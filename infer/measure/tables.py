@@ -279,11 +279,12 @@ def replay_tables(results: dict[str, Any]) -> list[RenderableType]:
         cost.add_row(Text(name), number(row["nodes_per_step"], 1), *times)
     shown: list[RenderableType] = [accepted, Text(), cost, Text(), *map(Text, replay_notes(results))]
     if any(row["predicted"] for row in results["drafters"].values()):
+        mark = f" ({results['modelled']})" if results["modelled"] else ""
         shown += [Text(), Text(f"costs: {results['costs']}")]
         for title, key in (("Predicted speedup", "speedup"), ("Break-even", "break_even")):
-            shown += [Text(), Text(f"{title}, by batch size"), predicted_table(results, key)]
+            shown += [Text(), Text(f"{title}{mark}, by batch size"), predicted_table(results, key)]
         shown += [Text(), *map(Text, predicted_notes(results))]
-    return shown
+    return [*shown, Text(), Text(results["conclusion"]["sentence"])]
 
 
 def replay_notes(results: dict[str, Any]) -> Iterator[str]:
@@ -339,6 +340,7 @@ def pays(off_above: int | None, most: int) -> str:
 
 def predicted_notes(results: dict[str, Any]) -> Iterator[str]:
     """What break-even means, what to try if a drafter never pays, and which predictions are extrapolated."""
+    known = "modelled" if results["modelled"] else "measured"
     yield "Break-even is the accepted_length that a drafter needs to be as fast as plain decoding."
     for name, row in results["drafters"].items():
         found = row["predicted"]
@@ -349,7 +351,7 @@ def predicted_notes(results: dict[str, Any]) -> Iterator[str]:
             )
         beyond = [one["batch_size"] for one in found["by_batch_size"] if one["batch_size"] > found["measured_up_to"]]
         if beyond:
-            yield f"{name}: from batch {min(beyond)} on, passes are larger than any measured."
+            yield f"{name}: from batch {min(beyond)} on, passes are larger than any {known}."
 
 
 def show(renderables: Sequence[RenderableType], console: Console | None = None) -> None:

@@ -188,10 +188,15 @@ def weight_bytes(model: Any) -> int:
     """Bytes of weights that a pass reads: all, except an input embedding that is not shared with the head."""
     head = model.get_output_embeddings()
     table = model.get_input_embeddings().weight
-    total = sum(parameter.nbytes for parameter in model.parameters())
+    total = sum(parameter.nbytes for parameter in model.parameters()) - _saved_bytes(model)
     return total if head is None or getattr(head, "weight", None) is table else total - table.nbytes
 
 
 def parameter_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes of these modules' weights."""
-    return sum(parameter.nbytes for module in modules for parameter in module.parameters())
+    return sum(sum(parameter.nbytes for parameter in module.parameters()) - _saved_bytes(module) for module in modules)
+
+
+def _saved_bytes(model: nn.Module) -> int:
+    """Bytes of `model`'s weights that are not read because other products replace its layers (int8.py)."""
+    return sum(getattr(layer.__dict__.get("forward"), "saved_bytes", 0) for layer in model.modules())

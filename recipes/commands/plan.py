@@ -24,6 +24,7 @@ def plan(
     context: IntFrom1 | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    machine: str = "",
     training_tokens: IntFrom1 = 100_000_000,
     seconds: FloatFrom0 = 600.0,
     out: str | None = None,
@@ -31,6 +32,8 @@ def plan(
     json: bool = False,
 ) -> None:
     """Time draft shapes and verification on this machine, with random weights, and rank shapes and draft lengths.
+
+    With --machine nothing is timed: passes are modelled from the target's config and that machine's published figures.
 
     Example: draftsmith plan --target TARGET --acceptance 0.7
 
@@ -49,6 +52,8 @@ def plan(
         context: context length of the tables; by default the mean of contexts.
         dtype: type of the weights; auto takes the config's.
         device: auto takes CUDA if there is a device.
+        machine: model pass costs instead of timing them: h100, a100, l40s, rtx4090, cpu (this one, its constants are
+            measured in seconds) or FILE.yaml with the same figures. Every result is marked as modelled.
         training_tokens: tokens of training data, to estimate the hours of training.
         seconds: time limit for timing passes, which takes most of the time; it ends earlier if all were timed nine
             times (those above the median three to nine times). Models, the loop and training add a tenth or so.
@@ -59,6 +64,7 @@ def plan(
     from draftsmith.infer.files.atomic import written_beside
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.plan.modelled import machine_for, modelled_survey
     from draftsmith.infer.measure.plan.ranking import Wish, report
     from draftsmith.infer.measure.plan.survey import survey
     from draftsmith.infer.measure.plan.tables import draw, plan_tables
@@ -76,7 +82,10 @@ def plan(
     config, kind, where, asked, drafting = _asked(locals())
     wish = Wish(drafting, context or sum(asked.contexts) // len(asked.contexts), chains, grown)
     names = {"name": target, "tokenizer": _tokenizer(target)}
-    found = survey(config, kind, where, asked, seconds=seconds, say=progress, **names)
+    if machine:
+        found = modelled_survey(config, kind, machine_for(machine, config, kind), asked, **names)
+    else:
+        found = survey(config, kind, where, asked, seconds=seconds, say=progress, **names)
     ranking = report(found, wish, training_tokens)
     if out:
         with written_beside(Path(out)) as file:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom0, IntFrom1
+
+if TYPE_CHECKING:
+    from draftsmith.infer.contract.protocols import Drafter
+    from draftsmith.infer.costs.pass_costs import Costs
 
 
 def replay(
@@ -24,6 +28,9 @@ def replay(
     arrival: bool = False,
     store_out: str = "",
     latency: str = "",
+    machine: str = "",
+    target_config: str = "",
+    dtype: str = "auto",
     batch_sizes: Sequence[IntFrom1] = (1, 4, 8, 16, 32),
     template: str = "auto",
     temperature: FloatFrom0 = 0.0,
@@ -51,6 +58,10 @@ def replay(
         arrival: replay in order of arrival, and let drafters index each answer after it was replayed.
         store_out: new folder to keep the store of the split in.
         latency: file of pass costs (`draftsmith plan --out`), to predict speedup and break-even.
+        machine: model pass costs instead: h100, a100, l40s, rtx4090, cpu (this one) or FILE.yaml; needs target_config.
+            A draft model's seconds are scaled to that machine; other proposals take as long as here.
+        target_config: config.json of the target, or its folder or Hub name; no weights are read.
+        dtype: type of the target's weights for machine; auto takes the config's.
         batch_sizes: batch sizes of those predictions.
         template: how conversations were rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
             a format with {prompt}, or a FastChat name.
@@ -82,10 +93,12 @@ def replay(
         raise ValueError("--store_out needs a split: give --split as well")
     if store_out:
         check_writable(store_out, folder=True)
-    asked, costs = parse_split(split) if split else None, Costs.load(latency) if latency else None
-    loaded = load_tokenizer(tokenizer)
+    asked, loaded = parse_split(split) if split else None, load_tokenizer(tokenizer)
+    costs, draft_ratio = Costs.load(latency) if latency else None, None
+    if machine or target_config:
+        costs, draft_ratio = _modelled(machine, target_config, dtype, latency)
     if costs is not None:
-        check_tokenizer(costs, loaded, latency)
+        check_tokenizer(costs, loaded, latency or target_config)
     form = find_template(template, loaded)
     report = ReadReport()
     records = read_records(data, limit=limit, need="answers", on_bad=on_bad, report=report)
@@ -107,6 +120,7 @@ def replay(
             arrival=arrival,
             costs=costs,
             batch_sizes=batch_sizes,
+            draft_ratio=draft_ratio,
         )
         results = run.results(chosen, lambda done, total, name: progress(f"{name}: {done}/{total}", last=done == total))
     results["template"] = form.name
@@ -121,6 +135,23 @@ def replay(
     for line in report.lines():
         print(line)
     tables.show(tables.replay_tables(results))
+
+
+def _modelled(machine: str, config: str, dtype: str, latency: str) -> tuple[Costs, Callable[[Drafter], float]]:
+    """The target's costs on `machine`, and how its speed scales a draft model's passes."""
+    from functools import partial
+
+    from draftsmith.infer.measure.plan.modelled import draft_ratio, machine_for, modelled_costs
+    from draftsmith.infer.measure.plan.shapes import choose_dtype, load_config
+
+    if latency:
+        raise ValueError("--latency holds measured costs and --machine models them: give one of the two")
+    if not (machine and config):
+        raise ValueError("--machine and --target_config belong together: the machine, and the target's config.json")
+    loaded = load_config(config)
+    kind = choose_dtype(loaded, dtype)
+    found = machine_for(machine, loaded, kind)
+    return modelled_costs(loaded, kind, found, name=config), partial(draft_ratio, dtype=kind, machine=found)
 
 
 def _path(store_out: str, stack: ExitStack) -> Path:

@@ -91,6 +91,9 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     "sd2 by cost": lambda model: SD2(
         model, [1, 2], num_draft_tokens=6, nodes=16, costs=COSTS, calibration=CALIBRATION, sample=False
     ),
+    "int8 tree": lambda model: SmallLM(
+        model, num_draft_tokens=5, top_k=3, nodes=12, min_confidence=0.0, sample=False, int8=True
+    ),
     "pld": lambda model: PromptLookup(),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.

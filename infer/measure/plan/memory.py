@@ -16,20 +16,25 @@ from draftsmith.infer.models.runner.arena import SPARE_SHARE, SPARE_SLOTS
 
 
 def check_room(config: Any, sizes: dict[str, Size], asked: SurveyRequest, device: torch.device) -> None:
-    """Raise if the positions exceed the model's or weights and caches exceed the memory."""
+    """Raise if the positions exceed the model's or weights and caches exceed this machine's memory."""
+    check_fits(config, sizes, asked, _room(device), device.type)
+
+
+def check_fits(config: Any, sizes: dict[str, Size], asked: SurveyRequest, room: float, where: str) -> None:
+    """As `check_room`, with `room` bytes on the machine `where`."""
     longest = max(asked.contexts) + max(asked.nodes) + 1
     if longest > max_positions(config.get_text_config()):
         raise ValueError(
             f"a context of {max(asked.contexts)} and {max(asked.nodes)} nodes exceed the target's "
             f"{max_positions(config.get_text_config())} positions: use smaller --contexts or --lengths"
         )
-    needed, room = needed_bytes(sizes, asked), _room(device)
+    needed = needed_bytes(sizes, asked)
     if needed.total > room:
-        fits = max(0, (room - needed.weights) * max(asked.batch_sizes) // needed.cache)
+        fits = max(0, int(room - needed.weights) * max(asked.batch_sizes) // needed.cache)
         mend = f"use --batch_sizes of at most {fits}, or smaller --contexts" if fits else "take a smaller target"
         raise ValueError(
             f"this needs {needed.total / 2**30:.1f} GiB ({needed.weights / 2**30:.1f} for weights, "
-            f"{needed.cache / 2**30:.1f} for the cache of {max(asked.batch_sizes)} rows), and {device.type} has "
+            f"{needed.cache / 2**30:.1f} for the cache of {max(asked.batch_sizes)} rows), and {where} has "
             f"{room / 2**30:.1f} GiB available: {mend}"
         )
 

@@ -238,7 +238,8 @@ def pays_up_to(survey: Survey, wish: Wish) -> int | None:
 def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
     """The whole output of `draftsmith plan`, as JSON."""
     memory = memory_and_hours(survey, training_tokens)
-    measured = {str(shape) for shape in survey.asked.shapes}
+    modelled = bool(survey.machine.get("modelled"))
+    measured = set() if modelled else {str(shape) for shape in survey.asked.shapes}
     shapes = {
         name: {
             "measured": name in measured,
@@ -249,6 +250,7 @@ def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
     }
     return {
         "machine": survey.machine,
+        "modelled": modelled,
         **evaluate(survey, wish),
         "pays_up_to": pays_up_to(survey, wish),
         "shapes": shapes,

@@ -139,7 +139,7 @@ def shaped_config(config: Any, shape: CandidateShape) -> Any:
         raise ValueError(f"{shape} has heads of {shape.width // heads}: rotary positions need an even size")
     made = picked_config(config, [i % target.num_hidden_layers for i in range(shape.layers)])
     text = made.get_text_config()
-    shared = max(1, target.num_attention_heads // _key_heads(target))
+    shared = max(1, target.num_attention_heads // key_heads(target))
     if heads % shared:
         shared = max(divisor for divisor in range(1, shared + 1) if heads % divisor == 0)
     text.hidden_size, text.num_attention_heads = shape.width, heads
@@ -159,7 +159,7 @@ def head_size(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def _key_heads(text: Any) -> int:
+def key_heads(text: Any) -> int:
     """Key/value heads; a num_key_value_heads counts only in families that declare it on the config class."""
     own = hasattr(type(text), "num_key_value_heads")
     return int((own and text.num_key_value_heads) or text.num_attention_heads)
@@ -207,7 +207,7 @@ def size_of(config: Any, dtype: torch.dtype, device: torch.device) -> Size:
     text = config.get_text_config()
     layers = list(model.get_submodule(stack_path(model)).parameters())
     head = model.get_output_embeddings()
-    key_width = _key_heads(text) * head_size(text)
+    key_width = key_heads(text) * head_size(text)
     return Size(
         layers=int(text.num_hidden_layers),
         parameters=sum(parameter.numel() for parameter in model.parameters()),

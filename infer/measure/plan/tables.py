@@ -10,6 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from draftsmith.infer.costs.identity import machine_text, modelled_on
+from draftsmith.infer.costs.roofline import TRAINING_SHARE
 from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series
 from draftsmith.infer.measure.tables import milliseconds, number, table_of
@@ -18,14 +20,14 @@ from draftsmith.infer.measure.tables import milliseconds, number, table_of
 def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
     """The shapes, then ranking and verdict of each batch size."""
     machine = report["machine"]
-    where = f"{machine['name']}, {machine['threads']} threads" if machine["device"] == "cpu" else machine["name"]
+    torch = f", torch {machine['torch']}" if "torch" in machine else ""
     shown: list[RenderableType] = [
-        Text(f"{where}, torch {machine['torch']}, {machine['dtype']}; at a context of {report['context']} tokens"),
+        Text(f"{machine_text(machine)}{torch}; at a context of {report['context']} tokens"),
         Text(),
         Text("Shapes"),
         shape_table(report),
         Text(),
-        Text("A pass of one token per row, ms by batch size"),
+        Text(f"A pass of one token per row, ms by batch size{_mark(report)}"),
         pass_table(report),
     ]
     for batch in report["batches"]:
@@ -35,9 +37,14 @@ def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
             ranking_table(batch),
             Text(),
             needs_table(batch),
-            Text(f"Verdict: {batch['verdict']}."),
+            Text(f"Verdict{_mark(report)}: {batch['verdict']}."),
         ]
     return [*shown, Text(), *(Text(line) for line in notes(report))]
+
+
+def _mark(report: dict[str, Any]) -> str:
+    """What sets modelled figures apart from measured ones."""
+    return f" ({modelled_on(report['machine'])})" if report["modelled"] else ""
 
 
 def _title(report: dict[str, Any], batch: dict[str, Any]) -> str:
@@ -47,14 +54,14 @@ def _title(report: dict[str, Any], batch: dict[str, Any]) -> str:
         for key, what in (("acceptance", "chains"), ("tree_acceptance", "trees"))
         if report[key]
     ]
-    return f"Batch size {batch['batch_size']}: {'; '.join([plain + ' tokens/s', *given])}"
+    return f"Batch size {batch['batch_size']}{_mark(report)}: {'; '.join([plain + ' tokens/s', *given])}"
 
 
 def shape_table(report: dict[str, Any]) -> Table:
     table = table_of(["shape", "parameters", "weights", "to train", "hours", "distilled"])
     for name, row in report["shapes"].items():
         table.add_row(
-            Text(name if row["measured"] else f"{name} (estimated)"),
+            Text(_shape_name(report, name)),
             f"{row['parameters'] / 1e6:.1f}M",
             _bytes(row["weight_bytes"]),
             _bytes(row["training_bytes"]),
@@ -62,6 +69,11 @@ def shape_table(report: dict[str, Any]) -> Table:
             number(row["hours_distilled"], 1),
         )
     return table
+
+
+def _shape_name(report: dict[str, Any], name: str) -> str:
+    """With a mark where others were measured and this one was fitted to them."""
+    return name if report["modelled"] or report["shapes"][name]["measured"] else f"{name} (estimated)"
 
 
 def pass_table(report: dict[str, Any]) -> Table:
@@ -120,8 +132,14 @@ def notes(report: dict[str, Any]) -> list[str]:
         "Break-even, for 1.5x and for 2x are accepted_lengths, including the target's own token; never: not with a "
         "draft of this length. The ceiling is the speedup if every token were accepted.",
         f"Training: {report['training']['tokens']:,} tokens at {report['training']['flops'] / 1e12:.3g} TFLOP/s "
-        f"measured here; hours = {report['training']['formula']}.",
+        f"{_training_rate(report)}; hours = {report['training']['formula']}.",
     ]
+    if report["modelled"]:
+        lines += [
+            "Modelled: a pass takes the longer of reading its weights and multiplying them, and the launches of its "
+            "kernels; the loop around the passes is not included.",
+            *(f"{what}: {source}." for what, source in report["machine"]["sources"].items()),
+        ]
     names = {"target": "the target's passes", "shapes": "shapes from one another"}
     for name, error in report["fit_errors"].items():
         spread = f"{error['median']:.0%} (median), {error['worst']:.0%} (worst)"
@@ -138,11 +156,18 @@ def notes(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _training_rate(report: dict[str, Any]) -> str:
+    if not report["modelled"]:
+        return "measured here"
+    return f"{modelled_on(report['machine'])}, at {TRAINING_SHARE:.0%} of its arithmetic"
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """Write an SVG of speedup over the number of drafted tokens, a line per shape, a panel per batch size."""
     kind = "speedup" if report["acceptance"] else "ceiling"
     title = "predicted speedup" if report["acceptance"] else "speedup if every token were accepted"
-    names = [name if row["measured"] else f"{name} (estimated)" for name, row in report["shapes"].items()]
+    title += _mark(report)
+    names = [_shape_name(report, name) for name in report["shapes"]]
     series = {shape: Series(name, i) for i, (shape, name) in enumerate(zip(report["shapes"], names))}
     panels = []
     for batch in report["batches"]:

@@ -82,7 +82,8 @@ def test_compare_tables_show_both_speedups_and_every_kind_of_difference(run, tmp
 def notes_on(nodes_per_step: float, off_above: int | None) -> str:
     by_size = [{"batch_size": 1, "speedup": 1.0, "break_even": 2.0}]
     found = {"off_above": off_above, "measured_up_to": 1, "by_batch_size": by_size}
-    return "\n".join(predicted_notes({"drafters": {"rest": {"nodes_per_step": nodes_per_step, "predicted": found}}}))
+    row = {"nodes_per_step": nodes_per_step, "predicted": found}
+    return "\n".join(predicted_notes({"modelled": "", "drafters": {"rest": row}}))
 
 
 def test_a_large_draft_that_pays_nowhere_is_advised_to_try_fewer_nodes():

@@ -140,3 +140,30 @@ def test_the_script_leaves_costs_and_a_plot(config, tmp_path):
     assert "acceptance of chains 0.60" in " ".join(done.stdout.split())
     assert (tmp_path / "costs.json").is_file()
     assert (tmp_path / "plan.svg").is_file()
+
+
+def test_a_machine_that_is_not_here_is_modelled_and_every_result_says_so(call, config, tmp_path):
+    words = ["--target", config, *QUICK, "--machine", "h100", "--dtype", "bfloat16", "--acceptance", 0.7]
+    said = call("plan", *words, "--out", tmp_path / "costs.json", "--json").json
+    assert said["modelled"] is True
+    assert not any(row["measured"] for row in said["shapes"].values())
+    assert said["machine"]["modelled"] is True
+    assert said["machine"]["figures"]["bandwidth"] == 3.35e12
+    assert Costs.load(tmp_path / "costs.json").machine["modelled"] is True
+    told = call("plan", *words)
+    assert told.code == 0, told.err
+    titles = [line for line in told.out.splitlines() if line.startswith(("Batch size", "Verdict", "A pass"))]
+    assert len(titles) == 5
+    assert all("(modelled on an H100)" in line for line in titles)
+    assert "NVIDIA H100 Tensor Core GPU data sheet" in told.out
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("h1000", "unknown machine 'h1000': h100, a100"), ("none.yaml", "none.yaml does not exist")],
+)
+def test_a_machine_that_is_unknown_is_refused_in_one_line(call, config, machine, expected):
+    told = call("plan", "--target", config, *QUICK, "--machine", machine)
+    assert told.code == 2
+    assert expected in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err

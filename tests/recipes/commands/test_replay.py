@@ -197,3 +197,50 @@ def test_what_cannot_be_split_is_told_in_one_line(replay, rows_file, words, line
 def test_rows_without_a_time_are_told_how_to_be_split(replay, rows_file):
     told = replay(rows_file([*LOGS, {**LOGS[0], "created": None}]), "rest", "--split", "time:0.5")
     assert (told.code, "rows:0.9" in told.err) == (2, True)
+
+
+def test_the_last_sentence_says_when_the_best_drafter_pays(call, replay, folders, rows_file):
+    data = rows_file([{"prompt": PROMPT, "output": "the dog, the dog, the dog, the dog"}])
+    known = replay(data, "pld,empty")
+    found = known.json["drafters"]["pld"]
+    assert found["pays_if"]["limit"] == found["accepted_length"] > 1
+    assert found["pays_if"]["speedup"] is None
+    assert known.json["conclusion"]["drafter"] == "pld"
+    words = ["--data", data, "--tokenizer", folders.target, "--drafters", "pld"]
+    told = " ".join(call("replay", *words).out.split())
+    assert told.endswith(f"costs less than {found['accepted_length']:.2f} plain ones.")
+
+
+def test_a_machine_models_the_costs_and_every_result_says_so(call, replay, folders, rows_file):
+    data = rows_file([{"prompt": PROMPT, "output": "the dog, the dog, the dog, the dog"}])
+    words = ["--machine", "a100", "--target_config", folders.target, "--dtype", "bfloat16", "--batch_sizes", "1,2"]
+    known = replay(data, f"pld,small:{folders.draft}", *words).json
+    assert known["modelled"] == "modelled on an A100"
+    assert "modelled on an A100" in known["costs"]
+    assert "modelled on an A100" in known["conclusion"]["sentence"]
+    for row in known["drafters"].values():
+        facts, first = row["pays_if"], row["predicted"]["by_batch_size"][0]
+        assert facts["speedup"] == pytest.approx(first["speedup"])
+        assert facts["limit"] == pytest.approx(row["accepted_length"] - facts["propose_ratio"])
+        assert first["break_even"] == pytest.approx(facts["pass_ratio"] + facts["propose_ratio"])
+        # It pays if and only if the pass costs less than the limit.
+        assert (facts["pass_ratio"] < facts["limit"]) == first["pays"]
+    told = call("replay", "--data", data, "--tokenizer", folders.target, "--drafters", "pld", *words)
+    assert "Predicted speedup (modelled on an A100), by batch size" in told.out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--machine", "a100"], "--machine and --target_config belong together"),
+        (["--target_config", "TARGET"], "--machine and --target_config belong together"),
+        (["--machine", "a1000", "--target_config", "TARGET"], "unknown machine 'a1000'"),
+        (["--machine", "a100", "--target_config", "TARGET", "--dtype", "float64"], "no figure for float64"),
+    ],
+)
+def test_a_machine_that_cannot_be_modelled_is_refused_in_one_line(replay, folders, rows_file, words, expected):
+    given = [folders.target if word == "TARGET" else word for word in words]
+    told = replay(rows_file([{"prompt": PROMPT, "output": "x"}]), "pld", *given)
+    assert told.code == 2
+    assert expected in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err
