@@ -23,7 +23,8 @@ class Tried(NamedTuple):
 class StepTrace:
     """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
 
-    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth.
+    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth. `read`: how many
+    tokens of the row's prompt the pass read before the newest one; the seconds that took belong to `prefill_s`.
     """
 
     row: str
@@ -46,6 +47,7 @@ class StepTrace:
     target_forward_s: float = 0.0
     draft_forward_s: float = 0.0
     bytes_moved: int = 0
+    read: int = 0
 
     @property
     def seconds(self) -> float:
