@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -231,11 +231,11 @@ class Engine:
     def _round(self) -> None:
         self._recover()
         self._join()
-        joining = self._read([row for row in self._live if self._is_reading(row)])
+        self._read([row for row in self._live if self._is_reading(row)])
         self._catch_up()
-        ready = [row for row in self._live if not row.stop and (row in joining or not self._is_reading(row))]
+        ready = [row for row in self._live if not row.stop and (self._joins(row) or not self._is_reading(row))]
         if ready:
-            self._apart(ready, lambda some: self._decode(some, joining))
+            self._apart(ready, self._decode)
         for row in [row for row in self._live if row.stop or len(row.ids) > self._seats[row].shown]:
             self._report(row)
             if row.stop:
@@ -280,13 +280,17 @@ class Engine:
         seat.admitted = True
         seat.read_s = time.perf_counter() - seat.began
 
-    def _read(self, reading: Sequence[Row]) -> set[Row]:
-        """Read a chunk: as many tokens of each row as the chunk has room for. Returns the rows whose last tokens fit
-        into it and one pass: those are left to the step."""
+    def _joins(self, row: Row) -> bool:
+        """Whether the next step reads the end of the row's prompt. It stays so if that step fails, and ends with it."""
+        return self._seats[row].joins_at == len(row.ids)
+
+    def _read(self, reading: Sequence[Row]) -> None:
+        """Read a chunk: as many tokens of each row as it has room for. Last tokens that fit are left to the step."""
         unread = {row: self.target.unread(row) for row in reading[: self.chunk]}
-        limit = fair_share([*unread.values()], self.chunk) if unread else 0
-        joining = {row for row in unread if unread[row] <= min(limit, CHUNK)}
-        rows = [row for row in unread if row not in joining]
+        limit = fair_share([*unread.values()], self.chunk)
+        for row in reading:
+            self._seats[row].joins_at = len(row.ids) if unread.get(row, limit + 1) <= min(limit, CHUNK) else 0
+        rows = [row for row in unread if not self._joins(row)]
         feedback: dict[Row, Feedback] = {}
         began = time.perf_counter()
         if rows:
@@ -294,7 +298,6 @@ class Engine:
         took = time.perf_counter() - began
         for row, given in feedback.items():
             self._seats[row].read(took / len(feedback), given)
-        return joining
 
     def _catch_up(self) -> None:
         """Let the drafter read what the target has read of prompts."""
@@ -306,9 +309,8 @@ class Engine:
         for row in unheard.keys() & self._seats.keys():
             self._seats[row].read(took / len(unheard), None)
 
-    def _decode(self, rows: Sequence[Row], joining: Collection[Row]) -> None:
-        unheard: dict[Row, Feedback | None]
-        unheard = {row: None for row in rows if row in joining and self.target.unread(row)}
+    def _decode(self, rows: Sequence[Row]) -> None:
+        unheard: dict[Row, Feedback | None] = {row: None for row in rows if self._joins(row)}
         traces = step(self.target, self.drafter, rows, self.budget, self.rule, self.policy, unheard)
         read_s = self._shares.book(traces)
         for row, trace in zip(rows, traces):

@@ -27,12 +27,13 @@ class RowEvent:
 @dataclass(slots=True)
 class Seat:
     """What the engine knows of a row. `shown`: how many of its ids were reported; `keep`: stays after its stop;
-    `reading`: its prompt or new turn is not read yet; `unheard`: what the target has read of it and the drafter has
-    not."""
+    `reading`: its prompt or new turn is not read yet; `joins_at`: with how many ids a step is to read the end of it;
+    `unheard`: what the target has read of it and the drafter has not."""
 
     keep: bool = False
     admitted: bool = False
     reading: bool = True
+    joins_at: int = 0
     shown: int = 0
     began: float = 0.0
     first_s: float = 0.0
@@ -49,8 +50,7 @@ class Seat:
         """A step was decoded; if it read the end of the prompt, that took `read_s`."""
         self.traces.append(trace)
         self.reading = False
-        if trace.read:
-            self.read(read_s, unheard)
+        self.read(read_s if trace.read else 0.0, unheard)
 
     def again(self, shown: int) -> Seat:
         """The seat of a kept row whose next turn begins now."""
@@ -65,7 +65,7 @@ def fair_share(unread: Sequence[int], chunk: int) -> int:
         if tokens >= limit:
             return max(limit, 1)
         left -= tokens
-    return max(unread)
+    return max(unread, default=0)
 
 
 class PassShares:
