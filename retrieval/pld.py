@@ -62,6 +62,7 @@ class PromptLookup:
 
     name = "pld"
     features: tuple[str, ...] = ()
+    drafts_unread = True
     forward_seconds = 0.0
     bytes_moved = 0
     origin = ""

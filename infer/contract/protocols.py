@@ -207,7 +207,9 @@ class Drafter(Protocol):
 
     `features` names the target states that it reads. `origin` is the folder or Hub name that it was made from, beside
     which its calibration is kept; "" if there is none. It may have the attributes `calibration` and `costs`: what the
-    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py).
+    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py). One that has
+    `drafts_unread`, and it is true, proposes for a row before the end of its prompt is read, and hears of those tokens
+    from `observe`.
     """
 
     name: str
@@ -234,7 +236,8 @@ class Drafter(Protocol):
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         """Called after each chunk of a prompt or a new turn: its tokens `row.ids[start : start + count]` have entered
-        the target's cache. After an error the chunks of some rows may be missing."""
+        the target's cache. The last chunk may end with the newest token of the prompt: then `row.ids` holds the row's
+        first token already, for which nothing was drafted. After an error the chunks of some rows may be missing."""
         ...
 
     def close(self, rows: Sequence[Row]) -> None: ...

@@ -24,7 +24,8 @@ class StepTrace:
     """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
 
     `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth. `jointly`: as of a
-    Verdict; then `tried` says how far drafts of this shape came, and nothing about other shapes.
+    Verdict; then `tried` says how far drafts of this shape came, and nothing about other shapes. `read`: how many
+    tokens of the row's prompt the pass read before the newest one; the seconds that took belong to `prefill_s`.
     """
 
     row: str
@@ -48,6 +49,7 @@ class StepTrace:
     draft_forward_s: float = 0.0
     bytes_moved: int = 0
     jointly: bool = False
+    read: int = 0
 
     @property
     def seconds(self) -> float:

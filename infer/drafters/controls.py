@@ -52,6 +52,7 @@ class ScriptedDrafter:
     """Drafts a chain from the plain answer; `shift` 0 gives the answer itself, 1 a wrong token at every position."""
 
     features: tuple[str, ...] = ()
+    drafts_unread = True
     forward_seconds = 0.0
     bytes_moved = 0
     origin = ""

@@ -24,6 +24,7 @@ class SimulatedDrafter:
         self.inner = inner
         self.name = inner.name
         self.features = inner.features
+        self.drafts_unread = getattr(inner, "drafts_unread", False)
         self.origin = ""
         self.calibration = getattr(inner, "calibration", "auto")
         self.costs = getattr(inner, "costs", "auto")

@@ -1,9 +1,10 @@
 """The engine: rows join, are read in chunks, decode together and leave, one round at a time.
 
 A round admits waiting rows, reads one chunk for the rows whose prompt is not read yet, and decodes one step of all
-others, so a long prompt does not hold up the rows beside it. A row's error ends that row only. An error that is no
-row's (an interrupt, memory that ran out) leaves all rows as they were before the step: the next round repeats it, and
-draws the same random numbers, because those are keyed by position or by the start of the step.
+others, so a long prompt does not hold up the rows beside it. The end of a prompt is read by the pass that gives the
+row's first token; the drafter reads it after that token was reported. A row's error ends that row only. An error that
+is no row's (an interrupt, memory that ran out) leaves all rows as they were before the step: the next round repeats it,
+and draws the same random numbers, because those are keyed by position or by the start of the step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.named import target_and_drafter
-from draftsmith.infer.engine.seats import RowEvent, Seat, fair_share, generation_of
+from draftsmith.infer.engine.seats import PassShares, RowEvent, Seat, fair_share, generation_of
 from draftsmith.infer.engine.step import step
 from draftsmith.infer.rules.named import as_rule
 
@@ -75,6 +76,7 @@ class Engine:
         self._events: list[RowEvent] = []
         self._followed: dict[Row, RowEvent | None] = {}
         self._at_risk: list[Row] = []
+        self._shares = PassShares()
 
     def __enter__(self) -> Engine:
         return self
@@ -121,7 +123,7 @@ class Engine:
             del row.ids[length:]
         row.stops = row.stops if stops is None else stops
         row.turn(ids)
-        self._seats[row] = Seat(keep=True, admitted=True, shown=len(row.ids), began=time.perf_counter())
+        self._seats[row] = self._seats[row].again(len(row.ids))
         self._waiting.append(row)
         return row
 
@@ -229,10 +231,9 @@ class Engine:
     def _round(self) -> None:
         self._recover()
         self._join()
-        reading = [row for row in self._live if self._is_reading(row)]
-        if reading:
-            self._read(reading)
-        ready = [row for row in self._live if not row.stop and not self._is_reading(row)]
+        self._read([row for row in self._live if self._is_reading(row)])
+        self._catch_up()
+        ready = [row for row in self._live if not row.stop and (self._joins(row) or not self._is_reading(row))]
         if ready:
             self._apart(ready, self._decode)
         for row in [row for row in self._live if row.stop or len(row.ids) > self._seats[row].shown]:
@@ -279,25 +280,41 @@ class Engine:
         seat.admitted = True
         seat.read_s = time.perf_counter() - seat.began
 
+    def _joins(self, row: Row) -> bool:
+        """Whether the next step reads the end of the row's prompt. It stays so if that step fails, and ends with it."""
+        return self._seats[row].joins_at == len(row.ids)
+
     def _read(self, reading: Sequence[Row]) -> None:
-        """Read a chunk: as many tokens of each row as the chunk has room for."""
-        rows = list(reading[: self.chunk])
-        limit = fair_share([self.target.unread(row) for row in rows], self.chunk)
+        """Read a chunk: as many tokens of each row as it has room for. Last tokens that fit are left to the step."""
+        unread = {row: self.target.unread(row) for row in reading[: self.chunk]}
+        limit = fair_share([*unread.values()], self.chunk)
+        for row in reading:
+            self._seats[row].joins_at = len(row.ids) if unread.get(row, limit + 1) <= min(limit, CHUNK) else 0
+        rows = [row for row in unread if not self._joins(row)]
         feedback: dict[Row, Feedback] = {}
         began = time.perf_counter()
-        self._apart(rows, lambda some: feedback.update(zip(some, self.target.prefill(some, limit), strict=True)))
-        rows = [row for row in rows if row in feedback]
         if rows:
-            self._apart(rows, lambda some: self.drafter.read(some, [feedback[row] for row in some]))
+            self._apart(rows, lambda some: feedback.update(zip(some, self.target.prefill(some, limit), strict=True)))
         took = time.perf_counter() - began
-        for row in rows:
-            if row in self._seats:
-                self._seats[row].read_s += took / len(rows)
+        for row, given in feedback.items():
+            self._seats[row].read(took / len(feedback), given)
+
+    def _catch_up(self) -> None:
+        """Let the drafter read what the target has read of prompts."""
+        unheard = {row: given for row in self._live if (given := self._seats[row].unheard) is not None}
+        began = time.perf_counter()
+        if unheard:
+            self._apart(list(unheard), lambda some: self.drafter.read(some, [unheard[row] for row in some]))
+        took = time.perf_counter() - began
+        for row in unheard.keys() & self._seats.keys():
+            self._seats[row].read(took / len(unheard), None)
 
     def _decode(self, rows: Sequence[Row]) -> None:
-        traces = step(self.target, self.drafter, rows, self.budget, self.rule, self.policy)
+        unheard: dict[Row, Feedback | None] = {row: None for row in rows if self._joins(row)}
+        traces = step(self.target, self.drafter, rows, self.budget, self.rule, self.policy, unheard)
+        read_s = self._shares.book(traces)
         for row, trace in zip(rows, traces):
-            self._seats[row].traces.append(trace)
+            self._seats[row].stepped(trace, read_s, unheard.get(row))
 
     def _apart(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> None:
         """Do `work` for all rows; if it raises ValueError, for each row alone, and the row that raises it again ends.

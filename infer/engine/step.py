@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Rule, Scores, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, Scores, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.policy import Policy
@@ -25,15 +25,24 @@ def step(
     budget: Budget,
     rule: Rule = block,
     policy: Policy | None = None,
+    joining: MutableMapping[Row, Feedback | None] | None = None,
 ) -> list[StepTrace]:
-    """Decode one step of `rows`, which must be read and live. Returns one trace per row.
+    """Decode one step of `rows`, which must be live. Returns one trace per row.
+
+    `joining`: rows whose prompt is read to its end by this pass. If the drafter cannot propose for them before that,
+    what enters the target's cache is put there, for its `read`.
 
     If it raises, each row has either all of the step's tokens or none: `abandon` the rows and it can be repeated.
     """
     target_before, draft_before = target.forward_seconds, drafter.forward_seconds
     moved_before = target.bytes_moved + drafter.bytes_moved
     t0 = time.perf_counter()
-    drafts = _propose(target, drafter, rows, budget, policy)
+    joining = {} if joining is None else joining
+    unread = {row: target.unread(row) for row in joining}
+    apart = () if getattr(drafter, "drafts_unread", False) else frozenset(joining)
+    drafted = [row for row in rows if row not in apart]
+    proposed = dict(zip(drafted, _propose(target, drafter, drafted, budget, policy))) if drafted else {}
+    drafts = [proposed[row] if row in proposed else Draft() for row in rows]
     cuts: list[CutDraft] = []
     if target.draft_shape == "chain":
         cuts = [cut_to_chain(draft) for draft in drafts]
@@ -46,14 +55,18 @@ def step(
     feedback = target.commit(rows, verdicts)
     _extend(target, rows, verdicts)
     own = [cut.undone(verdict) for cut, verdict in zip(cuts, verdicts)] if cuts else verdicts
-    drafter.observe(rows, own, feedback)
-    if policy is not None:
-        policy.settle(rows, drafts, verdicts)
+    joining.update((row, given) for row, given in zip(rows, feedback) if row in apart)
+    seen = [index for index, row in enumerate(rows) if row not in apart]
+    if seen:
+        drafter.observe(drafted, [own[index] for index in seen], [feedback[index] for index in seen])
+        if policy is not None:
+            policy.settle(drafted, [drafts[index] for index in seen], [verdicts[index] for index in seen])
     t4 = time.perf_counter()
     number = next(_step_numbers)
     traces = []
     for row, draft, verdict in zip(rows, drafts, verdicts):
         trace = _trace(row, draft, verdict, number, len(rows))
+        trace.read = unread.get(row, 0)
         trace.propose_s, trace.score_s, trace.verify_s, trace.commit_s = t1 - t0, t2 - t1, t3 - t2, t4 - t3
         trace.target_forward_s = target.forward_seconds - target_before
         trace.draft_forward_s = drafter.forward_seconds - draft_before

@@ -2,7 +2,8 @@
 
 On random models, since speed does not depend on what weights say: plain decoding against `model.generate` behind long
 contexts, with grouped heads; a pass over one token against one over a tree, and behind a long context against a short
-one; and the share of the memory's read bandwidth that a pass over one token reaches. All ratios come from turns that
+one; the share of the memory's read bandwidth that a pass over one token reaches; and the time to the first token behind
+a prompt, again against `generate`. All ratios come from turns that
 take place one after the other in one process; the context is pretended, not computed.
 
 With `--batches`, instead: whole steps of the engine against `generate` with a static cache, which transformers compiles
@@ -70,7 +71,7 @@ def passes(
         threads: of torch.
         rounds: turns of every kind of pass.
         batches: batch sizes at which to time whole steps against `generate` with a static cache.
-        prompt: tokens of each prompt there.
+        prompt: tokens of each prompt there, and of the one whose first token is timed.
         steps: timed steps there.
     """
     torch.set_num_threads(threads)
@@ -84,6 +85,11 @@ def passes(
         print(
             f"{name}: {found[name]['seconds'] * 1e3:.1f} ms for one token, {found[name]['share']:.0%} of the limit, "
             f"buckets {list(target.buckets)}"
+        )
+        found[name]["first_token"] = first = first_token(target, prompt, rounds)
+        print(
+            f"first token behind {prompt}: {first['ours'] * 1e3:.1f} ms, generate {first['generate'] * 1e3:.1f} ms, "
+            f"{first['ratio']:.2f}x"
         )
         if batches:
             found[name]["batches"] = {
@@ -168,6 +174,28 @@ def against_limit(target: HFTarget, limit: float, rounds: int) -> dict[str, floa
     seconds = turns({"": lambda: one_pass(target, row, 1)}, 3 * rounds)[""]
     target.lm.close(row)
     return {"seconds": seconds, "share": target.lm.weight_bytes / seconds / limit}
+
+
+def first_token(target: HFTarget, prompt: int, rounds: int) -> dict[str, float]:
+    """Seconds to the first token behind a prompt, ours and of `generate`. `ratio`: the median over turns."""
+    ids = [3 + 7 * i % 200 for i in range(prompt)]
+    ids_1T = torch.tensor([ids], device=target.lm.device)
+    options: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False}
+    waits: list[float] = []
+    ratios: list[float] = []
+
+    def ours() -> float:
+        (done,) = generate(target, Empty(), [Row("0", ids, Settings(), Stops(1))])
+        waits.append(done.first_s)
+        return done.first_s
+
+    def theirs() -> float:
+        spent = taken(lambda: target.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **options).tolist())
+        ratios.append(spent / waits[-1])
+        return spent
+
+    found = turns({"ours": ours, "generate": theirs}, 3 * rounds)
+    return {**found, "ratio": median(ratios[1:])}
 
 
 def behind(target: HFTarget, context: int, rounds: int) -> dict[str, float]:

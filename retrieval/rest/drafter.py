@@ -66,6 +66,7 @@ class Rest:
 
     name = KIND
     features: tuple[str, ...] = ()
+    drafts_unread = True
     forward_seconds = 0.0
     bytes_moved = 0
 

@@ -155,6 +155,7 @@ class Listener:
         self.numbers = numbers
         self.noted: dict[str, list[tuple[int, int, float, bool]]] = {}
         self.name, self.features, self.origin = drafter.name, drafter.features, drafter.origin
+        self.drafts_unread = getattr(drafter, "drafts_unread", False)
         self.bind, self.open, self.close = drafter.bind, drafter.open, drafter.close
         self.read, self.abandon, self.pass_timers = drafter.read, drafter.abandon, drafter.pass_timers
         self._drafts: dict[Row, Draft] = {}

@@ -99,7 +99,7 @@ class PackedPass:
         _, heads, count, size = query_1HND.shape
         groups = key_1GSD.shape[1]
         repeats = heads // groups
-        out_NHD = query_1HND.new_zeros((count, heads, value_1GSD.shape[-1]))
+        outs = []
         for row in self.reads[kind_of(self.marks, mark)]:
             queries = row.end - row.first
             folded_GQD = query_1HND[0, :, row.first : row.end].reshape(groups, repeats * queries, size)
@@ -112,10 +112,12 @@ class PackedPass:
             if shaping.sinks_GR is not None:
                 parts.append(sinks_part(shaping.sinks_GR, parts[0], queries))
             merged_GQD = merged(parts)
-            out_NHD[row.first : row.end] = (
-                merged_GQD.view(groups, repeats, queries, -1).permute(2, 0, 1, 3).reshape(queries, heads, -1)
-            )
-        return out_NHD[None]
+            folded_QGRD = merged_GQD.view(groups, repeats, queries, -1).permute(2, 0, 1, 3)
+            outs.append(folded_QGRD.reshape(queries, heads, -1))
+        padding = count - row.end
+        if padding:
+            outs.append(query_1HND.new_zeros((padding, heads, value_1GSD.shape[-1])))
+        return (outs[0] if len(outs) == 1 else torch.cat(outs))[None]
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ def test_a_long_prompt_is_read_in_chunks_and_stalls_nobody(model: Any, target: H
     engine = Engine(target, drafter, batch_size=2, chunk=8)
     first = engine.add(Row("short", short, stops=Stops(30)))
     engine.step()
+    engine.step()
     second = engine.add(Row("long", long, stops=Stops(5)))
     rounds = 0
     while not second.new_ids:
@@ -233,7 +234,7 @@ def test_a_row_that_has_ended_is_never_decoded_again(target: HFTarget) -> None:
         assert not any(row in ended for some in drafter.proposed[before:] for row in some)
     engine.step()
     assert [len(row.new_ids) for row in rows] == [2, 5, 8]
-    assert sum(map(len, drafter.proposed)) == 15
+    assert sum(map(len, drafter.proposed)) == 15 - 3, "a prompt's own pass gives the first token"
     with pytest.raises(ValueError, match="in the engine already"):
         engine.add(rows[0])
     engine.close()
@@ -352,7 +353,7 @@ def test_a_replay_reads_prompts_like_any_target() -> None:
     engine = Engine(target, drafter, chunk=3)
     (done,) = engine.run([Row("0", [1, 2, 3, 4, 5, 6], stops=Stops(4))])
     assert done.token_ids == [4, 5, 6, 7]
-    assert [(one.start, one.count) for one in drafter.given] == [(0, 3), (3, 2)]
+    assert [(one.start, one.count) for one in drafter.given] == [(0, 3), (3, 3)]
     assert not target._read
 
 

@@ -64,6 +64,7 @@ def check_shared(pair: tuple[Any, Any], name: str) -> None:
         largest = max(largest, target.lm.cache.size)
     assert [done[row].token_ids for row in rows] == alone
     assert len({tuple(tokens) for tokens in alone[:5]}) == 5, "the samples differ"
+    read += [trace.read for one in done.values() for trace in one.traces]
     assert sum(read) < 299 + 4 * (299 % SHARED_BY + 1) + 2 * (202 % SHARED_BY + SHARED_BY) + 64 + 156
     assert largest < 1.25 * (300 + 5 * 43 + 2 * 75 + 156 + 64 + 9 * 60)
     if name != "plain":

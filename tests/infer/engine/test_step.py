@@ -34,6 +34,7 @@ class Scripted:
     def __init__(self, drafts: Sequence[Draft] = (), features: tuple[str, ...] = ()) -> None:
         self.drafts = list(drafts)
         self.features = features
+        self.drafts_unread = False
         self.budgets: list[Budget] = []
         self.feedback: dict[str, list[Feedback]] = {}
 
@@ -77,6 +78,7 @@ def plain(model: Any, ids: list[int], count: int, settings: Settings | None = No
 
 def test_draft_depth_never_exceeds_what_is_left_to_generate(model: Any) -> None:
     drafter = Scripted()
+    drafter.drafts_unread = True
     generate(HFTarget(model), drafter, [Row("0", [5, 6], Settings(), Stops(4))], budget=Budget(10, 3))
     assert [budget.depth for budget in drafter.budgets] == [3, 2, 1, 0]
     assert drafter.budgets[-1].nodes == 0
@@ -154,7 +156,7 @@ def check_features_of_chunks_and_turns(model: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model_runner, "PREFILL_CHUNK", 5)  # a chunk of the engine's is several of the model's
     target, drafter = HFTarget(model), Scripted(features=("layer:1", "last"))
     turned = Row("a", [3 + i % 50 for i in range(30)], Settings(), Stops(4))
-    other = Row("b", [8, 9], Settings(), Stops(60))
+    other = Row("b", [8, 9] * 10, Settings(), Stops(60))
     engine = Engine(target, drafter, batch_size=2, budget=Budget(16, 8), chunk=8)
     engine.add(turned, keep=True)
     engine.add(other)
@@ -313,7 +315,9 @@ def test_traces_count_candidates_sources_and_credit(model: Any) -> None:
     draft.outright(first, answer[1], "right", 0.25)
     draft.outright(first, (answer[1] + 1) % 61, "left", 0.1)
     draft.probe(ROOT, (answer[0] + 1) % 61)
-    done = generate(HFTarget(model), Scripted([draft]), [Row("0", [3, 4, 5], Settings(), Stops(6))])
+    drafter = Scripted([draft])
+    drafter.drafts_unread = True
+    done = generate(HFTarget(model), drafter, [Row("0", [3, 4, 5], Settings(), Stops(6))])
     trace = done[0].traces[0]
     assert (trace.nodes, trace.trials, trace.depth, trace.accepted, trace.committed) == (3, 3, 2, 2, 3)
     assert trace.nodes_by_source == {"left": 2, "right": 1}

@@ -17,6 +17,9 @@ def test_steps_are_timed_beside_a_static_cache(tmp_path: Path, capsys: pytest.Ca
     words = ["--shapes", "[tiny]", "--batches", "[1,3]", "--device", "cpu", "--dtype", "float32", "--rounds", "2"]
     run_study(passes, [*words, "--prompt", "12", "--steps", "8", "--out", str(out)])
     found = json.loads(out.read_text())
+    first = found["tiny"]["first_token"]
+    assert set(first) == {"ours", "generate", "ratio"}
+    assert min(first.values()) > 0
     assert list(found["tiny"]["batches"]) == ["1", "3"]
     for one in found["tiny"]["batches"].values():
         assert set(one) == {"ours", "static", "ratio", "share", "overhead"}

@@ -110,7 +110,7 @@ def test_a_store_of_these_very_answers_is_accepted_to_its_full_length(make_model
     build_store(target, lambda: corpus, tmp_path / "store", dims=32)
     generations = decode(target, Dresd(str(tmp_path / "store"), num_drafts=1, min_confidence=0), make_rows(Settings()))
     for generation in generations:
-        assert [trace.accepted for trace in generation.traces[:-1]] == [10] * (len(generation.traces) - 1)
+        assert [trace.accepted for trace in generation.traces[:-1]] == [0] + [10] * (len(generation.traces) - 2)
 
 
 def test_the_query_of_a_stored_position_finds_that_position(make_store: Any) -> None:

@@ -167,6 +167,7 @@ def test_nothing_behind_a_stop_is_noted(make_model):
 
 class _Reads(Scripted):
     features = ("last",)
+    drafts_unread = True
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
