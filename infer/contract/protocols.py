@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 
 from draftsmith.infer.contract.draft import Draft, Trial
+from draftsmith.infer.contract.top_tokens import TopTokens
 from draftsmith.infer.contract.trace import Tried
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ class Feedback:
     """What has just entered the target's cache of one row: `count` tokens, from position `start`.
 
     `features[name]` is [T, D], one state per such position, as the drafter's `features` names them; state i predicted
-    token i + 1.
+    token i + 1. `top`, for a drafter that asks for `top:K`: the likeliest tokens at all that was read, which after a
+    commit includes the refused nodes.
     """
 
     start: int
     count: int = 0
     features: dict[str, torch.Tensor] = field(default_factory=dict)
+    top: TopTokens | None = None
 
 
 class PassTimer(Protocol):
@@ -205,7 +208,8 @@ class Target(Protocol):
 class Drafter(Protocol):
     """Proposes a token tree per row.
 
-    `features` names the target states that it reads. `origin` is the folder or Hub name that it was made from, beside
+    `features` names the target states that it reads, and `top:K` for the K likeliest tokens at every node
+    (infer/contract/top_tokens.py). `origin` is the folder or Hub name that it was made from, beside
     which its calibration is kept; "" if there is none. It may have the attributes `calibration` and `costs`: what the
     user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py). One that has
     `drafts_unread`, and it is true, proposes for a row before the end of its prompt is read, and hears of those tokens

@@ -135,6 +135,9 @@ class Policy:
         }  # fmt: skip
         reaches = {row: self._reaches(row, draft) for row, draft in zip(rows, drafts) if row not in fixed}
         counts = self._best(reaches, fixed)
+        for row, draft in zip(rows, drafts):
+            if draft.whole and row in counts and len(counts[row]) < len(draft):
+                counts[row] = set()
         kept = {row: [reach for reach, node in some if node in counts[row]] for row, some in reaches.items()}
         self._outright |= {row for row, draft in zip(rows, drafts) if row in reaches and len(draft)}
         self._outright -= fixed.keys()
@@ -212,7 +215,8 @@ class Policy:
         return kept
 
     def _reaches(self, row: Row, draft: Draft) -> list[tuple[float, int]]:
-        """(reach, node): the product of the probabilities down to it. A probe is worth nothing by itself."""
+        """(reach, node): the product of the probabilities down to it. A probe is worth nothing by itself. The nodes of
+        a draft that is verified as a whole share what it is worth."""
         reaches = [0.0] * len(draft)
         known = self.calibration(row)
         for parent in sorted(draft.trials):
@@ -222,6 +226,8 @@ class Policy:
                 if known is not None and trial.source in known.curves:
                     measured = known.of(trial.source, rank)(trial.confidence)
                 reaches[trial.node] = above * self._rates.corrected(trial.source, rank, trial.confidence, measured)
+        if draft.whole and len(draft):
+            reaches = [sum(reaches) / len(draft)] * len(draft)
         return [(reach, node) for node, reach in enumerate(reaches)]
 
     def _measured(self, row: Row) -> Sequence[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.top_tokens import states_asked
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.named import target_and_drafter
@@ -264,7 +265,7 @@ class Engine:
 
     def _can_share(self, row: Row) -> bool:
         """Whether a row is being read that begins as `row` does: then `row` waits, and shares what is read."""
-        if self._seats[row].admitted or self.drafter.features:
+        if self._seats[row].admitted or states_asked(self.drafter.features):
             return False
         return any(row.begins_as(other) for other in self._live if self._is_reading(other))
 

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from draftsmith.infer.contract.distribution import NodeDistribution
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.top_tokens import TopTokens, states_asked, top_asked
 from draftsmith.infer.models.architectures import prepare_target
 from draftsmith.infer.models.decoding_runner import decoding_runner
 from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer
@@ -27,6 +29,7 @@ from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import ChainPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+from draftsmith.infer.models.top_reader import PromptTop, read_step, unpacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +82,10 @@ class HFTarget:
         self.buckets = self.lm.buckets
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.max_positions = max_positions(model.config.get_text_config())
+        # By row: the states that it asked for, and of how many likeliest tokens.
         self._features: dict[Row, tuple[str, ...]] = {}
+        self._top: dict[Row, int] = {}
+        self._tops: dict[Row, TopTokens] = {}
         self._states: dict[Row, dict[str, torch.Tensor]] = {}
         self._pending: dict[Row, int] = {}
         # The number of tokens whose states were handed out: tokens that are read again are not handed out again.
@@ -143,12 +149,13 @@ class HFTarget:
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
         for row in rows:
             row.check(self.vocab_size, self.max_positions)
-        for name in features:
+        states, top = states_asked(features), top_asked(features)
+        for name in states:
             self.lm.taps.check(name)
         try:
             for row in rows:
-                self._open(row, features)
-                self._features[row] = tuple(features)
+                self._open(row, states)
+                self._features[row], self._top[row] = states, top
                 self._given[row] = 0
         except BaseException:
             self.release(rows)
@@ -178,21 +185,28 @@ class HFTarget:
             limit = self.max_positions  # a second chunk would go token by token
         parts = [row.ids[starts[row] : min(starts[row] + limit, len(row.ids) - 1)] for row in chosen]
         names = list(dict.fromkeys(name for row in chosen for name in self._features[row]))
-        states = dict(zip(chosen, self.lm.prefill(chosen, parts, names)))
-        return [self._feedback(row, start, self.lm.length(row), states.get(row, {})) for row, start in starts.items()]
+        most = max((self._top[row] for row in chosen), default=0)
+        seen = PromptTop(most, {row for row in chosen if self._top[row]}) if most else None
+        states = dict(zip(chosen, self.lm.prefill(chosen, parts, names, on_logits=seen)))
+        tops = seen.taken(self.lm.transfers, starts, dict(zip(chosen, parts))) if seen is not None else {}
+        return [
+            self._feedback(row, start, self.lm.length(row), states.get(row, {}), tops.get(row))
+            for row, start in starts.items()
+        ]
 
     def abandon(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.lm.shorten(row, len(row.ids) - 1)
             self._states.pop(row, None)
             self._pending.pop(row, None)
+            self._tops.pop(row, None)
             self._given[row] = min(self._given[row], len(row.ids) - 1)
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if self.lm.has(row):
                 self.lm.close(row)
-            for known in (self._features, self._states, self._pending, self._given):
+            for known in (self._features, self._top, self._tops, self._states, self._pending, self._given):
                 known.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
@@ -208,12 +222,13 @@ class HFTarget:
             self._pending[row] = len(pending)
         wanted = [1 + len(draft) for draft in drafts]
         output = self.lm.forward(rows, entries, names, wanted)
-        choices = self._choices(output.logits_NV, rows)
+        choices, words = self._read(output.logits_NV, rows, wanted)
         if choices is not None and -1 in choices and isinstance(self.lm, ModelRunner) and self.lm.captured is not None:
             # In a captured pass one row's NaN reaches all rows; an eager one leaves it where it is.
             self.lm.drop(rows)
             output = self.lm.forward(rows, entries, names, wanted, eagerly=True)
-            choices = self._choices(output.logits_NV, rows)
+            choices, words = self._read(output.logits_NV, rows, wanted)
+        self._note_top(rows, drafts, words)
         counts = [len(entry.tokens) for entry in entries]
         for name in names:
             for row, states_ND in zip(rows, output.taps[name].split(counts)):
@@ -232,21 +247,40 @@ class HFTarget:
         places = self.lm.commit(rows, kept, [place for some in picks for place in some]).split([*map(len, picks)])
         for row, start, path, where in zip(rows, starts, kept, places):
             found = {name: states_ND[where] for name, states_ND in self._states.pop(row, {}).items()}
-            feedback.append(self._feedback(row, start, start + len(path), found))
+            feedback.append(self._feedback(row, start, start + len(path), found, self._tops.pop(row, None)))
         return feedback
 
-    def _feedback(self, row: Row, start: int, end: int, states: dict[str, torch.Tensor]) -> Feedback:
+    def _feedback(
+        self, row: Row, start: int, end: int, states: dict[str, torch.Tensor], top: TopTokens | None
+    ) -> Feedback:
         """The tokens up to `end` are read, the newest of them, from `start` on, with these states: what was not handed
         out before."""
         given, self._given[row] = self._given[row], max(end, self._given[row])
         again = max(given - start, 0)
-        return Feedback(given, max(end - given, 0), {name: one[again:] for name, one in states.items()})
+        return Feedback(given, max(end - given, 0), {name: one[again:] for name, one in states.items()}, top)
 
-    def _choices(self, logits_NV: torch.Tensor, rows: Sequence[Row]) -> list[int] | None:
-        """The argmax at every query if any row is greedy; -1 where the largest logit is not finite (`max` propagates
-        NaN), which is an error only at nodes that the rule visits."""
+    def _read(
+        self, logits_NV: torch.Tensor, rows: Sequence[Row], wanted: Sequence[int]
+    ) -> tuple[list[int] | None, np.ndarray | None]:
+        """The argmax at every query if any row is greedy; -1 where it is not finite, which is an error only at nodes
+        that the rule visits. And the likeliest tokens, packed, at the queries of rows that asked for them."""
         captured = isinstance(self.lm, ModelRunner) and self.lm.captured is not None
-        if not captured and not any(row.settings.greedy for row in rows):
-            return None
-        best_N, choice_N = logits_NV.max(-1)
-        return self.lm.transfers.down(choice_N.masked_fill(~torch.isfinite(best_N), -1))
+        choices = captured or any(row.settings.greedy for row in rows)
+        places, at = list[int](), 0
+        for row, count in zip(rows, wanted):
+            places += range(at, at + count) if self._top[row] else ()
+            at += count
+        return read_step(logits_NV, self.lm.transfers, choices, places, max(self._top[row] for row in rows))
+
+    def _note_top(self, rows: Sequence[Row], drafts: Sequence[Draft], words: np.ndarray | None) -> None:
+        """Keep the likeliest tokens at the newest token of each row that asked, and at its nodes, until the commit."""
+        if words is None:
+            return
+        ids_NK, logits_NK = unpacked(words)
+        at = 0
+        for row, draft in zip(rows, drafts):
+            if self._top[row]:
+                end = at + 1 + len(draft)
+                tokens, parents = [row.ids[-1], *draft.tokens], [ROOT, *(1 + parent for parent in draft.parents)]
+                self._tops[row] = TopTokens(len(row.ids) - 1, tokens, parents, ids_NK[at:end], logits_NK[at:end])
+                at = end

@@ -16,6 +16,7 @@ import torch
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import DraftShape, Feedback, PassTimer, Verdict
 from draftsmith.infer.contract.row import Row
+from draftsmith.infer.contract.top_tokens import top_asked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +75,11 @@ class RecordedTarget:
         self._read: dict[Row, int] = {}
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
+        if top_asked(features):
+            raise ValueError(
+                "recorded answers hold no likeliest tokens, which this drafter reads at every node: decode with the "
+                "target's model (draftsmith bench)"
+            )
         if features:
             raise ValueError(f"recorded answers have no model states; this drafter reads {', '.join(features)}")
         for row in rows:

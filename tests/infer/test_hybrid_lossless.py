@@ -18,7 +18,7 @@ from draftsmith.infer.contract.protocols import Budget, Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters import Lookahead, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, ScriptedDrafter, adversary, oracle
 from draftsmith.infer.engine.chains import MOST_UNREAD
 from draftsmith.infer.engine.generate import generate
@@ -113,6 +113,25 @@ def test_trees_right_in_parts_give_plain_s_tokens(kind: str, settings: Settings,
     generations = decode(target_of(kind), drafter, make_rows(settings), batch_size)
     assert tokens(generations) == wanted
     assert_tried_hard(generations)
+
+
+@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_recycling_gives_plain_s_tokens_and_the_second_answer_is_drafted(kind: str, settings: Settings) -> None:
+    drafter = Recycling(nodes=12)
+    drafter.bind(target_of(kind))
+    for _ in range(2):
+        generations = generate(target_of(kind), drafter, make_rows(settings), batch_size=3)
+        assert tokens(generations) == plain(kind, settings)
+    traces = [trace for generation in generations for trace in generation.traces]
+    assert max(trace.accepted for trace in traces) >= (2 if settings.greedy else 1)
+    assert any(not tried.accepted for trace in traces for tried in trace.tried)
+    assert any(0 < trace.accepted < trace.nodes for trace in traces)
+
+
+def test_lookahead_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="verifies chains"):
+        Lookahead().bind(target_of("qwen3_next"))
 
 
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])

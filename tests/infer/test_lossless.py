@@ -20,7 +20,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SD2, SmallLM
+from draftsmith.infer.drafters import SD2, Lookahead, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -95,6 +95,9 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         model, num_draft_tokens=5, top_k=3, nodes=12, min_confidence=0.0, sample=False, int8=True
     ),
     "pld": lambda model: PromptLookup(),
+    "recycle": lambda model: Recycling(nodes=12),
+    "recycle by cost": lambda model: Recycling(max_key=3, costs=CHEAP),
+    "lookahead": lambda model: Lookahead(window=4, ngram=3, guesses=3),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(

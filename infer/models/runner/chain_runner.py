@@ -246,22 +246,23 @@ class ChainRunner:
         return self._pass(rows, entries, taps, wanted, whole=False)
 
     def prefill(
-        self, rows: Sequence[Any], tokens: Sequence[list[int]], taps: Sequence[str] = ()
+        self, rows: Sequence[Any], tokens: Sequence[list[int]], taps: Sequence[str] = (), on_logits: Any = None
     ) -> list[dict[str, torch.Tensor]]:
-        """Run `tokens` of each row in chunks and commit them; the tapped states [n, D] of each row by name.
-
-        A family that reads one token at a time behind a state gets a prompt in one piece, as `generate` gives it."""
-        longest = max((len(own) for own in tokens), default=0)
+        """Run `tokens` of each row in chunks and commit them; the tapped states [n, D] of each row by name. A family
+        that reads token by token behind a state gets a prompt whole, as in `generate`. `on_logits`: see ModelRunner."""
+        longest = max(map(len, tokens), default=0)
         chunk = max(longest, 1) if self.plan.single else PREFILL_CHUNK
         states: list[dict[str, list[torch.Tensor]]] = [{name: [] for name in taps} for _ in rows]
         for offset in range(0, longest, chunk):
             live = [i for i, own in enumerate(tokens) if len(own) > offset]
             parts = [tokens[i][offset : offset + chunk] for i in live]
-            chosen = [rows[i] for i in live]
-            entries = [Entries.chain(part) for part in parts]
-            output = self._pass(chosen, entries, taps, [0] * len(chosen), whole=True)
+            chosen, counts = [rows[i] for i in live], [len(part) for part in parts]
+            wanted = [0] * len(parts) if on_logits is None else counts
+            output = self._pass(chosen, [*map(Entries.chain, parts)], taps, wanted, whole=True)
+            if on_logits is not None:
+                on_logits(chosen, counts, output.logits_NV)
             for name in taps:
-                for i, own in zip(live, output.taps[name].split([len(part) for part in parts])):
+                for i, own in zip(live, output.taps[name].split(counts)):
                     states[i][name].append(own)
             self.commit(chosen, [range(len(part)) for part in parts])
         return [{name: torch.cat(own) for name, own in found.items() if own} for found in states]
@@ -340,9 +341,8 @@ class ChainRunner:
             self._chains[row].length = context
 
     def _segment(self, chains: Sequence[_Chain], left: Sequence[int]) -> tuple[list[int], int]:
-        """Which rows run next, in the order of their slots, and how many tokens of each.
-
-        Rows without any state run by themselves: there is nothing to hand to the layers yet."""
+        """Which rows run next, in the order of their slots, and how many tokens of each. Rows without any state run by
+        themselves: there is nothing to hand to the layers yet."""
         live = sorted((b for b, count in enumerate(left) if count), key=lambda b: chains[b].index)
         fresh = [b for b in live if not chains[b].newest and not chains[b].length]
         some = fresh or live

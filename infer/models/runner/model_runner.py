@@ -15,7 +15,7 @@ Legend: N tokens of a pass, n entries of a row, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.infer.models.runner.transfers import Transfers
 
 PREFILL_CHUNK = 512
+# The chunk where a prompt's logits are wanted: they take vocabulary x 4 bytes per token.
+LOGITS_CHUNK = 128
+# Takes the rows of a prompt's pass, how many tokens of each it ran, and their logits [N, V].
+OnLogits = Callable[[Sequence[Any], Sequence[int], torch.Tensor], None]
 
 
 class ModelRunner:
@@ -240,15 +244,21 @@ class ModelRunner:
         return PassOutput(logits_NV[: len(keep)], states)
 
     def prefill(
-        self, rows: Sequence[Any], tokens: Sequence[list[int]], taps: Sequence[str] = (), blocks: int = 1
+        self,
+        rows: Sequence[Any],
+        tokens: Sequence[list[int]],
+        taps: Sequence[str] = (),
+        blocks: int = 1,
+        on_logits: OnLogits | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """Run `tokens` of each row in chunks, through the first `blocks` blocks of a sorted draft, and commit them; the
-        tapped states [n, D] of each row by name."""
+        tapped states [n, D] of each row by name. `on_logits`: compute all logits, and call this after each pass."""
+        size = PREFILL_CHUNK if on_logits is None else LOGITS_CHUNK
         states: list[dict[str, list[torch.Tensor]]] = [{name: [] for name in taps} for _ in rows]
         offset = 0
         while any(len(own) > offset for own in tokens):
             live = [i for i, own in enumerate(tokens) if len(own) > offset]
-            parts = [tokens[i][offset : offset + PREFILL_CHUNK] for i in live]
+            parts = [tokens[i][offset : offset + size] for i in live]
             chosen = [rows[i] for i in live]
             entries = [Entries.chain(part) for part in parts]
             if self.exits:
@@ -256,12 +266,16 @@ class ModelRunner:
                 for block in range(1, 1 if self.eager else blocks):
                     self._run(chosen, block, [self._newest(row, len(part)) for row, part in zip(chosen, parts)])
             else:
-                output = self.forward(chosen, entries, taps, [0] * len(chosen))
+                counts = [len(part) for part in parts]
+                wanted = [0] * len(parts) if on_logits is None else counts
+                output = self.forward(chosen, entries, taps, wanted, eagerly=True)
+                if on_logits is not None:
+                    on_logits(chosen, counts, output.logits_NV)
                 for name in taps:
-                    for i, own in zip(live, output.taps[name].split([len(part) for part in parts])):
+                    for i, own in zip(live, output.taps[name].split(counts)):
                         states[i][name].append(own)
             self.commit(chosen, [range(len(part)) for part in parts])
-            offset += PREFILL_CHUNK
+            offset += size
         return [{name: torch.cat(own) for name, own in found.items() if own} for found in states]
 
     # passes through blocks

@@ -63,6 +63,11 @@ class Transfers:
         numbers: list[int] = tensor.tolist()
         return numbers
 
+    def down_array(self, tensor: torch.Tensor) -> np.ndarray:
+        """The same as an array."""
+        self.downloads += 1
+        return tensor.cpu().numpy()
+
 
 def _sent(words: np.ndarray, device: torch.device) -> torch.Tensor:
     return _pinned(words, device).to(device, non_blocking=True)

@@ -222,7 +222,7 @@ def test_a_prefill_in_chunks_leaves_what_one_pass_leaves(
     [
         ("tokens[i][offset : offset", "tokens[i][offset + (offset > 0) : offset"),
         ("tokens[i][offset : offset", "(tokens[i][:7] + tokens[i][8:] + [0])[offset : offset"),
-        ("offset += PREFILL_CHUNK", "offset += PREFILL_CHUNK + 1"),
+        ("offset += size", "offset += size + 1"),
         ("states[i][name].append(own)", "states[i][name].append(own.flip(0))"),
     ],
 )
