@@ -52,7 +52,8 @@ def replay(
         batch_sizes: batch sizes of those predictions.
         template: how conversations were rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
             a format with {prompt}, or a FastChat name.
-        temperature: the temperature of the answers; above 0 only drafters that do not sample can be replayed.
+        temperature: the temperature of the answers; above 0 drawn chains are forecast, from answers with
+            log-probabilities, and drawn trees are refused.
         nodes: maximum nodes of a draft.
         depth: maximum depth of a draft.
         limit: read at most this many records.
@@ -64,6 +65,7 @@ def replay(
     from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.forecast.tables import forecast_tables
     from draftsmith.infer.measure.predicted import check_tokenizer
     from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings, with_questions
     from draftsmith.infer.measure.replay import Replay
@@ -117,6 +119,8 @@ def replay(
     for line in report.lines():
         print(line)
     tables.show(tables.replay_tables(results))
+    if results["forecast"]:
+        tables.show(forecast_tables(results["forecast"]))
 
 
 def _path(store_out: str, stack: ExitStack) -> Path:
