@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from draftsmith.infer.answers.answer_file import AnswerFile, Conversation, KeyedRecord
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.engine.logprobs import NotingRule
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import DEFAULT
 from draftsmith.infer.text.rendering import Template
 
 
@@ -26,6 +26,7 @@ def answer_all(
     *,
     batch_size: int = 8,
     logprobs: bool = False,
+    rule: str | Rule = DEFAULT,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> None:
     """Answer every turn of the records that `out` lacks. `drafter` is bound already.
@@ -35,7 +36,7 @@ def answer_all(
     `logprobs`: keep those of the tokens, after temperature and truncation, and the settings that they belong to.
     `progress(done, total, tokens)` is called after every record.
     """
-    noting = NotingRule()
+    noting = NotingRule(rule)
     missing = iter(out.missing(records))
     tokens = 0
     open_now: dict[Row, tuple[str, Conversation]] = {}
@@ -72,7 +73,7 @@ def answer_all(
         else:
             ask(key, conversation)
 
-    with Engine(target, drafter, batch_size=batch_size, rule=noting if logprobs else rejection) as engine:
+    with Engine(target, drafter, batch_size=batch_size, rule=noting if logprobs else rule) as engine:
         while True:
             # One batch waits behind the one that decodes; the other prompts are not rendered yet.
             while len(open_now) < 2 * batch_size and (one := next(missing, None)) is not None:

@@ -72,6 +72,9 @@ class Verdict:
     `path` holds the accepted nodes, `accepted` the trials that accepted them, `next_token` the target's own token after
     them, `tried` every trial that was reached. `committed` is what the row keeps (path tokens, then next_token) after
     stops and limits, and `stop` names the one that cut it.
+
+    `jointly`: drawn trials were accepted for what was drawn below them as well, so how often is no estimate of the
+    acceptance of a token given its parent.
     """
 
     path: list[int]
@@ -80,6 +83,7 @@ class Verdict:
     tried: list[Tried] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
     stop: str = ""
+    jointly: bool = False
 
     @property
     def kept_path(self) -> list[int]:
@@ -88,7 +92,7 @@ class Verdict:
 
 
 class Rule(Protocol):
-    """A verification rule: the default is `draftsmith.infer.rules.token.rejection`."""
+    """A verification rule; those of this project are in `draftsmith.infer.rules`, `block` is the default."""
 
     def __call__(self, draft: Draft, distribution: TargetDistribution, rng: StepRng) -> Verdict: ...
 

@@ -27,3 +27,10 @@ class StepRng:
     def uniform(self, depth: int, purpose: str, index: int = 0) -> float:
         """The uniform for the token `depth` positions after the prefix."""
         return uniform(self.seed, self.row, self.position + depth, purpose, index)
+
+    def step_uniform(self, purpose: str, index: int = 0) -> float:
+        """A uniform of this step only, for rules that read numbers beyond the accepted point.
+
+        Keyed by position, such a number would come back in the next step, after it has decided where that step starts.
+        """
+        return uniform(self.seed, self.row, self.position, f"step {purpose}", index)

@@ -23,7 +23,8 @@ class Tried(NamedTuple):
 class StepTrace:
     """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
 
-    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth.
+    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth. `jointly`: as of a
+    Verdict; then `tried` says how far drafts of this shape came, and nothing about other shapes.
     """
 
     row: str
@@ -46,6 +47,7 @@ class StepTrace:
     target_forward_s: float = 0.0
     draft_forward_s: float = 0.0
     bytes_moved: int = 0
+    jointly: bool = False
 
     @property
     def seconds(self) -> float:

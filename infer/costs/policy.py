@@ -222,7 +222,10 @@ def _is_outright(draft: Draft) -> bool:
 
 
 def _outcome(draft: Draft, verdict: Verdict) -> tuple[int, int, float]:
-    """How many of the expanded nodes that were reached had a right child, their number, and what was promised."""
+    """How many of the expanded nodes that were reached had a right child, their number, and what was promised.
+
+    Of a draft verified jointly (only drawn ones are) it is how far the draft came: what one as deep is worth.
+    """
     parents = [parent for parent in (ROOT, *verdict.path) if parent in draft.trials]
     promised = [min(sum(trial.confidence for trial in draft.trials[parent]), 1.0) for parent in parents]
     return len(verdict.path), len(parents), sum(promised)

@@ -349,8 +349,8 @@ class LMDrafter:
                 if not self.limits.replacement and i and not float(left_V.sum()) > 0:
                     break
                 number = (parent + 1) * self.limits.top_k + i
-                position = len(row.ids) + (0 if parent == ROOT else draft.depths[parent])
-                level = uniform(row.settings.seed, row.key, position, "draft", number)
+                # Keyed by the step's start: numbers of a refused node must not come back in a later step.
+                level = uniform(row.settings.seed, row.key, len(row.ids), "draft", number)
                 token = draw_by_inversion(left_V, level)
                 known = draft.child(parent, token)
                 confidence = float(left_V[token] / left_V.sum())

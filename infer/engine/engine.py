@@ -21,7 +21,7 @@ from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.named import target_and_drafter
 from draftsmith.infer.engine.seats import RowEvent, Seat, fair_share, generation_of
 from draftsmith.infer.engine.step import step
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import DEFAULT, as_rule
 
 if TYPE_CHECKING:
     from draftsmith.infer.engine.prompts import Prompt
@@ -40,7 +40,7 @@ class Engine:
             bound; one given as an object must be bound to the target.
         batch_size: how many rows are read or decoded at once; others wait.
         budget: the limits of one row's draft in one step.
-        rule: the verification rule.
+        rule: the verification rule: token, block or traversal, or one of your own (infer/rules).
         policy: decides how much is worth drafting and verifying; None: by what was measured for these two.
         chunk: how many tokens of joining rows are read per round, all rows together.
         dtype: of the weights of a target that is loaded.
@@ -54,7 +54,7 @@ class Engine:
         *,
         batch_size: int = 1,
         budget: Budget = BUDGET,
-        rule: Rule = rejection,
+        rule: str | Rule = DEFAULT,
         policy: Policy | None = None,
         chunk: int = CHUNK,
         dtype: str = "auto",
@@ -63,10 +63,10 @@ class Engine:
         for what, value in (("batch_size", batch_size), ("chunk", chunk)):
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
+        self.rule = as_rule(rule)
         self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size
         self.budget = budget
-        self.rule = rule
         self.policy = Policy.of(self.target, self.drafter) if policy is None else policy
         self.chunk = chunk
         self._seats: dict[Row, Seat] = {}

@@ -9,7 +9,7 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.engine import BUDGET, CHUNK, Engine
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import DEFAULT
 
 
 def generate(
@@ -19,7 +19,7 @@ def generate(
     *,
     batch_size: int = 1,
     budget: Budget = BUDGET,
-    rule: Rule = rejection,
+    rule: str | Rule = DEFAULT,
     policy: Policy | None = None,
     on_tokens: Callable[[Row, list[int]], None] | None = None,
     on_done: Callable[[Generation], None] | None = None,

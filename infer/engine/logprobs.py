@@ -17,14 +17,14 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.controls import oracle
 from draftsmith.infer.engine.engine import BUDGET, Engine
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import DEFAULT, as_rule
 
 
 class NotingRule:
-    """`rule`, with a note of the log-probability of each token that it commits, by row and position."""
+    """The verification rule `rule`, with a note of the log-probability of each token that it commits, by row and position."""
 
-    def __init__(self, rule: Rule = rejection) -> None:
-        self.rule = rule
+    def __init__(self, rule: str | Rule = DEFAULT) -> None:
+        self.rule = as_rule(rule)
         self._noted: dict[str, dict[int, float]] = {}
 
     def __call__(self, draft: Draft, distribution: TargetDistribution, rng: StepRng) -> Verdict:

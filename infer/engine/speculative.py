@@ -21,7 +21,7 @@ from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.engine.generate_call import check_call, make_rows, new_tokens, prompts
 from draftsmith.infer.engine.kept import evaluating, kept_target
 from draftsmith.infer.engine.lockstep import Lockstep
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import DEFAULT, as_rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,13 +31,13 @@ def speculative(
     drafter: str | Drafter,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    rule: Rule = rejection,
+    rule: str | Rule = DEFAULT,
 ) -> SpeculativeGenerate:
     """A `custom_generate` that drafts.
 
     `drafter` is written as for the commands (`pld`, `small:DRAFT`), or an object, which then serves one model.
     `tokenizer`: needed for `stop_strings`, because `generate` keeps its own to itself, and for a draft model whose
-    vocabulary is padded differently.
+    vocabulary is padded differently. `rule`: token, block or traversal (infer/rules), or a rule of your own.
     """
     return SpeculativeGenerate(drafter, tokenizer, rule)
 
@@ -45,13 +45,13 @@ def speculative(
 class SpeculativeGenerate:
     """What `speculative` makes. `generations`: the rows of the newest call, with their traces."""
 
-    def __init__(self, drafter: str | Drafter, tokenizer: PreTrainedTokenizerBase | None, rule: Rule) -> None:
+    def __init__(self, drafter: str | Drafter, tokenizer: PreTrainedTokenizerBase | None, rule: str | Rule) -> None:
         if isinstance(drafter, str):
             check_drafter(drafter)
         self.generations: list[Generation] = []
         self._drafter = drafter
         self._tokenizer = tokenizer
-        self._rule = rule
+        self._rule = as_rule(rule)
 
     def __call__(
         self,

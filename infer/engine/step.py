@@ -13,7 +13,7 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.engine.chains import CutDraft, cut_to_chain, row_budget
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.block import block
 
 _step_numbers = itertools.count()
 
@@ -23,7 +23,7 @@ def step(
     drafter: Drafter,
     rows: Sequence[Row],
     budget: Budget,
-    rule: Rule = rejection,
+    rule: Rule = block,
     policy: Policy | None = None,
 ) -> list[StepTrace]:
     """Decode one step of `rows`, which must be read and live. Returns one trace per row.
@@ -147,4 +147,5 @@ def _trace(row: Row, draft: Draft, verdict: Verdict, number: int, batch: int) ->
         nodes_by_source=dict(Counter(first.values())),
         exits=draft.exits,
         committed_sources=credited + own,
+        jointly=verdict.jointly,
     )

@@ -129,7 +129,10 @@ def _count(reached: int, accepted: int) -> dict[str, Any]:
 
 
 def by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
-    """Acceptance by depth: the share of depth-d candidates reached that were accepted."""
+    """Acceptance by depth: the share of depth-d candidates reached that were accepted.
+
+    Of drafts verified jointly (infer/rules/traversal.py) it says how far they came, and holds for drafts as deep only.
+    """
     reached: Counter[tuple[int, str]] = Counter()
     accepted: Counter[tuple[int, str]] = Counter()
     for trace in traces:
@@ -201,6 +204,7 @@ def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
         "by_source": by_source(traces),
         "by_exit": by_exit(traces),
         "exits_by_depth": exits_by_depth(traces),
+        "verified_jointly": ratio(sum(trace.jointly for trace in traces), totals.steps),
     }
 
 
@@ -220,10 +224,11 @@ def speed_figures(done: Sequence[Generation]) -> dict[str, Any]:
 def propose_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
     """Median and 99th percentile of the milliseconds to propose, and the reliability of confidences.
 
-    Reliability is given by tenths of confidence: the mean confidence (`said`) and the share accepted (`came`).
+    Reliability is given by tenths of confidence: the mean confidence (`said`) and the share accepted (`came`). Steps
+    verified jointly are left out: there a token is not accepted for itself.
     """
     took = [1e3 * trace.propose_s for trace in traces] or [0.0]
-    tried = [trial for trace in traces for trial in trace.tried]
+    tried = [trial for trace in traces if not trace.jointly for trial in trace.tried]
     confidence_N, accepted_N = np.array([one.confidence for one in tried]), np.array([one.accepted for one in tried])
     tenth_N = np.minimum((confidence_N * 10).astype(int), 9)
     reliability = [

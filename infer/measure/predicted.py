@@ -199,6 +199,8 @@ def _from_file(text: str, trees: bool) -> AcceptanceByDepth:
     reached = [one["reached"] for one in depths]
     accepted = [one["accepted"] for one in depths]
     survived = [row["steps"], *accepted[:-1]]
+    if row.get("verified_jointly"):
+        raise ValueError(f"the drafts in {path} were drawn and verified as blocks: measure with --rule token")
     if not trees and any(tried > came for tried, came in zip(reached, survived)):
         raise ValueError(f"the drafts in {path} were trees: give them as --tree_acceptance")
     shares = tuple(a / b for a, b in zip(accepted, survived if trees else reached) if b)

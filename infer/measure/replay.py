@@ -27,6 +27,7 @@ from draftsmith.infer.measure.metrics import trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES, predict_replayed
 from draftsmith.infer.measure.recordings import Held, Recording, leakage, prompt_to_find, without_ends
 from draftsmith.infer.models.recorded_target import RecordedTarget
+from draftsmith.infer.rules.named import DEFAULT
 
 
 class ReplayProgress(Protocol):
@@ -64,6 +65,7 @@ class Replay:
         tokenizer: its special tokens end an answer, and stores are checked against it.
         temperature: at which the answers were sampled.
         budget: of a draft.
+        rule: the verification rule, by name.
         seed: of the intervals.
         arrival: add every answer, once replayed, to the drafters that can take it.
         costs: of a machine's passes; if given, speedups are predicted.
@@ -75,6 +77,7 @@ class Replay:
     tokenizer: Any = None
     temperature: float = 0.0
     budget: Budget = BUDGET
+    rule: str = DEFAULT
     seed: int = 0
     arrival: bool = False
     costs: Costs | None = None
@@ -102,6 +105,7 @@ class Replay:
             "tokens": sum(len(one.answer) for one in self.streams),
             "temperature": self.temperature,
             "budget": {"nodes": self.budget.nodes, "depth": self.budget.depth},
+            "rule": self.rule,
             "arrival": self.arrival,
             "costs": self.costs.describe() if self.costs else None,
         }
@@ -123,7 +127,7 @@ class Replay:
     ) -> Replayed:
         found, settings = Replayed(), Settings(temperature=self.temperature, seed=self.seed)
         ends = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
-        engine = Engine(target, drafter, budget=self.budget)
+        engine = Engine(target, drafter, budget=self.budget, rule=self.rule)
         for number, stream in enumerate(self.streams, start=1):
             if isinstance(drafter, Holder):
                 answer, prompt = without_ends(stream.answer, ends), prompt_to_find(stream, ends)

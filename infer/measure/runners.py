@@ -21,7 +21,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import BUDGET, CHUNK, Engine
-from draftsmith.infer.rules.token import rejection
+from draftsmith.infer.rules.named import DEFAULT
 
 Messages = list[dict[str, str]]
 Encode = Callable[[Messages], list[int]]
@@ -76,6 +76,7 @@ class LoopRunner:
     settings: Settings
     stops: Stops
     budget: Budget = BUDGET
+    rule: str | Rule = DEFAULT
     _policy: Policy = field(init=False, default_factory=Policy)
 
     def __post_init__(self) -> None:
@@ -117,15 +118,16 @@ class LoopRunner:
     def _answers(self, drafter: Drafter, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
         return {answer.row: answer.token_ids for answer in self._generate(drafter, prompts)}
 
-    def _generate(self, drafter: Drafter, prompts: Sequence[Prompt], rule: Rule = rejection) -> list[Generation]:
+    def _generate(self, drafter: Drafter, prompts: Sequence[Prompt], rule: Rule | None = None) -> list[Generation]:
         tokenizer = self.target.tokenizer
         rows = [Row(prompt.key, list(prompt.token_ids), self.settings, self.stops, tokenizer) for prompt in prompts]
         # All prompts of a batch are read together, so that its rows start together in every runner.
         count = len(prompts)
         policy = self._policy if drafter is self.drafter else Policy()
         engine = Engine(
-            self.target, drafter, batch_size=count, budget=self.budget, rule=rule, policy=policy, chunk=CHUNK * count
-        )
+            self.target, drafter, batch_size=count, budget=self.budget, rule=rule or self.rule, policy=policy,
+            chunk=CHUNK * count,
+        )  # fmt: skip
         return engine.run(rows, strict=True)
 
 

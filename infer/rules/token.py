@@ -1,4 +1,4 @@
-"""The default verification rule: recursive rejection over a parent's trials, in list order.
+"""Token-by-token verification: recursive rejection over a parent's trials, in list order.
 
 At a parent the residual r starts as the target's distribution. A trial's token x, drawn from q (given the earlier
 trials of its group), is accepted with min(1, r(x) / q(x)); else r becomes (r - q)+ normalised. After the last trial the
@@ -25,10 +25,13 @@ from draftsmith.infer.contract.trace import Tried
 
 def rejection(draft: Draft, distribution: TargetDistribution, rng: StepRng) -> Verdict:
     """Walk down from the prefix while a trial is accepted; end with the target's own token."""
-    path: list[int] = []
-    accepted: list[Trial] = []
-    tried: list[Tried] = []
-    node = ROOT
+    return walk(draft, distribution, rng, Verdict([], [], -1))
+
+
+def walk(draft: Draft, distribution: TargetDistribution, rng: StepRng, verdict: Verdict) -> Verdict:
+    """Continue from the end of the verdict's path, and set its next token."""
+    path = verdict.path
+    node = path[-1] if path else ROOT
     while True:
         trials = draft.trials.get(node, ())
         depth = len(path)
@@ -37,10 +40,11 @@ def rejection(draft: Draft, distribution: TargetDistribution, rng: StepRng) -> V
             found = _look_up(draft, trials, token)
         else:
             found, token = _reject_in_order(draft, trials, distribution.probs(node), rng, depth)
-        _note(tried, trials, found, depth + 1)
+        note(verdict.tried, trials, found, depth + 1)
         if found is None:
-            return Verdict(path, accepted, token, tried)
-        accepted.append(trials[found])
+            verdict.next_token = token
+            return verdict
+        verdict.accepted.append(trials[found])
         node = trials[found].node
         path.append(node)
 
@@ -67,7 +71,7 @@ def _reject_in_order(
             left_V = residual_V.clone()
             left_V[token] = 0.0
         else:
-            draft_V = _draft_probs(trial.group, residual_V, drawn.setdefault(id(trial.group), []))
+            draft_V = draft_probs(trial.group, residual_V, drawn.setdefault(id(trial.group), []))
             weight = float(draft_V[token])
             if not weight > 0:
                 raise ValueError(f"a sampled trial of {trial.source} has probability 0 under its own draft_probs")
@@ -82,7 +86,7 @@ def _reject_in_order(
     return None, draw_by_inversion(residual_V, rng.uniform(depth, "draw"))
 
 
-def _draft_probs(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.Tensor:
+def draft_probs(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.Tensor:
     """[V] the distribution of the group's next draw, given its earlier ones (`drawn`)."""
     draft_V = group.dense(like_V.numel(), like_V.device)
     if not group.with_replacement and drawn:
@@ -91,7 +95,8 @@ def _draft_probs(group: Group, like_V: torch.Tensor, drawn: list[int]) -> torch.
     return draft_V / draft_V.sum()
 
 
-def _note(tried: list[Tried], trials: Sequence[Trial], found: int | None, depth: int) -> None:
+def note(tried: list[Tried], trials: Sequence[Trial], found: int | None, depth: int) -> None:
+    """Note the trials that were reached below a node: all of them, or up to the accepted one."""
     reached = trials if found is None else trials[: found + 1]
     for index, trial in enumerate(reached):
         tried.append(Tried(depth, trial.source, trial.confidence, index == found))

@@ -8,6 +8,7 @@ import time
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
 
+from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.progress import progress
 from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, IntFrom0, IntFrom1
 
@@ -25,6 +26,7 @@ def answers(
     out: str,
     target: str | None = None,
     drafters: str = "",
+    rule: RuleName = DEFAULT,
     server: str | None = None,
     model: str = "",
     tokenizer: str | None = None,
@@ -52,6 +54,7 @@ def answers(
         out: JSONL file to write; prompts that it already answers are skipped.
         target: folder or Hub name of the model that answers.
         drafters: one drafter to speed it up, such as pld.
+        rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
         server: URL of an OpenAI-compatible server, instead of a target.
         model: name of the model on the server.
         tokenizer: folder or Hub name of the server's tokenizer.
@@ -72,7 +75,7 @@ def answers(
         json: print one JSON object on the last line.
     """
     config: dict[str, Any] = dict(locals())
-    for name in ("json", "out", "batch_size", "drafters", "limit", "on_bad"):  # these do not change an answer
+    for name in ("json", "out", "batch_size", "drafters", "rule", "limit", "on_bad"):  # these do not change an answer
         del config[name]
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
@@ -111,7 +114,7 @@ def answers(
             assert server is not None
             _through_server(server, model, form, asked, settings, max_new_tokens, batch_size, file)
         else:
-            _by_engine(loaded, drafter, form, asked, settings, max_new_tokens, batch_size, file, logprobs)
+            _by_engine(loaded, drafter, rule, form, asked, settings, max_new_tokens, batch_size, file, logprobs)
         seconds = time.perf_counter() - began
         failed = len(file.errors)
         summary = {"out": out, "answered": len(file.done) - before - failed, "failed": failed}
@@ -127,8 +130,8 @@ def answers(
 
 
 def _by_engine(
-    loaded: HFTarget, drafter: Any, form: Template, asked: Any, settings: Any, max_new_tokens: int, batch_size: int,
-    file: Any, logprobs: bool,
+    loaded: HFTarget, drafter: Any, rule: str, form: Template, asked: Any, settings: Any, max_new_tokens: int,
+    batch_size: int, file: Any, logprobs: bool,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
 
@@ -136,7 +139,7 @@ def _by_engine(
     stops = loaded.stops(max_new_tokens)
     answer_all(
         loaded, drafter, asked, form, settings, stops, file,
-        batch_size=batch_size, logprobs=logprobs, progress=_Progress(),
+        batch_size=batch_size, rule=rule, logprobs=logprobs, progress=_Progress(),
     )  # fmt: skip
 
 

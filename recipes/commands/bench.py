@@ -6,6 +6,7 @@ import sys
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import Above0To1, FloatAbove0, FloatFrom0, From0To1, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def bench(
     min_p: From0To1 | None = None,
     repetition_penalty: FloatAbove0 | None = None,
     batch_size: IntFrom1 = 1,
+    rule: RuleName = DEFAULT,
     dtype: str = "auto",
     device: str = "auto",
     seed: IntFrom0 = 0,
@@ -52,6 +54,7 @@ def bench(
         min_p: sample from tokens with at least this share of the likeliest one's probability.
         repetition_penalty: above 1 makes tokens that are already in the text less likely.
         batch_size: questions answered together.
+        rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         seed: random seed of sampling, of the order of runs and of the intervals.
@@ -140,6 +143,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.measure.runners import LoopRunner
     from draftsmith.infer.measure.ties import TieJudge
     from draftsmith.infer.models.load import load_target
+    from draftsmith.infer.rules.named import as_rule
     from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
@@ -154,7 +158,10 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
     stops = target.stops(config["max_new_tokens"])
-    runners: list[Runner] = [LoopRunner(name, target, drafter, settings, stops) for name, drafter in drafters.items()]
+    rule = as_rule(config["rule"])
+    runners: list[Runner] = [
+        LoopRunner(name, target, drafter, settings, stops, rule=rule) for name, drafter in drafters.items()
+    ]
     runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 
     def encode(messages: Messages) -> list[int]:

@@ -6,6 +6,7 @@ import sys
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import Above0To1, FloatAbove0, FloatFrom0, From0To1, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def generate(
     stop_ids: list[IntFrom0] | None = None,
     seed: IntFrom0 = 0,
     batch_size: IntFrom1 = 1,
+    rule: RuleName = DEFAULT,
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
@@ -56,6 +58,7 @@ def generate(
         stop_ids: token ids that end an answer, in addition to the model's own.
         seed: random seed of sampling.
         batch_size: answers decoded together.
+        rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
         template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
             {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
@@ -80,7 +83,7 @@ def generate(
     )  # fmt: skip
     drafter.bind(loaded)
     stream = len(rows) == 1 and not json
-    with Engine(loaded, drafter, batch_size=batch_size) as engine:
+    with Engine(loaded, drafter, batch_size=batch_size, rule=rule) as engine:
         done = engine.run(rows, on_tokens=_Streamed(sys.stdout) if stream else None, strict=True)
     figures = {"drafter": drafters or PLAIN} | speed_figures(done)
     if json:

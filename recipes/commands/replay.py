@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import FloatFrom0, IntFrom0, IntFrom1
 
 
@@ -28,6 +29,7 @@ def replay(
     temperature: FloatFrom0 = 0.0,
     nodes: IntFrom1 = 64,
     depth: IntFrom1 = 64,
+    rule: RuleName = DEFAULT,
     limit: IntFrom1 | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
     seed: IntFrom0 = 0,
@@ -56,6 +58,7 @@ def replay(
             log-probabilities, and drawn trees are refused.
         nodes: maximum nodes of a draft.
         depth: maximum depth of a draft.
+        rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
         limit: read at most this many records.
         on_bad: rows that cannot be read: raise an error, or skip and count them.
         seed: random seed of the intervals.
@@ -101,6 +104,7 @@ def replay(
             loaded,
             temperature=temperature,
             budget=Budget(nodes, depth),
+            rule=rule,
             seed=seed,
             arrival=arrival,
             costs=costs,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from draftsmith.infer.contract.protocols import Drafter, Rule
+from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.sampling import Settings, resolve_settings
 from draftsmith.infer.contract.trace import Generation
@@ -30,11 +30,10 @@ from draftsmith.infer.files.provenance import hardware
 from draftsmith.infer.measure.bootstrap import difference_interval, ratio_interval
 from draftsmith.infer.measure.forecast.drafts import check_draws
 from draftsmith.infer.measure.forecast.forecast import ChainFigures, Forecast
-from draftsmith.infer.measure.forecast.lengths import RuleName
+from draftsmith.infer.measure.forecast.lengths import RULES, RuleName
 from draftsmith.infer.measure.forecast.texts import DrawnText
 from draftsmith.infer.measure.tables import number, show, table_of, with_interval
 from draftsmith.infer.models.load import load_target
-from draftsmith.infer.rules.token import rejection
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.cli.inputs import parse_drafters, read_questions
@@ -44,8 +43,6 @@ from draftsmith.recipes.studies import run_study
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
 
-LOOP_RULES: dict[RuleName, Rule] = {"token": rejection}
-
 
 def forecast(
     *,
@@ -54,7 +51,7 @@ def forecast(
     data: list[str],
     temperatures: Sequence[float] = (0.5, 0.8, 1.0),
     lengths: Sequence[int] = (2, 6, 12),
-    rules: Sequence[str] = tuple(LOOP_RULES),
+    rules: Sequence[str] = RULES,
     max_new_tokens: int = 64,
     limit: int | None = None,
     batch_size: int = 16,
@@ -85,8 +82,8 @@ def forecast(
         json: print the results as JSON instead of a table.
     """
     for rule in rules:
-        if rule not in LOOP_RULES:
-            raise ValueError(f"unknown rule {rule!r}: there are {', '.join(LOOP_RULES)}")
+        if rule not in RULES:
+            raise ValueError(f"unknown rule {rule!r}: there are {', '.join(RULES)}")
     loaded = load_target(target, dtype=dtype, device=device)
     form = find_template(template, loaded.tokenizer)
     prompts = {
@@ -105,7 +102,7 @@ def forecast(
         wanted = [
             (draft, rule, length)
             for draft in drafts
-            for rule in LOOP_RULES
+            for rule in RULES
             for length in lengths
             if rule in rules and (draft, heat, rule, length) not in known
         ]
@@ -138,7 +135,7 @@ class Comparison:
 
     def draw(self) -> list[DrawnText]:
         """A text of plain decoding for each prompt, with log-probabilities."""
-        done, noting = self._decode(Empty(), rejection, self.settings.seed + 1)
+        done, noting = self._decode(Empty(), RULES[0], self.settings.seed + 1)
         return self._texts(done, noting)
 
     def cell(
@@ -147,7 +144,7 @@ class Comparison:
         spec = f"small:{draft}[sample=true,top_k=1,num_draft_tokens={length},costs=none,dtype={dtype}]"
         drafter = next(iter(parse_drafters(spec).values()))
         drafter.bind(self.target)
-        done, noting = self._decode(drafter, LOOP_RULES[rule], self.settings.seed)
+        done, noting = self._decode(drafter, rule, self.settings.seed)
         tokens = np.array([len(one.token_ids) for one in done])
         steps = np.array([len(one.traces) for one in done])
         said = self._forecast(drafter, texts, rule, length)
@@ -174,7 +171,7 @@ class Comparison:
             "steps": int(steps.sum()),
         }
 
-    def _decode(self, drafter: Drafter, rule: Rule, seed: int) -> tuple[list[Generation], NotingRule]:
+    def _decode(self, drafter: Drafter, rule: RuleName, seed: int) -> tuple[list[Generation], NotingRule]:
         noting, stops = NotingRule(rule), self.target.stops(self.max_new_tokens)
         rows = [
             Row(key, ids, replace(self.settings, seed=seed), stops, self.target.tokenizer)

@@ -7,7 +7,8 @@ is a finite sum and not an estimate.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,9 +50,13 @@ class Chooser:
         self.script[-1] += 1
         return True
 
-    def draw(self, probs_V: torch.Tensor, uniform: Any = None) -> int:
-        """Stands for draw_by_inversion."""
+    def draw(self, probs_V: torch.Tensor) -> int:
         return self.choose(probs_V.tolist())
+
+
+def draw_by_inversion(probs_V: torch.Tensor, uniform: Any) -> int:
+    """Stands for the product's: `uniform` is branched upon."""
+    return int(uniform.draw(probs_V))
 
 
 class Uniform:
@@ -69,15 +74,83 @@ class Uniform:
         share = min(max(level / self.scale, 0.0), 1.0)
         return self.chooser.choose([share, 1.0 - share]) == 0
 
+    def draw(self, probs_V: torch.Tensor) -> int:
+        return self.chooser.draw(probs_V)
+
 
 class BranchingStream:
-    """Stands for a row's stream."""
+    """Stands for a row's stream in a single step, where every number is read once."""
 
     def __init__(self, chooser: Chooser) -> None:
         self.chooser = chooser
 
     def uniform(self, depth: int, purpose: str, index: int = 0) -> Uniform:
         return Uniform(self.chooser)
+
+    def step_uniform(self, purpose: str, index: int = 0) -> Uniform:
+        return Uniform(self.chooser)
+
+
+class KeyedNumbers:
+    """Uniform numbers by key: each is an interval, which comparisons and draws split. Read again, it is what is left.
+
+    So a number that comes back in a later step is correlated with what it decided before, as in the product.
+    """
+
+    def __init__(self, chooser: Chooser) -> None:
+        self.chooser = chooser
+        self.ranges: dict[tuple[Any, ...], tuple[float, float]] = {}
+
+    def split(self, key: tuple[Any, ...], edges: list[float]) -> int:
+        """Choose one of the parts between the ascending `edges`, which cover [0, 1), and narrow the number to it."""
+        low, high = self.ranges.get(key, (0.0, 1.0))
+        parts = [(max(a, low), min(b, high)) for a, b in pairwise(edges)]
+        picked = self.chooser.choose([max(b - a, 0.0) / (high - low) for a, b in parts])
+        self.ranges[key] = parts[picked]
+        return picked
+
+
+class KeyedUniform:
+    """The number of one key."""
+
+    def __init__(self, numbers: KeyedNumbers, key: tuple[Any, ...], scale: float = 1.0) -> None:
+        self.numbers, self.key, self.scale = numbers, key, scale
+
+    def __mul__(self, factor: float) -> KeyedUniform:
+        return KeyedUniform(self.numbers, self.key, self.scale * factor)
+
+    __rmul__ = __mul__
+
+    def __lt__(self, level: float) -> bool:
+        return self.numbers.split(self.key, [0.0, min(max(level / self.scale, 0.0), 1.0), 1.0]) == 0
+
+    def draw(self, probs_V: torch.Tensor) -> int:
+        cumulated = torch.cumsum(probs_V, 0, dtype=torch.float64)
+        return self.numbers.split(self.key, [0.0, *(cumulated / cumulated[-1]).tolist()])
+
+
+class KeyedStream:
+    """Stands for a row's stream at the step that starts at `start`, with the product's keys."""
+
+    def __init__(self, numbers: KeyedNumbers, start: int) -> None:
+        self.numbers, self.start = numbers, start
+
+    def uniform(self, depth: int, purpose: str, index: int = 0) -> KeyedUniform:
+        return KeyedUniform(self.numbers, (self.start + depth, purpose, index))
+
+    def step_uniform(self, purpose: str, index: int = 0) -> KeyedUniform:
+        return KeyedUniform(self.numbers, (self.start, "step", purpose, index))
+
+
+class KeyedDraws:
+    """What a draft is drawn with, one number after the other: a chooser for proposers, keyed by the step's start."""
+
+    def __init__(self, numbers: KeyedNumbers, start: int) -> None:
+        self.numbers, self.start, self.count = numbers, start, 0
+
+    def draw(self, probs_V: torch.Tensor) -> int:
+        self.count += 1
+        return KeyedUniform(self.numbers, (self.start, "draft", self.count)).draw(probs_V)
 
 
 class TableDistribution:
@@ -98,7 +171,7 @@ class TableDistribution:
         raise AssertionError("a distribution with temperature has no choice")
 
     def draw(self, node: int, uniform: Any) -> int:
-        return self.chooser.draw(self.probs(node))
+        return int((uniform or self.chooser).draw(self.probs(node)))
 
 
 def path_of(draft: Draft, node: int) -> tuple[int, ...]:
@@ -137,6 +210,47 @@ def emitted_distribution(
         return tuple(tokens[:length])
 
     return enumerate_outcomes(procedure)
+
+
+def after_steps(
+    proposals: Sequence[Callable[[KeyedDraws], Draft]],
+    rule: Callable[..., Any],
+    distribution_of: Callable[[tuple[int, ...]], list[float]],
+    length: int,
+) -> dict[tuple[int, ...], float]:
+    """The distribution of the first `length` tokens when the steps of these proposals are followed by plain sampling.
+
+    Numbers are keyed as in the product, so what a step has read may come back in the next.
+    """
+
+    def procedure(chooser: Chooser) -> tuple[int, ...]:
+        numbers, tokens = KeyedNumbers(chooser), tuple[int, ...]()
+        for propose in proposals:
+            draft, before = propose(KeyedDraws(numbers, len(tokens))), tokens
+            distribution = TableDistribution(draft, lambda path, before=before: distribution_of(before + path), chooser)
+            verdict = rule(draft, distribution, KeyedStream(numbers, len(tokens)))
+            tokens += (*(draft.tokens[node] for node in verdict.path), verdict.next_token)
+        while len(tokens) < length:
+            plain = KeyedStream(numbers, len(tokens)).uniform(0, "draw")
+            tokens += (plain.draw(torch.tensor(distribution_of(tokens), dtype=torch.float64)),)
+        return tokens[:length]
+
+    return enumerate_outcomes(procedure)
+
+
+def expected_accepted(
+    propose: Callable[[Chooser], Draft],
+    rule: Callable[..., Any],
+    distribution_of: Callable[[tuple[int, ...]], list[float]],
+) -> float:
+    """The mean number of drafted tokens that a step accepts."""
+
+    def procedure(chooser: Chooser) -> int:
+        draft = propose(chooser)
+        distribution = TableDistribution(draft, distribution_of, chooser)
+        return len(rule(draft, distribution, BranchingStream(chooser)).path)
+
+    return sum(accepted * weight for accepted, weight in enumerate_outcomes(procedure).items())
 
 
 def plain_distribution(

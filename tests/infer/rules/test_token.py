@@ -10,174 +10,41 @@ import enumeration as en
 import pytest
 import torch
 from planted import plant
+from table_drafts import CHAINS, SOUND, draft_distribution, draw_children, outright_tree, siblings, target_distribution
 
 import draftsmith.infer.rules.token as rejection_module
+import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Verdict
+from draftsmith.infer.rules.named import NAMES, as_rule
 from draftsmith.infer.rules.token import rejection
 
 V = 4
 EXACT = 1e-12
-TARGET = {(): [0.4, 0.3, 0.2, 0.1], (0,): [0.1, 0.6, 0.2, 0.1], (1,): [0.25, 0.25, 0.3, 0.2]}
-DRAFT = {(): [0.1, 0.2, 0.3, 0.4], (0,): [0.3, 0.2, 0.4, 0.1], (1,): [0.0, 0.5, 0.5, 0.0]}
-
-
-def target_distribution(path: tuple[int, ...]) -> list[float]:
-    return TARGET.get(path, [0.2, 0.5, 0.1, 0.2])
-
-
-def draft_distribution(path: tuple[int, ...]) -> list[float]:
-    return DRAFT.get(path, [0.4, 0.1, 0.25, 0.25])
-
-
-def distribution(path: tuple[int, ...]) -> torch.Tensor:
-    return torch.tensor(draft_distribution(path), dtype=torch.float64)
-
-
-def draw_children(draft: Draft, parent: int, count: int, replacement: bool, chooser: Any) -> list[int]:
-    """`count` draws from one group below `parent`."""
-    probs_V = distribution(en.path_of(draft, parent))
-    group, left_V, nodes = Group(probs_V, with_replacement=replacement), probs_V.clone(), []
-    for _ in range(count):
-        if not left_V.sum() > 0:
-            break
-        token = chooser.draw(left_V)
-        nodes.append(draft.sampled(parent, token, group, "drawn", float(left_V[token])))
-        if not replacement:
-            left_V[token] = 0.0
-    return nodes
-
-
-def chain(chooser: Any) -> Draft:
-    draft = Draft()
-    (node,) = draw_children(draft, ROOT, 1, True, chooser)
-    draw_children(draft, node, 1, True, chooser)
-    return draft
-
-
-def siblings(replacement: bool, count: int) -> Callable[[Any], Draft]:
-    def propose(chooser: Any) -> Draft:
-        draft = Draft()
-        draw_children(draft, ROOT, count, replacement, chooser)
-        return draft
-
-    return propose
-
-
-def tree(replacement: bool) -> Callable[[Any], Draft]:
-    def propose(chooser: Any) -> Draft:
-        draft = Draft()
-        for node in dict.fromkeys(draw_children(draft, ROOT, 2, replacement, chooser)):
-            draw_children(draft, node, 2, replacement, chooser)
-        return draft
-
-    return propose
-
-
-def outright_tree(chooser: Any) -> Draft:
-    draft = Draft()
-    first = draft.outright(ROOT, 1, "found")
-    draft.outright(ROOT, 3, "found")
-    draft.outright(first, 2, "found")
-    return draft
-
-
-def outright_then_drawn(chooser: Any) -> Draft:
-    draft = Draft()
-    draft.outright(ROOT, 1, "found")
-    draw_children(draft, ROOT, 2, False, chooser)
-    draft.outright(ROOT, 0, "found")
-    return draft
-
-
-def drawn_then_outright(chooser: Any) -> Draft:
-    draft = Draft()
-    node = draw_children(draft, ROOT, 1, True, chooser)[0]
-    draft.outright(ROOT, 2, "found")
-    draft.outright(node, 1, "found")
-    draw_children(draft, node, 1, True, chooser)
-    return draft
-
-
-def two_groups(chooser: Any) -> Draft:
-    draft = Draft()
-    draw_children(draft, ROOT, 2, False, chooser)
-    other = Group(torch.tensor([0.7, 0.1, 0.1, 0.1], dtype=torch.float64))
-    for _ in range(2):
-        token = chooser.draw(other.draft_probs)
-        draft.sampled(ROOT, token, other, "other", 0.5)
-    return draft
-
-
-def subset_vocabulary(chooser: Any) -> Draft:
-    draft = Draft()
-    group = Group(torch.tensor([0.75, 0.25], dtype=torch.float64), ids=torch.tensor([3, 1]))
-    for _ in range(2):
-        picked = chooser.draw(group.draft_probs)
-        draft.sampled(ROOT, [3, 1][picked], group, "narrow", 0.5)
-    return draft
-
-
-def adaptive_growth(chooser: Any) -> Draft:
-    """Whether to go on, and where, follows from what was drawn before: appending may look at it."""
-    draft = Draft()
-    nodes = draw_children(draft, ROOT, 1, True, chooser)
-    if draft.tokens[nodes[0]] in (0, 3):
-        nodes = draw_children(draft, nodes[0], 2, True, chooser)
-        if draft.tokens[nodes[-1]] == 1:
-            draw_children(draft, ROOT, 2, True, chooser)
-    else:
-        draft.outright(ROOT, 0, "found")
-    return draft
-
-
-def probes(chooser: Any) -> Draft:
-    draft = Draft()
-    probe = draft.probe(ROOT, 0)
-    draft.probe(probe, 1)
-    draw_children(draft, ROOT, 1, True, chooser)
-    return draft
-
-
-SOUND = {
-    "chain": chain,
-    "one sample": siblings(True, 1),
-    "three with replacement": siblings(True, 3),
-    "three without replacement": siblings(False, 3),
-    "all without replacement": siblings(False, 4),
-    "tree with replacement": tree(True),
-    "tree without replacement": tree(False),
-    "outright tree": outright_tree,
-    "outright, then drawn": outright_then_drawn,
-    "drawn, then outright": drawn_then_outright,
-    "two groups": two_groups,
-    "subset vocabulary": subset_vocabulary,
-    "adaptive growth": adaptive_growth,
-    "probes": probes,
-    "empty": lambda chooser: Draft(),
-}
+RULES = {name: as_rule(name) for name in NAMES}
+CASES = [(name, rule) for name in SOUND for rule in RULES if rule != "block" or name in CHAINS]
 
 
 @pytest.fixture(autouse=True)
 def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws from residuals branch instead of being drawn."""
-    monkeypatch.setattr(rejection_module, "draw_by_inversion", lambda probs_V, uniform: uniform.chooser.draw(probs_V))
+    for module in (rejection_module, traversal_module):
+        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_emitted_tokens_have_the_targets_distribution_exactly(name: str) -> None:
-    emitted = en.emitted_distribution(SOUND[name], rejection, target_distribution, 3)
+@pytest.mark.parametrize(("name", "rule"), CASES)
+def test_emitted_tokens_have_the_targets_distribution_exactly(name: str, rule: str) -> None:
+    emitted = en.emitted_distribution(SOUND[name], RULES[rule], target_distribution, 3)
     assert en.distance(emitted, en.plain_distribution(target_distribution, 3)) < EXACT
 
 
-@pytest.mark.parametrize("name", [name for name in SOUND if name not in ("empty",)])
-def test_the_enumeration_accepts_and_rejects(name: str) -> None:
+@pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, rule in CASES if name != "empty"])
+def test_the_enumeration_accepts_and_rejects(name: str, rule: str) -> None:
     def outcome(chooser: Any) -> tuple[int, int]:
         draft = SOUND[name](chooser)
-        verdict = rejection(
-            draft, en.TableDistribution(draft, target_distribution, chooser), en.BranchingStream(chooser)
-        )
+        distribution = en.TableDistribution(draft, target_distribution, chooser)
+        verdict = RULES[rule](draft, distribution, en.BranchingStream(chooser))
         return len(verdict.path), sum(not tried.accepted for tried in verdict.tried)
 
     outcomes = en.enumerate_outcomes(outcome)

@@ -6,18 +6,19 @@ import itertools
 from collections.abc import Callable
 from functools import cache
 
+import enumeration as en
 import numpy as np
 import pytest
 import torch
+from planted import plant
 
+import draftsmith.infer.rules.token as token_module
+import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
-from draftsmith.infer.contract.protocols import Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.measure.forecast import lengths
 from draftsmith.infer.measure.forecast.lengths import RULES, expected_steps, survival
-from draftsmith.infer.rules.token import rejection
-from tests.infer.enumeration import BranchingStream, Chooser, TableDistribution, enumerate_outcomes
-from tests.infer.planted import plant
+from draftsmith.infer.rules.named import as_rule
 
 VOCAB, END, LIMIT, PROMPT, CONTEXT = 3, 2, 5, 2, 4
 TEXTS = list(itertools.product(range(VOCAB), repeat=LIMIT))
@@ -38,53 +39,29 @@ def table(seed: int, sharp: float) -> Callable[[tuple[int, ...]], list[float]]:
 TARGET, DRAFT = table(1, 0.7), table(2, 1.5)
 
 
-def block(draft: Draft, distribution, rng) -> Verdict:
-    """Block verification of one chain, straight from the paper (2403.10444)."""
-    nodes = [*range(len(draft))]
-    caps, draft_laws = [1.0], [draft.trials[node - 1][0].group.draft_probs for node in nodes]
-    for node, draft_V in zip(nodes, draft_laws):
-        token = draft.tokens[node]
-        caps.append(min(caps[-1] * float(distribution.probs(node - 1)[token] / draft_V[token]), 1.0))
-    taken = 0
-    for i in range(1, len(nodes) + 1):
-        level = caps[i]
-        if i < len(nodes):
-            over = float((caps[i] * distribution.probs(i - 1) - draft_laws[i]).clamp(min=0).sum())
-            level = over / (over + 1 - caps[i]) if over + 1 - caps[i] > 0 else 1.0
-        if rng.uniform(0, "block", i) < level:
-            taken = i
-    left_V = distribution.probs(taken - 1)
-    if taken < len(nodes):
-        left_V = (caps[taken] * left_V - draft_laws[taken]).clamp(min=0)
-    token = rng.chooser.choose((left_V / left_V.sum()).tolist())
-    return Verdict(nodes[:taken], [draft.trials[node - 1][0] for node in nodes[:taken]], token)
-
-
 def one_step(prefix: tuple[int, ...], depth: int, rule) -> dict[tuple[int, ...], float]:
     """The distribution of the tokens that a step behind `prefix` commits."""
     row = Row("row", [0] * PROMPT + list(prefix), stops=Stops(LIMIT, frozenset([END])), prompt_tokens=PROMPT)
 
-    def procedure(chooser: Chooser) -> tuple[int, ...]:
+    def procedure(chooser: en.Chooser) -> tuple[int, ...]:
         draft, parent, path = Draft(), ROOT, prefix
         for _ in range(depth):
             law = DRAFT(path)
             token = chooser.choose(law)
             parent = draft.sampled(parent, token, Group(torch.tensor(law, dtype=torch.float64)), "draft", 1.0)
             path = (*path, token)
-        distribution = TableDistribution(draft, lambda path: TARGET((*prefix, *path)), chooser)
-        verdict = rule(draft, distribution, BranchingStream(chooser))
+        distribution = en.TableDistribution(draft, lambda path: TARGET((*prefix, *path)), chooser)
+        verdict = rule(draft, distribution, en.BranchingStream(chooser))
         return tuple(row.cut([*(draft.tokens[node] for node in verdict.path), verdict.next_token])[0])
 
-    return enumerate_outcomes(procedure)
+    return en.enumerate_outcomes(procedure)
 
 
 def enumerated(length: int, rule, context: int, monkeypatch) -> tuple[float, float, float]:
     """Expected steps, drafted tokens and accepted_length of the loop, by enumeration of every step behind every
     prefix."""
-    monkeypatch.setattr("draftsmith.infer.rules.token.draw_by_inversion", lambda probs_V, level: level.draw(probs_V))
-    monkeypatch.setattr(
-        BranchingStream, "uniform", lambda self, depth, purpose, index=0: _uniform(self.chooser, purpose)
-    )
+    for module in (token_module, traversal_module):
+        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
 
     @cache
     def behind(prefix: tuple[int, ...]) -> tuple[float, float, float]:
@@ -99,16 +76,6 @@ def enumerated(length: int, rule, context: int, monkeypatch) -> tuple[float, flo
 
     steps, nodes, tokens = behind(())
     return steps, nodes, tokens / steps
-
-
-def _uniform(chooser: Chooser, purpose: str):
-    from tests.infer.enumeration import Uniform
-
-    class Drawing(Uniform):
-        def draw(self, probs_V: torch.Tensor) -> int:
-            return chooser.choose(probs_V.tolist())
-
-    return Drawing(chooser)
 
 
 def drawn_texts() -> dict[tuple[int, ...], float]:
@@ -138,15 +105,12 @@ def forecast(length: int, rule: str, context: int = 99, log_target=np.log) -> tu
     return steps, nodes, tokens / steps
 
 
-LOOP_RULES = {"token": rejection, "block": block}
-
-
 @pytest.mark.parametrize("context", [99, CONTEXT])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_forecast_is_the_enumerated_loop(rule, length, context, monkeypatch):
     found = forecast(length, rule, context)
-    loop = enumerated(length, LOOP_RULES[rule], context, monkeypatch)
+    loop = enumerated(length, as_rule(rule), context, monkeypatch)
     assert found == pytest.approx(loop, abs=1e-10)
     assert loop[2] > 1.2  # some drafts are accepted, and some are not
     assert loop[2] < length + 1
@@ -177,7 +141,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_seen(fault, monkeypatch):
     name, sound, broken, rule = FAULTS[fault]
-    loop = enumerated(3, LOOP_RULES[rule], 99, monkeypatch)
+    loop = enumerated(3, as_rule(rule), 99, monkeypatch)
     assert forecast(3, rule) == pytest.approx(loop, abs=1e-10)
     plant(monkeypatch, lengths, name, sound, broken)
     monkeypatch.setitem(globals(), "expected_steps", lengths.expected_steps)
@@ -186,7 +150,7 @@ def test_planted_faults_are_seen(fault, monkeypatch):
 
 def test_the_draft_s_context_is_part_of_the_forecast(monkeypatch):
     """Without it the forecast would be that of a draft that always fits."""
-    loop = enumerated(3, rejection, CONTEXT, monkeypatch)
+    loop = enumerated(3, as_rule("token"), CONTEXT, monkeypatch)
     assert forecast(3, "token", 99)[2] > loop[2] + 0.01
 
 
@@ -194,7 +158,7 @@ def test_a_geometric_series_is_not_the_loop(monkeypatch):
     """Acceptance is correlated between positions, so one rate does not give every length."""
     rate = forecast(1, "token")[2] - 1
     series = (1 - rate**4) / (1 - rate)
-    assert abs(series - enumerated(3, rejection, 99, monkeypatch)[2]) > 1e-3
+    assert abs(series - enumerated(3, as_rule("token"), 99, monkeypatch)[2]) > 1e-3
 
 
 def test_log_probabilities_at_another_temperature_give_another_figure(monkeypatch):
@@ -203,7 +167,7 @@ def test_log_probabilities_at_another_temperature_give_another_figure(monkeypatc
     def raw(prob: float) -> float:
         return 0.8 * float(np.log(prob))
 
-    loop = enumerated(3, rejection, 99, monkeypatch)
+    loop = enumerated(3, as_rule("token"), 99, monkeypatch)
     assert abs(forecast(3, "token", log_target=raw)[2] - loop[2]) > 0.01
 
 
