@@ -21,7 +21,7 @@ from draftsmith.infer.rules.named import DEFAULT, as_rule
 
 
 class NotingRule:
-    """The verification rule `rule`, with a note of the log-probability of each token that it commits, by row and position."""
+    """A verification rule, with a note of the log-probability of each token that it commits, by row and position."""
 
     def __init__(self, rule: str | Rule = DEFAULT) -> None:
         self.rule = as_rule(rule)

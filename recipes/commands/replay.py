@@ -64,6 +64,8 @@ def replay(
         seed: random seed of the intervals.
         json: print one JSON object on the last line.
     """
+    from rich.text import Text
+
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.files.locations import check_writable
@@ -122,9 +124,10 @@ def replay(
         return
     for line in report.lines():
         print(line)
-    tables.show(tables.replay_tables(results))
+    if results["drafters"]:
+        tables.show(tables.replay_tables(results))
     if results["forecast"]:
-        tables.show(forecast_tables(results["forecast"]))
+        tables.show([Text(), *forecast_tables(results["forecast"])])
 
 
 def _path(store_out: str, stack: ExitStack) -> Path:
