@@ -100,6 +100,13 @@ class LMDrafter:
     def pass_timers(self) -> dict[str, PassTimer]:
         return self._forward.pass_timers()
 
+    @property
+    def drawn_chain(self) -> int:
+        """The length of the chains that it draws for a row with a temperature, without costs; 0 if it draws none, or
+        trees, or chooses an exit for each node."""
+        chains = self.drawn is not None and self.drawn.top_k == 1 and len(self.exit_sources) == 1
+        return self.drawn.depth(False) if self.drawn is not None and chains else 0
+
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
             self.tokenizer, self.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
