@@ -146,6 +146,7 @@ class Rest:
         stored: list[list[tuple[Any, Any]]] = [[] for _ in range(self.threads)]
         if self.path is not None:
             store, filed = self._open(self.path, target)
+            self._store = store  # its files are open as long as it lives
             self._mapped = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
             self._known, dtype = store.manifest.vocab_size, np.dtype(store.manifest.dtype)
             stored = [self._cached(store) if filed else self._mapped for _ in range(self.threads)]
