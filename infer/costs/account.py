@@ -38,10 +38,14 @@ Offer = tuple[float, Row]
 
 class Account:
     """Decides for the rows given to `begin`. A policy has one for the whole batch, and one per row that draws its
-    draft: what a row draws must not depend on other rows (see infer/costs/policy.py)."""
+    draft: what a row draws must not depend on other rows (see infer/costs/policy.py).
 
-    def __init__(self, costs: Costs) -> None:
+    `displaced`: what a draft model's work takes, in measured seconds.
+    """
+
+    def __init__(self, costs: Costs, displaced: float = DISPLACED) -> None:
         self._costs = costs
+        self._displaced = displaced
         self._target = costs.of("target")
         self._contexts: dict[Row, int] = {}
         self._seen = 0
@@ -156,7 +160,7 @@ class Account:
         """
         cost, worth = self._costs.of(entry), coverage * self.seconds_per_token
         rows = len(self._contexts)
-        verify = DISPLACED * (self._step_seconds(rows, self._seen) - self._step_seconds(0, 0.0)) / rows
+        verify = self._displaced * (self._step_seconds(rows, self._seen) - self._step_seconds(0, 0.0)) / rows
         best, chosen, gained = 0.0, 0, 0.0
         total = seen = pairs = 0
         begun: set[Row] = set()
@@ -170,7 +174,7 @@ class Account:
             total += new
             pairs += new * context
             gained += max(gain * worth - verify, 0.0)
-            net = gained - DISPLACED * cost(total, seen, pairs) * self._deepening
+            net = gained - self._displaced * cost(total, seen, pairs) * self._deepening
             if net > best:
                 best, chosen = net, count
         return chosen, best
@@ -182,7 +186,7 @@ class Account:
             return False
         count, gain = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
         steps = sum(left[row] for row in unread) / (1.0 + coverage)
-        return count > 0 and gain / count * steps > DISPLACED * self.seconds(entry, unread)
+        return count > 0 and gain / count * steps > self._displaced * self.seconds(entry, unread)
 
     def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
         """How many of the offers to verify; `fixed[row]` nodes are verified in any case."""
