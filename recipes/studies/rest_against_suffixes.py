@@ -39,7 +39,7 @@ from draftsmith.retrieval.rest.drafter import Rest
 
 MODULE = "arctic_inference.suffix_decoding"
 # Name -> whether it drafts a tree, and whether without its two limits.
-PEERS = {"suffix tree, no limits": (True, True), "suffix tree": (True, False), "suffix chain": (False, False)}
+PEERS = {"full suffix tree": (True, True), "suffix tree": (True, False), "suffix chain": (False, False)}
 
 
 def rest_against_suffixes(
@@ -183,7 +183,7 @@ def _show(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("most nodes", "drafter", "accepted_length", "nodes", "rest over it")
+    table = Table("at most", "drafter", "accepted_length", "nodes", "rest over it")
     for nodes, drafters in results.items():
         for name, figures in drafters.items():
             between = figures.get("rest_over_it_interval")
