@@ -180,13 +180,15 @@ class Account:
         return chosen, best
 
     def reading_pays(self, unread: Mapping[Row, int], left: Mapping[Row, int], entry: str, coverage: float) -> bool:
-        """Whether to let the draft read `unread` tokens of these rows, which may commit `left` more: what drafting for
-        all rows gains in a step, over the steps that are left, against the seconds of reading."""
+        """Whether to let the draft read `unread` tokens of these rows, which may commit `left` more: what a pass for
+        all rows gains, once for every token that is left (a step that accepts more has had more passes), against the
+        seconds of reading."""
         if not unread:
             return False
         count, gain = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
-        steps = sum(left[row] for row in unread) / (1.0 + coverage)
-        return count > 0 and gain / count * steps > self._displaced * self.seconds(entry, unread)
+        return count > 0 and gain / count * sum(left[row] for row in unread) > self._displaced * self.seconds(
+            entry, unread
+        )
 
     def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
         """How many of the offers to verify; `fixed[row]` nodes are verified in any case."""
