@@ -97,7 +97,8 @@ class Policy:
         """The account of a row that draws its draft, as if it were decoded among rows like it."""
         assert self.costs is not None, "a policy without costs has no accounts"
         if row not in self._alone:
-            self._alone[row] = Account(self.costs.shared(self.batch_size))
+            # What displaced caches would change for drawn drafts is not measured.
+            self._alone[row] = Account(self.costs.shared(self.batch_size), displaced=1.0)
             self._alone[row].begin([row])
         return self._alone[row]
 

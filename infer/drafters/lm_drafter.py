@@ -189,16 +189,22 @@ class LMDrafter:
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
 
-        A draft that does not pay need not read at all. Reading serves all later steps, so it is not weighed against the
-        gain of this one.
+        A draft that does not pay need not read at all. Reading serves all later steps, so it is weighed against what
+        drafting gains in all the steps that a row may still take.
         """
+        behind = {row: pending for row, pending in zip(rows, self._pending(rows)) if pending > MAY_WAIT}
         paying = len(rows)
         if policy.costs is not None:
-            coverage = policy.joint.coverage * policy.joint.trust
-            paying = policy.joint.expand([(1.0, row) for row in rows], {}, self._forward.entry, coverage)
-        self._pays = paying > 0
-        behind = zip(rows[:paying], self._pending(rows[:paying]))
-        self._read([(row, len(row.ids) - 1) for row, pending in behind if pending > MAY_WAIT])
+            account, entry = policy.joint, self._forward.entry
+            coverage = account.coverage * account.trust
+            paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
+            behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
+            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage):
+                behind = {}
+            # Rows that join are read with their prompts if reading all of such rows pays.
+            whole = {row: row.prompt_tokens for row in rows}
+            self._pays = account.reading_pays(whole, {row: row.stops.max_new_tokens for row in rows}, entry, coverage)
+        self._read([(row, len(row.ids) - 1) for row in behind])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:
         """`policy`; if it has no costs and this draft needs some, one that has no past."""

@@ -1,7 +1,7 @@
 """Builds drafters from how they are written: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
 
-Short names, name -> {class_path, argument, init_args}, are in drafters.yaml; classes are imported by their dotted paths
-when needed.
+Short names, name -> {class_path, argument, optional, init_args}, are in drafters.yaml; classes are imported by their
+dotted paths when needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Spec:
 
 
 def short_names() -> dict[str, dict[str, Any]]:
-    """Short name -> {class_path, argument, init_args}."""
+    """Short name -> {class_path, argument, optional, init_args}."""
     text = files("draftsmith.infer.drafters").joinpath("drafters.yaml").read_text(encoding="utf-8")
     registry: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return registry
@@ -150,13 +150,16 @@ def _entries(spec: Spec, registry: Registry) -> Iterator[tuple[str, str, dict[st
         init_args[argument] = spec.argument
     elif spec.argument:
         raise ValueError(f"drafter {spec.name!r} takes nothing after the colon, and got {spec.argument!r}")
-    elif argument and argument not in init_args:
+    elif argument and argument not in init_args and not entry.get("optional"):
         raise ValueError(f"drafter {spec.name!r} needs its {argument}: write {spec.name}{_placeholder(entry)}")
     yield spec.label or spec.name, entry["class_path"], init_args
 
 
 def _placeholder(entry: Mapping[str, Any]) -> str:
-    return f":{entry['argument'].upper()}" if entry.get("argument") else ""
+    if not entry.get("argument"):
+        return ""
+    written = f":{entry['argument'].upper()}"
+    return f"[{written}]" if entry.get("optional") else written
 
 
 def _file_entries(spec: Spec) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, Target
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, LearnsAnswers, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.top_tokens import states_asked
 from draftsmith.infer.contract.trace import Generation
@@ -45,6 +45,7 @@ class Engine:
         rule: the verification rule: token, block (the default), traversal, or one of your own (infer/rules).
         policy: decides how much is worth drafting and verifying; None: by what was measured for these two.
         chunk: how many tokens of joining rows are read per round, all rows together.
+        learn: hand finished answers to a drafter that learns from them.
         dtype: of the weights of a target that is loaded.
         device: where to load it.
     """
@@ -59,6 +60,7 @@ class Engine:
         rule: str | Rule | None = None,
         policy: Policy | None = None,
         chunk: int = CHUNK,
+        learn: bool = True,
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
@@ -71,6 +73,7 @@ class Engine:
         self.budget = budget
         self.policy = Policy.of(self.target, self.drafter, batch_size=batch_size) if policy is None else policy
         self.chunk = chunk
+        self.learn = learn
         self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()
         self._live: list[Row] = []
@@ -241,6 +244,8 @@ class Engine:
             self._report(row)
             if row.stop:
                 self._leave_or_keep(row)
+                if self.learn and isinstance(self.drafter, LearnsAnswers) and self.drafter.learns:
+                    self.drafter.add_answer(row)
 
     def _is_reading(self, row: Row) -> bool:
         """Whether the row's prompt is still being read. A target that verifies chains may have unread tokens later,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter
+from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter, LearnsAnswers
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings, resolve_settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
@@ -124,7 +124,13 @@ class Replay:
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:
         """Every drafter's generations; `progress` is called after each stream."""
         if self.arrival and not any(isinstance(drafter, DocumentLearner) for drafter in drafters.values()):
-            raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest:STORE can")
+            raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest can")
+        for name, drafter in drafters.items():
+            if isinstance(drafter, LearnsAnswers) and drafter.learns and not self.arrival:
+                raise ValueError(
+                    f"drafter {name!r} has nothing to draft from but the answers that arrive: add --arrival, or give "
+                    "it a store (rest:STORE, or --split)"
+                )
         answers = {one.key: one.answer for one in self.streams}
         target = RecordedTarget(answers, self.vocab_size, self.tokenizer, sampled=self.temperature > 0)
         found = {}
@@ -138,14 +144,16 @@ class Replay:
     ) -> Replayed:
         found, settings = Replayed(), Settings(temperature=self.temperature, seed=self.seed)
         ends = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
-        engine = Engine(target, drafter, budget=self.budget, rule=self.rule)
+        engine = Engine(target, drafter, budget=self.budget, rule=self.rule, learn=False)
         for number, stream in enumerate(self.streams, start=1):
             if isinstance(drafter, Holder):
                 answer, prompt = without_ends(stream.answer, ends), prompt_to_find(stream, ends)
                 found.held.append(Held(drafter.holds(answer), drafter.holds(prompt)))
             row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
             found.done += engine.run([row], strict=True)
-            if self.arrival and isinstance(drafter, DocumentLearner):
+            if self.arrival and isinstance(drafter, LearnsAnswers):
+                drafter.add_answer(row)
+            elif self.arrival and isinstance(drafter, DocumentLearner):
                 drafter.add_document(stream.answer)
             if progress is not None:
                 progress(number, len(self.streams))

@@ -50,7 +50,8 @@ def replay(
         data: recorded answers: files, folders or `datasets` names; token ids are used if given. Also Spec-Bench's and
             FastChat's answer files, and answers/NAME.jsonl of `bench --out`.
         tokenizer: folder or Hub name of the target's tokenizer.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's store, and
+            without a store it needs --arrival.
         questions: the questions of answer files; by default questions.jsonl or question.jsonl beside them or one
             folder up.
         split: index the earlier part and replay the later: time:0.9 or time:2026-05-01 by the rows' times, rows:0.9 by
