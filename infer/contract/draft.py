@@ -69,7 +69,8 @@ class Trial(NamedTuple):
 class Draft:
     """One row's token tree. Parents come before their children; ROOT is the row's newest token.
 
-    `exits`: for drafters with early exits, (depth, exit) of each expanded node.
+    `exits`: for drafters with early exits, (depth, exit) of each expanded node. `also`: for a node that several sources
+    named, those besides its first trial's.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Draft:
     trials: dict[int, list[Trial]] = field(default_factory=dict)
     probes: set[int] = field(default_factory=set)
     exits: list[tuple[int, int]] = field(default_factory=list)
+    also: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def __len__(self) -> int:

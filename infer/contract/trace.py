@@ -23,7 +23,8 @@ class Tried(NamedTuple):
 class StepTrace:
     """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
 
-    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth.
+    `also_named`: how many accepted tokens each source named where another one is credited. `bytes_moved`: the weights
+    that the step's passes read, for comparison with memory bandwidth.
     """
 
     row: str
@@ -39,6 +40,7 @@ class StepTrace:
     nodes_by_source: dict[str, int] = field(default_factory=dict)
     exits: list[tuple[int, int]] = field(default_factory=list)
     committed_sources: list[str] = field(default_factory=list)
+    also_named: dict[str, int] = field(default_factory=dict)
     propose_s: float = 0.0
     score_s: float = 0.0
     verify_s: float = 0.0

@@ -147,4 +147,5 @@ def _trace(row: Row, draft: Draft, verdict: Verdict, number: int, batch: int) ->
         nodes_by_source=dict(Counter(first.values())),
         exits=draft.exits,
         committed_sources=credited + own,
+        also_named=dict(Counter(name for node in verdict.path[:accepted] for name in draft.also.get(node, ()))),
     )

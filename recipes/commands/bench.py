@@ -44,7 +44,8 @@ def bench(
     Args:
         target: folder or Hub name of the target model.
         data: questions: files, folders or `datasets` names.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml; a plus makes one of several,
+            as mix=pld+small:MODEL.
         max_new_tokens: token limit of each answer (one per turn).
         temperature: 0 is greedy.
         top_k: sample from this many of the likeliest tokens; 0 from all.

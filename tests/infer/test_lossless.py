@@ -20,7 +20,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SD2, SmallLM
+from draftsmith.infer.drafters import SD2, Mixed, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -77,6 +77,17 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     ),
     "sd2 by cost": lambda model: SD2(model, [1, 2], num_draft_tokens=6, nodes=16, costs=COSTS, calibration=CALIBRATION),
     "pld": lambda model: PromptLookup(),
+    "mixed": lambda model: Mixed(
+        [
+            PromptLookup(),
+            SmallLM(model, num_draft_tokens=4, top_k=2, nodes=8, min_confidence=0.0),
+            SD2(model, [1, 2], "threshold", thresholds=[0.5, 0], num_draft_tokens=3, top_k=3, min_confidence=0.0),
+        ],
+        nodes=16,
+    ),
+    "mixed by cost": lambda model: Mixed(
+        [PromptLookup(), SD2(model, [1, 2], num_draft_tokens=6, nodes=16, costs=COSTS, calibration=CALIBRATION)]
+    ),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(
