@@ -276,4 +276,5 @@ def _only(draft: Draft, kept: set[int]) -> Draft:
             fresh.trials[placed[parent]] = left
     fresh.probes = {placed[node] for node in draft.probes if node in kept}
     fresh.exits = list(draft.exits)
+    fresh.also = {placed[node]: names for node, names in draft.also.items() if node in kept}
     return fresh

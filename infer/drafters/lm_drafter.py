@@ -24,7 +24,7 @@ from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, DrawnLimits, Limits, Reaches
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Expandable, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
@@ -41,6 +41,10 @@ class _RowState:
     pending: int = 0
     entry_of: dict[int, int] = field(default_factory=dict)
     outgrown: bool = False
+
+
+# (row, source, one node's raw confidences, likeliest first) -> probabilities of acceptance.
+Calibrated = Callable[[Row, str, list[float]], list[float]]
 
 
 class LMDrafter:
@@ -72,6 +76,9 @@ class LMDrafter:
         self.tokenizer = draft.tokenizer
         self.limits = limits
         self.drawn = drawn
+        self.draws = drawn is not None
+        self.width = limits.width if limits.top_k > 1 else 1
+        self.most_rounds, self.least_reach = limits.num_draft_tokens, limits.min_confidence
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
@@ -229,64 +236,64 @@ class LMDrafter:
     # the likeliest tokens: a chain or a tree
 
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
-        priced = policy.costs is not None
-        self._catch_up(rows, policy)
         growths = [Growth(limit) for limit in limits]
-        entries: list[dict[int, int]] = [{} for _ in rows]
-        exits: list[list[tuple[int, int]]] = [[] for _ in rows]
-
-        def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
-            batch = [self._entries(rows[b], leaves, growths[b], entries[b]) for b, leaves in asked]
-            reaches = [[growths[b].reach(leaf) for leaf in leaves] for b, leaves in asked]
-            some = [rows[b] for b, _ in asked]
-            output = self._forward.read(some, batch, reaches, self.vocab_size, Pricing(policy) if priced else None)
-            left = iter(output.exits)
-            for b, leaves in asked if output.exits else ():
-                exits[b] += [(growths[b].depth(leaf) + 1, next(left)) for leaf in leaves]
-            return self._candidates(output, some, [len(leaves) for _, leaves in asked], policy)
-
+        expansion = self._expansion(rows, limits, growths, policy, policy.calibrated)
         grow(
             growths,
-            expand,
-            width=self.limits.width if self.limits.top_k > 1 else 1,
-            min_reach=self.limits.min_confidence,
-            pricing=TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None,
+            expansion.expand,
+            width=self.width,
+            min_reach=self.least_reach,
+            pricing=expansion.pricing(policy) if policy.costs is not None else None,
         )
         drafts = []
-        for row, growth, entry, left in zip(rows, growths, entries, exits):
+        for b, growth in enumerate(growths):
             draft, nodes = growth.draft()
-            draft.exits = left
-            self._rows[row].entry_of = {nodes[leaf]: at for leaf, at in entry.items() if leaf in nodes}
+            draft.exits = expansion.exits[b]
+            expansion.name(b, nodes)
             drafts.append(draft)
         return drafts
 
-    def _entries(self, row: Row, nodes: list[int], tree: Draft | Growth, entry_of: dict[int, int]) -> Entries:
-        """What to run: the pending tokens in the first round, then nodes below the entries of their parents."""
-        state = self._rows[row]
-        if nodes == [ROOT]:
-            pending = row.ids[self.lm.length(row) :]
-            state.pending = len(pending)
-            return Entries.chain(pending)
-        tokens, parents = tree.tokens, tree.parents
-        below = [state.pending - 1 if parents[node] == ROOT else entry_of[parents[node]] for node in nodes]
-        entry_of.update({node: self.lm.uncommitted(row) + i for i, node in enumerate(nodes)})
-        return Entries([tokens[node] for node in nodes], below)
+    def expansion(
+        self,
+        rows: Sequence[Row],
+        budgets: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy | None,
+        calibrated: Calibrated,
+    ) -> LMExpansion:
+        """This draft model's part in trees that others build; for rows without a limit it has none."""
+        limits = [self._limit(row, budget, priced=False) for row, budget in zip(rows, budgets)]
+        for row in rows:
+            self._rows[row].entry_of = {}
+        return self._expansion(rows, limits, trees, self._with_costs(rows, policy), calibrated)
 
-    def _candidates(
-        self, output: DraftOutput, rows: Sequence[Row], counts: Sequence[int], policy: Policy
-    ) -> list[list[list[Candidate]]]:
-        """The top-k tokens of each node with their probabilities, calibrated if there is a calibration."""
-        logits_NV = output.logits_NV.float()
-        top_NK = torch.topk(logits_NV, min(self.limits.top_k, self.vocab_size), dim=-1)
-        probs_NK = (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp().tolist()
-        found = []
-        owners = [row for row, count in zip(rows, counts) for _ in range(count)]
-        for n, (row, tokens, probs) in enumerate(zip(owners, top_NK.indices.tolist(), probs_NK)):
-            source = self._source(output.exits, n)
-            probs = policy.calibrated(row, source, probs)
-            found.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
-        nodes = iter(found)
-        return [[next(nodes) for _ in range(count)] for count in counts]
+    def _expansion(
+        self,
+        rows: Sequence[Row],
+        limits: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy,
+        calibrated: Calibrated,
+    ) -> LMExpansion:
+        able = [row for row, limit in zip(rows, limits) if limit.nodes and limit.depth]
+        if able:
+            self._catch_up(able, policy)
+        return LMExpansion(self, self._forward, rows, limits, trees, policy, calibrated)
+
+    def _entries(self, row: Row, nodes: list[int], tree: Draft | Expandable, entry_of: dict[int, int]) -> Entries:
+        """What to run: the pending tokens with the ROOT, which comes first, and nodes below their parents' entries."""
+        state = self._rows[row]
+        run = Entries([], [])
+        if nodes[:1] == [ROOT]:
+            run = Entries.chain(row.ids[self.lm.length(row) :])
+            state.pending, nodes = len(run.tokens), nodes[1:]
+        if nodes:
+            tokens, parents = tree.tokens, tree.parents
+            first = self.lm.uncommitted(row) + len(run.tokens)
+            entry_of.update({node: first + i for i, node in enumerate(nodes)})
+            run.parents += [state.pending - 1 if parents[node] == ROOT else entry_of[parents[node]] for node in nodes]
+            run.tokens += [tokens[node] for node in nodes]
+        return run
 
     def _source(self, exits: Sequence[int], n: int) -> str:
         return self.exit_sources[exits[n]] if exits else self.name
@@ -312,3 +319,67 @@ class LMDrafter:
         pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])
         assert self.drawn is not None
         return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing if priced else None)
+
+
+class LMExpansion:
+    """A draft model's part in one step's trees: asked for the candidates below some nodes, it runs these nodes in one
+    pass. `limits`: of each row; `exits[b]`: (depth, exit) of each node of row b that was run."""
+
+    def __init__(
+        self,
+        drafter: LMDrafter,
+        forward: DraftForward,
+        rows: Sequence[Row],
+        limits: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy,
+        calibrated: Calibrated,
+    ) -> None:
+        self.limits = limits
+        self.exits: list[list[tuple[int, int]]] = [[] for _ in rows]
+        self._drafter = drafter
+        self._forward = forward
+        self._rows = rows
+        self._trees = trees
+        self._policy = policy
+        self._calibrated = calibrated
+        self._entries: list[dict[int, int]] = [{} for _ in rows]
+
+    def pricing(self, policy: Policy) -> TreePricing:
+        return TreePricing(policy, self._rows, self._forward.entry, self._drafter._pending(self._rows))
+
+    def expand(self, asked: Asked) -> list[list[list[Candidate]]]:
+        """The candidates below the asked (row, nodes): ROOT first, parents before their children, and nothing below a
+        node that was not asked for."""
+        drafter, trees = self._drafter, self._trees
+        some = [self._rows[b] for b, _ in asked]
+        batch = [drafter._entries(self._rows[b], nodes, trees[b], self._entries[b]) for b, nodes in asked]
+        reaches = [[trees[b].reach(node) for node in nodes] for b, nodes in asked]
+        pricing = Pricing(self._policy) if self._policy.costs is not None else None
+        output = self._forward.read(some, batch, reaches, drafter.vocab_size, pricing)
+        left = iter(output.exits)
+        for b, nodes in asked if output.exits else ():
+            self.exits[b] += [(trees[b].depth(node) + 1, next(left)) for node in nodes]
+        return self._candidates(output, some, [len(nodes) for _, nodes in asked])
+
+    def name(self, b: int, nodes: Mapping[int, int]) -> None:
+        """The numbers by which row b's verdict will name the nodes that were run; those without one are dropped."""
+        named = {nodes[node]: entry for node, entry in self._entries[b].items() if node in nodes}
+        self._drafter._rows[self._rows[b]].entry_of = named
+
+    def _candidates(
+        self, output: DraftOutput, rows: Sequence[Row], counts: Sequence[int]
+    ) -> list[list[list[Candidate]]]:
+        """The top-k tokens of each node with their calibrated probabilities."""
+        drafter = self._drafter
+        logits_NV = output.logits_NV.float()
+        top_NK = torch.topk(logits_NV, min(drafter.limits.top_k, drafter.vocab_size), dim=-1)
+        probs_NK = (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp().tolist()
+        found = []
+        owners = [row for row, count in zip(rows, counts) for _ in range(count)]
+        for n, (row, tokens, probs) in enumerate(zip(owners, top_NK.indices.tolist(), probs_NK)):
+            source = drafter._source(output.exits, n)
+            probs = self._calibrated(row, source, probs)
+            found.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
+        nodes = iter(found)
+        return [[next(nodes) for _ in range(count)] for count in counts]

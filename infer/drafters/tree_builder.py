@@ -9,9 +9,9 @@ pass, and kept only while it is worth the target's; the tree may then be empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
@@ -26,6 +26,63 @@ class Candidate(NamedTuple):
     token: int
     confidence: float
     source: str
+
+
+class Expandable(Protocol):
+    """A growing tree, as a draft model sees it: tokens and parents by leaf, ROOT above them."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+
+    @property
+    def parents(self) -> list[int]: ...
+
+    def reach(self, leaf: int) -> float: ...
+
+    def depth(self, leaf: int) -> int: ...
+
+
+class Expansion(Protocol):
+    """A drafter's part in one step's trees. `limits`: of each row, 0 where it has no part; `exits[b]`: (depth, exit) of
+    the nodes of row b that it ran."""
+
+    limits: Sequence[Budget]
+    exits: list[list[tuple[int, int]]]
+
+    def pricing(self, policy: Policy) -> TreePricing: ...
+
+    def expand(self, asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
+        """The candidates below the asked (row, leaves): ROOT first, parents before their children, and nothing below a
+        leaf that was not asked for."""
+        ...
+
+    def name(self, b: int, nodes: Mapping[int, int]) -> None:
+        """The numbers by which row b's verdict will name the leaves that were run; those without one are dropped."""
+        ...
+
+
+@runtime_checkable
+class Expands(Protocol):
+    """A drafter that can be asked for the candidates below any leaf of trees that others build with it.
+
+    `width`: how many leaves of a row it takes per pass; `most_rounds`: how many passes per step; it is not asked below
+    leaves of less reach than `least_reach`. `draws`: whether it was made to draw its tokens, which such a tree cannot.
+    """
+
+    draws: object
+    width: int
+    most_rounds: int
+    least_reach: float
+    max_positions: int
+
+    def expansion(
+        self,
+        rows: Sequence[Row],
+        budgets: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy | None,
+        calibrated: Callable[[Row, str, list[float]], list[float]],
+    ) -> Expansion: ...
 
 
 @dataclass(slots=True)

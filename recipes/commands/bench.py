@@ -46,8 +46,9 @@ def bench(
     Args:
         target: folder or Hub name of the target model.
         data: questions: files, folders or `datasets` names.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml. `rest` without a store drafts
-            from each answer's own text only: nothing is learned from one question for the next.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml; a plus makes one of several,
+            as mix=pld+small:MODEL. `rest` without a store drafts from each answer's own text only: nothing is learned
+            from one question for the next.
         max_new_tokens: token limit of each answer (one per turn).
         temperature: 0 is greedy.
         top_k: sample from this many of the likeliest tokens; 0 from all.
