@@ -105,8 +105,8 @@ class RecordedTarget:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
             raise ValueError(
                 "answers sampled at a temperature can be replayed with outright drafts only: add [sample=false] to "
-                "drafters that draw, as in small:MODEL[sample=false]; drawn chains (top_k=1) of a draft with one exit are "
-                "forecast from answers with log-probabilities"
+                "drafters that draw, as in small:MODEL[sample=false]; drawn chains (top_k=1) of a draft with one exit "
+                "are forecast from answers with log-probabilities"
             )
         aheads = [self.answers[row.key][len(row.new_ids) :] for row in rows]
         return RecordedScores([RecordedDistribution(a, d, self.vocab_size) for a, d in zip(aheads, drafts)])
