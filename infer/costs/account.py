@@ -5,12 +5,13 @@ current seconds per token, exceeds the seconds that it takes: the renewal-reward
 goes, and never above that of plain decoding, which is always open. Seconds come from measured costs
 (infer/costs/pass_costs.py), never from the clock, so decisions are reproducible.
 
-Legend: N numbers of nodes to verify.
+Legend: N numbers of nodes, M numbers of further passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +36,19 @@ TOWARDS_PRIOR = FORGOTTEN / PRIOR_WEIGHT
 # other. Measured with four rows: 61 ms more than a plain step, where 45 were predicted.
 DISPLACED = 1.35
 
+# How many passes of a draft the first one is weighed with.
+MOST_AHEAD = 8
+
 # An offer: a node's probability of being reached, and its row. Offers come best first.
 Offer = tuple[float, Row]
+
+
+class FirstGain(NamedTuple):
+    """How many offers to run, and the seconds and the tokens that this gains; none where it does not pay."""
+
+    offers: int
+    seconds: float
+    tokens: float
 
 
 class Account:
@@ -158,48 +170,49 @@ class Account:
 
         See `first_gain`. `entry` None: drafting is free.
         """
-        return len(offers) if entry is None else self.first_gain(offers, pending, entry, coverage)[0]
+        return len(offers) if entry is None else self.first_gain(offers, pending, entry, coverage).offers
 
-    def first_gain(
-        self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str, coverage: float
-    ) -> tuple[int, float]:
-        """(how many of the offers to run through the draft's pass `entry`, the seconds that this gains).
+    def first_gain(self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str, coverage: float) -> FirstGain:
+        """What running offers through the draft's pass `entry` gains, with the passes that may follow it.
 
         `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
-        node has a right child, which also has to be verified. The cost includes the pass's share of deeper passes, as
-        observed.
+        node has a right child; further passes expand one node of each row. What was drafted also has to be verified:
+        one token alone may not be worth that where several are, as of a padded pass. The cost includes the passes'
+        share of deeper ones, as observed.
         """
-        cost, worth = self._costs.of(entry), coverage * self.seconds_per_token
-        rows = len(self._contexts)
-        verify = self._displaced * (self._step_seconds(rows, self._seen) - self._step_seconds(0, 0.0)) / rows
-        best, chosen, gained = 0.0, 0, 0.0
-        total = seen = pairs = 0
+        reach_N, new_N, rows_N, seen_N, pairs_N = (np.zeros(len(offers)) for _ in range(5))
         begun: set[Row] = set()
-        for count, (gain, row) in enumerate(offers, start=1):
+        for n, (reach, row) in enumerate(offers):
             context = self._contexts[row]
-            new = 1
-            if row not in begun:
-                begun.add(row)
-                new += pending.get(row, 0)
-                seen += context
-            total += new
-            pairs += new * context
-            gained += max(gain * worth - verify, 0.0)
-            net = gained - self._displaced * cost(total, seen, pairs) * self._deepening
-            if net > best:
-                best, chosen = net, count
-        return chosen, best
+            first = row not in begun
+            begun.add(row)
+            reach_N[n], rows_N[n], seen_N[n] = reach, first, context if first else 0
+            new_N[n] = 1 + (pending.get(row, 0) if first else 0)
+            pairs_N[n] = new_N[n] * context
+        reach_N, new_N, rows_N, seen_N, pairs_N = (one.cumsum() for one in (reach_N, new_N, rows_N, seen_N, pairs_N))
+        cost, further_M = self._costs.of(entry), np.arange(MOST_AHEAD)
+        first_N = np.array([cost(*one) for one in zip(new_N, seen_N, pairs_N)])
+        next_N = np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
+        draft_NM = (first_N[:, None] + next_N[:, None] * further_M) * self._deepening
+        nodes_NM = np.arange(1, len(offers) + 1)[:, None] + rows_N[:, None] * further_M
+        pairs = self._seen + nodes_NM.ravel() * self._seen / len(self._contexts)
+        verify = self._target.many(len(self._contexts) + nodes_NM.ravel(), self._seen, pairs) + self._costs.overhead
+        verify_NM = verify.reshape(nodes_NM.shape) - self._step_seconds(0, 0.0)
+        tokens_NM = reach_N[:, None] * np.cumsum(coverage ** (1.0 + further_M))
+        net_NM = tokens_NM * self.seconds_per_token - self._displaced * (draft_NM + verify_NM)
+        if not net_NM.size or net_NM.max() <= 0:
+            return FirstGain(0, 0.0, 0.0)
+        n, m = np.unravel_index(int(net_NM.argmax()), net_NM.shape)
+        return FirstGain(int(n) + 1, float(net_NM[n, m]), float(tokens_NM[n, m]))
 
     def reading_pays(self, unread: Mapping[Row, int], left: Mapping[Row, int], entry: str, coverage: float) -> bool:
-        """Whether to let the draft read `unread` tokens of these rows, which may commit `left` more: what a pass for
-        all rows gains, once for every token that is left (a step that accepts more has had more passes), against the
-        seconds of reading."""
+        """Whether to let the draft read `unread` tokens of these rows, which may commit `left` more: what drafting for
+        all rows gains per token that it commits, against the seconds of reading."""
         if not unread:
             return False
-        count, gain = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
-        return count > 0 and gain / count * sum(left[row] for row in unread) > self._displaced * self.seconds(
-            entry, unread
-        )
+        found = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
+        gain = found.seconds / (found.offers + found.tokens) if found.offers else 0.0
+        return gain * sum(left[row] for row in unread) > self._displaced * self.seconds(entry, unread)
 
     def lengthen(self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int) -> bool:
         """Whether a single row's drawn chain of `nodes` nodes, which are all accepted with probability `reach`, is
