@@ -67,13 +67,11 @@ class Engine:
         for what, value in (("batch_size", batch_size), ("chunk", chunk)):
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        self.rule = as_rule(rule)
+        self.rule, self.budget = as_rule(rule), budget
         self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size
-        self.budget = budget
         self.policy = Policy.of(self.target, self.drafter, batch_size=batch_size) if policy is None else policy
-        self.chunk = chunk
-        self.learn = learn
+        self.chunk, self.learn = chunk, learn
         self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()
         self._live: list[Row] = []
@@ -243,7 +241,10 @@ class Engine:
         for row in [row for row in self._live if row.stop or len(row.ids) > self._seats[row].shown]:
             self._report(row)
             if row.stop:
-                self._leave_or_keep(row)
+                if self._seats[row].keep:
+                    self._live.remove(row)
+                else:
+                    self._drop(row)
                 if self.learn and isinstance(self.drafter, LearnsAnswers) and self.drafter.learns:
                     self.drafter.add_answer(row)
 
@@ -384,19 +385,12 @@ class Engine:
         elif event.done is not None:
             self._followed[event.row] = event
 
-    def _leave_or_keep(self, row: Row) -> None:
-        if self._seats[row].keep:
-            self._live.remove(row)
-        else:
-            self._drop(row)
-
     def _drop(self, row: Row) -> None:
         """Release a row in any state."""
         seat = self._seats.pop(row)
-        if row in self._live:
-            self._live.remove(row)
-        elif row in self._waiting:
-            self._waiting.remove(row)
+        for rows in (self._live, self._waiting):
+            if row in rows:
+                rows.remove(row)
         if not seat.admitted:
             return
         try:
