@@ -202,8 +202,8 @@ class Account:
         net_NM = tokens_NM * self.seconds_per_token - self._displaced * (draft_NM + verify_NM)
         if not net_NM.size or net_NM.max() <= 0:
             return FirstGain(0, 0.0, 0.0)
-        n, m = np.unravel_index(int(net_NM.argmax()), net_NM.shape)
-        return FirstGain(int(n) + 1, float(net_NM[n, m]), float(tokens_NM[n, m]))
+        n, m = divmod(int(net_NM.argmax()), MOST_AHEAD)
+        return FirstGain(n + 1, float(net_NM[n, m]), float(tokens_NM[n, m]))
 
     def reading_pays(self, unread: Mapping[Row, int], left: Mapping[Row, int], entry: str, coverage: float) -> bool:
         """Whether to let the draft read `unread` tokens of these rows, which may commit `left` more: what drafting for
