@@ -200,7 +200,7 @@ def test_outright_drafts_are_looked_up_by_traversal_too(pair: tuple[Any, Any], s
 def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], rule: str, top_k: int) -> None:
     """Draft and target have one distribution at every node, so the first trial of each is accepted by every rule; the
     tokens are others than plain decoding's, and differ from row to row."""
-    drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample=True)
+    drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample=True, peaked=1.0)
     generations = decode(HFTarget(pair[0]), drafter, make_rows(SAMPLED, 30), 3, rule)
     for generation in generations:
         assert all(trace.accepted == min(3, trace.depth) for trace in generation.traces)
