@@ -175,13 +175,14 @@ class Policy:
 
     # for drafters that build their tree with the policy
 
-    def calibration(self, row: Row) -> Calibration | None:
-        """The calibration of the row's temperature."""
-        return None if self.calibrations is None else self.calibrations.at(row.settings.temperature)
+    def calibration(self, row: Row, coupled: bool = False) -> Calibration | None:
+        """The calibration of the row's temperature. `coupled`: above 0, of candidates that share the noise of the
+        target's draws."""
+        return None if self.calibrations is None else self.calibrations.at(row.settings.temperature, coupled)
 
-    def calibrated(self, row: Row, source: str, raw: Sequence[float]) -> list[float]:
-        """The probabilities of acceptance of one node's candidates, likeliest first; raw without a calibration."""
-        known = self.calibration(row)
+    def calibrated(self, row: Row, source: str, raw: Sequence[float], coupled: bool = False) -> list[float]:
+        """The probabilities of acceptance of one node's candidates, best first; raw without a calibration."""
+        known = self.calibration(row, coupled)
         return list(raw) if known is None else known.probabilities(source, raw)
 
     def charge(self, name: str, tokens: Mapping[Row, int], entering: bool = True) -> None:

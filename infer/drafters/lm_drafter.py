@@ -1,4 +1,4 @@
-"""Drafting with a language model of the target's vocabulary: chains, top-k trees, sampled chains and trees.
+"""Drafting with a language model of the target's vocabulary: chains and trees of likeliest, coupled or drawn tokens.
 
 Classic speculative sampling (arXiv 2211.17192) drafts one chain; sampled trees follow SpecInfer (2305.09781, with
 replacement) and Sequoia (2402.12374, without). The draft model has its own tree cache: accepted nodes stay where they
@@ -21,7 +21,16 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Tar
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, DrawnLimits, Limits, Reaches
+from draftsmith.infer.drafters.coupled import Race
+from draftsmith.infer.drafters.draft_model import (
+    DraftForward,
+    DraftLimits,
+    DraftModel,
+    DraftOutput,
+    DrawnLimits,
+    Limits,
+    Reaches,
+)
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
@@ -46,8 +55,7 @@ class _RowState:
 class LMDrafter:
     """Drafts with `draft`, run by what `make_forward` makes of its model.
 
-    `limits`: of trees of likeliest tokens. `drawn`: of what is drawn for rows with a temperature; None: those get trees
-    of likeliest tokens too. `exit_sources`: exit (layers) -> the source that is credited.
+    `exit_sources`: exit (layers) -> the source that is credited.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -59,8 +67,7 @@ class LMDrafter:
         name: str,
         draft: DraftModel,
         make_forward: Callable[[Any], DraftForward],
-        limits: Limits,
-        drawn: DrawnLimits | None,
+        limits: DraftLimits,
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
@@ -71,7 +78,6 @@ class LMDrafter:
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.limits = limits
-        self.drawn = drawn
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
@@ -81,6 +87,7 @@ class LMDrafter:
         self._make_forward = make_forward
         self._forward = make_forward(draft.model)
         self._assumed: Costs | None = None
+        self._race: Race | None = None
         self._rows: dict[Row, _RowState] = {}
         # Whether the last outright drafts paid. If not, prompts are left unread until one does.
         self._pays = True
@@ -97,6 +104,12 @@ class LMDrafter:
     def bytes_moved(self) -> int:
         return int(self.lm.bytes_moved)
 
+    @property
+    def couples(self) -> bool:
+        """Whether what it drafts for rows with a temperature shares the noise of the target's draws: then it is worth
+        something along texts that were drawn with this noise only."""
+        return self.limits.coupled is not None
+
     def pass_timers(self) -> dict[str, PassTimer]:
         return self._forward.pass_timers()
 
@@ -108,17 +121,17 @@ class LMDrafter:
         if target.model is not None and self._draft.follow(target.model):
             self._forward = self._make_forward(self.model)
         self._assumed = self.assumed_costs(target)
+        self._race = Race.of(target)
 
     def assumed_costs(self, target: Target) -> Costs | None:
         return self._forward.assumed_costs(target)
 
     def open(self, rows: Sequence[Row]) -> None:
         self._rows |= {row: _RowState() for row in rows}
-        nodes = max(self.limits.nodes, 0 if self.drawn is None else self.drawn.nodes)
         try:
             for row in rows:
                 if len(row.ids) < self.max_positions:
-                    self.lm.open(row, len(row.ids) + nodes)
+                    self.lm.open(row, len(row.ids) + self.limits.nodes)
         except BaseException:
             self.close(rows)
             raise
@@ -177,7 +190,11 @@ class LMDrafter:
         self.lm.commit(ended, paths)
 
     def _draws(self, row: Row) -> bool:
-        return self.drawn is not None and not row.settings.greedy
+        return self.limits.drawn is not None and not row.settings.greedy
+
+    def _shape_of(self, row: Row) -> Limits | DrawnLimits:
+        limits = self.limits
+        return limits.likeliest if row.settings.greedy else limits.coupled or limits.drawn or limits.likeliest
 
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
@@ -202,7 +219,7 @@ class LMDrafter:
 
     def _limit(self, row: Row, budget: Budget, priced: bool) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
-        limits = self.drawn if self.drawn is not None and self._draws(row) else self.limits
+        limits = self._shape_of(row)
         depth = min(limits.depth(priced), budget.depth, max(self.max_positions - len(row.ids), 0))
         if depth < 1 <= budget.depth and not self._rows[row].outgrown:
             self._rows[row].outgrown = True
@@ -213,7 +230,7 @@ class LMDrafter:
         """How many tokens of each row, without the newest, the draft has not read."""
         return [len(row.ids) - self.lm.length(row) - 1 for row in rows]
 
-    # the likeliest tokens: a chain or a tree
+    # outright candidates, likeliest or coupled: a chain or a tree
 
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         priced = policy.costs is not None
@@ -226,17 +243,20 @@ class LMDrafter:
             batch = [self._entries(rows[b], leaves, growths[b], entries[b]) for b, leaves in asked]
             reaches = [[growths[b].reach(leaf) for leaf in leaves] for b, leaves in asked]
             some = [rows[b] for b, _ in asked]
-            output = self._forward.read(some, batch, reaches, self.vocab_size, Pricing(policy) if priced else None)
+            pricing = Pricing(policy, coupled=self.couples) if priced else None
+            output = self._forward.read(some, batch, reaches, self.vocab_size, pricing)
             left = iter(output.exits)
             for b, leaves in asked if output.exits else ():
                 exits[b] += [(growths[b].depth(leaf) + 1, next(left)) for leaf in leaves]
-            return self._candidates(output, some, [len(leaves) for _, leaves in asked], policy)
+            positions = [[len(rows[b].ids) + growths[b].depth(leaf) for leaf in leaves] for b, leaves in asked]
+            return self._candidates(output, some, positions, policy)
 
+        shape = self.limits.likeliest
         grow(
             growths,
             expand,
-            width=self.limits.width if self.limits.top_k > 1 else 1,
-            min_reach=self.limits.min_confidence,
+            width=shape.width if shape.top_k > 1 else 1,
+            min_reach=shape.min_confidence,
             pricing=TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None,
         )
         drafts = []
@@ -260,20 +280,34 @@ class LMDrafter:
         return Entries([tokens[node] for node in nodes], below)
 
     def _candidates(
-        self, output: DraftOutput, rows: Sequence[Row], counts: Sequence[int], policy: Policy
+        self, output: DraftOutput, rows: Sequence[Row], positions: Sequence[Sequence[int]], policy: Policy
     ) -> list[list[list[Candidate]]]:
-        """The top-k tokens of each node with their probabilities, calibrated if there is a calibration."""
-        logits_NV = output.logits_NV.float()
-        top_NK = torch.topk(logits_NV, min(self.limits.top_k, self.vocab_size), dim=-1)
-        probs_NK = (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp().tolist()
-        found = []
-        owners = [row for row, count in zip(rows, counts) for _ in range(count)]
-        for n, (row, tokens, probs) in enumerate(zip(owners, top_NK.indices.tolist(), probs_NK)):
-            source = self._source(output.exits, n)
-            probs = policy.calibrated(row, source, probs)
-            found.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
-        nodes = iter(found)
-        return [[next(nodes) for _ in range(count)] for count in counts]
+        """Each node's candidates, best first, with their probabilities, calibrated if there is a calibration.
+
+        `positions`: of the tokens that follow each row's nodes."""
+        found, at = [], 0
+        for row, some in zip(rows, positions):
+            logits_NV = output.logits_NV[at : at + len(some)]
+            nodes = []
+            best_NK = self._best(row, logits_NV, some)
+            for n, (tokens, raw) in enumerate(zip(*(each.tolist() for each in best_NK)), start=at):
+                source = self._source(output.exits, n)
+                raw = [one for one in raw if one > 0]  # the row's truncation may exclude some
+                probs = policy.calibrated(row, source, raw, self.couples)
+                nodes.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
+            found.append(nodes)
+            at += len(some)
+        return found
+
+    def _best(self, row: Row, logits_NV: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, K] The tokens to propose at these positions of a row, best first, and their raw confidences."""
+        most = self._shape_of(row).top_k
+        if self.couples and not row.settings.greedy:
+            assert self._race is not None, "bind the drafter first"
+            return self._race.arrivals(logits_NV, row.settings, row.key, positions, most)
+        logits_NV = logits_NV.float()
+        top_NK = torch.topk(logits_NV, min(most, self.vocab_size), dim=-1)
+        return top_NK.indices, (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp()
 
     def _source(self, exits: Sequence[int], n: int) -> str:
         return self.exit_sources[exits[n]] if exits else self.name
@@ -297,5 +331,7 @@ class LMDrafter:
 
         pending = self._pending(rows)
         pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])
-        assert self.drawn is not None
-        return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing if priced else None)
+        assert self.limits.drawn is not None
+        return draw(
+            rows, limits, self.limits.drawn, read, self._source, self._forward.entry, pricing if priced else None
+        )
