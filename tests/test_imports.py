@@ -28,7 +28,7 @@ ROOMS = {
         "models": {"contract", "files", "text", "costs"},
         "drafters": {"contract", "files", "text", "costs", "models", "rules"},
         "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
-        "answers": {"contract", "files", "text", "engine"},
+        "answers": {"contract", "files", "text", "rules", "engine"},
         "measure": {"contract", "files", "text", "costs", "models", "rules", "drafters", "engine", "answers"},
     },
     "train": {

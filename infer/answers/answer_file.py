@@ -17,6 +17,9 @@ from typing import Any
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.text.record import Message, Record
 
+# Log-probabilities after temperature and truncation, in vLLM's words.
+PROCESSED = "processed_logprobs"
+
 
 @dataclass(frozen=True, slots=True)
 class KeyedRecord:
@@ -121,6 +124,7 @@ class Conversation:
         self.prompts: list[list[int]] = []
         self.token_ids: list[list[int]] = []
         self.stops: list[str] = []
+        self.logprobs: list[list[float]] = []
 
     @property
     def finished(self) -> bool:
@@ -131,12 +135,21 @@ class Conversation:
         self.messages.append(Message("user", self._record.questions[len(self.stops)]))
         return self.messages
 
-    def take(self, text: str, stop: str, prompt: Sequence[int], token_ids: Sequence[int]) -> None:
-        """Add the answer to the question asked last."""
+    def take(
+        self,
+        text: str,
+        stop: str,
+        prompt: Sequence[int],
+        token_ids: Sequence[int],
+        logprobs: Sequence[float] | None = None,
+    ) -> None:
+        """Add the answer to the question asked last. `logprobs`: of its tokens, as they were drawn."""
         self.messages.append(Message("assistant", text))
         self.stops.append(stop)
         self.prompts.append(list(prompt))
         self.token_ids.append(list(token_ids))
+        if logprobs is not None:
+            self.logprobs.append(list(logprobs))
 
     def row(self, error: str = "") -> dict[str, Any]:
         """What the file keeps. A record of one turn is flat, so that the reader finds its token ids.
@@ -156,6 +169,10 @@ class Conversation:
         else:
             row |= {"turns": turns, "outputs": outputs, "stops": self.stops}
             row |= {"prompt_token_ids_by_turn": self.prompts, "token_ids_by_turn": self.token_ids}
+        if self.logprobs:
+            flat = len(turns) == 1
+            row |= {"logprobs": self.logprobs[0]} if flat else {"logprobs_by_turn": self.logprobs}
+            row["logprobs_mode"] = PROCESSED
         if self.messages[0].role == "system":
             row["messages"] = [message.to_chat() for message in self.messages]
         return row

@@ -10,6 +10,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.engine.engine import Engine
+from draftsmith.infer.engine.logprobs import NotingRule
 from draftsmith.infer.text.rendering import Template
 
 
@@ -23,6 +24,7 @@ def answer_all(
     out: AnswerFile,
     *,
     batch_size: int = 8,
+    logprobs: bool = False,
     rule: str | Rule | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> None:
@@ -30,8 +32,10 @@ def answer_all(
 
     An error of one turn (a prompt that does not fit the target's context, say) ends its record, and no other.
 
+    `logprobs`: keep those of the tokens, after temperature and truncation, and the settings that they belong to.
     `progress(done, total, tokens)` is called after every record.
     """
+    noting = NotingRule(rule)
     missing = iter(out.missing(records))
     tokens = 0
     open_now: dict[Row, tuple[str, Conversation]] = {}
@@ -50,7 +54,7 @@ def answer_all(
             open_now[row] = key, conversation
 
     def end(key: str, conversation: Conversation, error: str = "") -> None:
-        out.write(key, conversation.row(error))
+        out.write(key, conversation.row(error) | ({"sampling": settings.to_json()} if logprobs else {}))
         if progress is not None:
             progress(len(out.done), len(records), tokens)
 
@@ -61,13 +65,14 @@ def answer_all(
         if done.error:
             end(key, conversation, done.error)
             return
-        conversation.take(done.text, done.stop, row.ids[: row.prompt_tokens], done.token_ids)
+        noted = noting.take(row.key, row.prompt_tokens, len(done.token_ids)) if logprobs else None
+        conversation.take(done.text, done.stop, row.ids[: row.prompt_tokens], done.token_ids, noted)
         if conversation.finished:
             end(key, conversation)
         else:
             ask(key, conversation)
 
-    with Engine(target, drafter, batch_size=batch_size, rule=rule) as engine:
+    with Engine(target, drafter, batch_size=batch_size, rule=noting if logprobs else rule) as engine:
         while True:
             # One batch waits behind the one that decodes; the other prompts are not rendered yet.
             while len(open_now) < 2 * batch_size and (one := next(missing, None)) is not None:

@@ -70,7 +70,8 @@ class Draft:
     """One row's token tree. Parents come before their children; ROOT is the row's newest token.
 
     `exits`: for drafters with early exits, (depth, exit) of each expanded node. `whole`: a policy verifies all of it or
-    nothing, because the drafter learns from what the target says at its nodes.
+    nothing, because the drafter learns from what the target says at its nodes. `also`: for a node that several sources
+    named, those besides its first trial's.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -80,6 +81,7 @@ class Draft:
     probes: set[int] = field(default_factory=set)
     exits: list[tuple[int, int]] = field(default_factory=list)
     whole: bool = False
+    also: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def __len__(self) -> int:

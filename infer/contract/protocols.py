@@ -288,6 +288,19 @@ class DocumentLearner(Protocol):
 
 
 @runtime_checkable
+class LearnsAnswers(Protocol):
+    """A drafter that gets better with the answers that the target has finished. `learns`: whether it was asked to.
+
+    The engine calls `add_answer` when a row, or a turn of it, has come to its stop; not for one that was aborted or
+    failed. What it learns changes its drafts, and so never the text.
+    """
+
+    learns: bool
+
+    def add_answer(self, row: Row) -> None: ...
+
+
+@runtime_checkable
 class AnswerLearner(Protocol):
     """A control that needs the plain answers, token ids by row key. `exact`: it drafts the answers themselves."""
 

@@ -23,9 +23,10 @@ class Tried(NamedTuple):
 class StepTrace:
     """One row in one step. `accepted` counts draft tokens kept; `committed` the target's own token as well.
 
-    `bytes_moved`: the weights that the step's passes read, for comparison with memory bandwidth. `jointly`: as of a
-    Verdict; then `tried` says how far drafts of this shape came, and nothing about other shapes. `read`: how many
-    tokens of the row's prompt the pass read before the newest one; the seconds that took belong to `prefill_s`.
+    `also_named`: how many accepted tokens each source named where another one is credited. `bytes_moved`: the weights
+    that the step's passes read, for comparison with memory bandwidth. `jointly`: as of a Verdict; then `tried` says how
+    far drafts of this shape came, and nothing about other shapes. `read`: how many tokens of the row's prompt the pass
+    read before the newest one; the seconds that took belong to `prefill_s`.
     """
 
     row: str
@@ -41,6 +42,7 @@ class StepTrace:
     nodes_by_source: dict[str, int] = field(default_factory=dict)
     exits: list[tuple[int, int]] = field(default_factory=list)
     committed_sources: list[str] = field(default_factory=list)
+    also_named: dict[str, int] = field(default_factory=dict)
     propose_s: float = 0.0
     score_s: float = 0.0
     verify_s: float = 0.0

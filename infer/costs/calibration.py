@@ -93,6 +93,12 @@ class Calibration:
     def band(self) -> str:
         return band_of(self.temperature, self.coupled)
 
+    @property
+    def first_accepted(self) -> float | None:
+        """How often the best candidate was accepted, of the source where that was most often; None if not measured."""
+        shares = [one["first_accepted"] for one in self.measured.values() if "first_accepted" in one]
+        return max(shares, default=None)
+
     def of(self, source: str, rank: int) -> Calibrator:
         """The curve for a source's candidates at `rank`, or the one for all ranks if that rank has none."""
         own = self.curves.get(ranked_key(source, rank)) or self.curves.get(source)

@@ -50,7 +50,7 @@ class PassCost:
     per_pair: float = 0.0
     buckets: Sequence[float] = ()
 
-    def __call__(self, tokens: int, seen: float = 0.0, pairs: float = 0.0) -> float:
+    def __call__(self, tokens: float, seen: float = 0.0, pairs: float = 0.0) -> float:
         """Seconds for `tokens` tokens of all rows together, behind `seen` committed ones of all rows together.
 
         `pairs`: the sum over the rows of new tokens times committed ones.

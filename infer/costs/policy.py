@@ -97,7 +97,8 @@ class Policy:
         """The account of a row that draws its draft, as if it were decoded among rows like it."""
         assert self.costs is not None, "a policy without costs has no accounts"
         if row not in self._alone:
-            self._alone[row] = Account(self.costs.shared(self.batch_size))
+            # What displaced caches would change for drawn drafts is not measured.
+            self._alone[row] = Account(self.costs.shared(self.batch_size), displaced=1.0)
             self._alone[row].begin([row])
         return self._alone[row]
 
@@ -184,6 +185,14 @@ class Policy:
         """The probabilities of acceptance of one node's candidates, best first; raw without a calibration."""
         known = self.calibration(row, coupled)
         return list(raw) if known is None else known.probabilities(source, raw)
+
+    def expect(self, rows: Sequence[Row], coupled: bool) -> None:
+        """Take what was measured at these rows' temperatures for the share of expanded nodes with a right child, before
+        any was expanded: at least that of likeliest candidates."""
+        known = [one.first_accepted for row in rows if (one := self.calibration(row, coupled)) is not None]
+        shares = [share for share in known if share is not None]
+        if shares and self._joint is not None:
+            self._joint.prior_coverage = sum(shares) / len(shares)
 
     def charge(self, name: str, tokens: Mapping[Row, int], entering: bool = True) -> None:
         """Account for a draft pass over `tokens` of each row. `entering`: every new node goes through this pass; it is
@@ -276,4 +285,5 @@ def _only(draft: Draft, kept: set[int]) -> Draft:
             fresh.trials[placed[parent]] = left
     fresh.probes = {placed[node] for node in draft.probes if node in kept}
     fresh.exits = list(draft.exits)
+    fresh.also = {placed[node]: names for node, names in draft.also.items() if node in kept}
     return fresh

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ from draftsmith.infer.drafters.draft_model import (
 )
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, TreePricing, grow
+from draftsmith.infer.drafters.lm_expansion import Calibrated, LMExpansion
+from draftsmith.infer.drafters.tree_builder import Expandable, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
@@ -78,6 +80,10 @@ class LMDrafter:
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.limits = limits
+        self.draws = limits.drawn is not None
+        self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
+        self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
+        self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
@@ -104,14 +110,22 @@ class LMDrafter:
     def bytes_moved(self) -> int:
         return int(self.lm.bytes_moved)
 
-    @property
-    def couples(self) -> bool:
-        """Whether what it drafts for rows with a temperature shares the noise of the target's draws: then it is worth
-        something along texts that were drawn with this noise only."""
-        return self.limits.coupled is not None
-
     def pass_timers(self) -> dict[str, PassTimer]:
         return self._forward.pass_timers()
+
+    @property
+    def drawn_chain(self) -> int:
+        """The length of the chains that it draws for a row with a temperature, without costs; 0 if it draws none, or
+        trees, or chooses an exit for each node."""
+        drawn = self.limits.drawn
+        chains = drawn is not None and drawn.top_k == 1 and len(self.exit_sources) == 1
+        return drawn.depth(False) if drawn is not None and chains else 0
+
+    @property
+    def couples(self) -> bool:
+        """Whether its drafts for rows with a temperature share the noise of the target's own draws. They fit texts that
+        were drawn with this noise, and no others."""
+        return self.limits.coupled is not None
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
@@ -190,25 +204,31 @@ class LMDrafter:
         self.lm.commit(ended, paths)
 
     def _draws(self, row: Row) -> bool:
-        return self.limits.drawn is not None and not row.settings.greedy
+        return self.draws and not row.settings.greedy
 
-    def _shape_of(self, row: Row) -> Limits | DrawnLimits:
+    def _limits_of(self, row: Row) -> Limits | DrawnLimits:
         limits = self.limits
         return limits.likeliest if row.settings.greedy else limits.coupled or limits.drawn or limits.likeliest
 
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
 
-        A draft that does not pay need not read at all. Reading serves all later steps, so it is not weighed against the
-        gain of this one.
+        A draft that does not pay need not read at all. Reading serves all later steps, so it is weighed against what
+        drafting gains in all the steps that a row may still take.
         """
+        behind = {row: pending for row, pending in zip(rows, self._pending(rows)) if pending > MAY_WAIT}
         paying = len(rows)
         if policy.costs is not None:
-            coverage = policy.joint.coverage * policy.joint.trust
-            paying = policy.joint.expand([(1.0, row) for row in rows], {}, self._forward.entry, coverage)
-        self._pays = paying > 0
-        behind = zip(rows[:paying], self._pending(rows[:paying]))
-        self._read([(row, len(row.ids) - 1) for row, pending in behind if pending > MAY_WAIT])
+            account, entry = policy.joint, self._forward.entry
+            coverage = account.coverage * account.trust
+            paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
+            behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
+            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage):
+                behind = {}
+            # Rows that join are read with their prompts if reading all of such rows pays.
+            whole = {row: row.prompt_tokens for row in rows}
+            self._pays = account.reading_pays(whole, {row: row.stops.max_new_tokens for row in rows}, entry, coverage)
+        self._read([(row, len(row.ids) - 1) for row in behind])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:
         """`policy`; if it has no costs and this draft needs some, one that has no past."""
@@ -219,7 +239,7 @@ class LMDrafter:
 
     def _limit(self, row: Row, budget: Budget, priced: bool) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
-        limits = self._shape_of(row)
+        limits = self._limits_of(row)
         depth = min(limits.depth(priced), budget.depth, max(self.max_positions - len(row.ids), 0))
         if depth < 1 <= budget.depth and not self._rows[row].outgrown:
             self._rows[row].outgrown = True
@@ -233,75 +253,69 @@ class LMDrafter:
     # outright candidates, likeliest or coupled: a chain or a tree
 
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
-        priced = policy.costs is not None
-        self._catch_up(rows, policy)
         growths = [Growth(limit) for limit in limits]
-        entries: list[dict[int, int]] = [{} for _ in rows]
-        exits: list[list[tuple[int, int]]] = [[] for _ in rows]
-
-        def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
-            batch = [self._entries(rows[b], leaves, growths[b], entries[b]) for b, leaves in asked]
-            reaches = [[growths[b].reach(leaf) for leaf in leaves] for b, leaves in asked]
-            some = [rows[b] for b, _ in asked]
-            pricing = Pricing(policy, coupled=self.couples) if priced else None
-            output = self._forward.read(some, batch, reaches, self.vocab_size, pricing)
-            left = iter(output.exits)
-            for b, leaves in asked if output.exits else ():
-                exits[b] += [(growths[b].depth(leaf) + 1, next(left)) for leaf in leaves]
-            positions = [[len(rows[b].ids) + growths[b].depth(leaf) for leaf in leaves] for b, leaves in asked]
-            return self._candidates(output, some, positions, policy)
-
-        shape = self.limits.likeliest
+        policy.expect(rows, self.couples)
+        expansion = self._expansion(rows, limits, growths, policy, partial(policy.calibrated, coupled=self.couples))
         grow(
             growths,
-            expand,
-            width=shape.width if shape.top_k > 1 else 1,
-            min_reach=shape.min_confidence,
-            pricing=TreePricing(policy, rows, self._forward.entry, self._pending(rows)) if priced else None,
+            expansion.expand,
+            width=self.width,
+            min_reach=self.least_reach,
+            pricing=expansion.pricing(policy) if policy.costs is not None else None,
         )
         drafts = []
-        for row, growth, entry, left in zip(rows, growths, entries, exits):
+        for b, growth in enumerate(growths):
             draft, nodes = growth.draft()
-            draft.exits = left
-            self._rows[row].entry_of = {nodes[leaf]: at for leaf, at in entry.items() if leaf in nodes}
+            draft.exits = expansion.exits[b]
+            expansion.name(b, nodes)
             drafts.append(draft)
         return drafts
 
-    def _entries(self, row: Row, nodes: list[int], tree: Draft | Growth, entry_of: dict[int, int]) -> Entries:
-        """What to run: the pending tokens in the first round, then nodes below the entries of their parents."""
+    def expansion(
+        self,
+        rows: Sequence[Row],
+        budgets: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy | None,
+        calibrated: Calibrated,
+    ) -> LMExpansion:
+        """This draft model's part in trees that others build; for rows without a limit it has none."""
+        limits = [self._limit(row, budget, priced=False) for row, budget in zip(rows, budgets)]
+        for row in rows:
+            self._rows[row].entry_of = {}
+        return self._expansion(rows, limits, trees, self._with_costs(rows, policy), calibrated)
+
+    def _expansion(
+        self,
+        rows: Sequence[Row],
+        limits: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy,
+        calibrated: Calibrated,
+    ) -> LMExpansion:
+        able = [row for row, limit in zip(rows, limits) if limit.nodes and limit.depth]
+        if able:
+            self._catch_up(able, policy)
+        return LMExpansion(self, self._forward, rows, limits, trees, policy, calibrated)
+
+    def _entries(self, row: Row, nodes: list[int], tree: Draft | Expandable, entry_of: dict[int, int]) -> Entries:
+        """What to run: the pending tokens with the ROOT, which comes first, and nodes below their parents' entries."""
         state = self._rows[row]
-        if nodes == [ROOT]:
-            pending = row.ids[self.lm.length(row) :]
-            state.pending = len(pending)
-            return Entries.chain(pending)
-        tokens, parents = tree.tokens, tree.parents
-        below = [state.pending - 1 if parents[node] == ROOT else entry_of[parents[node]] for node in nodes]
-        entry_of.update({node: self.lm.uncommitted(row) + i for i, node in enumerate(nodes)})
-        return Entries([tokens[node] for node in nodes], below)
+        run = Entries([], [])
+        if nodes[:1] == [ROOT]:
+            run = Entries.chain(row.ids[self.lm.length(row) :])
+            state.pending, nodes = len(run.tokens), nodes[1:]
+        if nodes:
+            tokens, parents = tree.tokens, tree.parents
+            first = self.lm.uncommitted(row) + len(run.tokens)
+            entry_of.update({node: first + i for i, node in enumerate(nodes)})
+            run.parents += [state.pending - 1 if parents[node] == ROOT else entry_of[parents[node]] for node in nodes]
+            run.tokens += [tokens[node] for node in nodes]
+        return run
 
-    def _candidates(
-        self, output: DraftOutput, rows: Sequence[Row], positions: Sequence[Sequence[int]], policy: Policy
-    ) -> list[list[list[Candidate]]]:
-        """Each node's candidates, best first, with their probabilities, calibrated if there is a calibration.
-
-        `positions`: of the tokens that follow each row's nodes."""
-        found, at = [], 0
-        for row, some in zip(rows, positions):
-            logits_NV = output.logits_NV[at : at + len(some)]
-            nodes = []
-            best_NK = self._best(row, logits_NV, some)
-            for n, (tokens, raw) in enumerate(zip(*(each.tolist() for each in best_NK)), start=at):
-                source = self._source(output.exits, n)
-                raw = [one for one in raw if one > 0]  # the row's truncation may exclude some
-                probs = policy.calibrated(row, source, raw, self.couples)
-                nodes.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
-            found.append(nodes)
-            at += len(some)
-        return found
-
-    def _best(self, row: Row, logits_NV: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def best(self, row: Row, logits_NV: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """[N, K] The tokens to propose at these positions of a row, best first, and their raw confidences."""
-        most = self._shape_of(row).top_k
+        most = self._limits_of(row).top_k
         if self.couples and not row.settings.greedy:
             assert self._race is not None, "bind the drafter first"
             return self._race.arrivals(logits_NV, row.settings, row.key, positions, most)

@@ -1,7 +1,8 @@
-"""Builds drafters from how they are written: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`.
+"""Builds drafters from how they are written: `pld`, `small:MODEL[num_draft_tokens=8]`, `mine=more.yaml`, and several as
+one: `mix=pld+small:MODEL`.
 
-Short names, name -> {class_path, argument, init_args}, are in drafters.yaml; classes are imported by their dotted paths
-when needed.
+Short names, name -> {class_path, argument, optional, init_args}, are in drafters.yaml; classes are imported by their
+dotted paths when needed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -25,27 +26,31 @@ if TYPE_CHECKING:
 Registry = Mapping[str, Mapping[str, Any]]
 
 _LABEL = re.compile(r"([A-Za-z0-9_.+-]+)=(.+)", re.DOTALL)
+# How a drafter of a mix begins: with a name, a file, a label or another mix.
+_HEAD = re.compile(r"[\w.-]+($|[:\[=])|\(|.+\.ya?ml($|\[)")
 _OPEN, _CLOSE = "[{(", "]})"
+MIXED = "draftsmith.infer.drafters.Mixed"
 # What the policy reads of every drafter (Policy.of in infer/costs/policy.py); a class need not take them itself.
 FOR_THE_POLICY = ("calibration", "costs")
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One drafter as written: `label=name:argument[key=value, ...]`."""
+    """One drafter as written: `label=name:argument[key=value, ...]`; `parts`: those that a mix is made of."""
 
     name: str
     argument: str = ""
     init_args: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    parts: tuple[Spec, ...] = ()
 
     @property
     def is_file(self) -> bool:
-        return not self.argument and self.name.endswith((".yaml", ".yml"))
+        return not self.argument and not self.parts and self.name.endswith((".yaml", ".yml"))
 
 
 def short_names() -> dict[str, dict[str, Any]]:
-    """Short name -> {class_path, argument, init_args}."""
+    """Short name -> {class_path, argument, optional, init_args}."""
     text = files("draftsmith.infer.drafters").joinpath("drafters.yaml").read_text(encoding="utf-8")
     registry: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return registry
@@ -85,6 +90,11 @@ def _checked_all(specs: str, registry: Registry) -> dict[str, functools.partial[
     found: dict[str, functools.partial[Any]] = {}
     for text in split_outside_brackets(specs):
         spec = parse_spec(text)
+        if spec.parts:
+            if spec.label and spec.label in found:
+                raise ValueError(f"two drafters are called {spec.label!r}; give each its own label")
+            found[_unused(spec.label or spec.name, found)] = _mixed(spec, registry)
+            continue
         for label, class_path, init_args in _entries(spec, registry):
             own = spec.label or spec.is_file
             if own and label in found:
@@ -93,14 +103,41 @@ def _checked_all(specs: str, registry: Registry) -> dict[str, functools.partial[
     return found
 
 
-def split_outside_brackets(text: str) -> list[str]:
+def _mixed(spec: Spec, registry: Registry) -> functools.partial[Any]:
+    """Check a mix and its drafters; the result builds it, with its draft models on one device."""
+    builds = []
+    for part in spec.parts:
+        if part.label or part.parts:
+            raise ValueError(f"{spec.name!r}: a mix is a plain list of drafters: no labels and no mixes inside it")
+        found = [checked(*entry) for entry in _entries(part, registry)]
+        if len(found) != 1:
+            raise ValueError(f"{part.name!r} names {len(found)} drafters where a mix takes one")
+        builds += found
+    names = [(part.name, part.argument, str(part.init_args)) for part in spec.parts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{spec.name!r} names one drafter twice")
+    mix = checked(spec.label or spec.name, MIXED, {"drafters": [], **spec.init_args})
+    return functools.partial(_build_mixed, mix, builds)
+
+
+def _build_mixed(mix: Callable[..., Any], builds: Sequence[functools.partial[Any]], device: str | None = None) -> Any:
+    given = [
+        {"device": device}
+        if device is not None and "device" in inspect.signature(build).parameters.keys() - build.keywords.keys()
+        else {}
+        for build in builds
+    ]
+    return mix(drafters=[build(**where) for build, where in zip(builds, given)])
+
+
+def split_outside_brackets(text: str, at: str = ",") -> list[str]:
     """Split at commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in _OPEN) - (character in _CLOSE)
         if depth < 0:
             break
-        if character == "," and depth == 0:
+        if character == at and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
@@ -110,22 +147,55 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse `label=name:argument[key=value, ...]`; the values are YAML."""
+    """Parse `label=name:argument[key=value, ...]`, the values as YAML; or a mix, `label=A+B` or `(A+B)[key=value]`."""
     label, rest = "", text.strip()
     matched = _LABEL.fullmatch(rest)
     if matched:
         label, rest = matched.groups()
-    init_args: dict[str, Any] = {}
+    elif rest.endswith("="):
+        raise ValueError(f"{text!r} names no drafter: write {rest}pld, or for a mix {rest}pld+small:MODEL")
+    parts = _parts(rest)
+    if parts:
+        return _mix(parts, {}, label)
+    if rest.startswith("("):
+        inside, _, after = rest[1:].rpartition(")")
+        parts = _parts(inside)
+        if len(parts) < 2 or (after and not (after.startswith("[") and after.endswith("]"))):
+            raise ValueError(f"{text!r} is not a mix: write two drafters or more, (A+B) or (A+B)[nodes=16]")
+        init_args = _init_args(after[1:-1], text)
+        return _mix(parts, init_args, label)
+    init_args = {}
     if rest.endswith("]"):
         start = rest.find("[")
-        for pair in split_outside_brackets(rest[start + 1 : -1]):
-            key, equals, value = pair.partition("=")
-            if not equals or not key.strip():
-                raise ValueError(f"{pair!r} in {text!r} is not of the form key=value")
-            init_args[key.strip().replace("-", "_")] = _yaml(value, f"the value of {key.strip()} in {text!r}")
+        init_args = _init_args(rest[start + 1 : -1], text)
         rest = rest[:start]
     name, _, argument = rest.partition(":")
     return Spec(name.strip(), argument.strip(), init_args, label)
+
+
+def _mix(parts: Sequence[str], init_args: dict[str, Any], label: str) -> Spec:
+    specs = tuple(map(parse_spec, parts))
+    return Spec("+".join(spec.name for spec in specs), "", init_args, label, specs)
+
+
+def _parts(text: str) -> list[str]:
+    """The drafters of a mix; none if `text` is a single one. In brackets a plus is just a plus."""
+    parts = split_outside_brackets(text, "+")
+    if "+" not in text or not all(_HEAD.match(part) for part in parts):
+        return []
+    if len(parts) < 2 and text.strip() != text.strip("+ "):
+        raise ValueError(f"{text!r} has nothing on one side of its plus: a mix takes two drafters or more, A+B")
+    return parts if len(parts) > 1 else []
+
+
+def _init_args(text: str, whole: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in split_outside_brackets(text):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"{pair!r} in {whole!r} is not of the form key=value")
+        found[key.strip().replace("-", "_")] = _yaml(value, f"the value of {key.strip()} in {whole!r}")
+    return found
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -150,13 +220,16 @@ def _entries(spec: Spec, registry: Registry) -> Iterator[tuple[str, str, dict[st
         init_args[argument] = spec.argument
     elif spec.argument:
         raise ValueError(f"drafter {spec.name!r} takes nothing after the colon, and got {spec.argument!r}")
-    elif argument and argument not in init_args:
+    elif argument and argument not in init_args and not entry.get("optional"):
         raise ValueError(f"drafter {spec.name!r} needs its {argument}: write {spec.name}{_placeholder(entry)}")
     yield spec.label or spec.name, entry["class_path"], init_args
 
 
 def _placeholder(entry: Mapping[str, Any]) -> str:
-    return f":{entry['argument'].upper()}" if entry.get("argument") else ""
+    if not entry.get("argument"):
+        return ""
+    written = f":{entry['argument'].upper()}"
+    return f"[{written}]" if entry.get("optional") else written
 
 
 def _file_entries(spec: Spec) -> Iterator[tuple[str, str, dict[str, Any]]]:

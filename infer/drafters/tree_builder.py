@@ -9,9 +9,9 @@ pass, and kept only while it is worth the target's; the tree may then be empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget
@@ -26,6 +26,63 @@ class Candidate(NamedTuple):
     token: int
     confidence: float
     source: str
+
+
+class Expandable(Protocol):
+    """A growing tree, as a draft model sees it: tokens and parents by leaf, ROOT above them."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+
+    @property
+    def parents(self) -> list[int]: ...
+
+    def reach(self, leaf: int) -> float: ...
+
+    def depth(self, leaf: int) -> int: ...
+
+
+class Expansion(Protocol):
+    """A drafter's part in one step's trees. `limits`: of each row, 0 where it has no part; `exits[b]`: (depth, exit) of
+    the nodes of row b that it ran."""
+
+    limits: Sequence[Budget]
+    exits: list[list[tuple[int, int]]]
+
+    def pricing(self, policy: Policy) -> TreePricing: ...
+
+    def expand(self, asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
+        """The candidates below the asked (row, leaves): ROOT first, parents before their children, and nothing below a
+        leaf that was not asked for."""
+        ...
+
+    def name(self, b: int, nodes: Mapping[int, int]) -> None:
+        """The numbers by which row b's verdict will name the leaves that were run; those without one are dropped."""
+        ...
+
+
+@runtime_checkable
+class Expands(Protocol):
+    """A drafter that can be asked for the candidates below any leaf of trees that others build with it.
+
+    `width`: how many leaves of a row it takes per pass; `most_rounds`: how many passes per step; it is not asked below
+    leaves of less reach than `least_reach`. `draws`: whether it was made to draw its tokens, which such a tree cannot.
+    """
+
+    draws: object
+    width: int
+    most_rounds: int
+    least_reach: float
+    max_positions: int
+
+    def expansion(
+        self,
+        rows: Sequence[Row],
+        budgets: Sequence[Budget],
+        trees: Sequence[Expandable],
+        policy: Policy | None,
+        calibrated: Callable[[Row, str, list[float]], list[float]],
+    ) -> Expansion: ...
 
 
 @dataclass(slots=True)
@@ -127,8 +184,9 @@ def grow(
         going = [(b, growth) for b, growth in enumerate(growths) if rounds < growth.budget.depth]
         wanted = [(b, growth.wanted(width, min_reach)) for b, growth in going]
         asked = [(b, leaves) for b, leaves in wanted if leaves]
-        if pricing is not None:
-            asked = pricing.worth_reading(asked, reach)
+        if pricing is not None:  # whatever follows a node, the nodes above it are verified
+            above = sum(max(growths[b].depth(leaf) for leaf in leaves) for b, leaves in asked)
+            asked = pricing.worth_reading(asked, reach, verified=above)
         rounds += 1
     if pricing is not None:
         pricing.cut(growths)
@@ -147,11 +205,16 @@ class TreePricing:
     pending: Sequence[int] = ()
 
     def worth_reading(
-        self, asked: list[tuple[int, list[int]]], reach: Callable[[int, int], float], first: bool = False
+        self,
+        asked: list[tuple[int, list[int]]],
+        reach: Callable[[int, int], float],
+        first: bool = False,
+        verified: int = 0,
     ) -> list[tuple[int, list[int]]]:
-        """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows."""
+        """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows.
+        `verified`: how many nodes of all rows are verified in any case."""
         account = self.policy.joint
-        return self._chosen(asked, reach, account, account.coverage * account.trust, first)
+        return self._chosen(asked, reach, account, account.coverage * account.trust, first, verified)
 
     def drawn_worth_reading(
         self, asked: list[tuple[int, list[int]]], reach: Callable[[int, int], float], first: bool
@@ -170,13 +233,15 @@ class TreePricing:
         account: Account,
         coverage: float,
         first: bool,
+        verified: int = 0,
     ) -> list[tuple[int, list[int]]]:
         offers = sorted(
             ((reach(b, node), b, node) for b, nodes in asked for node in nodes), key=lambda offer: -offer[0]
         )
         pending = dict(zip(self.rows, self.pending)) if first else {}
         ranked = [(found, self.rows[b]) for found, b, _ in offers]
-        chosen = {(b, node) for _, b, node in offers[: account.expand(ranked, pending, self.entry, coverage)]}
+        count = account.expand(ranked, pending, self.entry, coverage, verified)
+        chosen = {(b, node) for _, b, node in offers[:count]}
         kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
         return [(b, nodes) for b, nodes in kept if nodes]
 

@@ -53,6 +53,8 @@ def cut_to_chain(draft: Draft) -> CutDraft:
             below = chain.sampled(below, token, trial.group, trial.source, trial.confidence)
         at = trial.node
         nodes.append(at)
+        if at in draft.also:
+            chain.also[below] = draft.also[at]
     return CutDraft(chain, nodes)
 
 

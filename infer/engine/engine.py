@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, Target
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, LearnsAnswers, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.top_tokens import states_asked
 from draftsmith.infer.contract.trace import Generation
@@ -45,6 +45,7 @@ class Engine:
         rule: the verification rule: token, block (the default), traversal, or one of your own (infer/rules).
         policy: decides how much is worth drafting and verifying; None: by what was measured for these two.
         chunk: how many tokens of joining rows are read per round, all rows together.
+        learn: hand finished answers to a drafter that learns from them.
         dtype: of the weights of a target that is loaded.
         device: where to load it.
     """
@@ -59,18 +60,18 @@ class Engine:
         rule: str | Rule | None = None,
         policy: Policy | None = None,
         chunk: int = CHUNK,
+        learn: bool = True,
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
         for what, value in (("batch_size", batch_size), ("chunk", chunk)):
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
-        self.rule = as_rule(rule)
+        self.rule, self.budget = as_rule(rule), budget
         self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size
-        self.budget = budget
         self.policy = Policy.of(self.target, self.drafter, batch_size=batch_size) if policy is None else policy
-        self.chunk = chunk
+        self.chunk, self.learn = chunk, learn
         self._seats: dict[Row, Seat] = {}
         self._waiting: deque[Row] = deque()
         self._live: list[Row] = []
@@ -240,7 +241,12 @@ class Engine:
         for row in [row for row in self._live if row.stop or len(row.ids) > self._seats[row].shown]:
             self._report(row)
             if row.stop:
-                self._leave_or_keep(row)
+                if self._seats[row].keep:
+                    self._live.remove(row)
+                else:
+                    self._drop(row)
+                if self.learn and isinstance(self.drafter, LearnsAnswers) and self.drafter.learns:
+                    self.drafter.add_answer(row)
 
     def _is_reading(self, row: Row) -> bool:
         """Whether the row's prompt is still being read. A target that verifies chains may have unread tokens later,
@@ -379,19 +385,12 @@ class Engine:
         elif event.done is not None:
             self._followed[event.row] = event
 
-    def _leave_or_keep(self, row: Row) -> None:
-        if self._seats[row].keep:
-            self._live.remove(row)
-        else:
-            self._drop(row)
-
     def _drop(self, row: Row) -> None:
         """Release a row in any state."""
         seat = self._seats.pop(row)
-        if row in self._live:
-            self._live.remove(row)
-        elif row in self._waiting:
-            self._waiting.remove(row)
+        for rows in (self._live, self._waiting):
+            if row in rows:
+                rows.remove(row)
         if not seat.admitted:
             return
         try:

@@ -161,4 +161,5 @@ def _trace(row: Row, draft: Draft, verdict: Verdict, number: int, batch: int) ->
         exits=draft.exits,
         committed_sources=credited + own,
         jointly=verdict.jointly,
+        also_named=dict(Counter(name for node in verdict.path[:accepted] for name in draft.also.get(node, ()))),
     )

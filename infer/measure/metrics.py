@@ -149,10 +149,14 @@ def by_depth(traces: Iterable[StepTrace]) -> list[dict[str, Any]]:
 
 
 def by_source(traces: Iterable[StepTrace]) -> dict[str, dict[str, Any]]:
-    """Nodes proposed by each source, candidates reached, and candidates accepted."""
+    """Nodes proposed by each source, candidates reached, and candidates accepted.
+
+    `also_named`: accepted tokens that the source named too, where another one is credited with the node."""
     nodes: Counter[str] = Counter()
+    also: Counter[str] = Counter()
     tried: dict[str, list[bool]] = defaultdict(list)
     for trace in traces:
+        also.update(trace.also_named)
         nodes.update(trace.nodes_by_source)
         for trial in trace.tried:
             tried[trial.source].append(trial.accepted)
@@ -161,8 +165,9 @@ def by_source(traces: Iterable[StepTrace]) -> dict[str, dict[str, Any]]:
             "nodes": nodes[source],
             **_count(len(tried[source]), sum(tried[source])),
             "acceptance_rate": ratio(sum(tried[source]), nodes[source]),
+            **({"also_named": also[source]} if source in also else {}),
         }
-        for source in sorted({*nodes, *tried})
+        for source in sorted({*nodes, *tried, *also})
     }
 
 

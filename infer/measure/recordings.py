@@ -33,7 +33,8 @@ class Recording:
     """Token ids of a prompt as it was served and of the answer to it.
 
     `conversation` is the row that it was read from; `time` is in seconds since 1970, None where the row has none;
-    `question` is the user's last message alone, empty where the row has only token ids.
+    `question` is the user's last message alone, empty where the row has only token ids. `logprobs`, `logprobs_mode` and
+    `sampling`: as of a Record.
     """
 
     key: str
@@ -43,6 +44,9 @@ class Recording:
     conversation: str = ""
     time: float | None = None
     question: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    logprobs_mode: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 def with_questions(
@@ -116,10 +120,13 @@ def recordings(records: Iterable[Record], template: Template) -> list[Recording]
         # A record with one answer gives it the row's name.
         names = [row] if record.token_ids else [f"{row}/{turn}" for turn in range(len(turns))]
         asked = [*_asked(record), *[""] * len(turns)]
-        for name, (prompt, answer), text in zip(names, turns, asked):
+        logged = [*record.logprobs_by_turn, *[[]] * len(turns)]
+        for name, (prompt, answer), text, logprobs in zip(names, turns, asked, logged):
             if answer:
-                question = encoder.encode(text)
-                found.append(Recording(name, record.category, prompt, answer, row, record.time, question))
+                one = Recording(name, record.category, prompt, answer, row, record.time, encoder.encode(text))
+                found.append(
+                    replace(one, logprobs=logprobs, logprobs_mode=record.logprobs_mode, sampling=record.sampling)
+                )
     if not found:
         raise ValueError("no record holds an answer to replay")
     return found

@@ -2,24 +2,28 @@
 
 Replay runs the decoding loop with a recorded target, so it gives accepted_length, hit_rate, nodes and the time to
 propose; a costs file turns them into predicted speedups (predicted.py). It is exact for outright drafts at any
-temperature (the target's token is drawn first and looked up), for sampled drafts at temperature 0 only.
+temperature (the target's token is drawn first and looked up), for sampled drafts at temperature 0 only. Chains that are
+drawn at a temperature are forecast instead (forecast/), from the log-probabilities of the recorded tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter
+from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter, LearnsAnswers
 from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.contract.sampling import Settings, resolve_settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.costs.identity import machine_text, modelled_on
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.engine.engine import BUDGET, Engine
 from draftsmith.infer.measure.bootstrap import ratio_interval
+from draftsmith.infer.measure.forecast.drafts import DrawsChains, bind_draft, drawn_chains
+from draftsmith.infer.measure.forecast.forecast import Forecast
+from draftsmith.infer.measure.forecast.texts import logged_settings, logged_texts
 from draftsmith.infer.measure.metrics import trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES, conclusion, pays_if, predict_replayed
 from draftsmith.infer.measure.recordings import Held, Recording, leakage, prompt_to_find, without_ends
@@ -95,7 +99,9 @@ class Replay:
 
     def results(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Any]:
         """The figures of every drafter over all streams, as JSON."""
-        found = self.run(drafters, progress)
+        drawn = drawn_chains(drafters) if self.temperature > 0 else {}
+        forecast = self._forecast(drawn, progress) if drawn else None
+        found = self.run({name: one for name, one in drafters.items() if name not in drawn}, progress)
         rows = {
             name: self.figures(one) | {"predicted": self._predicted(one, drafters[name])} for name, one in found.items()
         }
@@ -103,6 +109,7 @@ class Replay:
             row["pays_if"] = pays_if(row, row["predicted"])
         return {
             "drafters": rows,
+            "forecast": forecast,
             "streams": len(self.streams),
             "tokens": sum(len(one.answer) for one in self.streams),
             "temperature": self.temperature,
@@ -117,7 +124,13 @@ class Replay:
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:
         """Every drafter's generations; `progress` is called after each stream."""
         if self.arrival and not any(isinstance(drafter, DocumentLearner) for drafter in drafters.values()):
-            raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest:STORE can")
+            raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest can")
+        for name, drafter in drafters.items():
+            if isinstance(drafter, LearnsAnswers) and drafter.learns and not self.arrival:
+                raise ValueError(
+                    f"drafter {name!r} has nothing to draft from but the answers that arrive: add --arrival, or give "
+                    "it a store (rest:STORE, or --split)"
+                )
         answers = {one.key: one.answer for one in self.streams}
         target = RecordedTarget(answers, self.vocab_size, self.tokenizer, sampled=self.temperature > 0)
         found = {}
@@ -131,14 +144,16 @@ class Replay:
     ) -> Replayed:
         found, settings = Replayed(), Settings(temperature=self.temperature, seed=self.seed)
         ends = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
-        engine = Engine(target, drafter, budget=self.budget, rule=self.rule)
+        engine = Engine(target, drafter, budget=self.budget, rule=self.rule, learn=False)
         for number, stream in enumerate(self.streams, start=1):
             if isinstance(drafter, Holder):
                 answer, prompt = without_ends(stream.answer, ends), prompt_to_find(stream, ends)
                 found.held.append(Held(drafter.holds(answer), drafter.holds(prompt)))
             row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
             found.done += engine.run([row], strict=True)
-            if self.arrival and isinstance(drafter, DocumentLearner):
+            if self.arrival and isinstance(drafter, LearnsAnswers):
+                drafter.add_answer(row)
+            elif self.arrival and isinstance(drafter, DocumentLearner):
                 drafter.add_document(stream.answer)
             if progress is not None:
                 progress(number, len(self.streams))
@@ -165,6 +180,16 @@ class Replay:
         figures["accepted_length_interval"] = ratio_interval(committed, steps, seed=self.seed)
         figures["by_depth"] = known["by_depth"]
         return figures | {"steps": sum(steps), "total": len(done)}
+
+    def _forecast(self, drawn: Mapping[str, DrawsChains], progress: ReplayProgress | None) -> dict[str, Any]:
+        """Of drawn chains of every length up to the longest that a drafter draws."""
+        settings = resolve_settings(None, **logged_settings(self.streams, {"temperature": self.temperature}))
+        for drafter in drawn.values():
+            bind_draft(drafter, None, self.tokenizer)
+        texts, longest = logged_texts(self.streams, settings), max(one.drawn_chain for one in drawn.values())
+        lengths = range(1, longest + 1)
+        run = Forecast(texts, settings, lengths, seed=self.seed, costs=self.costs, batch_sizes=self.batch_sizes)
+        return run.results(drawn, progress)
 
     def _where(self) -> str:
         """What the costs are of, in the closing sentence."""

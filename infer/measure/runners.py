@@ -68,7 +68,11 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class LoopRunner:
-    """Decodes with one drafter, which it binds to the target; None is plain decoding."""
+    """Decodes with one drafter, which it binds to the target; None is plain decoding.
+
+    A drafter that learns from answers does not learn here: a question that is asked again, to warm up or to repeat it,
+    would find its own answer, and the order of questions would decide the figures.
+    """
 
     name: str
     target: Target
@@ -127,7 +131,7 @@ class LoopRunner:
         policy.batch_size = count
         engine = Engine(
             self.target, drafter, batch_size=count, budget=self.budget, rule=rule or self.rule, policy=policy,
-            chunk=CHUNK * count,
+            chunk=CHUNK * count, learn=False,
         )  # fmt: skip
         return engine.run(rows, strict=True)
 

@@ -2,7 +2,7 @@
 
 A draft token is accepted if it equals the recorded one. For a recording sampled at a temperature this is exact only for
 outright drafts (the draw was made first and is looked up). Sampled drafts need the distribution itself, so they are
-refused unless the recording is greedy.
+refused unless the recording is greedy; drawn chains are forecast (infer/measure/forecast).
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class RecordedTarget:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
             raise ValueError(
                 "answers sampled at a temperature can be replayed with outright drafts only: add [sample=false] to "
-                "drafters that draw, as in small:MODEL[sample=false]"
+                "drafters that draw, as in small:MODEL[sample=false]; drawn chains (top_k=1) of a draft with one exit "
+                "are forecast from answers with log-probabilities"
             )
         aheads = [self.answers[row.key][len(row.new_ids) :] for row in rows]
         return RecordedScores([RecordedDistribution(a, d, self.vocab_size) for a, d in zip(aheads, drafts)])

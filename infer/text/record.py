@@ -40,7 +40,8 @@ class Record:
     `messages`: a conversation. `turns`: user turns without answers. `outputs`: answers whose prompts are in another
     file (Spec-Bench's and FastChat's answer files). `text`: a plain document. `token_ids`: the answer (or document) as
     emitted; `prompt_token_ids`: its prompt. Of several turns: `token_ids_by_turn` and `prompt_token_ids_by_turn`, which
-    answer files lack.
+    answer files lack. `logprobs_by_turn`: the log-probability of each answer token; `logprobs_mode`: of which
+    distribution, as the row says it (processed_logprobs, raw_logprobs); `sampling`: the settings that it names.
     `time`: seconds since 1970.
     """
 
@@ -55,6 +56,9 @@ class Record:
     prompt_token_ids: list[int] = field(default_factory=list)
     token_ids_by_turn: list[list[int]] = field(default_factory=list)
     prompt_token_ids_by_turn: list[list[int]] = field(default_factory=list)
+    logprobs_by_turn: list[list[float]] = field(default_factory=list)
+    logprobs_mode: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     row: int = 0
     time: float | None = None
@@ -149,6 +153,18 @@ def ids_by_turn(row: Mapping[str, Any]) -> dict[str, list[list[int]]]:
     if found and (len(found) < 2 or len({len(turns) for turns in found.values()}) > 1):
         raise Unusable("token_ids_by_turn and prompt_token_ids_by_turn have different numbers of turns")
     return found
+
+
+def logprobs_of(value: Any) -> list[float]:
+    """The log-probabilities of an answer's tokens: a list of numbers, or as OpenAI's chat and completions have them.
+
+    Empty for anything else: few readers need them, and those report that they are missing."""
+    if isinstance(value, Mapping) and isinstance(value.get("content"), list):
+        value = [one.get("logprob") if isinstance(one, Mapping) else None for one in value["content"]]
+    elif isinstance(value, Mapping):
+        value = value.get("token_logprobs")
+    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
+    return [float(one) for one in value] if numbers and isinstance(value, list) else []
 
 
 def time_of(row: Mapping[str, Any]) -> float | None:

@@ -18,6 +18,7 @@ from draftsmith.infer.text.record import (
     first_choice,
     ids_by_turn,
     ids_of,
+    logprobs_of,
     text_of,
     texts_of,
     time_of,
@@ -76,7 +77,7 @@ def parse(row: Any, source: str, number: int, default_id: str, note: Note = lamb
         row = {"text": row}
     parts = _READERS[kind](row, note)
     ids = {name: ids_of(row, name) for name in ("token_ids", "prompt_token_ids")}
-    parts = {**{name: value for name, value in ids.items() if value}, **ids_by_turn(row), **parts}
+    parts = {**{name: value for name, value in ids.items() if value}, **ids_by_turn(row), **_logged(row), **parts}
     given_id = next((row[name] for name in ID_FIELDS if isinstance(row.get(name), str | int)), None)
     record = Record(
         id=default_id if given_id is None or given_id == "" else str(given_id),
@@ -89,6 +90,27 @@ def parse(row: Any, source: str, number: int, default_id: str, note: Note = lamb
     )
     _check_text(record)
     return record
+
+
+# The settings of a request that decide how its tokens were drawn.
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias",
+)  # fmt: skip
+
+
+def _logged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Log-probabilities and settings as `draftsmith answers` writes them."""
+    found: dict[str, Any] = {}
+    if flat := logprobs_of(row.get("logprobs")):
+        found["logprobs_by_turn"] = [flat]
+    if isinstance(turns := row.get("logprobs_by_turn"), list):
+        found["logprobs_by_turn"] = [logprobs_of(one) for one in turns]
+    if isinstance(row.get("logprobs_mode"), str):
+        found["logprobs_mode"] = row["logprobs_mode"]
+    if isinstance(row.get("sampling"), Mapping):
+        found["sampling"] = dict(row["sampling"])
+    return found
 
 
 def has_id(row: Any) -> bool:
@@ -144,6 +166,10 @@ def _read_log(row: Mapping[str, Any], note: Note) -> dict[str, Any]:
         for name in ("token_ids", "prompt_token_ids"):
             if ids := ids_of(choice, name) or ids_of(response, name):
                 parts[name] = ids
+        if logprobs := logprobs_of(choice.get("logprobs")):
+            parts["logprobs_by_turn"] = [logprobs]
+    if sampling := {name: request[name] for name in SAMPLING_FIELDS if request.get(name) is not None}:
+        parts["sampling"] = sampling
     return parts
 
 

@@ -53,6 +53,9 @@ COMMANDS: dict[str, Command] = {
     "env": Command(f"{_IN}.env:env", "show installed versions and this machine's hardware", START),
     "data": Command(f"{_IN}.data:data", "show how your data files are read", BEFORE),
     "replay": Command(f"{_IN}.replay:replay", "try drafters on recorded answers, without a target", BEFORE),
+    "forecast": Command(
+        f"{_IN}.forecast:forecast", "forecast a draft's accepted_length from logs, without decoding", BEFORE
+    ),
     "plan": Command(f"{_IN}.plan:plan", "find out which draft would pay, before you train one", BEFORE),
     "answers": Command(f"{_IN}.answers:answers", "write the target's own answers, to train on and to index", LEARNED),
     "train sft": Command(f"{_IN}.train:sft", "train a draft model by supervised fine-tuning", LEARNED),

@@ -35,6 +35,7 @@ def answers(
     top_k: IntFrom0 | None = None,
     top_p: Above0To1 | None = None,
     max_new_tokens: IntFrom1 = 128,
+    logprobs: bool = False,
     seed: IntFrom0 = 0,
     batch_size: IntFrom1 = 8,
     limit: IntFrom1 | None = None,
@@ -62,6 +63,7 @@ def answers(
         top_k: sample from this many of the likeliest tokens; 0 from all.
         top_p: overrides the preset.
         max_new_tokens: token limit of each answer.
+        logprobs: keep the log-probability of every token, after temperature and truncation (for `draftsmith forecast`).
         seed: random seed of sampling.
         batch_size: answers decoded together, or concurrent requests.
         limit: read at most this many prompts.
@@ -84,6 +86,8 @@ def answers(
 
     if (target is None) == (server is None):
         raise ValueError("give either --target or --server")
+    if logprobs and server is not None:
+        raise ValueError("--logprobs needs --target: a server's may be raw; `draftsmith forecast` reads its own logs")
     check_writable(out)
     if target is not None:
         check_model(target, dtype, device)
@@ -98,7 +102,11 @@ def answers(
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)
     form = find_template(template, load_tokenizer(str(tokenizer)) if loaded is None else loaded.tokenizer)
     config["template"] = form.name
+    if not logprobs:  # files from before there were any can be resumed
+        del config["logprobs"]
     settings = resolve_settings(None if loaded is None else loaded.generation_config, **wanted)
+    if logprobs and settings.greedy:
+        raise ValueError("--logprobs needs a temperature above 0: greedy tokens are not drawn; give --temperature")
     began = time.perf_counter()
     with AnswerFile(out, config | {"sampling": settings.to_json()}) as file:
         before = len(file.done)
@@ -106,7 +114,7 @@ def answers(
             assert server is not None
             _through_server(server, model, form, asked, settings, max_new_tokens, batch_size, file)
         else:
-            _by_engine(loaded, drafter, rule, form, asked, settings, max_new_tokens, batch_size, file)
+            _by_engine(loaded, drafter, rule, form, asked, settings, max_new_tokens, batch_size, file, logprobs)
         seconds = time.perf_counter() - began
         failed = len(file.errors)
         summary = {"out": out, "answered": len(file.done) - before - failed, "failed": failed}
@@ -123,15 +131,16 @@ def answers(
 
 def _by_engine(
     loaded: HFTarget, drafter: Any, rule: str, form: Template, asked: Any, settings: Any, max_new_tokens: int,
-    batch_size: int, file: Any,
+    batch_size: int, file: Any, logprobs: bool,
 ) -> None:  # fmt: skip
     from draftsmith.infer.answers.by_engine import answer_all
 
     drafter.bind(loaded)
     stops = loaded.stops(max_new_tokens)
     answer_all(
-        loaded, drafter, asked, form, settings, stops, file, batch_size=batch_size, rule=rule, progress=_Progress()
-    )
+        loaded, drafter, asked, form, settings, stops, file,
+        batch_size=batch_size, rule=rule, logprobs=logprobs, progress=_Progress(),
+    )  # fmt: skip
 
 
 def _through_server(

@@ -46,7 +46,9 @@ def bench(
     Args:
         target: folder or Hub name of the target model.
         data: questions: files, folders or `datasets` names.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml; a plus makes one of several,
+            as mix=pld+small:MODEL. `rest` without a store drafts from each answer's own text only: nothing is learned
+            from one question for the next.
         max_new_tokens: token limit of each answer (one per turn).
         temperature: 0 is greedy.
         top_k: sample from this many of the likeliest tokens; 0 from all.
@@ -138,6 +140,7 @@ def _questions(data: list[str], limit: int | None) -> list[Question]:
 
 def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge, str]:
     """Plain decoding, every drafter and every peer; encode, decode, the judge of ties, and the target's fingerprint."""
+    from draftsmith.infer.contract.protocols import LearnsAnswers
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure.peers import load_peers
     from draftsmith.infer.measure.runners import LoopRunner
@@ -162,6 +165,13 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     runners: list[Runner] = [
         LoopRunner(name, target, drafter, settings, stops, rule=rule) for name, drafter in drafters.items()
     ]
+    learning = [name for name, one in drafters.items() if isinstance(one, LearnsAnswers) and one.learns]
+    if learning:
+        print(
+            f"{', '.join(learning)}: answers are not learned here, so that each question is asked as if it were the "
+            "first; `draftsmith replay --arrival` measures what learning adds",
+            file=sys.stderr,
+        )
     runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 
     def encode(messages: Messages) -> list[int]:

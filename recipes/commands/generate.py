@@ -46,7 +46,8 @@ def generate(
         target: folder or Hub name of the target model.
         prompt: the prompt; `-` reads it from standard input.
         data: questions instead of a prompt: files, folders or `datasets` names; all are answered.
-        drafters: one drafter, such as pld or small:MODEL; plain decoding by default.
+        drafters: one drafter, such as pld, small:MODEL or mix=pld+small:MODEL; plain decoding by default. `rest`
+            without a store learns from each answer for the next ones.
         system: a system message.
         max_new_tokens: token limit of each answer.
         temperature: 0 is greedy; by default the model's own.

@@ -50,7 +50,8 @@ def replay(
         data: recorded answers: files, folders or `datasets` names; token ids are used if given. Also Spec-Bench's and
             FastChat's answer files, and answers/NAME.jsonl of `bench --out`.
         tokenizer: folder or Hub name of the target's tokenizer.
-        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's.
+        drafters: comma-separated, such as pld,rest:STORE,small:MODEL; with --split, `rest` uses the split's store, and
+            without a store it needs --arrival.
         questions: the questions of answer files; by default questions.jsonl or question.jsonl beside them or one
             folder up.
         split: index the earlier part and replay the later: time:0.9 or time:2026-05-01 by the rows' times, rows:0.9 by
@@ -65,7 +66,8 @@ def replay(
         batch_sizes: batch sizes of those predictions.
         template: how conversations were rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
             a format with {prompt}, or a FastChat name.
-        temperature: the temperature of the answers; above 0 drafters that draw need [sample=false].
+        temperature: the temperature of the answers; above 0 drawn chains are forecast, from answers with
+            log-probabilities, and drawn trees need [sample=false].
         nodes: maximum nodes of a draft.
         depth: maximum depth of a draft.
         rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
@@ -74,10 +76,13 @@ def replay(
         seed: random seed of the intervals.
         json: print one JSON object on the last line.
     """
+    from rich.text import Text
+
     from draftsmith.infer.contract.protocols import Budget
     from draftsmith.infer.costs.pass_costs import Costs
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.forecast.tables import forecast_tables
     from draftsmith.infer.measure.predicted import check_tokenizer
     from draftsmith.infer.measure.recordings import arrived, parse_split, recordings, split_recordings, with_questions
     from draftsmith.infer.measure.replay import Replay
@@ -134,7 +139,10 @@ def replay(
         return
     for line in report.lines():
         print(line)
-    tables.show(tables.replay_tables(results))
+    if results["drafters"]:
+        tables.show(tables.replay_tables(results))
+    if results["forecast"]:
+        tables.show([Text(), *forecast_tables(results["forecast"])])
 
 
 def _modelled(machine: str, config: str, dtype: str, latency: str) -> tuple[Costs, Callable[[Drafter], float]]:

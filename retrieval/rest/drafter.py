@@ -22,7 +22,7 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Tar
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.retrieval.rest.in_memory_index import InMemoryIndex
-from draftsmith.retrieval.store.segments import Manifest, Store
+from draftsmith.retrieval.store.segments import Manifest, Store, stream_dtype
 
 if TYPE_CHECKING:
     from draftsmith.retrieval.rest.lookup import RowIndex
@@ -33,6 +33,8 @@ KIND = "rest"
 # questions that no reported figure uses.
 DISCOUNTS = np.array([0.5, 0.6, 0.7, 0.8])
 STRENGTHS = np.array([16.0, 8.0, 4.0, 2.0])
+# How many tokens of its prompt are added with an answer.
+LEAD = 16
 # Calibration: the blended probability, and the share of such tokens that was accepted.
 BLENDED = np.array([0.0, 0.021, 0.144, 0.245, 0.355, 0.449, 0.552, 0.645, 0.724, 0.852, 0.963, 1.0])
 ACCEPTED = np.array([0.0, 0.03, 0.123, 0.17, 0.219, 0.298, 0.355, 0.475, 0.57, 0.67, 0.899, 1.0])
@@ -42,7 +44,7 @@ class Rest:
     """Drafts from a store of documents and from the row's own text.
 
     Args:
-        store: the store's folder (`draftsmith store build rest`).
+        store: the store's folder (`draftsmith store build rest`); None starts with no documents.
         nodes: the most nodes of a draft.
         num_draft_tokens: how many tokens to read after each place.
         max_match: the longest match to look for, in tokens.
@@ -58,6 +60,8 @@ class Rest:
             this process's memory as its pages are touched, in the end all of them.
         cache_mb: size of that cache, shared by all threads.
         max_arrived: how many tokens of documents added while drafting to keep in memory, newest first.
+        learn: also draft from the answers that were finished so far; None: only without a store. They are kept in
+            memory and forgotten when the process ends.
         calibration: how often candidates of each confidence are accepted: a file, auto (what `draftsmith calibrate`
             measured for this store and target, if it did) or none.
         costs: measured costs of the target's passes: a file, auto or none. With costs, each tree is cut to the nodes
@@ -72,7 +76,7 @@ class Rest:
 
     def __init__(
         self,
-        store: str,
+        store: str | None = None,
         nodes: int = 64,
         num_draft_tokens: int = 12,
         max_match: int = 16,
@@ -87,6 +91,7 @@ class Rest:
         max_mapped_mb: float = 256,
         cache_mb: float = 64,
         max_arrived: int = 8_000_000,
+        learn: bool | None = None,
         calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
@@ -100,8 +105,11 @@ class Rest:
             raise ValueError(
                 "context_weight, context_lead, context_hits, min_confidence and max_mapped_mb must not be negative"
             )
-        self.path = Path(store).expanduser()
-        self.origin = str(self.path)
+        if store == "":
+            raise ValueError("the store's name is empty: give its folder, or leave it out to start with no documents")
+        self.path = None if store is None else Path(store).expanduser()
+        self.origin = "" if self.path is None else str(self.path)
+        self.learns = self.path is None if learn is None else learn
         self.num_nodes = nodes
         self.num_draft_tokens = num_draft_tokens
         self.max_match = max_match
@@ -125,33 +133,37 @@ class Rest:
         return {}
 
     def bind(self, target: Target) -> None:
-        """Open the store, check that it fits the target, and compile the kernels (or load them from numba's cache)."""
-        mapped = Manifest.read(self.path, KIND).bytes <= self.max_mapped_mb * 2**20 or not hasattr(os, "pread")
-        filed = () if mapped else ("tokens", "suffixes")
+        """Open the store, check that it fits the target, and compile the kernels (or load them from numba's cache).
+
+        What was learned before is forgotten.
+        """
         try:
             from draftsmith.retrieval.rest import lookup, tree
         except ImportError as error:
             raise ValueError("REST needs numba: pip install 'draftsmith[retrieval]'") from error
         self._lookup, self._tree = lookup, tree
-        store = Store.open(self.path, KIND, "checksums" if self.verify else "sizes", filed)
-        if target.tokenizer is not None:
-            store.check_tokenizer(target.tokenizer)
-        if store.manifest.vocab_size > target.vocab_size:
-            raise ValueError(
-                f"the store {self.path} was built for {store.manifest.vocab_size} token ids; the target has "
-                f"{target.vocab_size}"
-            )
-        self._store = store
-        self._mapped = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
-        self._known, self._vocab = store.manifest.vocab_size, target.vocab_size
-        self._added = InMemoryIndex(self._known, np.dtype(store.manifest.dtype), self.max_arrived)
+        self._mapped, self._known, self._vocab = [], target.vocab_size, target.vocab_size
+        dtype = stream_dtype(self._vocab)
+        stored: list[list[tuple[Any, Any]]] = [[] for _ in range(self.threads)]
+        if self.path is not None:
+            store, filed = self._open(self.path, target)
+            self._store = store  # its files are open as long as it lives
+            self._mapped = [(segment.tokens, segment.arrays["suffixes"]) for segment in store.segments]
+            self._known, dtype = store.manifest.vocab_size, np.dtype(store.manifest.dtype)
+            stored = [self._cached(store) if filed else self._mapped for _ in range(self.threads)]
         sizes = (self.max_match, self.hits + self.context_hits, self.num_draft_tokens, self.num_nodes, self._vocab)
-        self._scratches = [Scratch(self._cached(store) if filed else self._mapped, *sizes) for _ in range(self.threads)]
+        self._scratches = [Scratch(segments, *sizes) for segments in stored]
         if self._pool is not None:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        first = [int(token) for token in self._mapped[0][0][:2]]
+        self._added = InMemoryIndex(self._known, dtype, self.max_arrived)
+        first = [int(token) for token in self._mapped[0][0][:2]] if self._mapped else [0, 0]
+        if self.learns:
+            # An answer that is added later must not be the first to need what is missing.
+            self.add_document(first)
         self._draft(lookup.RowIndex(), first * 2, Budget(1, 1), self._scratches[0])
+        self._added.clear()
+        self._cover()
 
     def open(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -167,9 +179,16 @@ class Rest:
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         pass
 
+    def add_answer(self, row: Row) -> None:
+        """Also draft from this answer, and from the end of its prompt: what an answer begins with follows on that."""
+        self.add_document(row.ids[max(row.prompt_tokens - LEAD, 0) :])
+
     def add_document(self, ids: Sequence[int]) -> None:
         """Also draft from this document. It is kept in memory; the store does not change."""
         self._added.add_document(ids)
+        self._cover()
+
+    def _cover(self) -> None:
         for scratch in self._scratches:
             scratch.cover(len(self._mapped) + len(self._added.runs))
 
@@ -178,6 +197,20 @@ class Rest:
         ids_T = np.asarray(ids, np.int64)
         segments = [*self._mapped, *self._runs()]
         return any(self._lookup.contains(tokens, suffixes, self._known, ids_T) for tokens, suffixes in segments)
+
+    def _open(self, path: Path, target: Target) -> tuple[Store, bool]:
+        """The store, and whether it is too large to be mapped into memory."""
+        mapped = Manifest.read(path, KIND).bytes <= self.max_mapped_mb * 2**20 or not hasattr(os, "pread")
+        filed = () if mapped else ("tokens", "suffixes")
+        store = Store.open(path, KIND, "checksums" if self.verify else "sizes", filed)
+        if target.tokenizer is not None:
+            store.check_tokenizer(target.tokenizer)
+        if store.manifest.vocab_size > target.vocab_size:
+            raise ValueError(
+                f"the store {path} was built for {store.manifest.vocab_size} token ids; the target has "
+                f"{target.vocab_size}"
+            )
+        return store, not mapped
 
     def _cached(self, store: Store) -> list[tuple[Any, Any]]:
         """Each segment's tokens and suffixes, read from their files through one cache."""

@@ -49,14 +49,19 @@ class InMemoryIndex:
         return sum(len(run.tokens) for run in self.runs)
 
     def add_document(self, ids: Sequence[int]) -> None:
-        """Index one document; an empty one changes nothing."""
+        """Index one document; an empty one changes nothing. An interrupt loses no other document."""
         document = check_ids(ids, self.vocab_size, "an added document")
         if not len(document):
             return
         tokens, _ = join([document], self.dtype)
-        sealed = self.max_tokens // SHARE
-        while self.runs and len(self.runs[-1].tokens) < min(2 * len(tokens), sealed):
-            tokens = np.concatenate([self.runs.pop().tokens, tokens])
-        self.runs.append(SortedRun(tokens, backward_suffixes(tokens, separator(self.dtype))))
-        while len(self) > self.max_tokens and len(self.runs) > 1:
-            self.runs.pop(0)
+        runs, sealed = list(self.runs), self.max_tokens // SHARE
+        while runs and len(runs[-1].tokens) < min(2 * len(tokens), sealed):
+            tokens = np.concatenate([runs.pop().tokens, tokens])
+        runs.append(SortedRun(tokens, backward_suffixes(tokens, separator(self.dtype))))
+        while sum(len(run.tokens) for run in runs) > self.max_tokens and len(runs) > 1:
+            runs.pop(0)
+        self.runs = runs
+
+    def clear(self) -> None:
+        """Drop all documents."""
+        self.runs = []

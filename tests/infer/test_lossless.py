@@ -20,7 +20,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SD2, Lookahead, Recycling, SmallLM
+from draftsmith.infer.drafters import SD2, Lookahead, Mixed, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -98,6 +98,20 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     "recycle": lambda model: Recycling(nodes=12),
     "recycle by cost": lambda model: Recycling(max_key=3, costs=CHEAP),
     "lookahead": lambda model: Lookahead(window=4, ngram=3, guesses=3),
+    "mixed": lambda model: Mixed(
+        [
+            PromptLookup(),
+            SmallLM(model, num_draft_tokens=4, top_k=2, nodes=8, min_confidence=0.0, sample=False),
+            SD2(model, [1, 2], "threshold", thresholds=[0.5, 0], num_draft_tokens=3, top_k=3, min_confidence=0.0),
+        ],
+        nodes=16,
+    ),
+    "mixed by cost": lambda model: Mixed(
+        [
+            PromptLookup(),
+            SD2(model, [1, 2], num_draft_tokens=6, nodes=16, costs=CHEAP_TO_VERIFY, calibration=CALIBRATION),
+        ]
+    ),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(
@@ -113,6 +127,8 @@ COSTS = Costs({
     "sd2:1": PassCost((1, 16), (0.002, 0.004)),
     "sd2:2": PassCost((1, 16), (0.01, 0.1)),
 })  # fmt: skip
+# In a mix, what others found makes a draft's pass worth less: verifying costs little, so that trees stay deep.
+CHEAP_TO_VERIFY = Costs({**COSTS.passes, **CHEAP.passes})
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

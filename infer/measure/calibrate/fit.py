@@ -35,6 +35,7 @@ from draftsmith.infer.costs.calibration import (
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.coupled import Race
+from draftsmith.infer.drafters.mixed.mixed import Mixed
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.measure.calibrate.observations import (
@@ -87,7 +88,12 @@ def home(drafter: Drafter) -> str:
 def check_homes(drafters: Mapping[str, Drafter], target: Target) -> None:
     """Raise, before anything is measured, if results could not be saved or merged with earlier ones."""
     fingerprint = target.fingerprint()
-    for drafter in drafters.values():
+    for label, drafter in drafters.items():
+        if isinstance(drafter, Mixed):
+            raise ValueError(
+                f"{label} is a mix, which has no calibration of its own: calibrate its drafters ({drafter.name}), each "
+                "by itself"
+            )
         path = calibration_path(home(drafter), fingerprint)
         _earlier(path)
         there = next(parent for parent in path.parents if parent.exists())

@@ -41,6 +41,10 @@ def about(run: ReportedRun, label: str, registry: Registry) -> About:
     entry = registry.get(spec.name, {})
     if entry.get("control"):
         return About("control", written)
+    if spec.parts:
+        costs = [(part.name, *_cost(part.argument)) for part in spec.parts if part.argument]
+        made, adds = ("; ".join(f"{name}: {one[at]}" for name, *one in costs) or "nothing" for at in (0, 1))
+        return About("drafter", written, made, adds)
     made, adds = _cost(spec.argument) if spec.argument else ("nothing to make", "nothing")
     if spec.is_file:
         made, adds = f"not recorded: see {spec.name}", "not recorded"

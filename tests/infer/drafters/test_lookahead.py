@@ -129,7 +129,8 @@ def test_probes_are_never_accepted_even_where_they_are_right(make_model: Any) ->
     row = Row("0", ids, stops=Stops(30))
     with Engine(target, drafter) as engine:
         engine.add(row)
-        engine.step()
+        for _ in range(2):  # the prompt is handed on after the first token
+            engine.step()
         window, text = drafter._windows[row], [*ids, *answer]
         at = len(row.ids) - 1
         window.pool.known.clear()

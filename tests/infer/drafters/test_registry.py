@@ -85,6 +85,56 @@ def test_a_spec_is_label_name_argument_and_typed_init_args(text, expected):
     assert parse_spec(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "label", "parts", "init_args"),
+    [
+        ("mix=pld+small:m", "mix", [Spec("pld"), Spec("small", "m")], {}),
+        ("both=small:m[n=8]+pld[a=[1,2]]", "both", [Spec("small", "m", {"n": 8}), Spec("pld", "", {"a": [1, 2]})], {}),
+        ("m=(pld+small:m)[nodes=14]", "m", [Spec("pld"), Spec("small", "m")], {"nodes": 14}),
+        ("pld+small:/a/b", "", [Spec("pld"), Spec("small", "/a/b")], {}),
+    ],
+)
+def test_a_mix_is_a_list_of_specs(text, label, parts, init_args):
+    spec = parse_spec(text)
+    assert (spec.label, list(spec.parts), spec.init_args) == (label, parts, init_args)
+
+
+def test_a_plus_in_a_path_or_a_value_makes_no_mix():
+    assert parse_spec("small:/a+b/c") == Spec("small", "/a+b/c")
+    assert parse_spec("small[model=a+b]") == Spec("small", "", {"model": "a+b"})
+    assert parse_spec("pld[x=1e+3]").parts == ()
+
+
+def test_a_mix_is_built_of_its_drafters_on_one_device(monkeypatch):
+    mix = load_drafter("both=(pld[nodes=3]+empty)[nodes=9]")
+    assert [type(one).__name__ for one in mix.drafters] == ["PromptLookup", "Empty"]
+    assert (mix.nodes, mix.drafters[0].nodes, mix.name) == (9, 3, "pld+empty")
+    assert list(load_drafters("both=pld+empty,pld,pld+oracle", short_names())) == ["both", "pld", "pld+oracle"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mix=", "'mix=' names no drafter: write mix=pld"),
+        ("mix=pld+", "a mix takes two drafters or more"),
+        ("mix=(pld)", "is not a mix"),
+        ("mix=pld+pld", "names one drafter twice"),
+        ("mix=pld[nodes=3]+pld", "two drafters named 'pld'"),
+        ("mix=pld+nope", "unknown drafter 'nope'"),
+        ("mix=pld+(rest:a+empty)", "no labels and no mixes inside it"),
+        ("mix=pld+mine=empty", "no labels and no mixes inside it"),
+        ("mix=(pld+empty)[nodez=2]", "has no argument 'nodez'"),
+        ("a=pld+empty,a=pld", "two drafters are called 'a'"),
+        ("a=pld,a=pld+empty", "two drafters are called 'a'"),
+    ],
+)
+def test_a_wrong_mix_is_reported_in_one_line(spec, message):
+    with pytest.raises(ValueError) as raised:
+        load_drafters(spec, short_names())
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_commas_inside_brackets_do_not_split():
     assert split_outside_brackets("pld, small:m[exits=[1,2],b={a: 1, c: 2}],,x") == [
         "pld",

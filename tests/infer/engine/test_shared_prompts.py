@@ -50,7 +50,9 @@ def check_shared(pair: tuple[Any, Any], name: str) -> None:
     drafter.bind(target)
     read: list[int] = []
     inner = target.lm.prefill
-    target.lm.prefill = lambda rows, tokens, taps=(): (read.extend(map(len, tokens)), inner(rows, tokens, taps))[1]
+    target.lm.prefill = lambda rows, tokens, *args, **more: (
+        read.extend(map(len, tokens)), inner(rows, tokens, *args, **more)
+    )[1]  # fmt: skip
     engine = Engine(target, drafter, batch_size=9, chunk=100)
     largest = 0
     rows = make_rows()

@@ -73,6 +73,14 @@ def test_credit_by_source(three_steps):
     assert found["small"]["acceptance_rate"] == pytest.approx(2 / 3)
 
 
+def test_what_another_source_is_credited_with_counts_apart(trace):
+    step = trace(committed=2, nodes=1, tried=[(1, "pld", True)])
+    step.nodes_by_source, step.also_named = {"pld": 1}, {"small": 1}
+    found = by_source([step])
+    assert "also_named" not in found["pld"]
+    assert (found["small"]["also_named"], found["small"]["nodes"]) == (1, 0)
+
+
 def test_exits_are_counted_by_layer(three_steps):
     assert by_exit(three_steps) == {"6": 2, "9": 1}
 

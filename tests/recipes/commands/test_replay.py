@@ -184,7 +184,7 @@ def test_answers_of_several_turns_are_replayed_with_the_ids_that_were_emitted(
         (["--split", "time:0.05"], "leaves nothing to index"),
         (["--store_out", "x"], "give --split as well"),
         (["--split", "rows:0.5", "--latency", "nowhere.json"], "nowhere.json does not exist"),
-        ([], "drafter 'rest' needs its store"),
+        ([], "drafter 'rest' has nothing to draft from but the answers that arrive: add --arrival"),
     ],
 )
 def test_what_cannot_be_split_is_told_in_one_line(replay, rows_file, words, line):

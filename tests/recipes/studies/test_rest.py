@@ -13,6 +13,7 @@ import pytest
 from draftsmith.recipes.cli.main import run
 from draftsmith.recipes.studies import run_study
 from draftsmith.recipes.studies.rest_against_peer import rest_against_peer
+from draftsmith.recipes.studies.rest_against_suffixes import PEERS, rest_against_suffixes, suffix_caches
 from draftsmith.recipes.studies.rest_scale import growth, rest_scale
 
 SIZES = [1e6, 1e7, 1e8]
@@ -84,3 +85,48 @@ def test_scale_builds_and_queries_text_of_the_size_asked_for(
     told = last_line(capsys)
     assert [size["tokens"] for size in told["sizes"]] == [5000, 40000]
     assert told["build_growth"] > 0
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Path:
+    """A package of the peer's name: it drafts what followed the newest token, in all answers so far."""
+    folder = tmp_path / "peer" / "arctic_inference" / "suffix_decoding"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / "__init__.py").write_text(
+        "class Found:\n"
+        "    def __init__(self, ids): self.token_ids, self.parents = ids, list(range(-1, len(ids) - 1))\n"
+        "class SuffixDecodingCache:\n"
+        "    def __init__(self): self.seen = []\n"
+        "    def start_request(self, key, ids): self.seen += ids\n"
+        "    def stop_request(self, key): pass\n"
+        "    def add_active_response(self, key, ids): self.seen += ids\n"
+        "    def speculate(self, key, ids, max_spec_tokens, use_tree_spec, **limits):\n"
+        "        places = [i for i, token in enumerate(self.seen[:-1]) if token == ids[-1]]\n"
+        "        return Found(self.seen[places[-1] + 1:][:max_spec_tokens] if places else [])\n"
+    )
+    return tmp_path / "peer"
+
+
+def test_rest_without_a_store_is_shown_beside_suffix_trees_at_equal_nodes(
+    logs: Path, word_tokenizer: Path, peer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(logs), "--tokenizer", str(word_tokenizer), "--template", "Q: {prompt} A:", "--nodes", "2,6"]
+    run_study(rest_against_suffixes, [*words, "--peer", str(peer), "--skip", "5", "--limit", "20", "--json"])
+    told = last_line(capsys)
+    assert (told["streams"], list(told["nodes"])) == (20, ["2", "6"])
+    for nodes, drafters in told["nodes"].items():
+        assert list(drafters) == ["rest", *PEERS]
+        for name, figures in drafters.items():
+            assert 1 < figures["accepted_length"] <= 1 + int(nodes)
+            assert 0 < figures["nodes_per_step"] <= int(nodes)
+            if name in PEERS:
+                ratio = drafters["rest"]["accepted_length"] / figures["accepted_length"]
+                assert figures["rest_over_it"] == pytest.approx(ratio)
+                assert figures["rest_over_it_interval"][0] <= ratio <= figures["rest_over_it_interval"][1]
+    assert told["nodes"]["6"]["rest"]["accepted_length"] > told["nodes"]["2"]["rest"]["accepted_length"]
+
+
+def test_a_folder_without_the_peer_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no folder arctic_inference"):
+        suffix_caches(str(tmp_path))

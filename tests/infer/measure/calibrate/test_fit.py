@@ -13,6 +13,8 @@ from draftsmith.infer.costs.calibration import Calibration, calibration_path, fi
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.drafters.mixed.mixed import Mixed
 from draftsmith.infer.drafters.sd2 import SD2
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.calibrate import costs as costs_module
@@ -256,3 +258,9 @@ def test_calibration_errors_fall_on_a_trained_pair(make_model, folders):
     assert scores["ece_after"] < scores["ece_before"]
     assert scores["first_ece_after"] < scores["first_ece_before"]
     assert set(found.covered_error) == {f"1>1@{k}" for k in (1, 2, 4, 8)}
+
+
+def test_a_mix_is_not_calibrated_itself(make_model):
+    mix = Mixed([PromptLookup(), Empty()])
+    with pytest.raises(ValueError, match=r"both is a mix, .* calibrate its drafters \(pld\+empty\)"):
+        check_homes({"both": mix}, HFTarget(make_model("llama")))

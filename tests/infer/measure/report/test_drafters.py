@@ -50,6 +50,16 @@ def test_a_trained_draft_tells_its_time_and_its_weights(told, tmp_path):
     assert found.elsewhere == {"transformers": f"load {draft}"}
 
 
+def test_a_mix_costs_what_its_drafters_cost(told, tmp_path):
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    (draft / "model.safetensors").write_bytes(b"0" * 21_000)
+    found = told({"mix": {}}, drafters=f"mix=pld+small:{draft}[nodes=3]")["mix"]
+    assert (found.kind, found.made, found.adds) == (
+        "drafter", "small: cost not recorded", "small: 21 kB weights"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("store", "made"),
     [

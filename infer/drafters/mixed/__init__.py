@@ -1,0 +1,1 @@
+"""Several drafters as one: their candidates are merged into one tree."""

@@ -1,0 +1,1 @@
+"""The accepted_length of drawn chains from log-probabilities, without decoding."""

@@ -1,0 +1,115 @@
+"""The log-probabilities that a draft model gives the tokens of a text, at each of its exits, in one pass over the text.
+
+The model runs in the drafter's own runner, and its distribution is the one that a drawn draft comes from: after the
+row's temperature and truncation.
+
+Legend: T tokens of the answer, N tokens of a pass, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from draftsmith.infer.contract.protocols import Target
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.models.recorded_target import RecordedTarget
+from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tokens of a pass: bounds the memory of the logits.
+CHUNK = 128
+
+
+@runtime_checkable
+class DrawsChains(Protocol):
+    """A drafter with a model whose distribution at a token depends on the text alone. `exit_sources`: as of
+    LeavesEarly."""
+
+    exit_sources: Mapping[int, str]
+    tokenizer: PreTrainedTokenizerBase | None
+    draft_vocab_size: int
+    vocab_size: int
+    max_positions: int
+
+    @property
+    def drawn_chain(self) -> int: ...
+
+    @property
+    def lm(self) -> ModelRunner: ...
+
+    def bind(self, target: Target) -> None: ...
+
+
+def check_draws(label: str, drafter: Any) -> DrawsChains:
+    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter."""
+    if not isinstance(drafter, DrawsChains):
+        raise ValueError(f"{label} draws nothing from a model of its own: `draftsmith replay` is exact for it")
+    return drafter
+
+
+def drawn_chains(drafters: Mapping[str, Any]) -> dict[str, DrawsChains]:
+    """Those of `drafters` that draw chains for rows with a temperature."""
+    return {label: one for label, one in drafters.items() if isinstance(one, DrawsChains) and one.drawn_chain}
+
+
+def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Bind a draft to its target; without one, check that the texts' `tokenizer` is the draft's, and assume that the
+    target's vocabulary is padded like the draft's."""
+    drafter.bind(RecordedTarget({}, drafter.draft_vocab_size, tokenizer) if target is None else target)
+
+
+@torch.inference_mode()
+def draft_logprobs(
+    drafter: DrawsChains, prompt: Sequence[int], answer: Sequence[int], settings: Settings
+) -> dict[str, np.ndarray]:
+    """[T] by source: log(draft_probs) of every answer token; -inf where the draft cannot draw it, and beyond the
+    draft's context."""
+    lm, row = drafter.lm, object()
+    ids = [*prompt, *answer]
+    first, last = len(prompt) - 1, min(len(ids), drafter.max_positions) - 1
+    found: dict[str, list[np.ndarray]] = {source: [np.zeros(0)] for source in drafter.exit_sources.values()}
+    lm.open(row, len(ids))
+    try:
+        lm.prefill([row], [ids[: min(first, last)]], blocks=max(len(lm.exits), 1))
+        for start in range(first, last, CHUNK):
+            end = min(start + CHUNK, last)
+            logits = _logits(lm, row, ids[start:end])
+            following_N = torch.tensor(ids[start + 1 : end + 1], device=lm.device)
+            for source, logits_NV in zip(found, logits, strict=True):
+                found[source].append(_chosen(logits_NV[:, : drafter.vocab_size], following_N, settings))
+    finally:
+        lm.close(row)
+    beyond = np.full(len(answer) - max(last - first, 0), -np.inf)
+    return {source: np.concatenate([*parts, beyond]) for source, parts in found.items()}
+
+
+def _logits(lm: ModelRunner, row: object, tokens: list[int]) -> list[torch.Tensor]:
+    """[N, V] of each exit for tokens behind the row's, which are committed."""
+    chain, every = [Entries.chain(tokens)], [list(range(len(tokens)))]
+    if lm.exits:
+        states = lm.enter([row], chain)
+        logits = [lm.logits(states[0])]
+        for block in range(1, len(lm.exits)):
+            logits.append(lm.logits(lm.deepen([row], block, every)[0]))
+    else:
+        logits = [lm.forward([row], chain, eagerly=True).logits_NV]
+    lm.commit([row], every)
+    return logits
+
+
+def _chosen(logits_NV: torch.Tensor, following_N: torch.Tensor, settings: Settings) -> np.ndarray:
+    scores_NV = logits_NV.float()
+    for warper in settings.warpers():
+        scores_NV = warper(None, scores_NV)
+    logs_NV = torch.log_softmax(scores_NV.double(), -1)
+    inside_N = following_N < logs_NV.shape[-1]
+    logs_N = logs_NV.gather(1, torch.where(inside_N, following_N, 0)[:, None])[:, 0]
+    found: np.ndarray = torch.where(inside_N, logs_N, -torch.inf).cpu().numpy()
+    return found
