@@ -60,7 +60,7 @@ class Account:
 
     def __init__(self, costs: Costs, displaced: float = DISPLACED) -> None:
         self._costs = costs
-        self._displaced = displaced
+        self.displaced = displaced
         self._target = costs.of("target")
         self._contexts: dict[Row, int] = {}
         self._seen = 0
@@ -210,7 +210,7 @@ class Account:
         before = self._step_seconds(verified, verified * self._seen / len(self._contexts))
         verify_NM = verify.reshape(nodes_NM.shape) - before
         tokens_NM = reach_N[:, None] * np.cumsum(coverage ** (1.0 + further_M))
-        net_NM = tokens_NM * self.seconds_per_token - self._displaced * (draft_NM + verify_NM)
+        net_NM = tokens_NM * self.seconds_per_token - self.displaced * (draft_NM + verify_NM)
         if not net_NM.size or net_NM.max() <= 0:
             return FirstGain(0, 0.0, 0.0)
         n, m = divmod(int(net_NM.argmax()), MOST_AHEAD)
@@ -223,7 +223,7 @@ class Account:
             return False
         found = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
         gain = found.seconds / (found.offers + found.tokens) if found.offers else 0.0
-        return gain * sum(left[row] for row in unread) > self._displaced * self.seconds(entry, unread)
+        return gain * sum(left[row] for row in unread) > self.displaced * self.seconds(entry, unread)
 
     def lengthen(self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int) -> bool:
         """Whether a single row's drawn chain of `nodes` nodes, which are all accepted with probability `reach`, is
