@@ -271,7 +271,7 @@ def forgets_the_residual(draft: Draft, distribution: TargetDistribution, rng: St
 
 def test_the_sampling_test_finds_a_planted_fault(five_tokens: tuple[Any, Any]) -> None:
     model, draft = five_tokens
-    sampled = SmallLM(draft, num_draft_tokens=2, top_k=2, nodes=4, peaked=1.0)
+    sampled = SmallLM(draft, num_draft_tokens=2, top_k=2, nodes=4, peaked=1.0, sample="drawn")
     deviations, _ = misfit(model, speculative(sampled, rule=forgets_the_residual), WARM)
     assert deviations > 6
 
