@@ -211,16 +211,17 @@ class HFTarget:
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
         names = list(dict.fromkeys(name for row in rows for name in self._features[row]))
-        entries, roots, at = [], [], 0
+        entries, wanted, roots, at = [], [], [], 0
         for row, draft in zip(rows, drafts):
             pending = row.ids[self.lm.length(row) :]
             last = len(pending) - 1
             parents = [*range(-1, last), *(last if parent == ROOT else last + 1 + parent for parent in draft.parents)]
             entries.append(Entries(pending + draft.tokens, parents))
-            roots.append(at)
-            at += 1 + len(draft)
+            new = self._new(row)
+            roots.append(at + new - 1)
+            wanted.append(new + len(draft))
+            at += wanted[-1]
             self._pending[row] = len(pending)
-        wanted = [1 + len(draft) for draft in drafts]
         output = self.lm.forward(rows, entries, names, wanted)
         choices, words = self._read(output.logits_NV, rows, wanted)
         if choices is not None and -1 in choices and isinstance(self.lm, ModelRunner) and self.lm.captured is not None:
@@ -250,6 +251,11 @@ class HFTarget:
             feedback.append(self._feedback(row, start, start + len(path), found, self._tops.pop(row, None)))
         return feedback
 
+    def _new(self, row: Row) -> int:
+        """Of how many of the row's last tokens its next pass must give the logits: of the newest, and for a row that
+        asked for the likeliest tokens of all those that it was not given yet."""
+        return len(row.ids) - max(self._given[row], self.lm.length(row)) if self._top[row] else 1
+
     def _feedback(
         self, row: Row, start: int, end: int, states: dict[str, torch.Tensor], top: TopTokens | None
     ) -> Feedback:
@@ -273,14 +279,16 @@ class HFTarget:
         return read_step(logits_NV, self.lm.transfers, choices, places, max(self._top[row] for row in rows))
 
     def _note_top(self, rows: Sequence[Row], drafts: Sequence[Draft], words: np.ndarray | None) -> None:
-        """Keep the likeliest tokens at the newest token of each row that asked, and at its nodes, until the commit."""
+        """Keep the likeliest tokens at the new tokens of each row that asked, and at its nodes, until the commit."""
         if words is None:
             return
         ids_NK, logits_NK = unpacked(words)
         at = 0
         for row, draft in zip(rows, drafts):
             if self._top[row]:
-                end = at + 1 + len(draft)
-                tokens, parents = [row.ids[-1], *draft.tokens], [ROOT, *(1 + parent for parent in draft.parents)]
-                self._tops[row] = TopTokens(len(row.ids) - 1, tokens, parents, ids_NK[at:end], logits_NK[at:end])
+                new = self._new(row)
+                end = at + new + len(draft)
+                tokens = [*row.ids[-new:], *draft.tokens]
+                parents = [*range(ROOT, new - 1), *(new + parent for parent in draft.parents)]
+                self._tops[row] = TopTokens(len(row.ids) - new, tokens, parents, ids_NK[at:end], logits_NK[at:end])
                 at = end
