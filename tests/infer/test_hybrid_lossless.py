@@ -204,8 +204,9 @@ class Listening(PartlyRight):
 
     features = ("last", "layer:1")
 
-    def __init__(self) -> None:
+    def __init__(self, drafts_unread: bool) -> None:
         super().__init__("listening", 0, 5)
+        self.drafts_unread = drafts_unread
         self.given: dict[str, list[Any]] = {}
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Any]) -> None:
@@ -215,12 +216,14 @@ class Listening(PartlyRight):
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Any], feedback: Sequence[Any]) -> None:
         for row, one in zip(rows, feedback):
-            self.given[row.key].append(one)
+            self.given.setdefault(row.key, []).append(one)
 
 
+@pytest.mark.parametrize("drafts_unread", [True, False])
 @pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
-def test_states_are_handed_out_once_per_token_and_are_those_of_a_plain_pass(kind: str) -> None:
-    target, drafter = target_of(kind), Listening()
+def test_states_are_handed_out_once_per_token_and_are_those_of_a_plain_pass(kind: str, drafts_unread: bool) -> None:
+    """Those of a prompt that the first step reads come with that step, or with the next round's `read`."""
+    target, drafter = target_of(kind), Listening(drafts_unread)
     drafter.learn({str(i): answer for i, answer in enumerate(plain(kind, Settings()))})
     rows = make_rows(Settings(), 3)
     generations = decode(target, drafter, rows, 3)
