@@ -173,6 +173,10 @@ class Target(Protocol):
         accepted tokens to be read with the next draft."""
         ...
 
+    def unread_alone(self, row: Row) -> int:
+        """How many that would be, had the row been decoded alone: what is drawn for it must not depend on others."""
+        ...
+
     def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
         """Read up to `limit` unread tokens of each row into the cache; never the newest one."""
         ...

@@ -91,6 +91,7 @@ class Recycling:
     """
 
     name = "recycle"
+    drafts_unread = True
     forward_seconds = 0.0
     bytes_moved = 0
     origin = ""

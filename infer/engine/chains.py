@@ -59,10 +59,14 @@ def cut_to_chain(draft: Draft) -> CutDraft:
 
 
 def row_budget(budget: Budget, row: Row, target: Target) -> Budget:
-    """Nothing for a row with too many tokens to read again."""
-    if target.draft_shape == "chain" and target.unread(row) > MOST_UNREAD:
-        return Budget(0, 0)
-    return budget
+    """Nothing for a row with too many tokens to read again.
+
+    Rows beside it may save it some of them. Drawn tokens are keyed by the starts of steps, so a row that may draw is
+    judged as if it were alone: its text does not depend on its batch."""
+    if target.draft_shape != "chain":
+        return budget
+    unread = target.unread(row) if row.settings.greedy else target.unread_alone(row)
+    return Budget(0, 0) if unread > MOST_UNREAD else budget
 
 
 def _likeliest(draft: Draft) -> dict[int, Trial]:

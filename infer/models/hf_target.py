@@ -90,6 +90,8 @@ class HFTarget:
         self._pending: dict[Row, int] = {}
         # The number of tokens whose states were handed out: tokens that are read again are not handed out again.
         self._given: dict[Row, int] = {}
+        # How many tokens of a row would be in the cache, had it been decoded alone.
+        self._alone: dict[Row, int] = {}
 
     @property
     def forward_seconds(self) -> float:
@@ -156,7 +158,7 @@ class HFTarget:
             for row in rows:
                 self._open(row, states)
                 self._features[row], self._top[row] = states, top
-                self._given[row] = 0
+                self._given[row] = self._alone[row] = 0
         except BaseException:
             self.release(rows)
             raise
@@ -178,6 +180,9 @@ class HFTarget:
     def unread(self, row: Row) -> int:
         return max(len(row.ids) - 1 - self.lm.length(row), 0)
 
+    def unread_alone(self, row: Row) -> int:
+        return max(len(row.ids) - 1 - self._alone[row], 0) if self.draft_shape == "chain" else self.unread(row)
+
     def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
         starts = {row: self.lm.length(row) for row in rows}
         chosen = [row for row in rows if self.unread(row)]
@@ -189,6 +194,7 @@ class HFTarget:
         seen = PromptTop(most, {row for row in chosen if self._top[row]}) if most else None
         states = dict(zip(chosen, self.lm.prefill(chosen, parts, names, on_logits=seen)))
         tops = seen.taken(self.lm.transfers, starts, dict(zip(chosen, parts))) if seen is not None else {}
+        self._alone.update((row, self.lm.length(row)) for row in chosen)
         return [
             self._feedback(row, start, self.lm.length(row), states.get(row, {}), tops.get(row))
             for row, start in starts.items()
@@ -201,26 +207,29 @@ class HFTarget:
             self._pending.pop(row, None)
             self._tops.pop(row, None)
             self._given[row] = min(self._given[row], len(row.ids) - 1)
+            self._alone[row] = min(self._alone[row], self.lm.length(row))
 
     def release(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if self.lm.has(row):
                 self.lm.close(row)
-            for known in (self._features, self._top, self._tops, self._states, self._pending, self._given):
+            by_row: list[dict[Row, Any]] = [self._features, self._top, self._tops, self._states, self._pending]
+            for known in (*by_row, self._given, self._alone):
                 known.pop(row, None)
 
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> HFScores:
         names = list(dict.fromkeys(name for row in rows for name in self._features[row]))
-        entries, roots, at = [], [], 0
+        entries, wanted, roots, at = [], [], [], 0
         for row, draft in zip(rows, drafts):
             pending = row.ids[self.lm.length(row) :]
             last = len(pending) - 1
             parents = [*range(-1, last), *(last if parent == ROOT else last + 1 + parent for parent in draft.parents)]
             entries.append(Entries(pending + draft.tokens, parents))
-            roots.append(at)
-            at += 1 + len(draft)
+            new = self._new(row)
+            roots.append(at + new - 1)
+            wanted.append(new + len(draft))
+            at += wanted[-1]
             self._pending[row] = len(pending)
-        wanted = [1 + len(draft) for draft in drafts]
         output = self.lm.forward(rows, entries, names, wanted)
         choices, words = self._read(output.logits_NV, rows, wanted)
         if choices is not None and -1 in choices and isinstance(self.lm, ModelRunner) and self.lm.captured is not None:
@@ -243,12 +252,21 @@ class HFTarget:
             path = [*range(pending), *(pending + node for node in verdict.kept_path)]
             kept.append(path)
         starts = [self.lm.length(row) for row in rows]
+        token_by_token = isinstance(self.lm, ChainRunner) and self.lm.plan.single
+        through = [row for row, path in zip(rows, kept) if token_by_token or len(path) == self.lm.uncommitted(row)]
         picks = [path if row in self._states else [] for row, path in zip(rows, kept)]
         places = self.lm.commit(rows, kept, [place for some in picks for place in some]).split([*map(len, picks)])
+        # A pass leaves a state where the row ends, and before that where another row ends or after every token.
+        self._alone.update((row, self.lm.length(row)) for row in through)
         for row, start, path, where in zip(rows, starts, kept, places):
             found = {name: states_ND[where] for name, states_ND in self._states.pop(row, {}).items()}
             feedback.append(self._feedback(row, start, start + len(path), found, self._tops.pop(row, None)))
         return feedback
+
+    def _new(self, row: Row) -> int:
+        """Of how many of the row's last tokens its next pass must give the logits: of the newest, and for a row that
+        asked for the likeliest tokens of all those that it was not given yet."""
+        return len(row.ids) - max(self._given[row], self.lm.length(row)) if self._top[row] else 1
 
     def _feedback(
         self, row: Row, start: int, end: int, states: dict[str, torch.Tensor], top: TopTokens | None
@@ -273,14 +291,16 @@ class HFTarget:
         return read_step(logits_NV, self.lm.transfers, choices, places, max(self._top[row] for row in rows))
 
     def _note_top(self, rows: Sequence[Row], drafts: Sequence[Draft], words: np.ndarray | None) -> None:
-        """Keep the likeliest tokens at the newest token of each row that asked, and at its nodes, until the commit."""
+        """Keep the likeliest tokens at the new tokens of each row that asked, and at its nodes, until the commit."""
         if words is None:
             return
         ids_NK, logits_NK = unpacked(words)
         at = 0
         for row, draft in zip(rows, drafts):
             if self._top[row]:
-                end = at + 1 + len(draft)
-                tokens, parents = [row.ids[-1], *draft.tokens], [ROOT, *(1 + parent for parent in draft.parents)]
-                self._tops[row] = TopTokens(len(row.ids) - 1, tokens, parents, ids_NK[at:end], logits_NK[at:end])
+                new = self._new(row)
+                end = at + new + len(draft)
+                tokens = [*row.ids[-new:], *draft.tokens]
+                parents = [*range(ROOT, new - 1), *(new + parent for parent in draft.parents)]
+                self._tops[row] = TopTokens(len(row.ids) - new, tokens, parents, ids_NK[at:end], logits_NK[at:end])
                 at = end

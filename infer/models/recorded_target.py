@@ -90,6 +90,9 @@ class RecordedTarget:
     def unread(self, row: Row) -> int:
         return len(row.ids) - 1 - self._read[row]
 
+    def unread_alone(self, row: Row) -> int:
+        return self.unread(row)
+
     def prefill(self, rows: Sequence[Row], limit: int) -> list[Feedback]:
         return [self._enter(row, min(limit, self.unread(row))) for row in rows]
 

@@ -151,14 +151,47 @@ def test_a_draft_model_s_trees_give_plain_s_tokens(kind: str, make_model: Any) -
     assert any(trace.nodes for generation in generations for trace in generation.traces)
 
 
+def drawn(kind: str, rule: str, make_model: Any, batch_size: int = 3) -> list[Generation]:
+    draft = make_model("llama", torch.float64, vocab_size=96)
+    drafter = SmallLM(draft, num_draft_tokens=3, top_k=2, nodes=9, sample=True)
+    drafter.bind(target_of(kind))
+    return generate(target_of(kind), drafter, make_rows(SAMPLED), batch_size=batch_size, rule=rule)
+
+
+def check_batches(kind: str, rule: str, make_model: Any) -> None:
+    """Rows beside a row may leave it less to read again: that must not decide when it is drafted."""
+    alone, beside = (drawn(kind, rule, make_model, batch_size) for batch_size in (1, 3))
+    assert tokens(beside) == tokens(alone)
+    # Only what is read again may differ.
+    assert [[(trace.context, trace.nodes, trace.accepted) for trace in one.traces] for one in beside] == [
+        [(trace.context, trace.nodes, trace.accepted) for trace in one.traces] for one in alone
+    ]
+    traces = [trace for one in alone for trace in one.traces[1:-1]]
+    assert any(trace.accepted for trace in traces)
+    assert any(not tried.accepted for trace in traces for tried in trace.tried)
+    # A target that reads token by token has nothing to read again.
+    assert any(not trace.nodes for trace in traces) == (kind == "qwen3_next"), "no row had too much to read again"
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
+def test_the_text_of_drawn_drafts_does_not_depend_on_the_batch(kind: str, rule: str, make_model: Any) -> None:
+    check_batches(kind, rule, make_model)
+
+
+def test_judging_a_row_by_what_its_batch_left_it_to_read_is_caught(
+    monkeypatch: pytest.MonkeyPatch, make_model: Any
+) -> None:
+    monkeypatch.setattr(HFTarget, "unread_alone", HFTarget.unread)
+    with pytest.raises(AssertionError):
+        check_batches("qwen3_next", "token", make_model)
+
+
 @pytest.mark.parametrize("rule", ["token", "block"])
 @pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
 def test_drawn_drafts_are_verified_as_chains(kind: str, rule: str, make_model: Any) -> None:
     """Trees are cut to the chains of their first trials, so `block` verifies them jointly."""
-    draft = make_model("llama", torch.float64, vocab_size=96)
-    drafter = SmallLM(draft, num_draft_tokens=3, top_k=2, nodes=9, sample=True)
-    drafter.bind(target_of(kind))
-    generations = generate(target_of(kind), drafter, make_rows(SAMPLED), batch_size=3, rule=rule)
+    generations = drawn(kind, rule, make_model)
     traces = [trace for generation in generations for trace in generation.traces]
     assert {trace.jointly for trace in traces if trace.nodes} == {rule == "block"}
     assert any(trace.accepted for trace in traces)
@@ -204,8 +237,9 @@ class Listening(PartlyRight):
 
     features = ("last", "layer:1")
 
-    def __init__(self) -> None:
+    def __init__(self, drafts_unread: bool) -> None:
         super().__init__("listening", 0, 5)
+        self.drafts_unread = drafts_unread
         self.given: dict[str, list[Any]] = {}
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Any]) -> None:
@@ -215,12 +249,14 @@ class Listening(PartlyRight):
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Any], feedback: Sequence[Any]) -> None:
         for row, one in zip(rows, feedback):
-            self.given[row.key].append(one)
+            self.given.setdefault(row.key, []).append(one)
 
 
+@pytest.mark.parametrize("drafts_unread", [True, False])
 @pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
-def test_states_are_handed_out_once_per_token_and_are_those_of_a_plain_pass(kind: str) -> None:
-    target, drafter = target_of(kind), Listening()
+def test_states_are_handed_out_once_per_token_and_are_those_of_a_plain_pass(kind: str, drafts_unread: bool) -> None:
+    """Those of a prompt that the first step reads come with that step, or with the next round's `read`."""
+    target, drafter = target_of(kind), Listening(drafts_unread)
     drafter.learn({str(i): answer for i, answer in enumerate(plain(kind, Settings()))})
     rows = make_rows(Settings(), 3)
     generations = decode(target, drafter, rows, 3)

@@ -54,8 +54,13 @@ def check_tables(model: Any, settings: Settings) -> None:
     drafter = Noting(max_key=3, nodes=10)
     target = HFTarget(model)
     drafter.bind(target)
-    Engine(target, drafter, batch_size=2).run(rows_of(3, settings), strict=True)
+    rows = rows_of(3, settings)
+    Engine(target, drafter, batch_size=2, chunk=6).run(rows, strict=True)
     assert len(drafter.given) > 150
+    # Every token that was read, those of prompts included, whichever pass read them.
+    assert {tuple(row.ids[:end]) for row in rows for end in range(1, len(row.ids))} <= {
+        tuple(c) for c, _ in drafter.given
+    }
     for table in drafter._tables:
         wanted = {tuple(c[-table.length :]): ids for c, ids in drafter.given if len(c) >= table.length}
         assert len(table) == len(wanted)

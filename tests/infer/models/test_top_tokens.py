@@ -153,7 +153,9 @@ def test_nodes_are_named_as_they_were_scored_after_the_policy_cut_the_draft() ->
 @pytest.mark.parametrize(
     ("owner", "name", "sound", "fault"),
     [
-        (HFTarget, "_note_top", "1 + parent for", "parent for"),
+        (HFTarget, "_note_top", "new + parent for", "new - 1 + parent for"),
+        (HFTarget, "_note_top", "new + parent for", "1 + parent for"),
+        (HFTarget, "_new", "- max(self._given[row], self.lm.length(row)) if", "- (len(row.ids) - 1) if"),
         (HFTarget, "_note_top", "at = end", "at = end - 1"),
         (top_reader, "packed_top", ".topk(min(k", ".abs().topk(min(k"),
         (top_reader.PromptTop, "taken", "starts[row], parts", "0 * starts[row], parts"),
