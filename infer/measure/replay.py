@@ -186,6 +186,13 @@ class Replay:
         settings = resolve_settings(None, **logged_settings(self.streams, {"temperature": self.temperature}))
         for drafter in drawn.values():
             bind_draft(drafter, None, self.tokenizer)
+        bare = next((one.key for one in self.streams if not one.logprobs), None)
+        if bare is not None:
+            raise ValueError(
+                f"{bare} has no log-probabilities, from which drawn drafts ({', '.join(drawn)}) are forecast: log them, "
+                "write answers with `draftsmith answers --logprobs`, or replay outright drafts only, as with "
+                "small:MODEL[sample=false]"
+            )
         texts, longest = logged_texts(self.streams, settings), max(one.drawn_chain for one in drawn.values())
         lengths = range(1, longest + 1)
         run = Forecast(texts, settings, lengths, seed=self.seed, costs=self.costs, batch_sizes=self.batch_sizes)
