@@ -2,8 +2,8 @@
 
 Each output's weights are rounded to 255 steps and scaled back after the product, which torch multiplies with bfloat16
 activations. A draft in int8 proposes a little differently, and its draft_probs are those of the int8 model, so the
-target's text stays what it was. Faster for few tokens only, and not on every processor: `int8: auto` times both, once for
-a machine and a draft's shapes, since another outcome in the next run would be other drafts.
+target's text stays what it was. Faster for few tokens only, and not on every processor: `int8: auto` times both, once
+for a machine and a draft's shapes, since another outcome in the next run would be other drafts.
 
 Legend: N tokens, I inputs, O outputs.
 """

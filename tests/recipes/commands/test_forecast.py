@@ -121,6 +121,13 @@ def test_replay_forecasts_drawn_chains(call, folders, drawn, rows_file):
     assert list(found["drafters"]) == ["pld"]
     same = call("forecast", "--data", drawn, "--drafters", f"small:{folders.draft}", "--lengths", 1, 2, 3, "--json")
     assert found["forecast"]["drafters"] == same.json["drafters"]
+    alone = ["replay", "--data", drawn, "--drafters", specs.removeprefix("pld,"), *words]
+    found = call(*alone, "--json").json
+    assert (found["drafters"], found["conclusion"]) == ({}, None)
+    assert found["forecast"]["drafters"] == same.json["drafters"]
+    told = call(*alone)
+    assert told.code == 0, told.err
+    assert "accepted_length of small" in told.out
     bare = rows_file([{"prompt": PROMPTS[0], "output": PROMPTS[1]}])
     told = call("replay", "--data", bare, "--drafters", specs, *words)
     assert (told.code, "no log-probabilities" in told.err) == (2, True)
