@@ -13,6 +13,7 @@ import math
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.race import first
 from draftsmith.infer.contract.row import Row
 
 NAN = "the target's logits are NaN or infinite: check its weights and dtype"
@@ -72,8 +73,12 @@ class NodeDistribution:
             self._probs[node] = known
         return known
 
-    def draw(self, node: int, uniform: float) -> int:
-        return self.choice(node) if self.greedy else draw_by_inversion(self.probs(node), uniform)
+    def draw(self, node: int) -> int:
+        """The target's own token after `node`: its argmax, or the winner of the position's race."""
+        if self.greedy:
+            return self.choice(node)
+        position = len(self._row.ids) + len(self._path(node))
+        return first(self._processed(node), self._row.settings.seed, self._row.key, position)
 
     def logits(self, node: int) -> torch.Tensor:
         """[V] the logits at `node` after processors, temperature and truncation."""

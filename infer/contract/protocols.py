@@ -55,8 +55,9 @@ class TargetDistribution(Protocol):
         """[V], sums to one: the distribution after processors, temperature and truncation."""
         ...
 
-    def draw(self, node: int, uniform: float) -> int:
-        """The target's own token at `node`, by inversion of `uniform`."""
+    def draw(self, node: int) -> int:
+        """The target's own token after `node`: a draw that the row's seed, its key and the position decide, whatever
+        was drafted."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Keyed randomness: every uniform is a function of (seed, row, position, purpose, index) and of nothing else.
 
 So a row's output does not depend on its batch, on earlier drafts, or on the process. Drafting and verification use
-different purposes and never share a number.
+different purposes and never share a number. They do share the noise of the target's own draws, on purpose: race.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from dataclasses import dataclass
 
 def uniform(seed: int, row: str, position: int, purpose: str, index: int = 0) -> float:
     """A number in [0, 1) with 53 random bits."""
-    key = f"{seed}\x1f{row}\x1f{position}\x1f{purpose}\x1f{index}".encode()
-    return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11) * 2.0**-53
+    return (key(seed, row, position, f"{purpose}\x1f{index}", size=8) >> 11) * 2.0**-53
+
+
+def key(seed: int, row: str, position: int, purpose: str, size: int = 16) -> int:
+    """A number of `size` bytes that stands for its arguments, to seed a generator with."""
+    name = f"{seed}\x1f{row}\x1f{position}\x1f{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=size).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,13 +60,14 @@ class Account:
 
     def __init__(self, costs: Costs, displaced: float = DISPLACED) -> None:
         self._costs = costs
-        self._displaced = displaced
+        self.displaced = displaced
         self._target = costs.of("target")
         self._contexts: dict[Row, int] = {}
         self._seen = 0
         self._spent = self._entered = 0.0
         self._seconds = self._tokens = 0.0
         self._deepening = 1.0
+        self.prior_coverage = PRIOR_COVERAGE
         self._coverage = Rate()
         self._found = Rate()
         self._acceptance = Acceptance()
@@ -137,7 +138,7 @@ class Account:
     @property
     def coverage(self) -> float:
         """The share of expanded nodes with a right child among those verified, as their confidences promise."""
-        return self._coverage.value(PRIOR_COVERAGE, PRIOR_WEIGHT)
+        return self._coverage.value(self.prior_coverage, PRIOR_WEIGHT)
 
     @property
     def found(self) -> float:
@@ -165,20 +166,29 @@ class Account:
 
     # decisions
 
-    def expand(self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str | None, coverage: float) -> int:
+    def expand(
+        self,
+        offers: Sequence[Offer],
+        pending: Mapping[Row, int],
+        entry: str | None,
+        coverage: float,
+        verified: int = 0,
+    ) -> int:
         """How many of the offers to run through the draft's pass `entry`: the number with the best net gain.
 
         See `first_gain`. `entry` None: drafting is free.
         """
-        return len(offers) if entry is None else self.first_gain(offers, pending, entry, coverage).offers
+        return len(offers) if entry is None else self.first_gain(offers, pending, entry, coverage, verified).offers
 
-    def first_gain(self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str, coverage: float) -> FirstGain:
+    def first_gain(
+        self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str, coverage: float, verified: int = 0
+    ) -> FirstGain:
         """What running offers through the draft's pass `entry` gains, with the passes that may follow it.
 
         `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
         node has a right child; further passes expand one node of each row. What was drafted also has to be verified:
         one token alone may not be worth that where several are, as of a padded pass. The cost includes the passes'
-        share of deeper ones, as observed.
+        share of deeper ones, as observed. `verified` nodes are verified in any case.
         """
         reach_N, new_N, rows_N, seen_N, pairs_N = (np.zeros(len(offers)) for _ in range(5))
         begun: set[Row] = set()
@@ -194,12 +204,13 @@ class Account:
         first_N = np.array([cost(*one) for one in zip(new_N, seen_N, pairs_N)])
         next_N = np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
         draft_NM = (first_N[:, None] + next_N[:, None] * further_M) * self._deepening
-        nodes_NM = np.arange(1, len(offers) + 1)[:, None] + rows_N[:, None] * further_M
+        nodes_NM = verified + np.arange(1, len(offers) + 1)[:, None] + rows_N[:, None] * further_M
         pairs = self._seen + nodes_NM.ravel() * self._seen / len(self._contexts)
         verify = self._target.many(len(self._contexts) + nodes_NM.ravel(), self._seen, pairs) + self._costs.overhead
-        verify_NM = verify.reshape(nodes_NM.shape) - self._step_seconds(0, 0.0)
+        before = self._step_seconds(verified, verified * self._seen / len(self._contexts))
+        verify_NM = verify.reshape(nodes_NM.shape) - before
         tokens_NM = reach_N[:, None] * np.cumsum(coverage ** (1.0 + further_M))
-        net_NM = tokens_NM * self.seconds_per_token - self._displaced * (draft_NM + verify_NM)
+        net_NM = tokens_NM * self.seconds_per_token - self.displaced * (draft_NM + verify_NM)
         if not net_NM.size or net_NM.max() <= 0:
             return FirstGain(0, 0.0, 0.0)
         n, m = divmod(int(net_NM.argmax()), MOST_AHEAD)
@@ -212,7 +223,7 @@ class Account:
             return False
         found = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
         gain = found.seconds / (found.offers + found.tokens) if found.offers else 0.0
-        return gain * sum(left[row] for row in unread) > self._displaced * self.seconds(entry, unread)
+        return gain * sum(left[row] for row in unread) > self.displaced * self.seconds(entry, unread)
 
     def lengthen(self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int) -> bool:
         """Whether a single row's drawn chain of `nodes` nodes, which are all accepted with probability `reach`, is

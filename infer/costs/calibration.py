@@ -1,10 +1,13 @@
 """Calibrations, per draft, target and temperature: from a draft's raw confidence to a probability of acceptance.
 
 A candidate that a greedy target takes for certain is drawn only sometimes at temperature 1, so the curves belong to a
-band of temperatures. A draft's calibrations lie in its folder, DRAFT/calibration/TARGET.json, one file per target with
-all bands that were measured. Measured costs belong to a machine and lie in the user's cache, and so does everything
-about drafts that are not local folders. `draftsmith calibrate` writes both (measuring: infer/measure/calibrate); the
-policy looks for them (infer/costs/policy.py).
+band of temperatures. Above 0 they also belong to how candidates are found: those that share the noise of the target's
+draws (infer/drafters/coupled.py) have their own confidence, and never use a curve of likeliest tokens, or the reverse.
+
+A draft's calibrations lie in its folder, DRAFT/calibration/TARGET.json, one file per target with all bands that were
+measured. Measured costs belong to a machine and lie in the user's cache, and so does everything about drafts that are
+not local folders. `draftsmith calibrate` writes both (measuring: infer/measure/calibrate); the policy looks for them
+(infer/costs/policy.py).
 """
 
 from __future__ import annotations
@@ -41,15 +44,17 @@ BAND_ENDS = (0.3, 0.6, 0.85, 1.1)
 GREEDY = "greedy"
 
 
-def band_of(temperature: float) -> str:
-    """The band of a temperature: `greedy`, `(0, 0.3]`, ..., `(1.1, ...)`."""
+def band_of(temperature: float, coupled: bool = False) -> str:
+    """The band of a temperature: `greedy`, `(0, 0.3]`, ..., `(1.1, ...)`; of coupled candidates, `(0, 0.3] coupled` and
+    so on."""
     if temperature == 0:
         return GREEDY
+    after = " coupled" if coupled else ""
     ends = (0, *BAND_ENDS)
     for low, high in zip(ends, BAND_ENDS):
         if temperature <= high:
-            return f"({low:g}, {high:g}]"
-    return f"({BAND_ENDS[-1]:g}, ...)"
+            return f"({low:g}, {high:g}]{after}"
+    return f"({BAND_ENDS[-1]:g}, ...){after}"
 
 
 def rank_start(rank: int) -> int:
@@ -68,7 +73,8 @@ def covered_key(exit: int, deeper: int, top: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One band's curves. `target`: the target's fingerprint; `temperature`: at which they were measured.
+    """One band's curves. `target`: the target's fingerprint; `temperature`: at which they were measured; `coupled`: of
+    candidates that share the noise of the target's draws.
 
     `curves[source]` maps a candidate's raw confidence to the probability that it is accepted, given that its parent
     was; `curves["source#1"]` does so for each node's likeliest candidate, and so on (`of` picks the right one).
@@ -81,10 +87,17 @@ class Calibration:
     covered: Mapping[str, Calibrator] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 0.0
+    coupled: bool = False
 
     @property
     def band(self) -> str:
-        return band_of(self.temperature)
+        return band_of(self.temperature, self.coupled)
+
+    @property
+    def first_accepted(self) -> float | None:
+        """How often the best candidate was accepted, of the source where that was most often; None if not measured."""
+        shares = [one["first_accepted"] for one in self.measured.values() if "first_accepted" in one]
+        return max(shares, default=None)
 
     def of(self, source: str, rank: int) -> Calibrator:
         """The curve for a source's candidates at `rank`, or the one for all ranks if that rank has none."""
@@ -108,11 +121,13 @@ class Calibration:
             {**self.covered, **newer.covered},
             {**self.measured, **newer.measured},
             newer.temperature,
+            newer.coupled,
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
             "temperature": self.temperature,
+            "coupled": self.coupled,
             "curves": {name: curve.to_json() for name, curve in self.curves.items()},
             "covered": {name: curve.to_json() for name, curve in self.covered.items()},
             "measured": dict(self.measured),
@@ -123,7 +138,8 @@ class Calibration:
         curves, covered = (
             {name: Calibrator.from_json(one) for name, one in value[part].items()} for part in ("curves", "covered")
         )
-        return cls(target, curves, covered, dict(value["measured"]), float(value["temperature"]))
+        coupled = bool(value.get("coupled", False))  # older files have curves of likeliest tokens only
+        return cls(target, curves, covered, dict(value["measured"]), float(value["temperature"]), coupled)
 
 
 class BandedCalibration:
@@ -142,20 +158,26 @@ class BandedCalibration:
         """Of one target."""
         return cls(calibrations[0].target, {one.band: one for one in calibrations})
 
-    def at(self, temperature: float) -> Calibration | None:
-        """The calibration of this temperature's band. If it was not measured, the one measured at the nearest
-        temperature, which is logged once; None if there is none at all."""
-        band = band_of(temperature)
+    def at(self, temperature: float, coupled: bool = False) -> Calibration | None:
+        """The calibration of this temperature's band, of coupled candidates or of the likeliest tokens. If it was not
+        measured, the one measured at the nearest temperature, which is logged once; None if there is none."""
+        coupled = coupled and temperature > 0
+        band = band_of(temperature, coupled)
         if band in self.bands or not self.bands:
             return self.bands.get(band)
-        nearest = min(self.bands.values(), key=lambda one: (abs(one.temperature - temperature), one.temperature))
-        if (band, nearest.band) not in self._said:
-            self._said.add((band, nearest.band))
+        alike = [one for one in self.bands.values() if one.coupled == coupled]
+        nearest = min(alike, key=lambda one: (abs(one.temperature - temperature), one.temperature), default=None)
+        found = "" if nearest is None else nearest.band
+        if (band, found) not in self._said:
+            self._said.add((band, found))
             log.warning(
-                "no calibration was measured at temperature %s: the one measured at %g is used; "
+                "no calibration%s was measured at temperature %s: %s; "
                 "`draftsmith calibrate --temperature %g` measures it",
-                f"{temperature:g} ({band})", nearest.temperature, temperature,
-            )  # fmt: skip
+                " of coupled drafts" if coupled else "",
+                f"{temperature:g} ({band_of(temperature)})",
+                "confidence is used raw" if nearest is None else f"the one measured at {nearest.temperature:g} is used",
+                temperature,
+            )
         return nearest
 
     def joined(self, newer: Calibration) -> BandedCalibration:

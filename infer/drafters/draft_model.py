@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 
@@ -23,6 +23,12 @@ from draftsmith.infer.models.runner.model_runner import ModelRunner
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What to draft for rows with a temperature: tokens that win the target's race under the draft's distribution
+# (coupled.py), tokens drawn from it (drawn.py), or its likeliest ones.
+Sample = Literal["coupled", "drawn", "likeliest"]
+
+# The default depth of coupled drafts: confidence and costs decide how much of it is drafted.
+COUPLED = 8
 # The default depth of drawn drafts: with costs the most, as they decide what pays, and without.
 DRAWN_PRICED, DRAWN = 12, 4
 # The probability of the likeliest tokens from which on taking them outright is accepted more often than drawing them:
@@ -153,6 +159,21 @@ class DrawnLimits:
         return self.num_draft_tokens or (DRAWN_PRICED if priced else DRAWN)
 
 
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """The sizes of a drafter's drafts: `likeliest` of trees of likeliest tokens, which greedy rows get, and for rows
+    with a temperature either `coupled` or `drawn`; if both are None, these get the likeliest tokens too."""
+
+    likeliest: Limits
+    coupled: Limits | None = None
+    drawn: DrawnLimits | None = None
+
+    @property
+    def nodes(self) -> int:
+        """The most nodes of any draft."""
+        return max(self.likeliest.nodes, 0 if self.drawn is None else self.drawn.nodes)
+
+
 def given_limits(
     depth: int,
     num_draft_tokens: int | None,
@@ -160,20 +181,26 @@ def given_limits(
     nodes: int,
     width: int,
     min_confidence: float,
-    sample: bool,
+    sample: Sample | bool,
     replacement: bool,
     peaked: float | None,
-) -> tuple[Limits, DrawnLimits | None]:
+) -> DraftLimits:
     """What the user asked for. By default, trees of likeliest tokens are `depth` deep, and drawn drafts are chains."""
-    outright = Limits(
-        depth if num_draft_tokens is None else num_draft_tokens, 4 if top_k is None else top_k, nodes, width,
-        min_confidence,
-    )  # fmt: skip
-    if not sample and (replacement or peaked is not None):
-        raise ValueError("replacement and peaked are for drawn drafts: leave out sample=false")
-    if not sample:
-        return outright, None
-    if peaked is not None and (outright.top_k == 1 or top_k is None or replacement):
+
+    def outright(depth: int) -> Limits:
+        most = depth if num_draft_tokens is None else num_draft_tokens
+        return Limits(most, 4 if top_k is None else top_k, nodes, width, min_confidence)
+
+    if isinstance(sample, bool):
+        sample = "drawn" if sample else "likeliest"
+    if sample not in get_args(Sample):
+        raise ValueError(f"unknown sample {sample!r}: {', '.join(get_args(Sample))}")
+    likeliest = outright(depth)
+    if sample != "drawn":
+        if replacement or peaked is not None:
+            raise ValueError("replacement and peaked are for drawn drafts: add sample=drawn")
+        return DraftLimits(likeliest, coupled=outright(COUPLED) if sample == "coupled" else None)
+    if peaked is not None and (likeliest.top_k == 1 or top_k is None or replacement):
         raise ValueError("peaked is for trees drawn without replacement: give top_k=2 or more with it")
     threshold = PEAKED if peaked is None else peaked
-    return outright, DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, threshold)
+    return DraftLimits(likeliest, drawn=DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, threshold))

@@ -38,10 +38,14 @@ class Fork:
 @dataclass(frozen=True, slots=True)
 class Pricing:
     """The policy for the nodes of a draft's pass. `alone`: the rows draw their drafts, and each is decided for by its
-    own account, as if it were alone."""
+    own account, as if it were alone. `coupled`: rows with a temperature get coupled candidates."""
 
     policy: Policy
     alone: bool = False
+    coupled: bool = False
+
+    def calibration(self, row: Row) -> Calibration | None:
+        return self.policy.calibration(row, self.coupled)
 
     def groups(self, rows: Sequence[Row], forks: Sequence[Fork]) -> list[tuple[Account, list[int]]]:
         """The forks (by index) that are decided together, and the account that decides."""
@@ -189,7 +193,7 @@ class Cost:
         return chosen
 
     def _known(self, rows: Sequence[Row], fork: Fork, pricing: Pricing) -> Calibration | None:
-        return pricing.policy.calibration(rows[fork.row])
+        return pricing.calibration(rows[fork.row])
 
     def _most(self, at: int, deeper: int, known: Calibration | None) -> float:
         """The largest gain at any confidence: curves are straight between their points."""

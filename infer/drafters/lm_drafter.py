@@ -1,4 +1,4 @@
-"""Drafting with a language model of the target's vocabulary: chains, top-k trees, sampled chains and trees.
+"""Drafting with a language model of the target's vocabulary: chains and trees of likeliest, coupled or drawn tokens.
 
 Classic speculative sampling (arXiv 2211.17192) drafts one chain; sampled trees follow SpecInfer (2305.09781, with
 replacement) and Sequoia (2402.12374, without). The draft model has its own tree cache: accepted nodes stay where they
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,20 @@ from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Tar
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftModel, DraftOutput, DrawnLimits, Limits, Reaches
+from draftsmith.infer.drafters.coupled import Race
+from draftsmith.infer.drafters.draft_model import (
+    DraftForward,
+    DraftLimits,
+    DraftModel,
+    DraftOutput,
+    DrawnLimits,
+    Limits,
+    Reaches,
+)
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.tree_builder import Candidate, Expandable, Growth, TreePricing, grow
+from draftsmith.infer.drafters.lm_expansion import Calibrated, LMExpansion
+from draftsmith.infer.drafters.tree_builder import Expandable, Growth, TreePricing, grow
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
@@ -43,15 +54,10 @@ class _RowState:
     outgrown: bool = False
 
 
-# (row, source, one node's raw confidences, likeliest first) -> probabilities of acceptance.
-Calibrated = Callable[[Row, str, list[float]], list[float]]
-
-
 class LMDrafter:
     """Drafts with `draft`, run by what `make_forward` makes of its model.
 
-    `limits`: of trees of likeliest tokens. `drawn`: of what is drawn for rows with a temperature; None: those get trees
-    of likeliest tokens too. `exit_sources`: exit (layers) -> the source that is credited.
+    `exit_sources`: exit (layers) -> the source that is credited.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -63,8 +69,7 @@ class LMDrafter:
         name: str,
         draft: DraftModel,
         make_forward: Callable[[Any], DraftForward],
-        limits: Limits,
-        drawn: DrawnLimits | None,
+        limits: DraftLimits,
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
@@ -75,10 +80,10 @@ class LMDrafter:
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.limits = limits
-        self.drawn = drawn
-        self.draws = drawn is not None
-        self.width = limits.width if limits.top_k > 1 else 1
-        self.most_rounds, self.least_reach = limits.num_draft_tokens, limits.min_confidence
+        self.draws = limits.drawn is not None
+        self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
+        self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
+        self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
@@ -88,6 +93,7 @@ class LMDrafter:
         self._make_forward = make_forward
         self._forward = make_forward(draft.model)
         self._assumed: Costs | None = None
+        self._race: Race | None = None
         self._rows: dict[Row, _RowState] = {}
         # Whether the last outright drafts paid. If not, prompts are left unread until one does.
         self._pays = True
@@ -111,8 +117,15 @@ class LMDrafter:
     def drawn_chain(self) -> int:
         """The length of the chains that it draws for a row with a temperature, without costs; 0 if it draws none, or
         trees, or chooses an exit for each node."""
-        chains = self.drawn is not None and self.drawn.top_k == 1 and len(self.exit_sources) == 1
-        return self.drawn.depth(False) if self.drawn is not None and chains else 0
+        drawn = self.limits.drawn
+        chains = drawn is not None and drawn.top_k == 1 and len(self.exit_sources) == 1
+        return drawn.depth(False) if drawn is not None and chains else 0
+
+    @property
+    def couples(self) -> bool:
+        """Whether its drafts for rows with a temperature share the noise of the target's own draws. They fit texts that
+        were drawn with this noise, and no others."""
+        return self.limits.coupled is not None
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
@@ -122,17 +135,17 @@ class LMDrafter:
         if target.model is not None and self._draft.follow(target.model):
             self._forward = self._make_forward(self.model)
         self._assumed = self.assumed_costs(target)
+        self._race = Race.of(target)
 
     def assumed_costs(self, target: Target) -> Costs | None:
         return self._forward.assumed_costs(target)
 
     def open(self, rows: Sequence[Row]) -> None:
         self._rows |= {row: _RowState() for row in rows}
-        nodes = max(self.limits.nodes, 0 if self.drawn is None else self.drawn.nodes)
         try:
             for row in rows:
                 if len(row.ids) < self.max_positions:
-                    self.lm.open(row, len(row.ids) + nodes)
+                    self.lm.open(row, len(row.ids) + self.limits.nodes)
         except BaseException:
             self.close(rows)
             raise
@@ -191,7 +204,11 @@ class LMDrafter:
         self.lm.commit(ended, paths)
 
     def _draws(self, row: Row) -> bool:
-        return self.drawn is not None and not row.settings.greedy
+        return self.draws and not row.settings.greedy
+
+    def _limits_of(self, row: Row) -> Limits | DrawnLimits:
+        limits = self.limits
+        return limits.likeliest if row.settings.greedy else limits.coupled or limits.drawn or limits.likeliest
 
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
@@ -222,7 +239,7 @@ class LMDrafter:
 
     def _limit(self, row: Row, budget: Budget, priced: bool) -> Budget:
         """The budget, cut to the drafter's own limits and the draft model's context."""
-        limits = self.drawn if self.drawn is not None and self._draws(row) else self.limits
+        limits = self._limits_of(row)
         depth = min(limits.depth(priced), budget.depth, max(self.max_positions - len(row.ids), 0))
         if depth < 1 <= budget.depth and not self._rows[row].outgrown:
             self._rows[row].outgrown = True
@@ -233,11 +250,12 @@ class LMDrafter:
         """How many tokens of each row, without the newest, the draft has not read."""
         return [len(row.ids) - self.lm.length(row) - 1 for row in rows]
 
-    # the likeliest tokens: a chain or a tree
+    # outright candidates, likeliest or coupled: a chain or a tree
 
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         growths = [Growth(limit) for limit in limits]
-        expansion = self._expansion(rows, limits, growths, policy, policy.calibrated)
+        policy.expect(rows, self.couples)
+        expansion = self._expansion(rows, limits, growths, policy, partial(policy.calibrated, coupled=self.couples))
         grow(
             growths,
             expansion.expand,
@@ -295,6 +313,16 @@ class LMDrafter:
             run.tokens += [tokens[node] for node in nodes]
         return run
 
+    def best(self, row: Row, logits_NV: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, K] The tokens to propose at these positions of a row, best first, and their raw confidences."""
+        most = self._limits_of(row).top_k
+        if self.couples and not row.settings.greedy:
+            assert self._race is not None, "bind the drafter first"
+            return self._race.arrivals(logits_NV, row.settings, row.key, positions, most)
+        logits_NV = logits_NV.float()
+        top_NK = torch.topk(logits_NV, min(most, self.vocab_size), dim=-1)
+        return top_NK.indices, (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp()
+
     def _source(self, exits: Sequence[int], n: int) -> str:
         return self.exit_sources[exits[n]] if exits else self.name
 
@@ -317,69 +345,7 @@ class LMDrafter:
 
         pending = self._pending(rows)
         pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])
-        assert self.drawn is not None
-        return draw(rows, limits, self.drawn, read, self._source, self._forward.entry, pricing if priced else None)
-
-
-class LMExpansion:
-    """A draft model's part in one step's trees: asked for the candidates below some nodes, it runs these nodes in one
-    pass. `limits`: of each row; `exits[b]`: (depth, exit) of each node of row b that was run."""
-
-    def __init__(
-        self,
-        drafter: LMDrafter,
-        forward: DraftForward,
-        rows: Sequence[Row],
-        limits: Sequence[Budget],
-        trees: Sequence[Expandable],
-        policy: Policy,
-        calibrated: Calibrated,
-    ) -> None:
-        self.limits = limits
-        self.exits: list[list[tuple[int, int]]] = [[] for _ in rows]
-        self._drafter = drafter
-        self._forward = forward
-        self._rows = rows
-        self._trees = trees
-        self._policy = policy
-        self._calibrated = calibrated
-        self._entries: list[dict[int, int]] = [{} for _ in rows]
-
-    def pricing(self, policy: Policy) -> TreePricing:
-        return TreePricing(policy, self._rows, self._forward.entry, self._drafter._pending(self._rows))
-
-    def expand(self, asked: Asked) -> list[list[list[Candidate]]]:
-        """The candidates below the asked (row, nodes): ROOT first, parents before their children, and nothing below a
-        node that was not asked for."""
-        drafter, trees = self._drafter, self._trees
-        some = [self._rows[b] for b, _ in asked]
-        batch = [drafter._entries(self._rows[b], nodes, trees[b], self._entries[b]) for b, nodes in asked]
-        reaches = [[trees[b].reach(node) for node in nodes] for b, nodes in asked]
-        pricing = Pricing(self._policy) if self._policy.costs is not None else None
-        output = self._forward.read(some, batch, reaches, drafter.vocab_size, pricing)
-        left = iter(output.exits)
-        for b, nodes in asked if output.exits else ():
-            self.exits[b] += [(trees[b].depth(node) + 1, next(left)) for node in nodes]
-        return self._candidates(output, some, [len(nodes) for _, nodes in asked])
-
-    def name(self, b: int, nodes: Mapping[int, int]) -> None:
-        """The numbers by which row b's verdict will name the nodes that were run; those without one are dropped."""
-        named = {nodes[node]: entry for node, entry in self._entries[b].items() if node in nodes}
-        self._drafter._rows[self._rows[b]].entry_of = named
-
-    def _candidates(
-        self, output: DraftOutput, rows: Sequence[Row], counts: Sequence[int]
-    ) -> list[list[list[Candidate]]]:
-        """The top-k tokens of each node with their calibrated probabilities."""
-        drafter = self._drafter
-        logits_NV = output.logits_NV.float()
-        top_NK = torch.topk(logits_NV, min(drafter.limits.top_k, drafter.vocab_size), dim=-1)
-        probs_NK = (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp().tolist()
-        found = []
-        owners = [row for row, count in zip(rows, counts) for _ in range(count)]
-        for n, (row, tokens, probs) in enumerate(zip(owners, top_NK.indices.tolist(), probs_NK)):
-            source = drafter._source(output.exits, n)
-            probs = self._calibrated(row, source, probs)
-            found.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
-        nodes = iter(found)
-        return [[next(nodes) for _ in range(count)] for count in counts]
+        assert self.limits.drawn is not None
+        return draw(
+            rows, limits, self.limits.drawn, read, self._source, self._forward.entry, pricing if priced else None
+        )

@@ -17,7 +17,7 @@ import torch
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, given_limits
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, Sample, given_limits
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -44,7 +44,7 @@ def SD2(
     nodes: int = 32,
     width: int = 4,
     min_confidence: float = 0.15,
-    sample: bool = True,
+    sample: Sample | bool = "coupled",
     replacement: bool = False,
     peaked: float | None = None,
     eager: bool = False,
@@ -69,8 +69,9 @@ def SD2(
         nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
         width: the most nodes of a row that are expanded per pass.
         min_confidence: do not expand nodes whose probability of being reached is below this; costs override it.
-        sample: draw from the draft's own distribution (at the row's temperature and truncation) for rows with a
-            temperature; false takes the likeliest tokens for these too, as it always does for greedy rows.
+        sample: what to draft for rows with a temperature. coupled: the tokens that win under the draft's distribution
+            when it shares the noise of the target's own draws; drawn (or true): tokens drawn from the draft's
+            distribution; likeliest (or false): its likeliest tokens, which greedy rows always get.
         replacement: for drawn trees, draw the children of a node independently.
         peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
             (by default 0.3), take them outright and draw one from the rest.
@@ -82,12 +83,12 @@ def SD2(
         int8: run the draft's products in int8, on a CPU only; auto: if that is faster, timed when it is loaded by name.
             The target's text does not change.
     """
-    limits, drawn = given_limits(8, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
+    limits = given_limits(8, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
     draft = DraftModel.of(model, dtype, device)
     found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
     in_int8 = draft.may_choose(int8)
-    choice = _choice(selection, exit, thresholds, len(found), limits.top_k)
+    choice = _choice(selection, exit, thresholds, len(found), limits.likeliest.top_k)
 
     def make_forward(model: Any) -> ExitForward:
         plan = prepare(model)
@@ -95,7 +96,7 @@ def SD2(
         lm = ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
         return ExitForward(lm, choice, list(sources.values()))
 
-    return LMDrafter(NAME, draft, make_forward, limits, drawn, sources, calibration, costs)
+    return LMDrafter(NAME, draft, make_forward, limits, sources, calibration, costs)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, given_limits
+from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, Sample, given_limits
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -30,7 +30,7 @@ def SmallLM(
     nodes: int = 14,
     width: int = 2,
     min_confidence: float = 0.15,
-    sample: bool = True,
+    sample: Sample | bool = "coupled",
     replacement: bool = False,
     peaked: float | None = None,
     calibration: Any = "auto",
@@ -43,14 +43,16 @@ def SmallLM(
 
     Args:
         model: a folder, a Hub name, or a loaded model.
-        num_draft_tokens: the greatest depth; by default 4, and for drawn drafts 12 with measured costs and 4 without.
+        num_draft_tokens: the greatest depth; by default 4, 8 for coupled drafts, and for drawn ones 12 with measured
+            costs and 4 without.
         top_k: children per node; 1 drafts a chain. By default 4, and 1 for drawn drafts.
         nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
         width: how many nodes of a row the draft model expands per pass.
         min_confidence: do not expand nodes whose probability of being reached is below this; measured costs override
             it.
-        sample: draw from the draft's own distribution (at the row's temperature and truncation) for rows with a
-            temperature; false takes the likeliest tokens for these too, as it always does for greedy rows.
+        sample: what to draft for rows with a temperature. coupled: the tokens that win under the draft's distribution
+            when it shares the noise of the target's own draws; drawn (or true): tokens drawn from the draft's
+            distribution; likeliest (or false): its likeliest tokens, which greedy rows always get.
         replacement: for drawn trees, draw the children of a node independently.
         peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
             (by default 0.3), take them outright and draw one from the rest.
@@ -61,12 +63,12 @@ def SmallLM(
         int8: run the draft's products in int8, on a CPU only; auto: if that is faster, timed when it is loaded by name.
             The target's text does not change.
     """
-    limits, drawn = given_limits(4, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
+    limits = given_limits(4, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
     draft = DraftModel.of(model, dtype, device)
     layers = int(draft.model.config.get_text_config().num_hidden_layers)
     choice = draft.may_choose(int8)
-    forward = partial(WholeForward, int8=choice, width=limits.width)
-    return LMDrafter(NAME, draft, forward, limits, drawn, {layers: NAME}, calibration, costs)
+    forward = partial(WholeForward, int8=choice, width=limits.likeliest.width)
+    return LMDrafter(NAME, draft, forward, limits, {layers: NAME}, calibration, costs)
 
 
 class WholeForward:

@@ -184,8 +184,9 @@ def grow(
         going = [(b, growth) for b, growth in enumerate(growths) if rounds < growth.budget.depth]
         wanted = [(b, growth.wanted(width, min_reach)) for b, growth in going]
         asked = [(b, leaves) for b, leaves in wanted if leaves]
-        if pricing is not None:
-            asked = pricing.worth_reading(asked, reach)
+        if pricing is not None:  # whatever follows a node, the nodes above it are verified
+            above = sum(max(growths[b].depth(leaf) for leaf in leaves) for b, leaves in asked)
+            asked = pricing.worth_reading(asked, reach, verified=above)
         rounds += 1
     if pricing is not None:
         pricing.cut(growths)
@@ -204,11 +205,16 @@ class TreePricing:
     pending: Sequence[int] = ()
 
     def worth_reading(
-        self, asked: list[tuple[int, list[int]]], reach: Callable[[int, int], float], first: bool = False
+        self,
+        asked: list[tuple[int, list[int]]],
+        reach: Callable[[int, int], float],
+        first: bool = False,
+        verified: int = 0,
     ) -> list[tuple[int, list[int]]]:
-        """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows."""
+        """Of the asked (row, nodes), the nodes that are worth a pass of the draft, likeliest first over all rows.
+        `verified`: how many nodes of all rows are verified in any case."""
         account = self.policy.joint
-        return self._chosen(asked, reach, account, account.coverage * account.trust, first)
+        return self._chosen(asked, reach, account, account.coverage * account.trust, first, verified)
 
     def drawn_worth_reading(
         self, asked: list[tuple[int, list[int]]], reach: Callable[[int, int], float], first: bool
@@ -227,13 +233,15 @@ class TreePricing:
         account: Account,
         coverage: float,
         first: bool,
+        verified: int = 0,
     ) -> list[tuple[int, list[int]]]:
         offers = sorted(
             ((reach(b, node), b, node) for b, nodes in asked for node in nodes), key=lambda offer: -offer[0]
         )
         pending = dict(zip(self.rows, self.pending)) if first else {}
         ranked = [(found, self.rows[b]) for found, b, _ in offers]
-        chosen = {(b, node) for _, b, node in offers[: account.expand(ranked, pending, self.entry, coverage)]}
+        count = account.expand(ranked, pending, self.entry, coverage, verified)
+        chosen = {(b, node) for _, b, node in offers[:count]}
         kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
         return [(b, nodes) for b, nodes in kept if nodes]
 

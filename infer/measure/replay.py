@@ -99,6 +99,7 @@ class Replay:
 
     def results(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Any]:
         """The figures of every drafter over all streams, as JSON."""
+        self._check_coupled(drafters)
         drawn = drawn_chains(drafters) if self.temperature > 0 else {}
         forecast = self._forecast(drawn, progress) if drawn else None
         found = self.run({name: one for name, one in drafters.items() if name not in drawn}, progress)
@@ -180,6 +181,15 @@ class Replay:
         figures["accepted_length_interval"] = ratio_interval(committed, steps, seed=self.seed)
         figures["by_depth"] = known["by_depth"]
         return figures | {"steps": sum(steps), "total": len(done)}
+
+    def _check_coupled(self, drafters: Mapping[str, Drafter]) -> None:
+        """Coupled drafts are outright, but fit only texts drawn with the noise that they share."""
+        for name, drafter in drafters.items():
+            if self.temperature > 0 and getattr(drafter, "couples", False):
+                raise ValueError(
+                    f"{name}: coupled drafts share the noise of the target's draws, which recorded answers do not "
+                    "hold: add [sample=likeliest] to replay outright drafts only, or [sample=drawn] to forecast chains"
+                )
 
     def _forecast(self, drawn: Mapping[str, DrawsChains], progress: ReplayProgress | None) -> dict[str, Any]:
         """Of drawn chains of every length up to the longest that a drafter draws."""

@@ -39,7 +39,7 @@ class RecordedDistribution:
         probs_V[self.choice(node)] = 1.0
         return probs_V
 
-    def draw(self, node: int, uniform: float) -> int:
+    def draw(self, node: int) -> int:
         return self.choice(node)
 
 

@@ -36,7 +36,7 @@ def walk(draft: Draft, distribution: TargetDistribution, rng: StepRng, verdict: 
         trials = draft.trials.get(node, ())
         depth = len(path)
         if distribution.greedy or all(trial.group.outright for trial in trials):
-            token = distribution.draw(node, 0.0 if distribution.greedy else rng.uniform(depth, "draw"))
+            token = distribution.draw(node)
             found = _look_up(draft, trials, token)
         else:
             found, token = _reject_in_order(draft, trials, distribution.probs(node), rng, depth)

@@ -26,6 +26,13 @@ LEARNED = (
 # A few more nodes cost little to verify here, and the policy cuts trees to what pays once costs are measured.
 SMALL = "small:{}[num_draft_tokens=8,nodes=24,width=4]"
 DRAFTERS = {"sft": SMALL, "soft": "sd2:{}", "distil": SMALL}
+# Retrieval and a draft model in one tree; both parts are calibrated above.
+MIX = "mix=(pld+{})[nodes=24]"
+# transformers' assistant at its defaults and at two fixed lengths: which is best depends on the machine.
+ASSISTANTS = ("", *(
+    f"[num_assistant_tokens={tokens},num_assistant_tokens_schedule=constant,assistant_confidence_threshold=0]"
+    for tokens in (3, 6)
+))  # fmt: skip
 STORES = {f"{kind}-{text}": f"{kind}:{{}}[nodes=24]" for text in ("ood", "id") for kind in ("rest", "dresd")}
 
 
@@ -194,7 +201,9 @@ class QuickstartPlan:
         made = {f"draft-{name}": (name, spec) for name, spec in DRAFTERS.items()}
         made |= {f"store-{name}": (name, spec) for name, spec in STORES.items()}
         drafters = ",".join(f"{name}={spec.format(folder / out)}" for out, (name, spec) in made.items())
-        peers = f"generate,prompt_lookup,assistant:{folder / 'draft-distil'}"
+        distilled = folder / "draft-distil"
+        learning = f"recycle,{MIX.format(SMALL.format(distilled))}"
+        peers = ",".join(["generate", "prompt_lookup", *(f"assistant:{distilled}{how}" for how in ASSISTANTS)])
         common = ["--target", self.target, "--max_new_tokens", size.new_tokens, "--min_distinct", size.min_distinct,
                   *SERVED, "--seed", self.seed]  # fmt: skip
         needs = ["text", "target", *made]
@@ -202,20 +211,20 @@ class QuickstartPlan:
         return [
             self._command(
                 "calibration", "calibrate: each drafter's confidence, and the cost of passes here",
-                ["calibrate", *common, "--data", self.text / HELD_OUT, "--drafters", f"pld,{drafters}",
+                ["calibrate", *common, "--data", self.text / HELD_OUT, "--drafters", f"pld,recycle,{drafters}",
                  "--temperatures", f"[0,{DRAWN_AT}]", "--seconds", size.cost_seconds,
                  "--out", folder / "calibration"], "results.json", needs, False,
             ),
             self._command(
                 "bench-greedy", "bench, greedy: every drafter, controls (nothing, always right, always wrong), and "
                 "transformers' own decoding",
-                [*asked, f"pld,{drafters},empty,oracle,adversary", "--peers", peers, "--out", folder / "bench-greedy"],
-                "results.json", [*needs, "calibration"], False,
+                [*asked, f"pld,{drafters},{learning},empty,oracle,adversary", "--peers", peers,
+                 "--out", folder / "bench-greedy"], "results.json", [*needs, "calibration"], False,
             ),
             self._command(
                 "bench-drawn", f"bench, sampled at temperature {DRAWN_AT}",
-                [*asked, f"pld,{drafters},empty", "--temperature", DRAWN_AT, "--out", folder / "bench-drawn"],
-                "results.json", [*needs, "calibration"], False,
+                [*asked, f"pld,{drafters},{learning},empty", "--temperature", DRAWN_AT, "--peers", peers,
+                 "--out", folder / "bench-drawn"], "results.json", [*needs, "calibration"], False,
             ),
         ]  # fmt: skip
 

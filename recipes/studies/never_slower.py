@@ -165,10 +165,10 @@ def uncalibrated(specs: Mapping[str, str], target: HFTarget, temperatures: Seque
     costs."""
     wanted = dict.fromkeys(LOOKUP if name == ADVERSARY else spec for name, spec in specs.items())
     drafters = {spec: drafter for spec in wanted for drafter in parse_drafters(spec).values()}
-    bands = {band_of(one) for one in temperatures}
     missing = []
     for spec, drafter in drafters.items():
         known = find_calibration(home(drafter), target)
+        bands = {band_of(one, getattr(drafter, "couples", False)) for one in temperatures}
         if find_costs(home(drafter), target) is None or known is None or not bands <= set(known.bands):
             missing.append(spec)
     return missing

@@ -142,6 +142,11 @@ class KeyedStream:
         return KeyedUniform(self.numbers, (self.start, "step", purpose, index))
 
 
+def raced(numbers: KeyedNumbers, position: int) -> KeyedUniform:
+    """What the target's own draw at a position reads: one outcome of a race whose noise belongs to the position."""
+    return KeyedUniform(numbers, (position, "race"))
+
+
 class KeyedDraws:
     """What a draft is drawn with, one number after the other: a chooser for proposers, keyed by the step's start."""
 
@@ -154,14 +159,20 @@ class KeyedDraws:
 
 
 class TableDistribution:
-    """A distribution that is a function of the path, over a tiny vocabulary."""
+    """A distribution that is a function of the path, over a tiny vocabulary. `race`: depth -> what the target's own
+    token there is drawn with, if it has a key."""
 
     greedy = False
 
     def __init__(
-        self, draft: Draft, distribution_of: Callable[[tuple[int, ...]], list[float]], chooser: Chooser
+        self,
+        draft: Draft,
+        distribution_of: Callable[[tuple[int, ...]], list[float]],
+        chooser: Chooser,
+        race: Callable[[int], KeyedUniform] | None = None,
     ) -> None:
-        self.draft, self.distribution_of, self.chooser = draft, distribution_of, chooser
+        self.draft, self.distribution_of = draft, distribution_of
+        self.race = race or (lambda depth: chooser)
         self.vocab_size = len(distribution_of(()))
 
     def probs(self, node: int) -> torch.Tensor:
@@ -170,8 +181,8 @@ class TableDistribution:
     def choice(self, node: int) -> int:
         raise AssertionError("a distribution with temperature has no choice")
 
-    def draw(self, node: int, uniform: Any) -> int:
-        return int((uniform or self.chooser).draw(self.probs(node)))
+    def draw(self, node: int) -> int:
+        return self.race(len(path_of(self.draft, node))).draw(self.probs(node))
 
 
 def path_of(draft: Draft, node: int) -> tuple[int, ...]:
@@ -227,12 +238,17 @@ def after_steps(
         numbers, tokens = KeyedNumbers(chooser), tuple[int, ...]()
         for propose in proposals:
             draft, before = propose(KeyedDraws(numbers, len(tokens))), tokens
-            distribution = TableDistribution(draft, lambda path, before=before: distribution_of(before + path), chooser)
+            distribution = TableDistribution(
+                draft,
+                lambda path, before=before: distribution_of(before + path),
+                chooser,
+                lambda depth, before=before: raced(numbers, len(before) + depth),
+            )
             verdict = rule(draft, distribution, KeyedStream(numbers, len(tokens)))
             tokens += (*(draft.tokens[node] for node in verdict.path), verdict.next_token)
         while len(tokens) < length:
-            plain = KeyedStream(numbers, len(tokens)).uniform(0, "draw")
-            tokens += (plain.draw(torch.tensor(distribution_of(tokens), dtype=torch.float64)),)
+            law = torch.tensor(distribution_of(tokens), dtype=torch.float64)
+            tokens += (raced(numbers, len(tokens)).draw(law),)
         return tokens[:length]
 
     return enumerate_outcomes(procedure)

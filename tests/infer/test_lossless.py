@@ -113,6 +113,13 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         ]
     ),
 }
+# For rows with a temperature these share the noise of the target's draws, and so come deep.
+COUPLED: dict[str, Callable[[Any], Drafter]] = {
+    "coupled": lambda model: SmallLM(model, top_k=3, nodes=12, min_confidence=0.0),
+    "coupled by cost": lambda model: SmallLM(model, costs=SMALL_COSTS, calibration=WARM_CALIBRATION),
+    "coupled sd2": lambda model: SD2(model, [1, 2], "threshold", thresholds=[0.5, 0], min_confidence=0.0),
+    "coupled sd2 by cost": lambda model: SD2(model, [1, 2], nodes=16, costs=COSTS, calibration=WARM_CALIBRATION),
+}
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(
     "any",
@@ -129,6 +136,14 @@ COSTS = Costs({
 })  # fmt: skip
 # In a mix, what others found makes a draft's pass worth less: verifying costs little, so that trees stay deep.
 CHEAP_TO_VERIFY = Costs({**COSTS.passes, **CHEAP.passes})
+SMALL_COSTS = Costs({"target": PassCost((1, 16), (1.0, 1.5)), "small": PassCost((1, 16), (0.02, 0.04))})
+WARM_CALIBRATION = Calibration(
+    "any",
+    {"small": Calibrator((0.0, 1.0), (0.1, 0.9)), **CALIBRATION.curves},
+    CALIBRATION.covered,
+    temperature=0.9,
+    coupled=True,
+)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -187,6 +202,17 @@ def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_se
     assert_tried_hard(generations, deep=1)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", COUPLED)
+def test_coupled_drafts_give_the_same_tokens_as_plain_sampling_and_come_deep(
+    pair: tuple[Any, Any], name: str, batch_size: int
+) -> None:
+    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
+    generations = decode(HFTarget(pair[0]), COUPLED[name](pair[1]), make_rows(SAMPLED), batch_size)
+    assert tokens(generations) == wanted
+    assert_tried_hard(generations, deep=3)
+
+
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
 def test_outright_drafts_are_looked_up_by_traversal_too(pair: tuple[Any, Any], settings: Settings) -> None:
     wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(settings, 30), 3))
@@ -200,7 +226,8 @@ def test_outright_drafts_are_looked_up_by_traversal_too(pair: tuple[Any, Any], s
 def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], rule: str, top_k: int) -> None:
     """Draft and target have one distribution at every node, so the first trial of each is accepted by every rule; the
     tokens are others than plain decoding's, and differ from row to row."""
-    drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample=True, peaked=1.0)
+    mixed: dict[str, Any] = {} if top_k == 1 else {"peaked": 1.0}  # no nodes whose first trial is drawn from the rest
+    drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample="drawn", **mixed)
     generations = decode(HFTarget(pair[0]), drafter, make_rows(SAMPLED, 30), 3, rule)
     for generation in generations:
         assert all(trace.accepted == min(3, trace.depth) for trace in generation.traces)

@@ -84,13 +84,14 @@ def sampled(draft_model: Any, **shape: Any) -> Any:
         shape["costs"] = Costs(DEAR if shape["costs"] == "dear" else PASSES)
     if "calibration" in shape:
         shape["calibration"] = CURVES
+    shape.setdefault("sample", "drawn")
     return (SD2 if "exits" in shape else SmallLM)(draft_model, **shape)
 
 
 WARM, CUT = Settings(temperature=0.8, seed=1), Settings(temperature=0.7, top_k=2, seed=1)
 
 
-MODULES = (drawn_module, rejection_module, traversal_module, distribution_module)
+MODULES = (drawn_module, rejection_module, traversal_module)
 CASES = [*((shape, WARM, rule) for shape in SHAPES for rule in ("token", "traversal")), ("chain", WARM, "block"),
          ("chain", CUT, "token"), ("chain", CUT, "block")]  # fmt: skip
 
@@ -106,6 +107,7 @@ def test_a_step_has_the_targets_distribution_exactly(
 
     for module in MODULES:
         monkeypatch.setattr(module, "draw_by_inversion", draw)
+    monkeypatch.setattr(distribution_module, "first", lambda logits_V, *key: draw(logits_V.double().softmax(-1), key))
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
     distributions: dict[tuple[int, ...], list[float]] = {}
@@ -183,7 +185,7 @@ def two_step_error(
     monkeypatch: pytest.MonkeyPatch, models: tuple[Any, Any], rule: str, shape: dict[str, Any]
 ) -> tuple[float, Counter[str]]:
     """Two steps of the engine's own loop, on numbers that are intervals with the product's keys."""
-    target, drafter = HFTarget(models[0]), SmallLM(models[1], sample=True, **shape)
+    target, drafter = HFTarget(models[0]), SmallLM(models[1], sample="drawn", **shape)
     drafter.bind(target)
     settings, seen, current = Settings(temperature=1.0, seed=1), Counter[str](), list[Any]()
 
@@ -192,6 +194,11 @@ def two_step_error(
 
     for module in MODULES:
         monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
+
+    def race(logits_V: torch.Tensor, seed: int, row: str, position: int) -> int:
+        return en.raced(current[-1], position).draw(logits_V.double().softmax(-1))
+
+    monkeypatch.setattr(distribution_module, "first", race)
     for module in (drawn_module, rng_module):
         monkeypatch.setattr(module, "uniform", keyed)
     known: dict[tuple[int, ...], torch.Tensor] = {}
@@ -215,8 +222,7 @@ def two_step_error(
         release(target, drafter, [row])
         tokens = tuple(row.new_ids)
         while len(tokens) < 4:
-            own = en.KeyedUniform(current[-1], (3 + len(tokens), "draw", 0))
-            tokens += (own.draw(plain(tokens)),)
+            tokens += (en.raced(current[-1], 3 + len(tokens)).draw(plain(tokens)),)
         return tokens
 
     emitted = en.enumerate_outcomes(procedure)
@@ -302,7 +308,7 @@ def test_a_rows_tokens_do_not_depend_on_its_batch(make_model: Any, shake: Any, t
     settings = Settings(temperature=0.9, seed=4)
 
     def decode(batch_size: int) -> list[list[int]]:
-        target, drafter = HFTarget(model), SmallLM(shake(model, 0.1), sample=True, top_k=top_k, nodes=6)
+        target, drafter = HFTarget(model), SmallLM(shake(model, 0.1), sample="drawn", top_k=top_k, nodes=6)
         drafter.bind(target)
         rows = [Row(str(i), [5 + i, 9, 12 + i], settings, Stops(12 + i)) for i in range(6)]
         done = generate(target, drafter, rows, batch_size=batch_size, rule=rule)
@@ -315,7 +321,7 @@ def test_a_rows_tokens_do_not_depend_on_its_batch(make_model: Any, shake: Any, t
 
 def test_a_greedy_row_is_drafted_for_greedily(make_model: Any, shake: Any) -> None:
     model = make_model("llama")
-    target, drafter = HFTarget(model), SmallLM(shake(model, 0.06))
+    target, drafter = HFTarget(model), SmallLM(shake(model, 0.06), sample="drawn")
     drafter.bind(target)
     rows = [Row(str(i), [5 + i, 9], Settings(), Stops(20)) for i in range(2)]
     mixed = [*rows, Row("drawn", [7, 9], Settings(temperature=1.0), Stops(20))]
@@ -371,11 +377,13 @@ def test_the_enumeration_finds_planted_faults(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"peaked": 0.5}, "give top_k=2 or more"),
-        ({"peaked": 0.5, "top_k": 1}, "give top_k=2 or more"),
-        ({"peaked": 0.5, "top_k": 3, "replacement": True}, "without replacement"),
-        ({"peaked": 1.5, "top_k": 3}, "between 0 and 1"),
-        ({"sample": False, "replacement": True}, "leave out sample=false"),
+        ({"sample": "drawn", "peaked": 0.5}, "give top_k=2 or more"),
+        ({"sample": True, "peaked": 0.5, "top_k": 1}, "give top_k=2 or more"),
+        ({"sample": "drawn", "peaked": 0.5, "top_k": 3, "replacement": True}, "without replacement"),
+        ({"sample": "drawn", "peaked": 1.5, "top_k": 3}, "between 0 and 1"),
+        ({"sample": False, "replacement": True}, "add sample=drawn"),
+        ({"peaked": 0.5, "top_k": 3}, "add sample=drawn"),
+        ({"sample": "warm"}, "coupled, drawn, likeliest"),
         ({"num_draft_tokens": 0}, "num_draft_tokens must be at least 1"),
         ({"top_k": 0}, "top_k must be at least 1"),
     ],

@@ -76,7 +76,7 @@ def accepts_all(draft: Draft, distribution: TargetDistribution, rng: StepRng) ->
         accepted.append(draft.trials[node][0])
         node = accepted[-1].node
         path.append(node)
-    return Verdict(path, accepted, distribution.draw(node, 0.0))
+    return Verdict(path, accepted, distribution.draw(node))
 
 
 def test_a_planted_fault_is_found(llama: tuple[Any, Any]) -> None:
@@ -246,9 +246,11 @@ def five_tokens(make_model: Any, shake: Any) -> tuple[Any, Any]:
 WARM, CUT = {"temperature": 0.9, "top_k": 0}, {"top_k": 3, "top_p": 0.9, "repetition_penalty": 1.3}
 
 
-@pytest.mark.parametrize(("settings", "sample"), [(WARM, False), (WARM, True), (CUT, False), (CUT, True)])
+@pytest.mark.parametrize(
+    ("settings", "sample"), [(one, way) for one in (WARM, CUT) for way in ("likeliest", "drawn", "coupled")]
+)
 def test_sampled_text_has_generates_distribution(
-    five_tokens: tuple[Any, Any], settings: dict[str, Any], sample: bool
+    five_tokens: tuple[Any, Any], settings: dict[str, Any], sample: Any
 ) -> None:
     model, draft = five_tokens
     call = speculative(SmallLM(draft, num_draft_tokens=2, top_k=2, nodes=4, sample=sample))
@@ -263,13 +265,13 @@ def forgets_the_residual(draft: Draft, distribution: TargetDistribution, rng: St
     """A planted fault: after a rejection the token is drawn from the target's distribution, not from what is left."""
     verdict = rejection(draft, distribution, rng)
     node = verdict.path[-1] if verdict.path else -1
-    verdict.next_token = distribution.draw(node, rng.uniform(len(verdict.path), "planted"))
+    verdict.next_token = distribution.draw(node)
     return verdict
 
 
 def test_the_sampling_test_finds_a_planted_fault(five_tokens: tuple[Any, Any]) -> None:
     model, draft = five_tokens
-    sampled = SmallLM(draft, num_draft_tokens=2, top_k=2, nodes=4, peaked=1.0)
+    sampled = SmallLM(draft, num_draft_tokens=2, top_k=2, nodes=4, peaked=1.0, sample="drawn")
     deviations, _ = misfit(model, speculative(sampled, rule=forgets_the_residual), WARM)
     assert deviations > 6
 

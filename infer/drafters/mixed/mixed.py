@@ -101,6 +101,11 @@ class Mixed:
         return sum(drafter.bytes_moved for drafter in self.drafters)
 
     @property
+    def couples(self) -> bool:
+        """Whether any of its drafters does (infer/drafters/lm_drafter.py)."""
+        return any(getattr(drafter, "couples", False) for drafter in self.drafters)
+
+    @property
     def calibration(self) -> str:
         """Each source's own calibration enters before its candidates are pooled, so the policy has none to use."""
         return "none"

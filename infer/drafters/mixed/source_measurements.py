@@ -14,10 +14,12 @@ from draftsmith.infer.costs.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class SourceMeasurements:
-    """`calibrations`: by number of the drafter. `costs`: of the target and of every draft model, or None."""
+    """`calibrations`: by number of the drafter. `costs`: of the target and of every draft model, or None. `coupled`:
+    the drafters whose candidates share the noise of the target's draws."""
 
     calibrations: Mapping[int, BandedCalibration]
     costs: Costs | None
+    coupled: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, drafters: Sequence[Drafter], target: Target) -> SourceMeasurements:
@@ -35,12 +37,13 @@ class SourceMeasurements:
                 costs.insert(0, own.costs)
             else:
                 costs.append(own.costs)
-        return cls(calibrations, _joined(costs) if costs and not missing else None)
+        coupled = frozenset(number for number, one in enumerate(drafters) if getattr(one, "couples", False))
+        return cls(calibrations, _joined(costs) if costs and not missing else None, coupled)
 
     def calibration(self, number: int, row: Row) -> Calibration | None:
         """The drafter's at the row's temperature."""
         known = self.calibrations.get(number)
-        return None if known is None else known.at(row.settings.temperature)
+        return None if known is None else known.at(row.settings.temperature, number in self.coupled)
 
     def calibrated(self, number: int) -> Callable[[Row, str, list[float]], list[float]]:
         """Turns the raw confidences of one node's candidates, likeliest first, into probabilities of acceptance."""

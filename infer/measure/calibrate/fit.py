@@ -34,6 +34,7 @@ from draftsmith.infer.costs.calibration import (
 )
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.drafters.coupled import Race
 from draftsmith.infer.drafters.mixed.mixed import Mixed
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.calibrate.answers import Answered
@@ -128,10 +129,12 @@ def calibrate(
 ) -> Calibrated:
     """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and scored on the others."""
     readings: dict[int, ExitProbabilities] = {}
+    coupled = getattr(drafter, "couples", False) and not settings.greedy
     if isinstance(drafter, LeavesEarly):
         sources = _chosen(drafter.exit_sources, exits)
         vocab = min(int(drafter.model.config.get_text_config().vocab_size), target.vocab_size)
-        readings = read_exits(drafter.model, list(sources), answers, vocab, progress)
+        race = Race.of(target) if coupled else None
+        readings = read_exits(drafter.model, list(sources), answers, vocab, progress, race=race, settings=settings)
         seen = {source: readings[exit].observations() for exit, source in sources.items()}
     else:
         seen = listen(drafter, target, answers, settings, stops, progress)
@@ -149,7 +152,7 @@ def calibrate(
     facts = {"prompts": len({one.number for one in answers}), "temperature": settings.temperature,
              "date": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
     measured = {source: found | facts for source, found in scores.items()}
-    calibration = Calibration(target.fingerprint(), curves, covered, measured, settings.temperature)
+    calibration = Calibration(target.fingerprint(), curves, covered, measured, settings.temperature, coupled)
     return Calibrated(home(drafter), calibration, scores, held_out, errors)
 
 
@@ -216,7 +219,7 @@ def cover(
     curves, errors = {}, {}
     for exit, reading in readings.items():
         mine_N = np.isin(reading.prompt_N, list(fit_on))
-        raw_N = reading.probs_NK[:, 0]
+        raw_N = reading.top_N
         for deeper in (other for other in readings if other >= exit):
             for top in TOP:
                 key, hit_N = covered_key(exit, deeper, top), readings[deeper].covers(top)

@@ -5,7 +5,8 @@ not depend on how it is run. Any other drafter runs in the decoding loop, with t
 the candidates at every node on the answer's path are noted (`listen`); other nodes were never up for acceptance.
 
 Confidences are read before any draw and at temperature 1, as drafters state them. Sampled answers count like greedy
-ones: for outright candidates, the probability of acceptance is that of being the token drawn.
+ones: for outright candidates, the probability of acceptance is that of being the token drawn. Coupled candidates
+(infer/drafters/coupled.py) are found again with the noise that drew the answers, which their rows' keys and seed give.
 
 Legend: N observations (in `ExitProbabilities`: positions of answer tokens), K candidates, V vocabulary.
 """
@@ -26,6 +27,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
 from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.drafters.coupled import Race
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
@@ -54,12 +56,14 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class ExitProbabilities:
-    """One exit over all answers: per position the prompt's number, the top probabilities, and the rank of the answer's
-    token among them (K if it is not there)."""
+    """One exit over all answers: per position the prompt's number, the confidences of the candidates, best first, the
+    rank of the answer's token among them (K if it is not there), and the probability of the likeliest token, by which
+    exits are chosen."""
 
     prompt_N: np.ndarray
     probs_NK: np.ndarray
     rank_N: np.ndarray
+    top_N: np.ndarray
 
     def observations(self) -> Observations:
         """Every candidate at every position."""
@@ -70,10 +74,10 @@ class ExitProbabilities:
             ranks_NK.ravel(),
             self.probs_NK.ravel(),
             (ranks_NK == self.rank_N[:, None]).ravel(),
-        )
+        ).where((self.probs_NK > 0).ravel())
 
     def covers(self, top: int) -> np.ndarray:
-        """[N] whether the answer's token is among the `top` likeliest."""
+        """[N] whether the answer's token is among the `top` best candidates."""
         found_N: np.ndarray = self.rank_N < top
         return found_N
 
@@ -85,25 +89,37 @@ def read_exits(
     answers: Sequence[Answered],
     vocab_size: int,
     progress: Progress | None = None,
+    *,
+    race: Race | None = None,
+    settings: Settings | None = None,
 ) -> dict[int, ExitProbabilities]:
-    """The probabilities of every exit, up to the end of the model's context.
+    """The candidates of every exit, up to the end of the model's context.
 
-    `vocab_size`: the number of ids that draft and target share.
+    `vocab_size`: the number of ids that draft and target share. `race`: the candidates are coupled with the draws that
+    gave these answers with `settings`; else they are the likeliest tokens.
     """
     config = model.config.get_text_config()
     room, depth = max_positions(config), int(config.num_hidden_layers)
     early = [exit for exit in exits if exit != depth]
-    found: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {exit: [] for exit in exits}
-    with _states_after(model, early) as (parts, states):
+    found: dict[int, list[tuple[np.ndarray, ...]]] = {exit: [] for exit in exits}
+    with _states_after(model, early) as (layers, states):
         for number, one in enumerate(answers, start=1):
             ids = torch.tensor([*one.prompt, *one.answer][: room + 1], device=model.device)
             if len(ids) > len(one.prompt):
                 where_N = torch.arange(len(one.prompt) - 1, len(ids) - 1, device=model.device)
                 last = model(input_ids=ids[None, :-1], use_cache=False, logits_to_keep=where_N).logits[0]
                 for exit in exits:
-                    logits_NV = last if exit == depth else parts.logits(states[exit][0, where_N])
-                    probs_NK, rank_N = _ranked(logits_NV[:, :vocab_size].float(), ids[where_N + 1])
-                    found[exit].append((np.full(len(rank_N), one.number), probs_NK, rank_N))
+                    logits_NV = last if exit == depth else layers.logits(states[exit][0, where_N])
+                    logits_NV = logits_NV[:, :vocab_size].float()
+                    top_NK = _likeliest(logits_NV)
+                    tokens_NK, probs_NK = top_NK
+                    if race is not None and settings is not None:
+                        positions = (where_N + 1).tolist()
+                        tokens_NK, probs_NK = race.arrivals(logits_NV, settings, one.key, positions, probs_NK.shape[-1])
+                    rank_N = _rank(tokens_NK, probs_NK, ids[where_N + 1])
+                    parts_N = (probs_NK.double(), rank_N, top_NK[1][:, 0].double())
+                    read = [np.full(len(rank_N), one.number), *(part.cpu().numpy() for part in parts_N)]
+                    found[exit].append(tuple(read))
             if progress is not None:
                 progress(number, len(answers))
     if not all(found.values()):
@@ -135,13 +151,16 @@ def _states_after(model: Any, early: Sequence[int]) -> Iterator[tuple[Any, dict[
             hook.remove()
 
 
-def _ranked(logits_NV: torch.Tensor, next_N: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """([N, K] the top probabilities, [N] the rank of the next token among them, K if it is not there)."""
+def _likeliest(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, K] the likeliest tokens and their probabilities."""
     top = torch.topk(logits_NV, min(max(TOP), logits_NV.shape[-1]), dim=-1)
-    probs_NK = (top.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp()
-    hit_NK = top.indices == next_N[:, None]
-    rank_N = torch.where(hit_NK.any(-1), hit_NK.int().argmax(-1), hit_NK.shape[-1])
-    return probs_NK.double().cpu().numpy(), rank_N.cpu().numpy()
+    return top.indices, (top.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp()
+
+
+def _rank(tokens_NK: torch.Tensor, probs_NK: torch.Tensor, next_N: torch.Tensor) -> torch.Tensor:
+    """[N] the rank of the next token among the candidates that have a probability, K if it is not there."""
+    hit_NK = (tokens_NK == next_N[:, None]) & (probs_NK > 0)
+    return torch.where(hit_NK.any(-1), hit_NK.int().argmax(-1), hit_NK.shape[-1])
 
 
 class Listener:

@@ -33,7 +33,7 @@ def test_a_ban_of_all_tokens_is_an_error_that_names_row_and_position(
 ) -> None:
     found = distribution(Settings(temperature, suppress_tokens=BAN_ALL))
     with pytest.raises(ValueError, match=f"row seven, position {position}: all tokens are banned"):
-        found.probs(node) if ask == "probs" else found.draw(node, 0.5)
+        found.probs(node) if ask == "probs" else found.draw(node)
 
 
 @pytest.mark.parametrize("temperature", WARMTHS)
@@ -48,7 +48,7 @@ def test_logits_that_are_not_finite_are_an_error_at_the_node_that_has_them(
     found = distribution(Settings(temperature), logits_NV)
     assert float(found.probs(0).sum()) == pytest.approx(1)
     with pytest.raises(ValueError, match=f"row seven, position 4: .*{reason}"):
-        found.draw(1, 0.5)
+        found.draw(1)
 
 
 @pytest.mark.parametrize("probs", [[0.0, 0.0], [float("nan"), 0.5], [float("inf"), 0.5]])

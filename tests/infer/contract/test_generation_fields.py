@@ -16,9 +16,8 @@ from planted import plant
 from transformers import AutoTokenizer, CompileConfig, GenerationConfig, WatermarkingConfig
 from transformers.generation import ContinuousBatchingConfig
 
-from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.generation_fields import HARMLESS, HONOURED, REFUSED
-from draftsmith.infer.contract.rng import uniform
+from draftsmith.infer.contract.race import first
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.sampling import Settings, resolve_settings
 from draftsmith.infer.drafters import SmallLM
@@ -109,11 +108,11 @@ def ours(model: Any, draft: Any, tokenizer: Any, config: GenerationConfig) -> li
 
 
 def theirs(model: Any, tokenizer: Any, config: GenerationConfig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """transformers' own tokens, its draws by inversion of the uniforms that a row has."""
+    """transformers' own tokens, its draws by the races of the row's positions."""
     made = iter(range(len(PROMPT), len(PROMPT) + NEW))
 
     def draw(probs_1V: torch.Tensor, num_samples: int) -> torch.Tensor:
-        return torch.tensor([[draw_by_inversion(probs_1V[0].double(), uniform(SEED, "0", next(made), "draw"))]])
+        return torch.tensor([[first(probs_1V[0].double().log(), SEED, "0", next(made))]])
 
     monkeypatch.setattr(torch, "multinomial", draw)
     ids_1T = torch.tensor([PROMPT])

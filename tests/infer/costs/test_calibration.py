@@ -203,3 +203,20 @@ def test_a_candidate_is_read_by_the_curve_of_its_rank_where_there_is_one():
     assert Calibration("t", {"small": CURVE}).of("small", 0) == CURVE
     with pytest.raises(ValueError, match="'sd2:1' was not calibrated, only small"):
         calibration.of("sd2:1", 0)
+
+
+def test_coupled_curves_and_those_of_likeliest_tokens_are_never_used_for_each_other(tmp_path, caplog):
+    curve = {"small": Calibrator((0.0, 1.0), (0.1, 0.9))}
+    greedy, warm = Calibration("t", curve), Calibration("t", curve, temperature=0.8)
+    coupled = Calibration("t", curve, temperature=0.8, coupled=True)
+    BandedCalibration.of(greedy, warm, coupled).save(tmp_path / "it.json")
+    found = BandedCalibration.load(tmp_path / "it.json")
+    assert found.at(0.7) == warm
+    assert found.at(0.7, coupled=True) == coupled
+    assert found.at(2.0, coupled=True) == coupled
+    assert found.at(0.0, coupled=True) == greedy
+    assert BandedCalibration.of(coupled).at(0.0) is None
+    with caplog.at_level("WARNING"):
+        assert BandedCalibration.of(greedy, warm).at(0.8, coupled=True) is None
+    assert "no calibration of coupled drafts was measured at temperature 0.8" in caplog.text
+    assert "confidence is used raw" in caplog.text

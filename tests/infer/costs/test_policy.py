@@ -332,7 +332,7 @@ def test_a_draft_model_that_is_always_wrong_is_soon_left_alone(make_model: Any) 
 
 
 DRAWN = {
-    "chain": lambda model: SmallLM(model, costs=costs_of(0.04, small=0.06)),
+    "chain": lambda model: SmallLM(model, sample="drawn", costs=costs_of(0.04, small=0.06)),
     "small": lambda model: SmallLM(
         model, sample=True, top_k=3, nodes=8, num_draft_tokens=5, costs=costs_of(0.04, small=0.06)
     ),
@@ -348,7 +348,7 @@ def test_a_drawn_chain_is_shorter_where_rows_share_their_passes(make_model: Any,
     dear = Costs({"target": PassCost((1, 8, 80), (1.0, 1.0, 10.0)), "small": PassCost((1, 8, 80), (0.1, 0.1, 1.0))})
     drawn = {}
     for batch_size in (1, 8):
-        target, drafter = HFTarget(model), SmallLM(shake(model, 0.02), costs=dear)
+        target, drafter = HFTarget(model), SmallLM(shake(model, 0.02), sample="drawn", costs=dear)
         drafter.bind(target)
         rows = [Row(str(i), [5 + i, 9], Settings(temperature=0.9, seed=4), Stops(24)) for i in range(8)]
         policy = Policy.of(target, drafter, batch_size=batch_size)

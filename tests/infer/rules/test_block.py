@@ -59,7 +59,7 @@ def written_out(fault: str = "") -> Callable[[Draft, Any, Any], Verdict]:
                 break
         path = list(range(kept))
         if kept == len(draft):
-            return Verdict(path, trials, distribution.draw(kept - 1, rng.uniform(kept, "draw")))
+            return Verdict(path, trials, distribution.draw(kept - 1))
         cap = 1.0 if fault == "resample without the cap" else caps[kept]
         left_V = (cap * target[kept] - drafted[kept]).clamp(min=0)
         return Verdict(path, trials[:kept], rng.uniform(kept, "draw").draw(left_V / left_V.sum()))

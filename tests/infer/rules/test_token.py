@@ -65,13 +65,13 @@ def any_row_matches(draft: Draft, distribution: Any, rng: Any) -> Verdict:
     while True:
         token = None
         for trial in draft.trials.get(node, ()):
-            token = distribution.draw(node, None)
+            token = distribution.draw(node)
             if draft.tokens[trial.node] == token:
                 node = trial.node
                 path.append(node)
                 break
         else:
-            return Verdict(path, [], distribution.draw(node, None) if token is None else token)
+            return Verdict(path, [], distribution.draw(node) if token is None else token)
 
 
 def residual_forgotten(draft: Draft, distribution: Any, rng: Any) -> Verdict:
@@ -80,8 +80,8 @@ def residual_forgotten(draft: Draft, distribution: Any, rng: Any) -> Verdict:
         token = draft.tokens[trial.node]
         weight = float(trial.group.draft_probs[token])
         if rng.uniform(0, "accept") * weight < float(distribution.probs(ROOT)[token]):
-            return Verdict([trial.node], [trial], distribution.draw(trial.node, None))
-    return Verdict([], [], distribution.draw(ROOT, None))
+            return Verdict([trial.node], [trial], distribution.draw(trial.node))
+    return Verdict([], [], distribution.draw(ROOT))
 
 
 def duplicate_skipped(chooser: Any) -> Draft:

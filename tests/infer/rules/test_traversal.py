@@ -92,7 +92,7 @@ class Drawn:
     def choice(self, node: int) -> int:
         raise AssertionError("not greedy")
 
-    def draw(self, node: int, uniform: float) -> int:
+    def draw(self, node: int) -> int:
         return self.vocab_size - 1
 
 

@@ -100,7 +100,7 @@ def test_every_temperature_asked_for_gets_a_band_and_later_runs_add_theirs(calib
     told = calibrate(f"small:{draft},pld", "--temperatures", "[0,0.8]", "--json", "--out", out).json
     assert told["temperatures"] == [0.0, 0.8]
     small = told["drafters"]["small"]
-    assert small["at"]["0.8"]["sources"]["small"]["accepted"] != small["sources"]["small"]["accepted"]
+    assert small["at"]["0.8"]["sources"]["small"]["first_accepted"] != small["sources"]["small"]["first_accepted"]
     assert {path.name for path in out.iterdir()} >= {
         "reliability-small-small.png", "reliability-small-small-T0.8.png", "reliability-pld-pld-T0.8.png"
     }  # fmt: skip
@@ -108,9 +108,9 @@ def test_every_temperature_asked_for_gets_a_band_and_later_runs_add_theirs(calib
     target = load_target(folders.target)
     found = find_calibration(draft, target)
     assert {band: one.temperature for band, one in found.bands.items()} == {
-        "greedy": 0.0, "(0.6, 0.85]": 0.8, "(1.1, ...)": 1.5
+        "greedy": 0.0, "(0.6, 0.85] coupled": 0.8, "(1.1, ...) coupled": 1.5
     }  # fmt: skip
-    assert len({found.at(t).curves["small"] for t in (0.0, 0.7, 2.0)}) == 3
+    assert len({found.at(t, coupled=True).curves["small"] for t in (0.0, 0.7, 2.0)}) == 3
     assert set(find_calibration("pld", target).bands) == {"greedy", "(0.6, 0.85]"}
 
 

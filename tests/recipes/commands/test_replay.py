@@ -32,16 +32,16 @@ def test_token_ids_of_a_row_are_replayed_with_the_figures_counted_by_hand(replay
     assert (found["streams"], found["tokens"], found["temperature"]) == (1, 12, 0.0)
 
 
-def test_sampled_drafts_are_refused_above_temperature_0_in_one_line(replay, folders, rows_file):
+def test_coupled_drafts_are_refused_above_temperature_0_in_one_line(replay, folders, rows_file):
     data = rows_file([{"prompt": PROMPT, "output": PROMPT}])
     spec = f"small:{folders.draft},pld"
     told = replay(data, spec, "--temperature", 0.8)
     assert told.code == 2
     assert "outright drafts only" in told.err.splitlines()[-1]
-    assert "[sample=false]" in told.err.splitlines()[-1]
+    assert "[sample=likeliest]" in told.err.splitlines()[-1]
     assert "Traceback" not in told.err
     assert set(replay(data, spec).json["drafters"]) == {"small", "pld"}
-    outright = f"small:{folders.draft}[sample=false]"
+    outright = f"small:{folders.draft}[sample=likeliest]"
     assert replay(data, outright, "--temperature", 0.8).json["drafters"]["small"]["nodes_per_step"] > 1
     assert replay(data, "pld", "--temperature", 0.8).json["drafters"]["pld"]["accepted_length"] > 1
 

@@ -1,13 +1,18 @@
 """Candidates along answers: read in one pass as drafting would meet them, or noted from a drafter in the loop."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.row import Stops
+from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.drafters.coupled import Race
 from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate.observations import listen, read_exits
 from draftsmith.infer.models.hf_target import HFTarget
@@ -186,3 +191,30 @@ def test_a_drafter_that_reads_states_is_judged_by_the_target_and_sees_the_same(f
     assert len(recorded) > 20
     for name in ("prompt_N", "rank_N", "raw_N", "accepted_N"):
         assert (getattr(recorded, name) == getattr(live, name)).all(), name
+
+
+WARM = Settings(temperature=0.8, top_k=20, seed=4)
+
+
+def test_coupled_candidates_of_a_text_are_those_that_decoding_proposes(pair):
+    """One pass over sampled answers finds the candidates that the drafter had while they were drawn."""
+    target, draft, answers = pair
+    drafter, judge = SmallLM(draft, num_draft_tokens=1, top_k=3, min_confidence=0.0), HFTarget(target)
+    drafter.bind(judge)
+    rows = [Row(one.key, list(one.prompt), WARM, Stops(20)) for one in answers]
+    drawn = [replace(one, answer=made.token_ids) for one, made in zip(answers, generate(judge, Empty(), rows))]
+    listened = listen(drafter, judge, drawn, WARM, Stops(20))["small"]
+    found = read_exits(draft, [3], drawn, 61, race=Race.of(judge), settings=WARM)[3]
+    known = {(n, r, round(raw, 5), hit) for n, r, raw, hit in zip(*columns(found.observations()))}
+    noted = {(n, r, round(raw, 5), hit) for n, r, raw, hit in zip(*columns(listened))}
+    assert len(noted) > 40
+    assert noted <= known
+    likeliest = read_exits(draft, [3], drawn, 61)[3]
+    assert found.covers(1).mean() > likeliest.covers(1).mean() + 0.15
+    other = read_exits(draft, [3], drawn, 61, race=Race.of(judge), settings=replace(WARM, seed=5))[3]
+    assert other.covers(1).mean() < found.covers(1).mean() - 0.15
+    assert (found.top_N == likeliest.probs_NK[:, 0]).all(), "exits are chosen by the likeliest token's probability"
+
+
+def columns(seen):
+    return seen.prompt_N, seen.rank_N, seen.raw_N, seen.accepted_N
