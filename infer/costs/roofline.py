@@ -33,7 +33,7 @@ NUMBERS = ("bandwidth", "memory", "launch")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineFigures:
     """`flops` by dtype. `launch`: seconds per kernel; `layer` and `pass_s`: what a layer and a pass add, where they
     were measured. `products`: weights of a matrix -> tokens -> seconds per weight, of one dtype. `attention`: seconds
     per byte of cache and per FLOP, where they were measured."""
@@ -61,7 +61,7 @@ class Machine:
         return self.flops[dtype]
 
     def product_s(self, weights: int, itemsize: int, dtype: str, tokens_P: np.ndarray) -> np.ndarray:
-        """[P] seconds of multiplying tokens with one matrix of so many weights."""
+        """[P] seconds of multiplying tokens with one matrix of this many weights."""
         if not self.products:
             return weights * np.maximum(itemsize / self.bandwidth, 2 * tokens_P / self.rate(dtype))
         sizes = sorted(self.products)
@@ -113,7 +113,7 @@ class Work:
     active: int = 0
 
 
-def pass_cost(machine: Machine, work: Work, tokens: Sequence[int] = TOKENS) -> PassCost:
+def pass_cost(machine: MachineFigures, work: Work, tokens: Sequence[int] = TOKENS) -> PassCost:
     """The modelled costs of a model's passes."""
     if not machine.products:
         # The corner of the roofline, between whose sides costs are linear.
@@ -146,7 +146,7 @@ def known_machines() -> dict[str, dict[str, Any]]:
     return found
 
 
-def load_machine(name: str) -> Machine:
+def load_machine(name: str) -> MachineFigures:
     """A packaged machine by its name, or a YAML file with the same fields; not `cpu`, which is measured."""
     known = known_machines()
     if name in known:
@@ -163,7 +163,7 @@ def load_machine(name: str) -> Machine:
     return _machine(value, str(path))
 
 
-def _machine(value: Any, where: str) -> Machine:
+def _machine(value: Any, where: str) -> MachineFigures:
     """Check every field, since people write these files."""
     if not isinstance(value, dict):
         raise ValueError(f"{where}: a machine has the fields name, device, bandwidth, flops, memory, launch, sources")
@@ -184,7 +184,7 @@ def _machine(value: Any, where: str) -> Machine:
     without = sorted({*NUMBERS, "flops"} - set(sources if isinstance(sources, dict) else ()))
     if without:
         raise ValueError(f"{where}: sources has no line for {', '.join(without)}")
-    return Machine(
+    return MachineFigures(
         name=str(value["name"]),
         device=str(value["device"]),
         article=str(value.get("article", "")),

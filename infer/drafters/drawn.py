@@ -27,8 +27,8 @@ from draftsmith.infer.costs.account import Account
 from draftsmith.infer.drafters.draft_model import DraftOutput, DrawnLimits, Reaches
 from draftsmith.infer.drafters.tree_builder import TreePricing
 
-# A row with more unread tokens than this is read apart; fewer are read with its first node. Reading so many serves all
-# later steps, so it is not weighed against the gain of this one.
+# A row with more unread tokens than this is read apart; fewer are read with its first node. Reading that many serves
+# all later steps, so it is not weighed against the gain of this one.
 MAY_WAIT = 8
 
 # (row index, nodes) pairs; the nodes are [ROOT] in the first round.

@@ -119,7 +119,7 @@ class Replay:
             "arrival": self.arrival,
             "costs": self.costs.describe() if self.costs else None,
             "modelled": modelled_on(self.costs.machine) if self.costs else "",
-            "conclusion": conclusion(rows, self._where()),
+            "conclusion": conclusion(rows, self._where()) if rows else None,
         }
 
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:
@@ -196,6 +196,13 @@ class Replay:
         settings = resolve_settings(None, **logged_settings(self.streams, {"temperature": self.temperature}))
         for drafter in drawn.values():
             bind_draft(drafter, None, self.tokenizer)
+        bare = next((one.key for one in self.streams if not one.logprobs), None)
+        if bare is not None:
+            raise ValueError(
+                f"{bare} has no log-probabilities, from which drawn drafts ({', '.join(drawn)}) are forecast: log "
+                "them, write answers with `draftsmith answers --logprobs`, or replay outright drafts only, as with "
+                "small:MODEL[sample=false]"
+            )
         texts, longest = logged_texts(self.streams, settings), max(one.drawn_chain for one in drawn.values())
         lengths = range(1, longest + 1)
         run = Forecast(texts, settings, lengths, seed=self.seed, costs=self.costs, batch_sizes=self.batch_sizes)

@@ -2,7 +2,8 @@
 
 Each output's weights are rounded to 255 steps and scaled back after the product, which torch multiplies with bfloat16
 activations. A draft in int8 proposes a little differently, and its draft_probs are those of the int8 model, so the
-target's text stays what it was. Faster for few tokens only, and not on every processor: `int8: auto` times both.
+target's text stays what it was. Faster for few tokens only, and not on every processor: `int8: auto` times both, once
+for a machine and a draft's shapes, since another outcome in the next run would be other drafts.
 
 Legend: N tokens, I inputs, O outputs.
 """
@@ -10,15 +11,24 @@ Legend: N tokens, I inputs, O outputs.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import logging
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from draftsmith.infer.costs.calibration import machine_name
+from draftsmith.infer.files.atomic import write_json
+from draftsmith.infer.files.locations import cache_folder
 from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import CLEARLY_LESS, SMALL, CachedPassTimer
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+
+_log = logging.getLogger(__name__)
 
 Int8 = bool | Literal["auto"]
 # Types that auto may replace: a float64 draft was asked for to be exact.
@@ -43,8 +53,41 @@ def chosen(model: Any, plan: MaskPlan, int8: Int8, width: int) -> Any:
     large = weight_bytes(model) >= SMALL
     if int8 is False or weight.device.type != "cpu" or weight.dtype not in DTYPES or not large:
         return model
-    other = int8_copy(model)
-    return other if is_faster(other, model, plan, width) else model
+    path = _choice_path(model, width)
+    known = _remembered(path)
+    if known is None:
+        other = int8_copy(model)
+        known = is_faster(other, model, plan, width)
+        _remember(path, known)
+        return other if known else model
+    return int8_copy(model) if known else model
+
+
+def _choice_path(model: Any, width: int) -> Path:
+    """Where the choice is kept: it depends on the machine, torch's kernels, the shapes, the dtype and the attention."""
+    shapes = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        shapes.pop(name, None)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    found = [torch.__version__, shapes, str(model.config._attn_implementation), weight_bytes(model), dtype, width]
+    key = hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return cache_folder() / "int8" / machine_name("cpu") / f"{model.config.model_type}-{key}.json"
+
+
+def _remembered(path: Path) -> bool | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = found.get("faster") if isinstance(found, dict) else None
+    return known if isinstance(known, bool) else None
+
+
+def _remember(path: Path, faster: bool) -> None:
+    try:
+        write_json(path, {"faster": faster})
+    except OSError as problem:
+        _log.warning("whether int8 is faster could not be kept in %s: %s", path, problem.strerror or problem)
 
 
 def is_int8(model: Any) -> bool:

@@ -19,7 +19,7 @@ def forecast(
     temperature: FloatAbove0 | None = None,
     top_k: IntFrom0 | None = None,
     top_p: Above0To1 | None = None,
-    logprobs: Literal["", "processed", "raw"] = "",
+    logprobs_mode: Literal["", "processed", "raw"] = "",
     rule: Literal["token", "block", "both"] = "both",
     lengths: Sequence[IntFrom1] = (1, 2, 3, 4, 6, 8, 12),
     max_new_tokens: IntFrom1 | None = None,
@@ -51,7 +51,7 @@ def forecast(
         top_k: the answers were drawn from this many of the likeliest tokens, if the logs do not say it.
         top_p: the answers were drawn from the likeliest tokens that make up this probability, if the logs do not say
             it.
-        logprobs: what the logs' log-probabilities are, if they do not say it: processed (after temperature and
+        logprobs_mode: what the logs' log-probabilities are, if they do not say it: processed (after temperature and
             truncation) or raw, which will do at temperature 1 without truncation.
         rule: verification rule: token, block, or both.
         lengths: of the drawn chains.
@@ -108,7 +108,7 @@ def forecast(
     settings = resolve_settings(None, **logged_settings(streams, {k: v for k, v in asked.items() if v is not None}))
     check_drawn(settings)
     if loaded is None:
-        texts = logged_texts(streams, settings, logprobs)
+        texts = logged_texts(streams, settings, logprobs_mode)
     else:
         texts = scored_texts(loaded, streams, settings, batch_size)
     run = Forecast(

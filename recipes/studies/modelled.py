@@ -31,7 +31,7 @@ WITHIN, OF = 0.2, 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TriedShape:
     """A Llama of this shape, and a pass of `tokens` tokens behind `context` committed ones."""
 
     layers: int
@@ -58,16 +58,16 @@ class Tried:
 
 
 TRIED = (
-    Tried(8, 512, 8, 8, 8192, 1, 128),
-    Tried(8, 512, 8, 8, 8192, 16, 128),
-    Tried(8, 1024, 16, 16, 12288, 1, 128),
-    Tried(8, 1024, 16, 4, 32000, 4, 2048),
-    Tried(12, 768, 12, 12, 16384, 8, 512),
-    Tried(4, 1024, 16, 16, 8192, 64, 128),
-    Tried(16, 512, 8, 2, 8192, 2, 1024),
-    Tried(2, 1536, 24, 8, 16384, 32, 256),
-    Tried(24, 640, 10, 5, 8192, 1, 4096),
-    Tried(6, 896, 14, 7, 24576, 12, 256),
+    TriedShape(8, 512, 8, 8, 8192, 1, 128),
+    TriedShape(8, 512, 8, 8, 8192, 16, 128),
+    TriedShape(8, 1024, 16, 16, 12288, 1, 128),
+    TriedShape(8, 1024, 16, 4, 32000, 4, 2048),
+    TriedShape(12, 768, 12, 12, 16384, 8, 512),
+    TriedShape(4, 1024, 16, 16, 8192, 64, 128),
+    TriedShape(16, 512, 8, 2, 8192, 2, 1024),
+    TriedShape(2, 1536, 24, 8, 16384, 32, 256),
+    TriedShape(24, 640, 10, 5, 8192, 1, 4096),
+    TriedShape(6, 896, 14, 7, 24576, 12, 256),
 )
 
 
@@ -111,11 +111,11 @@ def modelled(
     return 0 if good >= OF * len(rows) else 1
 
 
-def _of(cost: PassCost, tried: Tried) -> float:
+def _of(cost: PassCost, tried: TriedShape) -> float:
     return cost.even(1, tried.tokens, tried.context)
 
 
-def _measured(tried: Tried, dtype: torch.dtype, seconds: float) -> float:
+def _measured(tried: TriedShape, dtype: torch.dtype, seconds: float) -> float:
     """Seconds of CPU time of the pass, as the engine runs it."""
     model = random_model(tried.config(), dtype, torch.device("cpu"))
     timer = CachedPassTimer(decoding_runner(model, prepare(model)))
@@ -124,8 +124,8 @@ def _measured(tried: Tried, dtype: torch.dtype, seconds: float) -> float:
     return measure_together(jobs, seconds=seconds, clock=time.process_time)[""][0].seconds
 
 
-def _row(tried: Tried, modelled_s: float, measured_s: float) -> dict[str, Any]:
-    shape = {name: getattr(tried, name) for name in Tried.__dataclass_fields__}
+def _row(tried: TriedShape, modelled_s: float, measured_s: float) -> dict[str, Any]:
+    shape = {name: getattr(tried, name) for name in TriedShape.__dataclass_fields__}
     return shape | {"modelled_s": modelled_s, "measured_s": measured_s, "error": modelled_s / measured_s - 1}
 
 

@@ -99,6 +99,7 @@ from draftsmith.infer.contract.draft import Draft
 
 class Wild(Empty):
     name = "wild"
+    drafts_unread = True
 
     def __init__(self, token: int):
         self.token = token

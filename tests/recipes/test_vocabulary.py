@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from draftsmith.recipes.cli.argv import normalise, options, parameters
+from draftsmith.recipes.cli.argv import normalise, options
 from draftsmith.recipes.cli.main import COMMANDS, build_parser, load, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,12 +68,12 @@ def test_no_study_is_a_command():
 def test_an_option_is_of_one_type_in_every_command():
     types_of = defaultdict(dict)
     for name, command in COMMANDS.items():
-        for parameter in parameters(load(command)).values():
-            kind = re.sub(r" \| None$", "", inspect.formatannotation(parameter.annotation))
+        for option in options(load(command)).values():  # those of a group by its name and their own
+            kind = re.sub(r" \| None$", "", inspect.formatannotation(option.hint))
             kind = re.sub(r"^(typing\.)?Literal\[.*$", "str", kind).replace("collections.abc.Sequence[", "list[")
             kind = re.sub(r"(\w+\.)*(IntFrom[01])\b", "int", kind)
             kind = re.sub(r"(\w+\.)*(FloatAbove0|FloatFrom0|From0To1|Above0To1)\b", "float", kind)
-            types_of[parameter.name].setdefault(kind, name)
+            types_of[option.name].setdefault(kind, name)
     differing = {name: kinds for name, kinds in types_of.items() if len(kinds) > 1}
     assert differing == {}
 
@@ -88,8 +88,11 @@ def test_a_thing_has_one_name_in_every_command():
 
 
 def test_questions_are_given_as_data_but_where_they_belong_to_answers_in_another_file():
-    assert [name for name, command in COMMANDS.items() if "questions" in options(load(command))] == ["replay"]
-    assert "data" in options(load(COMMANDS["replay"]))
+    assert [name for name, command in COMMANDS.items() if "questions" in options(load(command))] == [
+        "replay",
+        "forecast",
+    ]
+    assert all("data" in options(load(COMMANDS[name])) for name in ("replay", "forecast"))
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if name != "quickstart"])

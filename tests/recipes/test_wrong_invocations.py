@@ -162,6 +162,9 @@ def make_attempt(target: str, root: Path, here: Path) -> Callable[[list[str]], i
             assert 1 <= len(printed.splitlines()) <= 3, printed
             assert not left, left
             assert _files(root) == before
+        for name in _files(root).keys() - before.keys():  # what a command that ended well has written
+            made = root / name
+            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
         return code
 
     return attempt

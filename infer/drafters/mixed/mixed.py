@@ -16,7 +16,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from draftsmith.infer.contract.draft import ROOT, Draft, Trial
-from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter, Feedback, PassTimer, Target, Verdict
+from draftsmith.infer.contract.protocols import (
+    Budget,
+    DocumentLearner,
+    Drafter,
+    Feedback,
+    LearnsAnswers,
+    PassTimer,
+    Target,
+    Verdict,
+)
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import Tried
 from draftsmith.infer.costs.calibration import band_of
@@ -76,6 +85,12 @@ class Mixed:
         learners = [drafter for drafter in self.drafters if isinstance(drafter, DocumentLearner)]
         if learners:  # what cannot learn documents has no such method
             self.add_document: Callable[[Sequence[int]], None] = lambda ids: _teach(learners, ids)
+        answered = [drafter for drafter in self.drafters if isinstance(drafter, LearnsAnswers)]
+        if answered:
+            self.learns = any(drafter.learns for drafter in answered)
+            # Where none was asked to learn, a replay of arriving answers teaches them all.
+            taught = [drafter for drafter in answered if drafter.learns] or answered
+            self.add_answer: Callable[[Row], None] = lambda row: _teach_answer(taught, row)
 
     @property
     def forward_seconds(self) -> float:
@@ -312,3 +327,8 @@ def _check(drafter: Drafter, draft: Draft, budget: Budget, vocab_size: int) -> N
 def _teach(learners: Sequence[DocumentLearner], ids: Sequence[int]) -> None:
     for drafter in learners:
         drafter.add_document(ids)
+
+
+def _teach_answer(learners: Sequence[LearnsAnswers], row: Row) -> None:
+    for drafter in learners:
+        drafter.add_answer(row)

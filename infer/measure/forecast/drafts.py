@@ -61,8 +61,11 @@ def drawn_chains(drafters: Mapping[str, Any]) -> dict[str, DrawsChains]:
 
 def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTrainedTokenizerBase) -> None:
     """Bind a draft to its target; without one, check that the texts' `tokenizer` is the draft's, and assume that the
-    target's vocabulary is padded like the draft's."""
-    drafter.bind(RecordedTarget({}, drafter.draft_vocab_size, tokenizer) if target is None else target)
+    target draws nothing beyond its tokenizer, where a draft's vocabulary may be padded otherwise."""
+    if target is None:
+        known = drafter.draft_vocab_size if tokenizer is None else min(len(tokenizer), drafter.draft_vocab_size)
+        target = RecordedTarget({}, known, tokenizer)
+    drafter.bind(target)
 
 
 @torch.inference_mode()

@@ -7,7 +7,8 @@ truncation. Given the text, a step that drafts from its token 1 on accepts at le
     block:  min(1, min over j <= i of prod over l <= j of ratio_l)        (arXiv 2403.10444)
 
 The committed text is the given one whatever was drafted, so the numbers of steps of all suffixes follow from the end of
-the text backwards, each as long as the engine would draft there. Neither a mean over positions nor a geometric series
+the text backwards, each as long as the engine would draft there: nothing in the first step, whose pass reads the end of
+the prompt, which a draft model has not read before it. Neither a mean over positions nor a geometric series
 gives this: steps do not start at all positions alike, and acceptance at neighbouring positions is correlated.
 
 Legend: T tokens of a text, K depths, L chain lengths, D depths at which a chain may end, F figures that are summed.
@@ -38,7 +39,7 @@ class ExpectedSteps:
 
 def survival(log_ratios_T: np.ndarray, depth: int, rule: RuleName) -> np.ndarray:
     """[T, K + 1] of a step that starts at each token: the probability that at least 0, 1, ... `depth` draft tokens are
-    accepted, if so many are drafted. What lies beyond the end of the text means nothing."""
+    accepted, if that many are drafted. What lies beyond the end of the text means nothing."""
     padded = np.concatenate([log_ratios_T, np.zeros(depth)])
     ahead_TK = np.lib.stride_tricks.sliding_window_view(padded[: len(log_ratios_T) + depth - 1], depth)
     if rule == "token":
@@ -66,6 +67,7 @@ def expected_steps(
     reach_TK = survival(log_ratios_T, most, rule)
     at_T = np.arange(count)
     room_T = np.minimum(max_new_tokens - at_T - 1, max_positions - prompt_tokens - at_T)
+    room_T[:1] = 0  # the first step
     depth_LT = np.clip(np.minimum(np.asarray(lengths)[:, None], room_T), 0, None)
     within_DK = np.tri(most + 1, dtype=bool)
     # The sums of every suffix: suffixes that begin behind the end of the text have no steps.

@@ -93,8 +93,8 @@ def logged_texts(
             said = "are raw" if mode == "raw" else "may be raw (before temperature and truncation)"
             raise ValueError(
                 f"the log-probabilities of {one.key} {said}, and its tokens were not drawn at temperature 1 without "
-                "truncation: compute them with `draftsmith forecast --target`, or say `--logprobs processed` there if "
-                "the server logged those"
+                "truncation: compute them with `draftsmith forecast --target`, or say `--logprobs_mode processed` "
+                "there if the server logged those"
             )
     return [_drawn(one, one.logprobs) for one in streams]
 

@@ -14,7 +14,7 @@ import torch
 from draftsmith.infer.contract.protocols import Drafter, PassTimer
 from draftsmith.infer.costs.identity import TargetIdentity, config_hash, short_name
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.costs.roofline import CPU, TRAINING_SHARE, Machine, load_machine, pass_cost
+from draftsmith.infer.costs.roofline import CPU, TRAINING_SHARE, MachineFigures, load_machine, pass_cost
 from draftsmith.infer.costs.timing import PassShape, visit
 from draftsmith.infer.measure.plan.loop_timing import Overhead
 from draftsmith.infer.measure.plan.memory import check_fits
@@ -28,13 +28,19 @@ GIB = 2**30
 TRIES = 5
 
 
-def machine_for(name: str, config: Any, dtype: torch.dtype) -> Machine:
+def machine_for(name: str, config: Any, dtype: torch.dtype) -> MachineFigures:
     """The machine of this name or file; `cpu` is measured here, in seconds."""
     return this_machine(config, dtype) if name == CPU else load_machine(name)
 
 
 def modelled_survey(
-    config: Any, dtype: torch.dtype, machine: Machine, asked: SurveyRequest, *, name: str = "", tokenizer: str = ""
+    config: Any,
+    dtype: torch.dtype,
+    machine: MachineFigures,
+    asked: SurveyRequest,
+    *,
+    name: str = "",
+    tokenizer: str = "",
 ) -> Survey:
     """What `survey` measures, modelled for `machine`."""
     where = torch.device(machine.device)
@@ -54,7 +60,9 @@ def modelled_survey(
     )
 
 
-def modelled_costs(config: Any, dtype: torch.dtype, machine: Machine, *, name: str = "", tokenizer: str = "") -> Costs:
+def modelled_costs(
+    config: Any, dtype: torch.dtype, machine: MachineFigures, *, name: str = "", tokenizer: str = ""
+) -> Costs:
     """The target's pass costs on `machine`."""
     size = size_of(config, dtype, torch.device(machine.device))
     if size.total_bytes > machine.memory:
@@ -67,7 +75,7 @@ def modelled_costs(config: Any, dtype: torch.dtype, machine: Machine, *, name: s
     return Costs(passes, machine=facts, target=_identity(config, size, name, tokenizer))
 
 
-def draft_ratio(drafter: Drafter, dtype: torch.dtype, machine: Machine, context: int = 128) -> float:
+def draft_ratio(drafter: Drafter, dtype: torch.dtype, machine: MachineFigures, context: int = 128) -> float:
     """How long a one-token pass of the drafter's model takes on `machine`, over how long it takes here; 1 without one.
 
     A replay runs a draft model here, and its seconds are those of this machine.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from draftsmith.infer.costs.identity import machine
-from draftsmith.infer.costs.roofline import CPU, Machine
+from draftsmith.infer.costs.roofline import CPU, MachineFigures
 from draftsmith.infer.costs.timing import Clock, PassShape, visit
 from draftsmith.infer.measure.plan.shapes import CandidateShape, head_size, random_model, shaped_config
 from draftsmith.infer.models.architectures import prepare
@@ -37,7 +37,7 @@ SOURCE = "measured here"
 
 def this_machine(
     config: Any, dtype: torch.dtype, clock: Clock = time.perf_counter, group_bytes: int = GROUP_BYTES
-) -> Machine:
+) -> MachineFigures:
     """This CPU, for models of the family of `config`."""
     kind = str(dtype).removeprefix("torch.")
     products = {
@@ -47,7 +47,7 @@ def this_machine(
     large = products[max(products)]
     facts = machine(torch.device(CPU), dtype)
     bandwidth = dtype.itemsize / min(curve[1] for curve in products.values())
-    return Machine(
+    return MachineFigures(
         name=facts["name"],
         article="this CPU",
         device=CPU,

@@ -12,7 +12,7 @@ from draftsmith.infer.costs.identity import machine_text, same_machine
 from draftsmith.infer.costs.roofline import (
     KERNELS_PER_LAYER,
     NUMBERS,
-    Machine,
+    MachineFigures,
     Work,
     known_machines,
     load_machine,
@@ -20,7 +20,7 @@ from draftsmith.infer.costs.roofline import (
 )
 
 # 1 GB/s and 1 TFLOP/s: a float32 weight takes 4 ns to read and 2 ps to multiply, so the corner is at 2000 tokens.
-PLAIN = Machine("plain", "cuda", bandwidth=1e9, flops={"float32": 1e12}, memory=1e12)
+PLAIN = MachineFigures("plain", "cuda", bandwidth=1e9, flops={"float32": 1e12}, memory=1e12)
 WORK = Work(layers=3, itemsize=4, dtype="float32", matrices={1000: 6, 4000: 1}, token_bytes=96, pair_flops=480)
 FIELDS = {
     "name": "mine",

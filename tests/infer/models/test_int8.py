@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,7 +64,10 @@ def test_a_pass_reads_fewer_bytes() -> None:
 
 
 @pytest.mark.parametrize(("faster", "wanted"), [(True, True), (False, False)])
-def test_auto_takes_what_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch, faster: bool, wanted: bool) -> None:
+def test_auto_takes_what_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: bool, wanted: bool
+) -> None:
+    monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path))
     model = tiny_llama()
     asked = []
     monkeypatch.setattr(int8_module, "is_faster", lambda one, other, plan, width: asked.append(width) or faster)
@@ -73,6 +77,30 @@ def test_auto_takes_what_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPat
     assert is_int8(chosen(model, prepare(model), "auto", 3)) is wanted
     assert asked == [3]
     assert not is_int8(chosen(model.double(), prepare(model), "auto", 3)), "float64 was asked for to be exact"
+
+
+def test_the_choice_is_timed_once_for_a_machine_and_shapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second load must not choose otherwise: another choice is other drafts."""
+    monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(int8_module, "SMALL", 1)
+    outcomes = iter([True, False, False, True, False, True])
+    monkeypatch.setattr(int8_module, "is_faster", lambda *given: next(outcomes))
+
+    def load(width: int = 3, dtype: torch.dtype = torch.float32, **shape: int) -> bool:
+        model = tiny_llama(**shape).to(dtype)
+        return is_int8(chosen(model, prepare(model), "auto", width))
+
+    assert [load(), load(), load()] == [True] * 3
+    assert [load(width=4), load(width=4)] == [False] * 2
+    assert [load(num_hidden_layers=3), load(num_hidden_layers=3), load()] == [False, False, True]
+    assert [load(dtype=torch.bfloat16), load(dtype=torch.bfloat16)] == [True] * 2
+    for path in (tmp_path / "cache" / "int8").rglob("*.json"):
+        path.write_text("{broken")
+    assert [load(), load()] == [False] * 2, "what cannot be read is timed again"
+    monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    assert load(), "what cannot be kept is used all the same"
+    assert next(outcomes, None) is None
 
 
 def test_a_faster_model_is_found_by_its_passes() -> None:

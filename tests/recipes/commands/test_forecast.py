@@ -20,7 +20,7 @@ def drawn(call, folders, rows_file, tmp_path):
     out = tmp_path / "answers.jsonl"
     told = call(
         "answers", "--target", folders.target, "--data", questions, "--out", out, "--temperature", 0.8, "--top_p", 0.95,
-        "--max_new_tokens", 12, "--logprobs",
+        "--max_new_tokens", 12, "--logprobs", "--seed", 3,
     )  # fmt: skip
     assert told.code == 0, told.err
     return out
@@ -86,7 +86,7 @@ def test_a_server_s_raw_log_is_used_at_temperature_1_only(call, folders, drawn, 
     told = call(*cool, "--json")
     assert told.code == 2
     assert "may be raw" in told.err
-    assert 1 < lengths(call(*cool, "--logprobs", "processed", "--json"))[0] < 3
+    assert 1 < lengths(call(*cool, "--logprobs_mode", "processed", "--json"))[0] < 3
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,13 @@ def test_replay_forecasts_drawn_chains(call, folders, drawn, rows_file):
     assert list(found["drafters"]) == ["pld"]
     same = call("forecast", "--data", drawn, "--drafters", f"small:{folders.draft}", "--lengths", 1, 2, 3, "--json")
     assert found["forecast"]["drafters"] == same.json["drafters"]
+    alone = ["replay", "--data", drawn, "--drafters", specs.removeprefix("pld,"), *words]
+    found = call(*alone, "--json").json
+    assert (found["drafters"], found["conclusion"]) == ({}, None)
+    assert found["forecast"]["drafters"] == same.json["drafters"]
+    told = call(*alone)
+    assert told.code == 0, told.err
+    assert "accepted_length of small" in told.out
     bare = rows_file([{"prompt": PROMPTS[0], "output": PROMPTS[1]}])
     told = call("replay", "--data", bare, "--drafters", specs, *words)
     assert (told.code, "no log-probabilities" in told.err) == (2, True)

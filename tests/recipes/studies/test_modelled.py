@@ -14,7 +14,7 @@ from draftsmith.recipes.studies import modelled as study
 def test_a_shape_is_modelled_timed_and_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "TRIED", (study.Tried(2, 64, 4, 2, 256, 2, 16),))
+    monkeypatch.setattr(study, "TRIED", (study.TriedShape(2, 64, 4, 2, 256, 2, 16),))
     monkeypatch.setattr(this_machine, "MATRICES", ((64, 64),))
     codes = []
     for within in (1e9, 0.0):

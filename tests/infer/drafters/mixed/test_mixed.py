@@ -10,7 +10,7 @@ import torch
 from planted import plant
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Feedback, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, LearnsAnswers, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import StepTrace
@@ -23,7 +23,7 @@ from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.drafters.mixed import mixed as mixing
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.retrieval import PromptLookup
+from draftsmith.retrieval import PromptLookup, Rest
 
 # Noise is right more often than it thinks.
 SURER = Calibration("any", {"small": Calibrator((0.0, 0.1, 1.0), (0.05, 0.7, 0.95))})
@@ -81,7 +81,7 @@ class Hidden:
         self.name, self.origin, self.features = "hidden", "", ()
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("expansion", "width", "draws", "add_document"):
+        if name in ("expansion", "width", "draws", "add_document", "learns", "add_answer"):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -306,3 +306,26 @@ def test_costs_need_every_draft_model_s_and_calibrations_are_each_its_own(model:
     mix.bind(HFTarget(model))
     assert mix.costs.passes == COSTS.passes
     assert set(mix.pass_timers()) == {"small"}
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(0.7, top_k=6)], ids=["greedy", "sampled"])
+def test_a_source_that_learns_hears_of_the_answers(model: Any, settings: Settings) -> None:
+    """The text stays plain decoding's, and a prompt that comes again is drafted from its answer."""
+    target = HFTarget(model)
+    plain = [one.token_ids for one in Engine(target, Empty()).run(rows(settings=settings))]
+    mix = Mixed([Rest(nodes=8), PromptLookup()])
+    mix.bind(target)
+    assert isinstance(mix, LearnsAnswers)
+    assert mix.learns
+    engine = Engine(target, mix, batch_size=2)
+    first, second = engine.run(rows(settings=settings)), engine.run(rows(settings=settings))
+    assert [one.token_ids for one in first] == [one.token_ids for one in second] == plain
+    steps = [sum(len(one.traces) for one in some) for some in (first, second)]
+    assert steps[1] < 0.7 * steps[0]
+    traces = [trace for one in (*first, *second) for trace in one.traces]
+    assert max(trace.accepted for trace in traces) >= 4
+    assert any(not tried.accepted for trace in traces for tried in trace.tried)
+    assert len({token for answer in plain for token in answer}) >= 8
+    still = Mixed([Rest(nodes=8, learn=False), PromptLookup()])
+    assert not still.learns
+    assert not hasattr(Mixed([Continues("a", lambda ids: []), PromptLookup()]), "learns")

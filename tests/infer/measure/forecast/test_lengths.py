@@ -20,7 +20,7 @@ from draftsmith.infer.measure.forecast import lengths
 from draftsmith.infer.measure.forecast.lengths import RULES, expected_steps, survival
 from draftsmith.infer.rules.named import as_rule
 
-VOCAB, END, LIMIT, PROMPT, CONTEXT = 3, 2, 5, 2, 4
+VOCAB, END, LIMIT, PROMPT, CONTEXT = 3, 2, 5, 2, 5
 TEXTS = list(itertools.product(range(VOCAB), repeat=LIMIT))
 
 
@@ -67,7 +67,7 @@ def enumerated(length: int, rule, context: int, monkeypatch) -> tuple[float, flo
     def behind(prefix: tuple[int, ...]) -> tuple[float, float, float]:
         if len(prefix) == LIMIT or (prefix and prefix[-1] == END):
             return 0.0, 0.0, float(len(prefix))
-        depth = max(min(length, LIMIT - len(prefix) - 1, context - PROMPT - len(prefix)), 0)
+        depth = max(min(length, LIMIT - len(prefix) - 1, context - PROMPT - len(prefix)), 0) if prefix else 0
         found = [1.0, float(depth), 0.0]
         for tokens, weight in one_step(prefix, depth, rule).items():
             for i, more in enumerate(behind(prefix + tokens)):
@@ -130,6 +130,7 @@ FAULTS = {
     ),
     "depth not capped by what is left": ("expected_steps", "max_new_tokens - at_T - 1", "max_new_tokens + 0 * at_T",
                                          "token"),
+    "a first step that drafts": ("expected_steps", "room_T[:1] = 0", "room_T[:1] += 0", "token"),
     "steps from every position alike": (
         "expected_steps", "return ExpectedSteps(count, *sums_FLT[:, :, 0])",
         "return ExpectedSteps(count, count / (1 + reach_TK[:, 1:].sum(1)).mean() + 0 * sums_FLT[0, :, 0], "
