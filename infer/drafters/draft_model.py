@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # What to draft for rows with a temperature: tokens that win the target's race under the draft's distribution
-# (coupled.py), tokens drawn from it (drawn.py), or its likeliest ones.
-Sample = Literal["coupled", "drawn", "likeliest"]
+# (coupled.py), tokens drawn from it (drawn.py), or its likeliest ones. auto: drawn, and coupled as part of a mix.
+Sample = Literal["auto", "coupled", "drawn", "likeliest"]
 
 # The default depth of coupled drafts: confidence and costs decide how much of it is drafted.
 COUPLED = 8
@@ -162,7 +162,8 @@ class DrawnLimits:
 @dataclass(frozen=True, slots=True)
 class DraftLimits:
     """The sizes of a drafter's drafts: `likeliest` of trees of likeliest tokens, which greedy rows get, and for rows
-    with a temperature either `coupled` or `drawn`; if both are None, these get the likeliest tokens too."""
+    with a temperature `drawn` or `coupled`: both are there if it depends on whether the drafter is part of a mix, and
+    if both are None, these rows get the likeliest tokens too."""
 
     likeliest: Limits
     coupled: Limits | None = None
@@ -196,11 +197,12 @@ def given_limits(
     if sample not in get_args(Sample):
         raise ValueError(f"unknown sample {sample!r}: {', '.join(get_args(Sample))}")
     likeliest = outright(depth)
-    if sample != "drawn":
+    if sample not in ("auto", "drawn"):
         if replacement or peaked is not None:
             raise ValueError("replacement and peaked are for drawn drafts: add sample=drawn")
         return DraftLimits(likeliest, coupled=outright(COUPLED) if sample == "coupled" else None)
     if peaked is not None and (likeliest.top_k == 1 or top_k is None or replacement):
         raise ValueError("peaked is for trees drawn without replacement: give top_k=2 or more with it")
     threshold = PEAKED if peaked is None else peaked
-    return DraftLimits(likeliest, drawn=DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, threshold))
+    drawn = DrawnLimits(num_draft_tokens, top_k or 1, nodes, replacement, threshold)
+    return DraftLimits(likeliest, coupled=outright(COUPLED) if sample == "auto" else None, drawn=drawn)

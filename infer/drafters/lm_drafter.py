@@ -80,9 +80,9 @@ class LMDrafter:
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.limits = limits
-        self.draws = limits.drawn is not None
         self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
         self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
+        self._in_a_mix = False
         self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
@@ -117,7 +117,7 @@ class LMDrafter:
     def drawn_chain(self) -> int:
         """The length of the chains that it draws for a row with a temperature, without costs; 0 if it draws none, or
         trees, or chooses an exit for each node."""
-        drawn = self.limits.drawn
+        drawn = self.limits.drawn if self.draws else None
         chains = drawn is not None and drawn.top_k == 1 and len(self.exit_sources) == 1
         return drawn.depth(False) if drawn is not None and chains else 0
 
@@ -125,7 +125,23 @@ class LMDrafter:
     def couples(self) -> bool:
         """Whether its drafts for rows with a temperature share the noise of the target's own draws. They fit texts that
         were drawn with this noise, and no others."""
+        return self.limits.coupled is not None and not self.draws
+
+    @property
+    def may_couple(self) -> bool:
+        """Whether its drafts do so alone or in a mix: calibrations are measured for that."""
         return self.limits.coupled is not None
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws for rows with a temperature."""
+        return self.limits.drawn is not None and not self._in_a_mix
+
+    def join_mix(self) -> None:
+        """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""
+        if self.limits.coupled is None and self.limits.drawn is not None:
+            raise ValueError(f"a mix cannot draw its tokens: leave out sample=drawn of {self.name}")
+        self._in_a_mix = True
 
     def bind(self, target: Target) -> None:
         check_same_tokenizer(
@@ -208,7 +224,10 @@ class LMDrafter:
 
     def _limits_of(self, row: Row) -> Limits | DrawnLimits:
         limits = self.limits
-        return limits.likeliest if row.settings.greedy else limits.coupled or limits.drawn or limits.likeliest
+        if row.settings.greedy:
+            return limits.likeliest
+        drawn = limits.drawn if self.draws else None
+        return drawn or limits.coupled or limits.likeliest
 
     def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
         """Read what the draft has not read of the rows for which drafting would pay if it had read them.
@@ -334,14 +353,14 @@ class LMDrafter:
         for row, entry in zip(rows, entries):
             self._rows[row].entry_of = entry
 
+        pricing_of_exits = Pricing(policy, alone=True, coupled=self.may_couple)
+
         def read(asked: Asked, drafts: Sequence[Draft], reaches: Reaches) -> DraftOutput:
             some = [rows[b] for b, nodes in asked if nodes == [ROOT]]
             self._read([(row, len(row.ids) - 1) for row, n in zip(some, self._pending(some)) if n > MAY_WAIT])
             batch = [self._entries(rows[b], nodes, drafts[b], entries[b]) for b, nodes in asked]
             some = [rows[b] for b, _ in asked]
-            return self._forward.read(
-                some, batch, reaches, self.vocab_size, Pricing(policy, alone=True) if priced else None
-            )
+            return self._forward.read(some, batch, reaches, self.vocab_size, pricing_of_exits if priced else None)
 
         pending = self._pending(rows)
         pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])

@@ -44,7 +44,7 @@ def SD2(
     nodes: int = 32,
     width: int = 4,
     min_confidence: float = 0.15,
-    sample: Sample | bool = "coupled",
+    sample: Sample | bool = "auto",
     replacement: bool = False,
     peaked: float | None = None,
     eager: bool = False,
@@ -69,9 +69,9 @@ def SD2(
         nodes: the most nodes of a tree; a chain is limited by num_draft_tokens only.
         width: the most nodes of a row that are expanded per pass.
         min_confidence: do not expand nodes whose probability of being reached is below this; costs override it.
-        sample: what to draft for rows with a temperature. coupled: the tokens that win under the draft's distribution
-            when it shares the noise of the target's own draws; drawn (or true): tokens drawn from the draft's
-            distribution; likeliest (or false): its likeliest tokens, which greedy rows always get.
+        sample: what to draft for rows with a temperature. drawn (or true): tokens drawn from the draft's distribution;
+            coupled: the tokens that win under it when it shares the noise of the target's own draws; likeliest (or
+            false): its likeliest tokens, which greedy rows always get; auto: drawn, and coupled as part of a mix.
         replacement: for drawn trees, draw the children of a node independently.
         peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
             (by default 0.3), take them outright and draw one from the rest.

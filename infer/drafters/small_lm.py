@@ -30,7 +30,7 @@ def SmallLM(
     nodes: int = 14,
     width: int = 2,
     min_confidence: float = 0.15,
-    sample: Sample | bool = "coupled",
+    sample: Sample | bool = "auto",
     replacement: bool = False,
     peaked: float | None = None,
     calibration: Any = "auto",
@@ -50,9 +50,9 @@ def SmallLM(
         width: how many nodes of a row the draft model expands per pass.
         min_confidence: do not expand nodes whose probability of being reached is below this; measured costs override
             it.
-        sample: what to draft for rows with a temperature. coupled: the tokens that win under the draft's distribution
-            when it shares the noise of the target's own draws; drawn (or true): tokens drawn from the draft's
-            distribution; likeliest (or false): its likeliest tokens, which greedy rows always get.
+        sample: what to draft for rows with a temperature. drawn (or true): tokens drawn from the draft's distribution;
+            coupled: the tokens that win under it when it shares the noise of the target's own draws; likeliest (or
+            false): its likeliest tokens, which greedy rows always get; auto: drawn, and coupled as part of a mix.
         replacement: for drawn trees, draw the children of a node independently.
         peaked: for trees drawn without replacement; where the likeliest top_k - 1 tokens have at least this probability
             (by default 0.3), take them outright and draw one from the rest.

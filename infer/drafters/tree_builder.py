@@ -66,14 +66,17 @@ class Expands(Protocol):
     """A drafter that can be asked for the candidates below any leaf of trees that others build with it.
 
     `width`: how many leaves of a row it takes per pass; `most_rounds`: how many passes per step; it is not asked below
-    leaves of less reach than `least_reach`. `draws`: whether it was made to draw its tokens, which such a tree cannot.
+    leaves of less reach than `least_reach`.
     """
 
-    draws: object
     width: int
     most_rounds: int
     least_reach: float
     max_positions: int
+
+    def join_mix(self) -> None:
+        """All its candidates will be outright; ValueError if it was made to draw them."""
+        ...
 
     def expansion(
         self,

@@ -301,8 +301,8 @@ def _checked(drafters: Sequence[Drafter]) -> list[Drafter]:
             raise ValueError(f"a mix cannot hold another mix ({drafter.name}): list all drafters in one")
         if drafter.name in names:
             raise ValueError(f"a mix cannot hold two drafters named {drafter.name!r}")
-        if isinstance(drafter, Expands) and drafter.draws is True:
-            raise ValueError(f"a mix cannot draw its tokens: leave out sample=true of {drafter.name}")
+        if isinstance(drafter, Expands):
+            drafter.join_mix()
         names.add(drafter.name)
     passes = [name for drafter in drafters for name in drafter.pass_timers()]
     if len(set(passes)) < len(passes):

@@ -129,7 +129,7 @@ def calibrate(
 ) -> Calibrated:
     """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and scored on the others."""
     readings: dict[int, ExitProbabilities] = {}
-    coupled = getattr(drafter, "couples", False) and not settings.greedy
+    coupled = getattr(drafter, "may_couple", False) and not settings.greedy
     if isinstance(drafter, LeavesEarly):
         sources = _chosen(drafter.exit_sources, exits)
         vocab = min(int(drafter.model.config.get_text_config().vocab_size), target.vocab_size)
