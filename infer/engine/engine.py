@@ -249,10 +249,9 @@ class Engine:
                     self.drafter.add_answer(row)
 
     def _is_reading(self, row: Row) -> bool:
-        """Whether the row's prompt is still being read. A target that verifies chains may have unread tokens later,
-        which the next draft's pass reads."""
+        """Whether the row's turn is still read, or a step is to read its end. A step that failed may have committed."""
         seat = self._seats[row]
-        seat.reading = seat.reading and self.target.unread(row) > 0
+        seat.reading = seat.reading and len(row.ids) == seat.shown and (self._joins(row) or self.target.unread(row) > 0)
         return seat.reading
 
     def _join(self) -> None:
@@ -305,6 +304,7 @@ class Engine:
         took = time.perf_counter() - began
         for row, given in feedback.items():
             self._seats[row].read(took / len(feedback), given)
+            self._seats[row].joins_at = 0 if self.target.unread(row) else len(row.ids)  # some read prompts whole
 
     def _catch_up(self) -> None:
         """Let the drafter read what the target has read of prompts."""

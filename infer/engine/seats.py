@@ -27,7 +27,7 @@ class RowEvent:
 @dataclass(slots=True)
 class Seat:
     """What the engine knows of a row. `shown`: how many of its ids were reported; `keep`: stays after its stop;
-    `reading`: its prompt or new turn is not read yet; `joins_at`: with how many ids a step is to read the end of it;
+    `reading`: no step has read the end of its turn yet; `joins_at`: with how many ids a step is to read the end of it;
     `unheard`: what the target has read of it and the drafter has not."""
 
     keep: bool = False

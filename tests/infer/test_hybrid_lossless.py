@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import plant
 from tiny_families import plain_answer, tiny_family
 
 from draftsmith.infer.contract.draft import ROOT, Draft
@@ -21,6 +22,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters import Lookahead, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, ScriptedDrafter, adversary, oracle
 from draftsmith.infer.engine.chains import MOST_UNREAD
+from draftsmith.infer.engine.engine import CHUNK, Engine
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.retrieval import PromptLookup
@@ -151,16 +153,17 @@ def test_a_draft_model_s_trees_give_plain_s_tokens(kind: str, make_model: Any) -
     assert any(trace.nodes for generation in generations for trace in generation.traces)
 
 
-def drawn(kind: str, rule: str, make_model: Any, batch_size: int = 3) -> list[Generation]:
+def drawn(kind: str, rule: str, make_model: Any, batch_size: int = 3, chunk: int = CHUNK) -> list[Generation]:
     draft = make_model("llama", torch.float64, vocab_size=96)
     drafter = SmallLM(draft, num_draft_tokens=3, top_k=2, nodes=9, sample=True)
     drafter.bind(target_of(kind))
-    return generate(target_of(kind), drafter, make_rows(SAMPLED), batch_size=batch_size, rule=rule)
+    with Engine(target_of(kind), drafter, batch_size=batch_size, rule=rule, chunk=chunk) as engine:
+        return engine.run(make_rows(SAMPLED), strict=True)
 
 
-def check_batches(kind: str, rule: str, make_model: Any) -> None:
+def check_batches(kind: str, rule: str, make_model: Any, chunk: int = CHUNK) -> None:
     """Rows beside a row may leave it less to read again: that must not decide when it is drafted."""
-    alone, beside = (drawn(kind, rule, make_model, batch_size) for batch_size in (1, 3))
+    alone, beside = (drawn(kind, rule, make_model, batch_size, chunk) for batch_size in (1, 3))
     assert tokens(beside) == tokens(alone)
     # Only what is read again may differ.
     assert [[(trace.context, trace.nodes, trace.accepted) for trace in one.traces] for one in beside] == [
@@ -173,10 +176,13 @@ def check_batches(kind: str, rule: str, make_model: Any) -> None:
     assert any(not trace.nodes for trace in traces) == (kind == "qwen3_next"), "no row had too much to read again"
 
 
-@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize(("rule", "chunk"), [("token", CHUNK), ("block", CHUNK), ("token", 45)])
 @pytest.mark.parametrize("kind", ["qwen3_next", "jamba"])
-def test_the_text_of_drawn_drafts_does_not_depend_on_the_batch(kind: str, rule: str, make_model: Any) -> None:
-    check_batches(kind, rule, make_model)
+def test_the_text_of_drawn_drafts_does_not_depend_on_the_batch(
+    kind: str, rule: str, chunk: int, make_model: Any
+) -> None:
+    """In the smaller chunk the rows' prompts do not fit beside one another: jamba reads them whole, before a step."""
+    check_batches(kind, rule, make_model, chunk)
 
 
 def test_judging_a_row_by_what_its_batch_left_it_to_read_is_caught(
@@ -185,6 +191,14 @@ def test_judging_a_row_by_what_its_batch_left_it_to_read_is_caught(
     monkeypatch.setattr(HFTarget, "unread_alone", HFTarget.unread)
     with pytest.raises(AssertionError):
         check_batches("qwen3_next", "token", make_model)
+
+
+def test_drafting_at_once_for_a_prompt_that_was_read_whole_is_caught(
+    monkeypatch: pytest.MonkeyPatch, make_model: Any
+) -> None:
+    plant(monkeypatch, Engine, "_read", "0 if self.target.unread(row) else len(row.ids)", "0")
+    with pytest.raises(AssertionError):
+        check_batches("jamba", "token", make_model, 45)
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
