@@ -169,11 +169,11 @@ def test_the_better_source_of_each_place_is_in_the_tree(model: Any, shake: Any) 
 
 
 def test_equal_nodes_go_to_the_surer_source(model: Any, shake: Any) -> None:
-    single = run(model, small(model, shake, nodes=6), new=40)
-    mixed = run(model, Mixed([PromptLookup(), small(model, shake)], nodes=6), new=40)
+    single = run(model, small(model, shake, nodes=6), count=6, new=40)
+    mixed = run(model, Mixed([PromptLookup(), small(model, shake)], nodes=6), count=6, new=40)
     assert max(trace.nodes for trace in mixed) <= 6
     lengths = [sum(trace.committed for trace in traces) / len(traces) for traces in (single, mixed)]
-    assert lengths[1] > 0.97 * lengths[0]
+    assert lengths[1] > lengths[0]
 
 
 def test_every_draft_cache_is_a_fresh_pass_over_the_committed_tokens(model: Any, shake: Any) -> None:
