@@ -163,16 +163,17 @@ def test_the_better_source_of_each_place_is_in_the_tree(model: Any, shake: Any) 
     }.items():
         traces = run(model, drafter)
         lengths[name] = sum(trace.committed for trace in traces) / len(traces)
-    assert lengths["mix"] > 1.9
+    # The most that two tokens a step can give 24, behind a first step that drafts nothing.
+    assert lengths["mix"] == 24 / 13
     assert max(lengths["first"], lengths["last"]) < 1.8
 
 
 def test_equal_nodes_go_to_the_surer_source(model: Any, shake: Any) -> None:
-    single = run(model, small(model, shake, nodes=6), new=40)
-    mixed = run(model, Mixed([PromptLookup(), small(model, shake)], nodes=6), new=40)
+    single = run(model, small(model, shake, nodes=6), count=6, new=40)
+    mixed = run(model, Mixed([PromptLookup(), small(model, shake)], nodes=6), count=6, new=40)
     assert max(trace.nodes for trace in mixed) <= 6
     lengths = [sum(trace.committed for trace in traces) / len(traces) for traces in (single, mixed)]
-    assert lengths[1] > 0.97 * lengths[0]
+    assert lengths[1] > lengths[0]
 
 
 def test_every_draft_cache_is_a_fresh_pass_over_the_committed_tokens(model: Any, shake: Any) -> None:
@@ -238,7 +239,7 @@ def test_a_source_that_is_never_verified_is_graded(model: Any, shake: Any) -> No
     loud = Continues("loud", lambda ids: [ids[-1]], 0.9)
     mix = Mixed([loud, timid], nodes=1)
     before = mixing.Pool(2).weights_F
-    first, *_ = run(model, mix, batch_size=1, count=1, new=1 + 1)
+    _, first, *_ = run(model, mix, batch_size=1, count=1, new=1 + 2)
     assert first.nodes_by_source == {"loud": 1}
     assert timid.graded[0].tried[0].source == "timid"
     assert timid.graded[0].tried[0].accepted
