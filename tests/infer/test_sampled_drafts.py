@@ -62,7 +62,7 @@ SHAPES = {
                              "costs": "cheap"},
 }  # fmt: skip
 PASSES = {"target": PassCost((1, 8), (1.0, 1.2)), "small": PassCost((1, 8), (0.05, 0.06)),
-          "sd2:1": PassCost((1, 8), (0.02, 0.03)), "sd2:2": PassCost((1, 8), (0.01, 0.05))}  # fmt: skip
+          "sd2:1": PassCost((1, 8), (0.02, 0.03)), "sd2:2": PassCost((1, 8), (0.01, 0.03))}  # fmt: skip
 # Another token costs nearly as much as a pass, so it must be likely to be accepted.
 DEAR = PASSES | {"target": PassCost((1, 8), (1.0, 4.85)), "small": PassCost((1, 8), (0.01, 0.01))}
 CURVES = Calibration("any", {"small": Calibrator((0.0, 1.0), (0.2, 0.9))}, temperature=0.8)
@@ -371,7 +371,7 @@ def test_the_enumeration_finds_planted_faults(
 ) -> None:
     monkeypatch.setattr(drawn_module._Drawing, "_draw", plant(drawn_module._Drawing._draw))
     with pytest.raises(AssertionError, match="1e-09"):
-        test_a_step_has_the_targets_distribution_exactly(monkeypatch, target_model, draft_model, shape, WARM)
+        test_a_step_has_the_targets_distribution_exactly(monkeypatch, target_model, draft_model, shape, WARM, "token")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_the_enumeration_finds_planted_faults(
         ({"sample": "drawn", "peaked": 0.5, "top_k": 3, "replacement": True}, "without replacement"),
         ({"sample": "drawn", "peaked": 1.5, "top_k": 3}, "between 0 and 1"),
         ({"sample": False, "replacement": True}, "add sample=drawn"),
-        ({"peaked": 0.5, "top_k": 3}, "add sample=drawn"),
+        ({"sample": "coupled", "peaked": 0.5, "top_k": 3}, "add sample=drawn"),
         ({"sample": "warm"}, "coupled, drawn, likeliest"),
         ({"num_draft_tokens": 0}, "num_draft_tokens must be at least 1"),
         ({"top_k": 0}, "top_k must be at least 1"),

@@ -215,7 +215,7 @@ def distribution(model: Any, ids: list[int], length: int, **settings: Any) -> di
 
 def misfit(model: Any, call: Any, settings: dict[str, Any]) -> tuple[float, list[Generation]]:
     """By how many standard deviations chi-square of 2,000 sampled texts exceeds its mean, and their rows."""
-    ids, length, rows, calls = [2, 1, 4, 2, 1], 3, 400, 5
+    ids, length, rows, calls = [2, 1, 4, 2, 1], 4, 400, 5  # the first token comes before the first draft
     wanted = distribution(model, ids, length, **settings)
     padded = torch.tensor([[0, *ids]] * rows)
     mask = torch.tensor([[0] + [1] * len(ids)] * rows)

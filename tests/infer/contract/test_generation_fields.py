@@ -37,7 +37,7 @@ HONOURED_VALUES: dict[str, tuple[dict[str, Any], Any]] = {
     "min_p": (SAMPLING, 0.3),
     "typical_p": (SAMPLING, 0.3),
     "epsilon_cutoff": (SAMPLING, 0.05),
-    "eta_cutoff": (SAMPLING, 0.3),
+    "eta_cutoff": (SAMPLING, 0.6),
     "repetition_penalty": ({}, 1.8),
     "no_repeat_ngram_size": ({}, 2),
     "bad_words_ids": ({}, [["token:1"], ["token:4", "token:5"]]),
@@ -97,7 +97,8 @@ def config_of(**fields: Any) -> GenerationConfig:
 
 
 def ours(model: Any, draft: Any, tokenizer: Any, config: GenerationConfig) -> list[int]:
-    target, drafter = HFTarget(model, tokenizer), SmallLM(draft, num_draft_tokens=5, top_k=3, min_confidence=0.0)
+    target = HFTarget(model, tokenizer)
+    drafter = SmallLM(draft, num_draft_tokens=5, top_k=3, min_confidence=0.0, sample="coupled")
     before, model.generation_config = model.generation_config, config
     try:
         settings, stops = resolve_settings(config, seed=SEED), target.stops(NEW)

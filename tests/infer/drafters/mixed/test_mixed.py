@@ -283,7 +283,7 @@ def test_what_cannot_be_mixed_is_refused(model: Any, shake: Any) -> None:
         ([pld], "needs at least two drafters, and got 1"),
         ([], "got 0"),
         ([pld, PromptLookup()], "two drafters named 'pld'"),
-        ([pld, small(model, shake, sample=True)], "leave out sample=true of small"),
+        ([pld, small(model, shake, sample=True)], "leave out sample=drawn of small"),
         ([Mixed([pld, Empty()]), small(model, shake)], "another mix"),
     ):
         with pytest.raises(ValueError, match=message):

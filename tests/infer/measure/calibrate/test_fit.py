@@ -120,8 +120,8 @@ def test_cover_tells_what_a_deeper_exit_s_top_k_holds():
     probs = np.zeros((count, 8))
     probs[:, 0] = np.where(sure, 0.9, 0.2)
     readings = {
-        1: ExitProbabilities(prompts, probs, np.where(sure, 0, 8)),
-        2: ExitProbabilities(prompts, probs, np.where(sure, 0, 3)),
+        1: ExitProbabilities(prompts, probs, np.where(sure, 0, 8), probs[:, 0]),
+        2: ExitProbabilities(prompts, probs, np.where(sure, 0, 3), probs[:, 0]),
     }
     curves, errors = cover(readings, set(range(20)))
     assert set(curves) == {f"{e}>{d}@{k}" for e, d in ((1, 1), (1, 2), (2, 2)) for k in (1, 2, 4, 8)} == set(errors)

@@ -178,7 +178,7 @@ class _Reads(Scripted):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_drafter_that_reads_states_is_judged_by_the_target_and_sees_the_same(folders, temperature):
     target = load_target(folders.target)
-    settings, stops = Settings(temperature=temperature, seed=1), Stops(40)
+    settings, stops = Settings(temperature=temperature, seed=1), Stops(80)
     records = [Record(id=str(i), turns=[text]) for i, text in enumerate(["the dog, the dog, the dog", "what? what?"])]
     answers = answer_prompts(target, records, find_template("chat", target.tokenizer), settings, stops)
 
@@ -199,7 +199,8 @@ WARM = Settings(temperature=0.8, top_k=20, seed=4)
 def test_coupled_candidates_of_a_text_are_those_that_decoding_proposes(pair):
     """One pass over sampled answers finds the candidates that the drafter had while they were drawn."""
     target, draft, answers = pair
-    drafter, judge = SmallLM(draft, num_draft_tokens=1, top_k=3, min_confidence=0.0), HFTarget(target)
+    drafter = SmallLM(draft, num_draft_tokens=1, top_k=3, min_confidence=0.0, sample="coupled")
+    judge = HFTarget(target)
     drafter.bind(judge)
     rows = [Row(one.key, list(one.prompt), WARM, Stops(20)) for one in answers]
     drawn = [replace(one, answer=made.token_ids) for one, made in zip(answers, generate(judge, Empty(), rows))]
