@@ -115,10 +115,14 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
 }
 # For rows with a temperature these share the noise of the target's draws, and so come deep.
 COUPLED: dict[str, Callable[[Any], Drafter]] = {
-    "coupled": lambda model: SmallLM(model, top_k=3, nodes=12, min_confidence=0.0),
-    "coupled by cost": lambda model: SmallLM(model, costs=SMALL_COSTS, calibration=WARM_CALIBRATION),
-    "coupled sd2": lambda model: SD2(model, [1, 2], "threshold", thresholds=[0.5, 0], min_confidence=0.0),
-    "coupled sd2 by cost": lambda model: SD2(model, [1, 2], nodes=16, costs=COSTS, calibration=WARM_CALIBRATION),
+    "coupled": lambda model: SmallLM(model, top_k=3, nodes=12, min_confidence=0.0, sample="coupled"),
+    "coupled by cost": lambda model: SmallLM(model, costs=SMALL_COSTS, calibration=WARM_CALIBRATION, sample="coupled"),
+    "coupled sd2": lambda model: SD2(
+        model, [1, 2], "threshold", thresholds=[0.5, 0], min_confidence=0.0, sample="coupled"
+    ),
+    "coupled sd2 by cost": lambda model: SD2(
+        model, [1, 2], nodes=16, costs=COSTS, calibration=WARM_CALIBRATION, sample="coupled"
+    ),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(

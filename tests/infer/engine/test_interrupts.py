@@ -23,7 +23,7 @@ from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.retrieval import PromptLookup
 
-WARM = Settings(temperature=0.9, top_k=40, seed=11)
+WARM = Settings(temperature=0.9, top_k=40, seed=12)
 DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     "tree": lambda model: SmallLM(model, num_draft_tokens=5, top_k=3, nodes=12, width=3, min_confidence=0.0),
     "sd2": lambda model: SD2(

@@ -34,7 +34,7 @@ def test_token_ids_of_a_row_are_replayed_with_the_figures_counted_by_hand(replay
 
 def test_coupled_drafts_are_refused_above_temperature_0_in_one_line(replay, folders, rows_file):
     data = rows_file([{"prompt": PROMPT, "output": PROMPT}])
-    spec = f"small:{folders.draft},pld"
+    spec = f"small:{folders.draft}[sample=coupled],pld"
     told = replay(data, spec, "--temperature", 0.8)
     assert told.code == 2
     assert "outright drafts only" in told.err.splitlines()[-1]

@@ -60,7 +60,7 @@ def test_a_draft_that_is_often_wrong_is_forecast_within_the_interval(shake, leng
     target, draft = HFTarget(model), shake(model, 0.3)
     _, texts = decode(target, Empty(), prompts, Settings(temperature=0.8, seed=2))
     drafter = SmallLM(draft, num_draft_tokens=length, top_k=1, sample=True, costs="none")
-    done, _ = decode(target, drafter, prompts)
+    done, _ = decode(target, drafter, prompts, rule="token")
     run = Forecast(texts, DRAWN, [length], ["token"], STOPS.max_new_tokens)
     found = run.figures(drafter)["small", "token"][0]
     tokens, steps = [len(one.token_ids) for one in done], [len(one.traces) for one in done]
