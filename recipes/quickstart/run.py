@@ -71,8 +71,9 @@ def _ending(folder: Path) -> list[str]:
         *verdicts,
         f"report: {folder / 'report.html'}",
         "",
-        "This shows that training, stores and drafting work on this machine, and that output is unchanged. The timings",
-        "do not predict an 8B model on a GPU. For that, run these with your own model, and your logs as the data:",
+        "This shows that training, stores and drafting work on this machine, and that greedy output is unchanged.",
+        "Drafts that are drawn give sampled text of the same distribution, not the same text. The timings do not",
+        "predict an 8B model on a GPU. For that, run these with your own model, and your logs as the data:",
         f"  draftsmith plan --target {target} --acceptance 0.7",
         f"  draftsmith replay --data {folder / 'answers.jsonl'} --tokenizer {target} --drafters "
         f"pld,rest:{folder / 'store-rest-ood'}",
