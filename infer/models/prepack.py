@@ -28,10 +28,15 @@ def packed_bytes(model: Any) -> int:
 
     A model on the meta device is counted as if it were on the CPU.
     """
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not multiplies_bfloat16():
         return 0
     copies = sum(int(layer.weight.nbytes) for layer in _layers(model))
     return copies if copies < SHARE_OF_MEMORY * total_memory() else 0
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has fast products of bfloat16 matrices; without, float32 takes a quarter of the time."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def total_memory() -> int:

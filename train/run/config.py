@@ -80,7 +80,8 @@ class Machine:
 
     Args:
         device: auto, cpu or cuda.
-        precision: auto (bf16-mixed), bf16-mixed, bf16-true, 32-true or 64-true.
+        precision: bf16-mixed, bf16-true, 32-true or 64-true; auto: bf16-mixed, or 32-true on a CPU that has no fast
+            products of bfloat16.
         workers: processes that assemble batches.
         gradient_checkpointing: recompute the activations inside layers instead of keeping them.
         compile: torch.compile each layer.
@@ -240,6 +241,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     """`config` with its automatic options and its preset resolved for this machine."""
     import torch
 
+    from draftsmith.infer.models.prepack import multiplies_bfloat16
+
     if config.strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {config.strategy!r}: {', '.join(STRATEGIES)}")
     cuda = torch.cuda.is_available() if config.machine.device == "auto" else config.machine.device == "cuda"
@@ -248,7 +251,9 @@ def resolved(config: TrainConfig) -> TrainConfig:
     if config.sharded:
         _check_sharded(config, cuda)
     _check_loggers(config.watch.loggers)
-    precision = "bf16-mixed" if config.machine.precision == "auto" else config.machine.precision
+    precision = config.machine.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if cuda or multiplies_bfloat16() else "32-true"
     sizes = {} if config.preset is None else find_preset(config.preset).sizes
     return replace(
         config,

@@ -8,7 +8,7 @@ import pytest
 
 from draftsmith.recipes.cli.main import run
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import RANGES, TrainConfig, check_ranges
+from draftsmith.train.run.config import RANGES, Machine, TrainConfig, check_ranges, resolved
 from draftsmith.train.run.run import train_draft
 
 
@@ -27,6 +27,13 @@ def test_every_number_of_the_options_has_a_range_that_holds_its_default():
     check_ranges(config)
     for name in RANGES:
         attrgetter(name)(config)
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_precision_follows_what_the_processor_multiplies_fast(fast, precision, monkeypatch):
+    monkeypatch.setattr("draftsmith.infer.models.prepack.multiplies_bfloat16", lambda: fast)
+    config = TrainConfig("t", ["d"], "o", 2, machine=Machine(device="cpu"))
+    assert resolved(config).machine.precision == precision
 
 
 @pytest.mark.parametrize(
