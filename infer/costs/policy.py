@@ -163,7 +163,7 @@ class Policy:
                 self._alone[row].drew(_drawn_first(draft, verdict))
             elif row in self._built:
                 right, reached, promised = right + found[0], reached + found[1], promised + found[2]
-            elif _is_outright(draft):
+            elif draft.trials and _is_outright(draft):
                 self._rates.observe(draft, verdict, self._measured(row))
         self._joint.checked(right, reached, promised)
 
@@ -235,6 +235,8 @@ class Policy:
     def _reaches(self, row: Row, draft: Draft) -> list[tuple[float, int]]:
         """(reach, node): the product of the probabilities down to it. A probe is worth nothing by itself. The nodes of
         a draft that is verified as a whole share what it is worth."""
+        if not draft.trials:  # of a drafter that draws for this row, nothing outright was calibrated
+            return []
         reaches = [0.0] * len(draft)
         known = self.calibration(row)
         for parent in sorted(draft.trials):

@@ -274,6 +274,19 @@ def test_every_row_is_read_by_the_curves_of_its_own_temperature() -> None:
     assert [len(draft) for draft in policy.cut(rows, drafts)] == [2, 0, 0]
 
 
+def test_rows_without_outright_candidates_ask_for_no_curves(caplog: pytest.LogCaptureFixture) -> None:
+    """As of a drafter that draws for rows with a temperature, and was calibrated for others only."""
+    policy = policy_of(0.1, s=0.9)
+    row = Row("0", [5] * 10, Settings(temperature=0.8))
+    policy.begin([row])
+    assert [len(draft) for draft in policy.cut([row], [Draft()])] == [0]
+    policy.settle([row], [Draft()], [Verdict([], [], 3, committed=[3])])
+    assert not caplog.records
+    policy.begin([row])
+    policy.cut([row], [Draft().chain([1], "s", [0.5])])
+    assert "no calibration was measured at temperature 0.8" in caplog.text
+
+
 # where calibration and costs come from
 
 
