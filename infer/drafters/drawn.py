@@ -24,7 +24,8 @@ from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.acceptance import concentration
 from draftsmith.infer.costs.account import Account
-from draftsmith.infer.drafters.draft_model import DraftOutput, DrawnLimits, Reaches
+from draftsmith.infer.drafters.draft_model import DrawnLimits, Reaches
+from draftsmith.infer.drafters.draft_reader import DraftOutput
 from draftsmith.infer.drafters.tree_builder import TreePricing
 
 # A row with more unread tokens than this is read apart; fewer are read with its first node. Reading that many serves
