@@ -16,12 +16,12 @@ from torch import nn
 
 
 class HydraBlock(nn.Module):
-    """A z + SiLU(B z)."""
+    """A z + SiLU(B z); the blocks after a head's first one, which keep the width, have z itself for A z."""
 
     def __init__(self, wide: int, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(wide, width)
-        self.res_connection = nn.Linear(wide, width)
+        self.res_connection = nn.Linear(wide, width) if wide != width else nn.Identity()
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.res_connection(given) + nn.functional.silu(self.linear(given))
