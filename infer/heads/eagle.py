@@ -29,6 +29,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from draftsmith.infer.heads.rotary import KeptRotary
 from draftsmith.infer.models.layers import shaped_logits
 
 
@@ -101,10 +102,12 @@ class EagleStack(nn.Module):
 
     def __init__(self, config: LlamaConfig, design: EagleDesign) -> None:
         super().__init__()
+        if config._attn_implementation is None:
+            config._attn_implementation = "eager"
         later = [LlamaDecoderLayer(config, i) for i in range(1, config.num_hidden_layers)]
         self.layers = nn.ModuleList([EagleAttentionLayer(config, design), *later])
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps) if design.version == 3 else nn.Identity()
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = KeptRotary(LlamaRotaryEmbedding(config))
 
     def forward(
         self, states: torch.Tensor, position_ids: torch.Tensor, past_key_values: Any, attention_mask: Any
