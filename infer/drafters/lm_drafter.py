@@ -307,7 +307,18 @@ class LMDrafter:
             output = reader.run(asked_rows, nodes, trees, reaches, pricing_of_exits if priced else None)
             return DraftOutput(output.over(reader.vocab_size), output.exits, sources=output.sources)
 
-        waiting = [0 if n > MAY_WAIT else n for n in self.pending(rows)]
+        pending = self.pending(rows)
+        if priced:
+            limits = [
+                limit if n <= MAY_WAIT or self._reading_pays(row, n, policy) else Budget(0, 0)
+                for row, limit, n in zip(rows, limits, pending)
+            ]
+        waiting = [0 if n > MAY_WAIT else n for n in pending]
         pricing = TreePricing(policy, rows, reader.entry, waiting, reader.at_once)
         assert self.limits.drawn is not None
         return draw(rows, limits, self.limits.drawn, read, self.source, reader.entry, pricing if priced else None)
+
+    def _reading_pays(self, row: Row, unread: int, policy: Policy) -> bool:
+        """Whether a row that draws is to be read: what all its drafts gain, by its own account, against reading."""
+        account = policy.alone(row)
+        return account.reading_pays({row: unread}, {row: row.left}, self.reader.entry, account.found)
