@@ -26,10 +26,11 @@ ROOMS = {
         "text": {"contract", "files"},
         "costs": {"contract", "files"},
         "models": {"contract", "files", "text", "costs"},
-        "drafters": {"contract", "files", "text", "costs", "models", "rules"},
+        "heads": {"contract", "files", "text", "models"},
+        "drafters": {"contract", "files", "text", "costs", "models", "heads", "rules"},
         "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
         "answers": {"contract", "files", "text", "rules", "engine"},
-        "measure": {"contract", "files", "text", "costs", "models", "rules", "drafters", "engine", "answers"},
+        "measure": {"contract", "files", "text", "costs", "models", "heads", "rules", "drafters", "engine", "answers"},
     },
     "train": {
         "data": set(),

@@ -18,6 +18,8 @@ KEPT = 0.99
 # many observations' worth of information each of the two counts for.
 PRIOR = (0.7, 1.5)
 PRIOR_WEIGHT = (2.0, 1.0)
+# The mean concentration of drafts' distributions at temperatures from 0.5 to 1.
+USUAL = 0.4
 
 
 def concentration(draft_probs: torch.Tensor) -> float:
@@ -27,13 +29,21 @@ def concentration(draft_probs: torch.Tensor) -> float:
 
 @dataclass(slots=True)
 class Acceptance:
-    """`offset` and `slope` are the coefficients; [[a, b], [b, c]] is the information about them."""
+    """`offset` and `slope` are the coefficients, `start` those before the first verdict; [[a, b], [b, c]] is the
+    information about them."""
 
     offset: float = PRIOR[0]
     slope: float = PRIOR[1]
     a: float = PRIOR_WEIGHT[0]
     b: float = 0.0
     c: float = PRIOR_WEIGHT[1]
+    start: tuple[float, float] = PRIOR
+
+    @classmethod
+    def expecting(cls, accepted: float) -> Acceptance:
+        """Before the first verdict, where this share was accepted elsewhere."""
+        offset = math.log(accepted / (1 - accepted)) - PRIOR[1] * USUAL
+        return cls(offset, start=(offset, PRIOR[1]))
 
     def of(self, concentration: float) -> float:
         """The probability that a draw from a distribution of this concentration is accepted, if its parent is."""
@@ -54,7 +64,7 @@ class Acceptance:
         self.a, self.b, self.c = (1 - share) * self.a, (1 - share) * self.b, (1 - share) * self.c
         back = [share * weight for weight in PRIOR_WEIGHT]
         self.a, self.c = self.a + back[0], self.c + back[1]
-        self._move(back[0] * (PRIOR[0] - self.offset), back[1] * (PRIOR[1] - self.slope))
+        self._move(back[0] * (self.start[0] - self.offset), back[1] * (self.start[1] - self.slope))
 
     def _move(self, by_offset: float, by_slope: float) -> None:
         """Solve [[a, b], [b, c]] * step = (by_offset, by_slope)."""

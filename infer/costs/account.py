@@ -55,19 +55,25 @@ class Account:
     """Decides for the rows given to `begin`. A policy has one for the whole batch, and one per row that draws its
     draft: what a row draws must not depend on the rows beside it (see infer/costs/policy.py).
 
-    `displaced`: what a draft model's work takes, in measured seconds.
+    `displaced`: what a draft model's work takes, in measured seconds. `alike`: how many rows like the single one of
+    `begin` are decoded together; costs are those of all their passes. They draft alike, but not always at once: a pass
+    at some depth is shared by as many of them as this row is there in its own steps.
     """
 
-    def __init__(self, costs: Costs, displaced: float = DISPLACED) -> None:
-        self._costs = costs
+    def __init__(self, costs: Costs, displaced: float = DISPLACED, alike: int = 1) -> None:
+        self._costs = costs = costs.shared(alike) if alike > 1 else costs
         self.displaced = displaced
+        self._alike = alike
+        self._passes = 0
+        self._there: list[Rate] = []
         self._target = costs.of("target")
         self._contexts: dict[Row, int] = {}
         self._seen = 0
         self._spent = self._entered = 0.0
         self._seconds = self._tokens = 0.0
-        self._deepening = 1.0
+        self._deepening = Rate()
         self.prior_coverage = PRIOR_COVERAGE
+        self.prior_found = PRIOR_FOUND
         self._coverage = Rate()
         self._found = Rate()
         self._acceptance = Acceptance()
@@ -80,11 +86,13 @@ class Account:
         self._contexts = {row: len(row.ids) for row in rows}
         self._seen = sum(self._contexts.values())
         self._spent = self._entered = 0.0
+        self._passes = 0
 
     def charge(self, name: str, tokens: Mapping[Row, int], entering: bool) -> None:
         """Account for a draft pass over `tokens` of each row. `entering`: every new node goes through this pass; it is
         not a deeper block."""
-        seconds = self.seconds(name, tokens)
+        self._passes += entering
+        seconds = self.seconds(name, tokens, self._shared(self._passes - 1))
         self._spent += seconds
         self._entered += seconds if entering else 0.0
 
@@ -94,7 +102,11 @@ class Account:
         self._seconds = KEPT * self._seconds + self._spent + self._step_seconds(sum(nodes.values()), pairs)
         self._tokens = KEPT * self._tokens + committed
         if self._entered:
-            self._deepening = KEPT * self._deepening + (1 - KEPT) * self._spent / self._entered
+            self._deepening.observe(self._spent / self._entered, 1.0, KEPT)
+        if self._alike > 1:
+            self._there += [Rate() for _ in range(self._passes - len(self._there))]
+            for depth, rate in enumerate(self._there):
+                rate.observe(float(depth < self._passes), 1.0, KEPT)
 
     def covered(self, share: float | None) -> None:
         """Update the coverage with what was promised in this step. None (no node was expanded) moves it back towards
@@ -136,6 +148,11 @@ class Account:
         return min(found, prior / rows)
 
     @property
+    def deepening(self) -> float:
+        """What drafting takes, in terms of the passes that every new node goes through: a few steps show it."""
+        return self._deepening.value(1.0, 1.0)
+
+    @property
     def coverage(self) -> float:
         """The share of expanded nodes with a right child among those verified, as their confidences promise."""
         return self._coverage.value(self.prior_coverage, PRIOR_WEIGHT)
@@ -143,7 +160,12 @@ class Account:
     @property
     def found(self) -> float:
         """The same share, as verification found it: drawn tokens promise nothing that could be relied on."""
-        return self._found.value(PRIOR_FOUND, PRIOR_FOUND_WEIGHT)
+        return self._found.value(self.prior_found, PRIOR_FOUND_WEIGHT)
+
+    def expect_drawn(self, accepted: float) -> None:
+        """Before the first verdict: how often drawn tokens were accepted elsewhere."""
+        self.prior_found = accepted
+        self._acceptance = Acceptance.expecting(accepted)
 
     def drawn_acceptance(self, concentration: float) -> float:
         """How likely a token is accepted that is drawn from a distribution of this concentration."""
@@ -154,11 +176,17 @@ class Account:
         """How much of what confidences promised came true, at most 1."""
         return min(self._trust.value(1.0, PRIOR_WEIGHT), 1.0)
 
-    def seconds(self, name: str, tokens: Mapping[Row, int]) -> float:
-        """The cost of a draft pass over this many tokens of each row."""
+    def seconds(self, name: str, tokens: Mapping[Row, int], shared: float = 1.0) -> float:
+        """The cost of a draft pass over this many tokens of each row. `shared`: by which part of the rows alike."""
         seen = sum(self._contexts[row] for row in tokens)
         pairs = sum(count * self._contexts[row] for row, count in tokens.items())
-        return self._costs.of(name)(sum(tokens.values()), seen, pairs)
+        return self._costs.of(name)(shared * sum(tokens.values()), shared * seen, shared * pairs) / shared
+
+    def _shared(self, depth: int) -> float:
+        """The part of the rows alike that is expected to share a pass at this depth, from 0."""
+        if self._alike == 1 or not 0 <= depth < len(self._there):
+            return 1.0
+        return max(self._there[depth].value(1.0, PRIOR_WEIGHT), 1 / self._alike)
 
     def least_seconds(self, name: str) -> float:
         """The cost of a draft pass over a single token: none is cheaper."""
@@ -173,22 +201,31 @@ class Account:
         entry: str | None,
         coverage: float,
         verified: int = 0,
+        at_once: bool = False,
     ) -> int:
         """How many of the offers to run through the draft's pass `entry`: the number with the best net gain.
 
         See `first_gain`. `entry` None: drafting is free.
         """
-        return len(offers) if entry is None else self.first_gain(offers, pending, entry, coverage, verified).offers
+        if entry is None:
+            return len(offers)
+        return self.first_gain(offers, pending, entry, coverage, verified, at_once).offers
 
     def first_gain(
-        self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str, coverage: float, verified: int = 0
+        self,
+        offers: Sequence[Offer],
+        pending: Mapping[Row, int],
+        entry: str,
+        coverage: float,
+        verified: int = 0,
+        at_once: bool = False,
     ) -> FirstGain:
         """What running offers through the draft's pass `entry` gains, with the passes that may follow it.
 
         `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
         node has a right child; further passes expand one node of each row. What was drafted also has to be verified:
         one token alone may not be worth that where several are, as of a padded pass. The cost includes the passes'
-        share of deeper ones, as observed. `verified` nodes are verified in any case.
+        share of deeper ones, as observed. `verified` nodes are verified in any case. `at_once`: no pass has to follow.
         """
         reach_N, new_N, rows_N, seen_N, pairs_N = (np.zeros(len(offers)) for _ in range(5))
         begun: set[Row] = set()
@@ -202,8 +239,8 @@ class Account:
         reach_N, new_N, rows_N, seen_N, pairs_N = (one.cumsum() for one in (reach_N, new_N, rows_N, seen_N, pairs_N))
         cost, further_M = self._costs.of(entry), np.arange(MOST_AHEAD)
         first_N = np.array([cost(*one) for one in zip(new_N, seen_N, pairs_N)])
-        next_N = np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
-        draft_NM = (first_N[:, None] + next_N[:, None] * further_M) * self._deepening
+        next_N = np.zeros(len(offers)) if at_once else np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
+        draft_NM = (first_N[:, None] + next_N[:, None] * further_M) * self.deepening
         nodes_NM = verified + np.arange(1, len(offers) + 1)[:, None] + rows_N[:, None] * further_M
         pairs = self._seen + nodes_NM.ravel() * self._seen / len(self._contexts)
         verify = self._target.many(len(self._contexts) + nodes_NM.ravel(), self._seen, pairs) + self._costs.overhead
@@ -225,29 +262,34 @@ class Account:
         gain = found.seconds / (found.offers + found.tokens) if found.offers else 0.0
         return gain * sum(left[row] for row in unread) > self.displaced * self.seconds(entry, unread)
 
-    def lengthen(self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int) -> bool:
+    def lengthen(
+        self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int, at_once: bool = False
+    ) -> bool:
         """Whether a single row's drawn chain of `nodes` nodes, which are all accepted with probability `reach`, is
         worth one more token, which is accepted with probability `accepted` if they are.
 
         `unread` tokens have to go through the draft's pass `name` before it is drawn; 0: the distribution is known. Up
         to `left` tokens may follow: one token alone may not be worth it where several are, as of a padded pass.
+        `at_once`: their distributions are known with the first.
         """
         (context,) = self._contexts.values()
         before = self._step_seconds(nodes, nodes * context)
-        drafting = self._draft_seconds(name, unread, context) if unread else 0.0
+        drafting = self._draft_seconds(name, unread, context, nodes) if unread else 0.0
         worth, gained, reach = self.seconds_per_token, 0.0, reach * accepted
         for more in range(1, left + 1):
             gained += reach * worth
             total = nodes + more
-            if gained > drafting + self._step_seconds(total, total * context) - before:
+            if gained > self.displaced * (drafting + self._step_seconds(total, total * context) - before):
                 return True
             reach *= self.found
-            drafting += self._draft_seconds(name, 1, context)
+            drafting += 0.0 if at_once else self._draft_seconds(name, 1, context, nodes + more)
         return False
 
-    def _draft_seconds(self, name: str, tokens: int, context: int) -> float:
-        """One pass for a single row, and the deeper passes that follow it, as observed."""
-        return self._costs.of(name)(tokens, context, tokens * context) * self._deepening
+    def _draft_seconds(self, name: str, tokens: int, context: int, depth: int) -> float:
+        """One pass for a single row, and the passes through deeper blocks that follow it, as observed."""
+        shared = self._shared(depth)
+        seconds = self._costs.of(name)(shared * tokens, shared * context, shared * tokens * context)
+        return seconds / shared * self.deepening
 
     def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
         """How many of the offers to verify; `fixed[row]` nodes are verified in any case."""

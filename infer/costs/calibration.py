@@ -180,6 +180,10 @@ class BandedCalibration:
             )
         return nearest
 
+    def measured(self, temperature: float, coupled: bool) -> Calibration | None:
+        """The calibration of this temperature's own band, if there is one."""
+        return self.bands.get(band_of(temperature, coupled and temperature > 0))
+
     def joined(self, newer: Calibration) -> BandedCalibration:
         """With `newer` in its band; sources that it does not have stay."""
         before = self.bands.get(newer.band)

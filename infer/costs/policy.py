@@ -41,13 +41,19 @@ class AssumesCosts(Protocol):
 class Policy:
     """`Policy()` limits nothing. A step calls `begin`, `limits`, the drafter's propose, `cut` and `settle`.
 
-    `batch_size`: how many rows the engine decodes at once when it has enough of them.
+    `batch_size`: how many rows the engine decodes at once when it has enough of them. `raw`: drafters state their
+    confidences uncorrected, for a calibration to be measured.
     """
 
     def __init__(
-        self, costs: Costs | None = None, calibration: BandedCalibration | None = None, batch_size: int = 1
+        self,
+        costs: Costs | None = None,
+        calibration: BandedCalibration | None = None,
+        batch_size: int = 1,
+        raw: bool = False,
     ) -> None:
         self.costs = costs
+        self.raw = raw
         self.calibrations = calibration
         self._joint = None if costs is None else Account(costs)
         self._alone: dict[Row, Account] = {}
@@ -97,9 +103,12 @@ class Policy:
         """The account of a row that draws its draft, as if it were decoded among rows like it."""
         assert self.costs is not None, "a policy without costs has no accounts"
         if row not in self._alone:
-            # What displaced caches would change for drawn drafts is not measured.
-            self._alone[row] = Account(self.costs.shared(self.batch_size), displaced=1.0)
-            self._alone[row].begin([row])
+            displaced = 1.0 if self.batch_size == 1 else DISPLACED
+            account = self._alone[row] = Account(self.costs, displaced, self.batch_size)
+            known = None if self.calibrations is None else self.calibrations.measured(row.settings.temperature, True)
+            if known is not None and known.first_accepted is not None:
+                account.expect_drawn(drawn_share(known.first_accepted))
+            account.begin([row])
         return self._alone[row]
 
     # one step
@@ -253,6 +262,16 @@ class Policy:
     def _measured(self, row: Row) -> Sequence[str]:
         known = self.calibration(row)
         return () if known is None else list(known.curves)
+
+
+def drawn_share(coupled: float) -> float:
+    """About how often drawn tokens are accepted, where a coupled one is right with probability `coupled`.
+
+    If the distributions differ by d in total variation, a drawn token is accepted with probability 1 - d, and a coupled
+    one with at least (1 - d) / (1 + d) and at most 1 - d (arXiv 2408.07978): the middle of what that leaves.
+    """
+    share = (coupled + 2 * coupled / (1 + coupled)) / 2
+    return min(max(share, 0.02), 0.98)
 
 
 def _is_outright(draft: Draft) -> bool:

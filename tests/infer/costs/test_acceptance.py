@@ -43,6 +43,18 @@ def test_what_is_no_longer_observed_returns_to_the_prior() -> None:
     assert found.of(0.3) == pytest.approx(prior.of(0.3), abs=0.02)
 
 
+@pytest.mark.parametrize("accepted", [0.2, 0.6, 0.9])
+def test_it_starts_from_what_was_measured_elsewhere_and_returns_to_that(accepted: float) -> None:
+    found = Acceptance.expecting(accepted)
+    assert found.of(0.4) == pytest.approx(accepted, abs=0.01)
+    for _ in range(60):
+        found.observe(0.4, accepted < 0.5)
+    assert abs(found.of(0.4) - accepted) > 0.2
+    for _ in range(2000):
+        found.forget(0.02)
+    assert found.of(0.4) == pytest.approx(accepted, abs=0.05)
+
+
 def test_any_run_of_outcomes_stays_finite() -> None:
     draw = random.Random(1)
     found = Acceptance()
@@ -53,7 +65,7 @@ def test_any_run_of_outcomes_stays_finite() -> None:
 
 
 def account(target: PassCost, draft: PassCost) -> Account:
-    made = Account(Costs({"target": target, "small": draft}))
+    made = Account(Costs({"target": target, "small": draft}), displaced=1.0)
     made.begin([Row("0", [5, 6, 7])])
     return made
 
@@ -73,3 +85,33 @@ def test_one_token_alone_need_not_pay_where_several_do() -> None:
     assert not padded.lengthen(1.0, 0.7, 0, 1, "small", 1)
     assert padded.lengthen(1.0, 0.7, 0, 3, "small", 1)
     assert padded.lengthen(0.5, 0.7, 1, 1, "small", 1), "the rest of the padded pass is free"
+
+
+def test_a_pass_costs_more_where_few_of_the_rows_alike_come_to_it() -> None:
+    """Eight rows share a pass that takes as long for one of them. Until steps have shown otherwise, all of them do."""
+    target, draft = PassCost((1, 64), (8.0, 8.6)), PassCost((1, 64), (2.0, 2.0))
+    made, row = Account(Costs({"target": target, "small": draft}), 1.0, alike=8), Row("0", [5, 6, 7])
+
+    def step(passes: int) -> bool:
+        made.begin([row])
+        worth = made.lengthen(0.8, 0.8, 1, 1, "small", 1)
+        for _ in range(passes):
+            made.charge("small", {row: 1}, entering=True)
+        made.settle({row: passes}, 1 + passes)
+        return worth
+
+    assert [step(2) for _ in range(30)] == [True] * 30
+    found = [step(1) for _ in range(60)]
+    assert found[0]
+    assert not found[-1], "one row of eight would run that pass alone"
+    assert not step(0)
+
+
+def test_blocks_that_follow_a_pass_are_learned_in_a_few_steps() -> None:
+    made, row = Account(Costs({"target": PassCost((1,), (1.0,)), "a": PassCost((1,), (0.1,))})), Row("0", [5, 6])
+    for _ in range(3):
+        made.begin([row])
+        made.charge("a", {row: 1}, entering=True)
+        made.charge("a", {row: 1}, entering=False)
+        made.settle({row: 1}, 1)
+    assert made.deepening == pytest.approx(1.75, abs=0.01)

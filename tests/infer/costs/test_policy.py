@@ -20,7 +20,7 @@ from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, c
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.costs.policy import Policy, drawn_share
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
@@ -368,6 +368,34 @@ def test_a_drawn_chain_is_shorter_where_rows_share_their_passes(make_model: Any,
         done = generate(target, drafter, rows, batch_size=8, policy=policy)
         drawn[batch_size] = sum(trace.nodes for one in done for trace in one.traces)
     assert drawn[8] < 0.5 * drawn[1]
+
+
+def test_a_drawn_row_is_not_read_for_what_little_is_left_of_it(make_model: Any, shake: Any) -> None:
+    """The prompt goes through the draft before its first draft: ten times a plain step here."""
+    model = make_model("llama")
+    costs = Costs({"target": PassCost((1, 16), (1.0, 1.2)), "small": PassCost((1, 32), (0.05, 10.0))})
+    prompt = [5 + i % 40 for i in range(33)]
+    drafted = {}
+    for new in (6, 120):
+        drafter = SmallLM(shake(model, 0.02), costs=costs, calibration="none", sample="drawn")
+        target = HFTarget(model)
+        drafter.bind(target)
+        row = Row("0", prompt, Settings(temperature=0.9, seed=4), Stops(new))
+        (done,) = generate(target, drafter, [row], policy=Policy(costs))
+        drafted[new] = sum(trace.nodes for trace in done.traces)
+    assert drafted[6] == 0
+    assert drafted[120] > 20
+
+
+@pytest.mark.parametrize(("accepted", "drafts"), [(0.05, False), (0.8, True)])
+def test_what_calibration_measured_decides_whether_a_row_begins_to_draw(accepted: float, drafts: bool) -> None:
+    known = Calibration("t", {}, measured={"s": {"first_accepted": accepted}}, temperature=0.8, coupled=True)
+    policy, row = Policy(costs_of(0.1, s=0.2), BandedCalibration.of(known)), Row("0", [5] * 10, Settings(0.8))
+    policy.begin([row])
+    account = policy.alone(row)
+    assert account.lengthen(1.0, account.found, 0, 8, "s", 1) is drafts
+    assert drawn_share(accepted) == pytest.approx(account.found)
+    assert accepted < drawn_share(accepted) < 2 * accepted / (1 + accepted)
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -1,0 +1,1 @@
+"""Drafters with heads: small modules that read the target's own states."""

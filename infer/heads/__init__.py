@@ -1,0 +1,1 @@
+"""Heads: small modules that draft from a target's own states; their weights, files and formats."""
