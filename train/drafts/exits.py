@@ -10,18 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from draftsmith.infer.models.layers import check_parts, find_parts, state_of
+from draftsmith.infer.models.layers import check_parts, find_parts, first_layers, state_of
 from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.drafts.folder import save_model
+from draftsmith.train.drafts.lora import has_lora, merge_lora
+from draftsmith.train.drafts.trainable import DraftSizes, Weights, exit_curves
+
+if TYPE_CHECKING:
+    from draftsmith.infer.contract.protocols import Drafter
 
 
 class ExitStates(nn.Module):
-    """`forward` returns the states at `exits` (layer counts, ascending; the last is the whole model)."""
+    """The Trainable of a small language model. `forward` returns the states at `exits` (layer counts, ascending; the
+    last is the whole model)."""
 
     def __init__(self, model: Any, exits: Sequence[int]) -> None:
         super().__init__()
@@ -58,6 +66,36 @@ class ExitStates(nn.Module):
         learned_BT = labels_BT != IGNORED
         norm = self._parts[0]
         return [norm(states[exit][learned_BT]) for exit in self.exits], labels_BT[learned_BT]
+
+    @property
+    def sizes(self) -> DraftSizes:
+        config = self.model.config.get_text_config()
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return DraftSizes(config.num_hidden_layers, config.hidden_size, wide, config.vocab_size)
+
+    def edges(self) -> list[nn.Parameter]:
+        return [self.model.get_input_embeddings().weight, self.head.weight]
+
+    def try_pass(self, batch: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        return self(batch)  # type: ignore[no-any-return]
+
+    def drafters(self, num_draft_tokens: int) -> dict[str, Drafter]:
+        """Each exit as the plain model that ends there."""
+        from draftsmith.infer.drafters.small_lm import SmallLM
+
+        columns = exit_curves(self.exits).lengths
+        return {
+            column: SmallLM(first_layers(self.model, exit), num_draft_tokens=num_draft_tokens)
+            for column, exit in zip(columns, self.exits)
+        }
+
+    def save(self, folder: Path, target: str, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
+        if has_lora(self.model):
+            merge_lora(self.model, state)
+            state = None
+        save_model(
+            folder, self.model, tokenizer, exits=self.exits, template_fingerprint=template_fingerprint, state=state
+        )
 
     def _dtype(self, device: str) -> torch.dtype:
         dtype: torch.dtype = self.head.weight.dtype
