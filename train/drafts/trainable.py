@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # `--help` reads the builders, and should not wait for torch
     from torch import nn
 
     from draftsmith.infer.contract.protocols import Drafter
+    from draftsmith.infer.heads.folders import TrainedFor
     from draftsmith.train.data.corpus import Corpus
 
 Weights: TypeAlias = "dict[str, torch.Tensor]"
@@ -102,9 +103,8 @@ class Trainable(Protocol):
         """What validation decodes with, by column of metrics.csv; they share the weights in training."""
         ...
 
-    def save(self, folder: Path, target: str, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
-        """Write the finished draft. `target`: folder or name of the model that it drafts for. `state`: the weights of
-        `model`, where a sharding strategy has gathered them."""
+    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
+        """Write the finished draft. `state`: the weights of `model`, where a sharding strategy has gathered them."""
         ...
 
 
@@ -119,6 +119,7 @@ class BuildContext:
         seed: the run's seed.
         checkpointing: recompute the activations inside layers.
         compile: compile each layer.
+        trained_for: what the folder of a head says of its target.
     """
 
     target: Any
@@ -127,6 +128,7 @@ class BuildContext:
     seed: int = 0
     checkpointing: bool = False
     compile: bool = False
+    trained_for: TrainedFor | None = None
 
 
 class DraftBuilder(Protocol):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from draftsmith.infer.files.provenance import provenance, without_secrets
-from draftsmith.infer.text.templates import find_template, load_tokenizer, to_stderr
+from draftsmith.infer.text.templates import find_template, load_tokenizer, to_stderr, tokenizer_fingerprint
 from draftsmith.train.data.batches import rank
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.drafts.lm import LMBuilder
@@ -88,7 +88,7 @@ def _train(
     corpus, data = load_data(config, template, first)
     process = resident_bytes()
     loaded, target = _target(config)
-    draft = builder.build(_build_context(config, loaded, corpus))
+    draft = builder.build(_build_context(config, loaded, corpus, tokenizer))
     length, device, seed = config.text.max_length, config.machine.device, config.seed
     objective.begin(TrainContext(loaded, draft.model, corpus, length, device, seed))
     kept = weakref.ref(loaded)
@@ -117,7 +117,7 @@ def _train(
     fit(config, module, data, watcher, record, max_steps)
     state = final_state(watcher.trainer, module, record)
     if first:
-        draft.save(record.path, config.target, tokenizer, template.fingerprint(), state)
+        draft.save(record.path, tokenizer, template.fingerprint(), state)
         draw_curves(metrics, record.path / "curves.png", curves)
     ended = {
         "state": "finished",
@@ -132,10 +132,17 @@ def _train(
     return record.read()
 
 
-def _build_context(config: RunConfig, loaded: Any, corpus: Corpus) -> BuildContext:
+def _build_context(config: RunConfig, loaded: Any, corpus: Corpus, tokenizer: Any) -> BuildContext:
+    from draftsmith.infer.heads.folders import TrainedFor
+    from draftsmith.infer.models.hf_target import model_fingerprint
+
+    layers = int(loaded.config.get_text_config().num_hidden_layers)
+    trained_for = TrainedFor(config.target, model_fingerprint(loaded), tokenizer_fingerprint(tokenizer), layers)
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(config.machine.precision, torch.float32)
     machine = config.machine
-    return BuildContext(loaded, corpus, dtype, config.seed, machine.gradient_checkpointing, machine.compile)
+    return BuildContext(
+        loaded, corpus, dtype, config.seed, machine.gradient_checkpointing, machine.compile, trained_for
+    )
 
 
 def _module(objective: Losses, config: RunConfig, draft: Trainable) -> Training:
