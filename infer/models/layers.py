@@ -185,11 +185,18 @@ def _shallow(module: Any) -> Any:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of weights that a pass reads: all, except an input embedding that is not shared with the head."""
-    head = model.get_output_embeddings()
-    table = model.get_input_embeddings().weight
+    """Bytes of weights that a pass reads: all, with a head that is lent by another model, except an input embedding
+    that is not shared with the head."""
+    own = {id(parameter) for parameter in model.parameters()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     total = sum(parameter.nbytes for parameter in model.parameters()) - _saved_bytes(model)
-    return total if head is None or getattr(head, "weight", None) is table else total - table.nbytes
+    output = getattr(head, "weight", None)
+    if output is not None and id(output) not in own:
+        total += output.nbytes
+    table = getattr(embedding, "weight", None)
+    if head is None or table is None or table is output or id(table) not in own:
+        return total
+    return total - table.nbytes
 
 
 def parameter_bytes(modules: Iterable[nn.Module]) -> int:
