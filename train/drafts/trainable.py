@@ -120,6 +120,7 @@ class BuildContext:
         checkpointing: recompute the activations inside layers.
         compile: compile each layer.
         trained_for: what the folder of a head says of its target.
+        special_ids: the special tokens of its tokenizer.
     """
 
     target: Any
@@ -129,6 +130,7 @@ class BuildContext:
     checkpointing: bool = False
     compile: bool = False
     trained_for: TrainedFor | None = None
+    special_ids: Sequence[int] = ()
 
 
 class DraftBuilder(Protocol):

@@ -38,24 +38,24 @@ class Predictions:
 
 
 class UnrolledHead(nn.Module):
-    """`head`, run `unrolls` times. `checkpointing`: recompute an unroll in the backward pass instead of keeping it."""
+    """`model`, run `unrolls` times. `checkpointing`: recompute an unroll in the backward pass instead of keeping it."""
 
-    def __init__(self, head: EagleHead, unrolls: int, checkpointing: bool = False) -> None:
+    def __init__(self, model: EagleHead, unrolls: int, checkpointing: bool = False) -> None:
         super().__init__()
-        if unrolls < 1:
-            raise ValueError(f"unrolls is {unrolls}: a head is run at least once")
-        self.head = head
+        assert unrolls >= 1
+        self.model = model
         self.unrolls = unrolls
         self.checkpointing = checkpointing
-        self._configs = configs_of(head)
+        self._configs = configs_of(model)
 
     def forward(self, batch: Batch, features: Mapping[str, torch.Tensor]) -> Predictions:
         """`features`: the target's states [B, T, W] by name."""
-        positions_BT, dtype = batch["position_ids"], self.head.fc.weight.dtype
+        positions_BT, dtype = batch["position_ids"], self.model.fc.weight.dtype
+        norm = self.model.model.norm
         learned_KBT = learned_pairs(batch["labels"], positions_BT, self.unrolls)
         going = GoingOn(learned_KBT[min(1, self.unrolls - 1)])
         seen = document_mask(positions_BT, self._attention_dtype(dtype))
-        fed = self.head.joined({name: features[name].to(dtype) for name in self.head.features}).to(dtype)
+        fed = self.model.joined({name: features[name].to(dtype) for name in self.model.features}).to(dtype)
         memory: list[LayerMemory] = []
         states = []
         for t in range(self.unrolls):
@@ -64,22 +64,22 @@ class UnrolledHead(nn.Module):
                 tokens, positions = going.take(tokens), going.take(positions) + t
             if t == 1:
                 fed, seen = going.take(fed), pad(going.take(seen[:, 0]), (0, 1))[:, None]
-            fed, memory = self._unroll(self.head.pairs(tokens, fed), positions, seen, memory)
+            fed, memory = self._unroll(self.model.pairs(tokens, fed), positions, seen, memory)
             states.append(fed)
-            if self.head.recurrent == "last":
-                fed = self.head.model.norm(fed)
+            if self.model.recurrent == "last":
+                fed = norm(fed)
         places_N = ahead(learned_KBT[0], -1, False).flatten().nonzero()[:, 0]
         # Below zero it is the end of the last row, and before a row's start that of another; neither learns there.
         pairs_KN = torch.stack([places_N - 1 - t for t in range(self.unrolls)])
         slots_KN = torch.cat([pairs_KN[:1], going.slots()[pairs_KN[1:]]])
         return Predictions(
             places_N,
-            [self.head.model.norm(own.flatten(0, 1)[slots_N]) for own, slots_N in zip(states, slots_KN)],
+            [norm(own.flatten(0, 1)[slots_N]) for own, slots_N in zip(states, slots_KN)],
             learned_KBT.flatten(1).gather(1, pairs_KN % positions_BT.numel()),
         )
 
     def _attention_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        device = self.head.fc.weight.device.type
+        device = self.model.fc.weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
     def _unroll(
@@ -89,15 +89,15 @@ class UnrolledHead(nn.Module):
 
         def run(pairs: torch.Tensor) -> tuple[torch.Tensor, list[LayerMemory]]:
             reads = UnrollReads(seen, memory)
-            stack = self.head.model
-            states = pairs if self.head.design.version == 3 else self.head.fc(pairs)
+            stack = self.model.model
+            states = pairs if self.model.design.version == 3 else self.model.fc(pairs)
             rotation = stack.rotary_emb(states, positions)
             with running(reads, self._configs):
                 for layer in stack.layers:
                     states = layer(states, position_embeddings=rotation, attention_mask=None, position_ids=positions)
             return states, reads.made
 
-        if self.checkpointing and torch.is_grad_enabled():
+        if self.checkpointing and self.training:
             again: tuple[torch.Tensor, list[LayerMemory]] = checkpoint(run, pairs, use_reentrant=False)
             return again
         return run(pairs)

@@ -21,7 +21,7 @@ Legend: V vocabulary, C positions of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -143,6 +143,38 @@ def find_divergence(name: str) -> Divergence:
         raise ValueError(f"unknown loss {name!r}: {known}, or a function's dotted path") from error
     divergence: Divergence = found
     return divergence
+
+
+class LossMix:
+    """Losses with weights, added up."""
+
+    def __init__(self, losses: Mapping[str, float]) -> None:
+        self.terms = [(find_divergence(name), weight) for name, weight in losses.items()]
+
+    def __call__(self, both: Distributions, slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """([C] losses, [C, V] slopes, or None unless `slope`)."""
+        loss_C, slope_CV = both.logits_CV.new_zeros(len(both.logits_CV)), None
+        for term, weight in self.terms:
+            own_C, own_CV = term(both)
+            loss_C = loss_C + weight * own_C
+            if slope:
+                slope_CV = own_CV * weight if slope_CV is None else slope_CV.add_(own_CV, alpha=weight)
+        return loss_C, slope_CV
+
+
+def check_losses(losses: Mapping[str, float], temperature: float, top_k: int, sharpness: float) -> None:
+    """ValueError unless these losses exist, and can be had at this temperature."""
+    if not losses or min(losses.values()) < 0 or sum(losses.values()) <= 0:
+        raise ValueError(f"losses {dict(losses)}: give at least one, with weights that are not negative, nor all zero")
+    for name in losses:
+        find_divergence(name)
+    if temperature < 0 or sharpness <= 0 or top_k < 1:
+        raise ValueError(f"temperature {temperature} < 0, sharpness {sharpness} <= 0, or tree_top_k {top_k} < 1")
+    comparing = [name for name in losses if name not in OF_CHOICES]
+    if temperature == 0 and comparing:
+        raise ValueError(
+            f"{comparing[0]} compares distributions, which temperature 0 does not leave; use {', '.join(OF_CHOICES)}"
+        )
 
 
 def _by_draft_probs(

@@ -141,8 +141,9 @@ def _build_context(config: RunConfig, loaded: Any, corpus: Corpus, tokenizer: An
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(config.machine.precision, torch.float32)
     machine = config.machine
     return BuildContext(
-        loaded, corpus, dtype, config.seed, machine.gradient_checkpointing, machine.compile, trained_for
-    )
+        loaded, corpus, dtype, config.seed, machine.gradient_checkpointing, machine.compile, trained_for,
+        tuple(tokenizer.all_special_ids),
+    )  # fmt: skip
 
 
 def _module(objective: Losses, config: RunConfig, draft: Trainable) -> Training:

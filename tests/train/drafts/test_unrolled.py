@@ -12,6 +12,7 @@ from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.train.data.batches import IGNORED, assemble
 from draftsmith.train.drafts.unrolled import UnrolledHead, ahead, learned_pairs
+from draftsmith.train.drafts.unrolled_attention import LayerMemory
 
 WIDTH, WIDE, VOCAB = 16, 12, 61
 SWITCHES = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
@@ -97,3 +98,46 @@ def test_unrolled_logits_are_those_of_drafting_step_by_step(make_corpus, switche
     worst, counted = compare_with_steps(head, corpus, [[0, 2], [1]], 20, unrolls=3)
     assert worst < 1e-10
     assert counted == [15, 12, 9]
+
+
+@pytest.mark.parametrize("how", [{"layers": 2, "norm_output": True}, {"layers": 3}, {"version": 1, "layers": 2}])
+def test_of_several_layers_and_of_version_1_too(make_corpus, how):
+    worst, counted = compare_with_steps(make_head(**how), make_corpus([9, 12, 7]), [[0, 2], [1]], 20, unrolls=3)
+    assert worst < 1e-10
+    assert counted == [15, 12, 9]
+
+
+def test_recomputed_and_deep_unrolls_too(make_corpus):
+    head = make_head(norm_before_fc=True)
+    assert (
+        compare_with_steps(head, make_corpus([9, 12, 7]), [[0, 2], [1]], 20, unrolls=7, checkpointing=True)[0] < 1e-10
+    )
+    worst, counted = compare_with_steps(head, make_corpus([9, 12, 7]), [[0, 2], [1]], 20, unrolls=1)
+    assert worst < 1e-10
+    assert counted == [15]
+
+
+def test_what_is_learned_lies_in_the_document_and_has_learned_tokens_before_it():
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+    # Token 3 of the first document is not learned; the second is learned from its first token on.
+    labels = torch.tensor([[IGNORED, 1, IGNORED, 1, IGNORED, 1, 1, IGNORED]])
+    found = learned_pairs(labels, positions, 3)[:, 0].int().tolist()
+    assert found == [[1, 0, 1, 0, 0, 1, 0, 0], [0] * 8, [0] * 8]
+    assert ahead(positions, 2, -1).tolist() == [[2, 3, 4, 0, 1, 2, -1, -1]]
+    assert ahead(positions, -1, -1).tolist() == [[-1, 0, 1, 2, 3, 4, 0, 1]]
+
+
+def test_low_precision_stays_close(make_corpus):
+    """A score of the own keys in bfloat16 alone would be off by more."""
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(1, 2, 12, 16) * scale for scale in (6, 1, 1))
+    memory = [LayerMemory.of(keys.to(dtype), values.to(dtype)) for dtype in (torch.float64, torch.bfloat16)]
+    own = [(torch.randn(1, 2, 12, 16), torch.randn(1, 2, 12, 16)) for _ in range(3)]
+    mask = torch.zeros(12, 12).masked_fill(torch.ones(12, 12, dtype=torch.bool).triu(1), -1e9)
+    mask = torch.nn.functional.pad(mask, (0, 1))[None, None]
+    found = []
+    for held, dtype in zip(memory, (torch.float64, torch.bfloat16)):
+        pairs = tuple((key.to(torch.bfloat16).to(dtype), value.to(torch.bfloat16).to(dtype)) for key, value in own)
+        now = LayerMemory(held.keys, held.values, pairs)
+        found.append(now.attend(query.to(torch.bfloat16).to(dtype), mask.to(dtype)).double())
+    assert (found[0] - found[1]).abs().max() < 0.06
