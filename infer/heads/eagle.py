@@ -29,6 +29,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from draftsmith.infer.heads.rotary import KeptRotary
 from draftsmith.infer.models.layers import shaped_logits
 
 
@@ -96,17 +97,6 @@ class EagleAttentionLayer(nn.Module):
         return out
 
 
-class EagleRotary(LlamaRotaryEmbedding):
-    """Frequencies stay in float32, whatever dtype the head is moved to."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        moved = super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            self._buffers[name] = buffer.to(self._buffers[name].device)
-        return moved
-
-
 class EagleStack(nn.Module):
     """The layers and the final norm, which version 1 does not have."""
 
@@ -117,7 +107,7 @@ class EagleStack(nn.Module):
         later = [LlamaDecoderLayer(config, i) for i in range(1, config.num_hidden_layers)]
         self.layers = nn.ModuleList([EagleAttentionLayer(config, design), *later])
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps) if design.version == 3 else nn.Identity()
-        self.rotary_emb = EagleRotary(config)
+        self.rotary_emb = KeptRotary(LlamaRotaryEmbedding(config))
 
     def forward(
         self, states: torch.Tensor, position_ids: torch.Tensor, past_key_values: Any, attention_mask: Any

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, EagleRotary, default_features
+from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, default_features
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
+from draftsmith.infer.heads.rotary import KeptRotary
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
         weights.setdefault(name.replace("q_proj", "o_proj"), torch.zeros(config.hidden_size, dtype=weights[name].dtype))
     with torch.device("meta"):
         head = EagleHead(config, design, None, "embed_tokens.weight" in shapes, "lm_head.weight" in shapes)
-    head.model.rotary_emb = EagleRotary(config)
+    head.model.rotary_emb = KeptRotary(LlamaRotaryEmbedding(config))
     if ids_V is not None and head.lm_head is not None:
         head.lm_head = torch.nn.Linear(config.hidden_size, len(ids_V), bias=False, device="meta")
     head.ids_V = ids_V

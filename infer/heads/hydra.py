@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle import EagleRotary
+from draftsmith.infer.heads.rotary import KeptRotary
 
 
 class HydraBlock(nn.Module):
@@ -63,8 +63,7 @@ class HydraPrefix(nn.Module):
         self.config = config
         self.model = LlamaModel(config)
         self.model.embed_tokens = None
-        with torch.device("cpu"):
-            self.model.rotary_emb = EagleRotary(config)
+        self.model.rotary_emb = KeptRotary(LlamaRotaryEmbedding(config))
 
     def get_input_embeddings(self) -> None:
         return None

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle import EagleRotary
 from draftsmith.infer.heads.eagle_folder import layer_fields
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.medusa_folder import check_width
+from draftsmith.infer.heads.rotary import KeptRotary
 
 BLOCK = re.compile(r"hydra_mlp\.(\d+)\.(\d+)\.((?:linear|res_connection)\.(?:weight|bias))")
 OUTPUT = re.compile(r"hydra_lm_head\.(\d+)(?:\.1)?\.(weight|bias)")
@@ -44,7 +45,7 @@ def read_hydra(files: HeadFiles, target_config: Any | None, dtype: str) -> Hydra
     with torch.device("meta"):
         module = HydraHeads(output.shape[1], output.shape[0], len(outputs), depths.pop(), prefix)
     if module.prefix is not None:
-        module.prefix.model.rotary_emb = EagleRotary(module.prefix.config)
+        module.prefix.model.rotary_emb = KeptRotary(LlamaRotaryEmbedding(module.prefix.config))
     fit(module, weights, files.name)
     check_width(files.name, output.shape[1], output.shape[0], target_config)
     return module

@@ -61,18 +61,20 @@ class EagleBuilder:
 
     def check(self, strategy: str, checkpointing: bool) -> None:
         """ValueError for options that do not fit together, or not to the run's; reads no file."""
-        for name, least in (("unrolls", 1), ("num_layers", 1), ("draft_vocab", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        from draftsmith.train.drafts.heads import check_head_options
+
+        check_head_options(strategy, False, unrolls=self.unrolls, num_layers=self.num_layers)
+        if self.draft_vocab < 0:
+            raise ValueError(f"--draft_vocab {self.draft_vocab}: it must not be negative; 0 is the whole vocabulary")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise ValueError(f"layers {list(self.layers)}: give the numbers of target layers, such as 2 16 29")
+            raise ValueError(f"--layers {list(self.layers)}: give the numbers of target layers, such as 2 16 29")
         for name, size in (self.shape or {}).items():
             if name not in SIZES or size < 1:
-                raise ValueError(f"shape has {name} {size}: a head has {', '.join(SIZES)}, and the target's width")
-        if strategy.startswith(("fsdp", "deepspeed")):
-            raise ValueError(f"a head is small and is not sharded by {strategy}: use ddp")
+                raise ValueError(f"--shape {name} {size}: a head has sizes {', '.join(SIZES)}, and the target's width")
+        if self.fc_norm and self.num_layers == len(self.layers or (2, 3, 4)):
+            raise ValueError(f"--fc_norm with {self.num_layers} layers: give a number other than that of the states")
         if self.init != "fresh" and not Path(self.init).is_dir():
-            raise ValueError(f"init {self.init!r}: fresh, or the folder of a head")
+            raise ValueError(f"--init {self.init}: neither fresh nor the folder of a head")
 
     def build(self, run: BuildContext) -> EagleDraft:
         import torch

@@ -54,7 +54,9 @@ class EagleDraft(UnrolledHead):
         return self(batch, dict.fromkeys(self.model.features, state))  # type: ignore[no-any-return]
 
     def drafters(self, num_draft_tokens: int) -> dict[str, Drafter]:
-        raise NotImplementedError
+        from draftsmith.infer.drafters.heads.eagle import Eagle
+
+        return {"accepted_length": Eagle(self.model, num_draft_tokens=num_draft_tokens)}
 
     def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
         if state is not None:

@@ -74,7 +74,8 @@ class ExitStates(nn.Module):
         return [self.model.get_input_embeddings().weight, self.head.weight]
 
     def try_pass(self, batch: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        return self(batch)  # type: ignore[no-any-return]
+        found: tuple[list[torch.Tensor], torch.Tensor] = self(batch)
+        return found
 
     def drafters(self, num_draft_tokens: int) -> dict[str, Drafter]:
         """Each exit as the plain model that ends there."""

@@ -44,7 +44,7 @@ class LayerMemory:
 
     def attend(self, query_BHQS: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[B, H, Q, S] for queries that are scaled; the last column of `mask` belongs to the own keys."""
-        rows, heads, count, size = query_BHQS.shape
+        heads, size = query_BHQS.shape[1], query_BHQS.shape[3]
         dtype = self.values.dtype
         keys_BGQPS = torch.stack([key for key, _ in self.own], 3).to(dtype)
         values_BGQPS = torch.stack([value for _, value in self.own], 3)

@@ -11,7 +11,7 @@ Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from draftsmith.train.objectives.soft import SoFT
@@ -58,7 +58,6 @@ class Distil:
         on_policy: float = 0.0,
     ) -> None:
         from draftsmith.train.data.on_policy import check_share
-        from draftsmith.train.objectives.divergences import check_losses
 
         self.losses = {"forward_kl": 1.0} if losses is None else losses
         check_losses(self.losses, temperature, tree_top_k, sharpness)
@@ -108,23 +107,44 @@ class Distil:
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         from draftsmith.train.objectives.chunked_loss import chunked_loss
-        from draftsmith.train.objectives.divergences import Distributions, LossMix
+        from draftsmith.train.objectives.divergences import Distributions, find_divergence, mixed
 
         if draft.training:
             batch = self.rewrite(draft.model, batch)
         distributions = self.read(batch)
         states_END, labels_N = draft(batch)
-        mix = LossMix(self.losses)
+        terms = [(find_divergence(name), weight) for name, weight in self.losses.items()]
 
         def loss(logits_CV: torch.Tensor, chunk: slice, slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
             both = Distributions(
                 logits_CV, distributions.chunk(chunk), labels_N[chunk], self.temperature, self.top_k, self.sharpness
             )
-            loss_C, slope_CV = mix(both, slope)
-            return loss_C.sum(), slope_CV
+            return mixed(terms, both, slope)
 
         weights = self.exit_weights or [1.0]
-        entries = CHUNK_ENTRIES_CUDA if labels_N.device.type == "cuda" else CHUNK_ENTRIES
+        entries = chunk_entries(labels_N.device.type)
         return chunked_loss(
             states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
+        )
+
+
+def chunk_entries(device: str) -> int:
+    """The entries of a chunk's logits, for losses that compare distributions."""
+    return CHUNK_ENTRIES_CUDA if device == "cuda" else CHUNK_ENTRIES
+
+
+def check_losses(losses: Mapping[str, float], temperature: float, top_k: int, sharpness: float) -> None:
+    """ValueError for losses that are unknown or that the temperature does not leave."""
+    from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
+
+    if not losses or min(losses.values()) < 0 or sum(losses.values()) <= 0:
+        raise ValueError(f"losses {dict(losses)}: give at least one, with weights that are not negative, nor all zero")
+    for name in losses:
+        find_divergence(name)
+    if temperature < 0 or sharpness <= 0 or top_k < 1:
+        raise ValueError(f"temperature {temperature} < 0, sharpness {sharpness} <= 0, or tree_top_k {top_k} < 1")
+    comparing = [name for name in losses if name not in OF_CHOICES]
+    if temperature == 0 and comparing:
+        raise ValueError(
+            f"{comparing[0]} compares distributions, which temperature 0 does not leave; use {', '.join(OF_CHOICES)}"
         )

@@ -1,4 +1,4 @@
-"""The unrolled pass of an EAGLE head gives what drafting gives, step by step with a cache, and no document another's."""
+"""The unrolled pass of an EAGLE head gives what drafting step by step with a cache gives, documents kept apart."""
 
 import itertools
 

@@ -171,7 +171,7 @@ def test_recomputed_unrolls_have_the_same_gradients(target, make_corpus):
 
 
 def test_wrong_options_are_one_clear_line(target, make_corpus):
-    for options, message in [({"decay": 0}, "decay is 0"), ({"noise": -1}, "noise is -1"), ({"losses": {}}, "losses")]:
+    for options, message in [({"decay": 0}, "--decay 0"), ({"noise": -1}, "--noise -1"), ({"losses": {}}, "losses")]:
         with pytest.raises(ValueError, match=message):
             EagleObjective(**options)
     with pytest.raises(ValueError, match="cross_entropy learns the text's tokens"):
