@@ -1,4 +1,4 @@
-"""`draftsmith train sft`, `soft`, `distil`, `draft`, `target`, `medusa` and `hydra`: from options to a finished draft.
+"""`draftsmith train sft`, `soft`, `distil`, `draft`, `target`, `eagle`, `medusa` and `hydra`: from options to a draft.
 
 The options are those of TrainConfig (for heads RunConfig and the builder's class) and of the objective's class.
 """
@@ -11,10 +11,12 @@ from json import dumps
 from pathlib import Path
 from typing import Any, cast
 
+from draftsmith.train.drafts.eagle import EagleBuilder
 from draftsmith.train.drafts.hydra import HydraBuilder
 from draftsmith.train.drafts.medusa import MedusaBuilder
 from draftsmith.train.drafts.trainable import DraftBuilder
 from draftsmith.train.objectives.distil import Distil
+from draftsmith.train.objectives.eagle import EagleObjective
 from draftsmith.train.objectives.future_tokens import FutureTokens
 from draftsmith.train.objectives.objective import HeadObjective, LossSums, Objective
 from draftsmith.train.objectives.sft import SFT
@@ -70,6 +72,17 @@ def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: b
 
     names = ("max_steps", "exits", "results", "train_seconds", "settings")
     return _finished(lambda: train_draft(cast(Objective, objective), config), names if json else ())
+
+
+def eagle(config: RunConfig, builder: EagleBuilder, objective: EagleObjective, /, *, json: bool = False) -> int:
+    """Train an EAGLE-3 head on a target that stays frozen. Run again with the same options, it resumes.
+
+    Example: draftsmith train eagle --target MODEL --data answers.jsonl --out head
+
+    Args:
+        json: print one JSON object on the last line.
+    """
+    return heads(config, builder, objective, json)
 
 
 def medusa(config: RunConfig, builder: MedusaBuilder, objective: FutureTokens, /, *, json: bool = False) -> int:
