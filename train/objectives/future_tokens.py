@@ -71,7 +71,7 @@ class FutureTokens:
         return Curves("head", tuple(range(1, builder.num_heads + 1)))
 
     def begin(self, run: TrainContext) -> None:
-        from draftsmith.train.teacher.features import open_features
+        from draftsmith.train.teacher.feature_cache import open_features
 
         self.read: Features = open_features(self.features, run, run.draft.features, self.features_dtype)
 

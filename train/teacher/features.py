@@ -16,7 +16,7 @@ import torch
 from draftsmith.infer.models.layers import check_parts, find_parts
 from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.train.data.batches import Batch
-from draftsmith.train.drafts.exits import TrainContext, packed_inputs, packs_by_positions
+from draftsmith.train.drafts.exits import packed_inputs, packs_by_positions
 from draftsmith.train.teacher.live import LiveBatch, OutputHead
 
 
@@ -67,10 +67,3 @@ class LiveFeatures:
         with self._taps.taking(self.names) as taken:
             self.model.base_model(**packed_inputs(batch, weight.dtype, self._masked))
             return FeatureBatch({name: taken[name] for name in self.names}, self.output)
-
-
-def open_features(where: str, run: TrainContext, names: Sequence[str], dtype: str) -> Features:
-    """`live`, or the cache in the folder `where`, which is built or completed first if needed."""
-    if where == "live":
-        return LiveFeatures(run.target, names)
-    raise NotImplementedError
