@@ -1,10 +1,8 @@
-"""An EAGLE head in training, as the trainer knows it.
-
-Legend: B rows, T positions.
-"""
+"""An EAGLE head in training, as the trainer knows it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,12 @@ class EagleDraft(UnrolledHead):
         super().__init__(model, unrolls, run.checkpointing)
         self._target_dtype = next(run.target.parameters()).dtype
         self._trained_for = run.trained_for
+
+    def forward(self, batch: Batch, features: Mapping[str, torch.Tensor]) -> Predictions:
+        embedding = self.model.get_input_embeddings()  # the target's, which nothing else may have moved
+        if embedding.weight.device != batch["input_ids"].device:
+            embedding.to(batch["input_ids"].device)
+        return super().forward(batch, features)
 
     @property
     def sizes(self) -> DraftSizes:

@@ -78,7 +78,7 @@ class EagleObjective:
 
     def begin(self, run: TrainContext) -> None:
         from draftsmith.train.teacher.draft_rows import DraftRows
-        from draftsmith.train.teacher.features import open_features
+        from draftsmith.train.teacher.feature_cache import open_features
 
         if run.draft.ids_V is not None and "cross_entropy" in self.losses:
             raise ValueError(

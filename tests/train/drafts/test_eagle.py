@@ -40,7 +40,7 @@ def test_the_draft_vocabulary_is_what_the_answers_use_most(make_corpus):
         draft_vocabulary(corpus, 61, 2, always=(0, 2))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt_neox", "cohere"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt_neox", "gpt2"])
 def test_output_head_and_final_norm_start_as_the_targets(kind, make_model, make_corpus):
     """Whatever a family's norm adds to its weight or its output, and whatever scales its logits."""
     target = make_model(kind)
