@@ -119,6 +119,8 @@ class LMDrafter:
 
     def bind(self, target: Target) -> None:
         self.reader.bind(target)
+        self.origin, self.features = self.reader.origin, self.reader.features
+        self.max_positions = self.reader.max_positions
         self._assumed = self.assumed_costs(target)
         self._race = Race.of(target)
 
