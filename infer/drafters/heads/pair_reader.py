@@ -95,6 +95,7 @@ class PairReader:
     tokenizer: PreTrainedTokenizerBase | None = None
     max_depth = sys.maxsize
     at_once = False
+    depth_sources: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, load: LoadHead, origin: str = "", follows_dtype: bool = False, follows_device: bool = False

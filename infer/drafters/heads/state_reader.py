@@ -41,14 +41,14 @@ RunHeads = Callable[[Callable[[], torch.Tensor], Mapping[Row, int], Sequence[nn.
 class StatelessHeads(Protocol):
     """How the heads of one method are run.
 
-    `depth`: how deep they draft. `at_once`: the pass over the ROOT gives the candidates of every depth; no other pass
-    is made. `lent`: whether they read the target's embedding, which `lend` gives them.
+    `depth`: how deep they draft. `at_once`, `depth_sources`: as of a DraftReader.
     """
 
     name: str
     heads: Any
     depth: int
     at_once: bool
+    depth_sources: tuple[str, ...]
 
     def lend(self, embedding: nn.Module) -> None:
         """Take the target's input embedding; ValueError if it does not fit."""
@@ -106,6 +106,7 @@ class StateReader:
         self.entry = method.name
         self.max_depth = method.depth
         self.at_once = method.at_once
+        self.depth_sources = method.depth_sources
         self.draft_vocab_size = self.vocab_size = int(method.heads.vocab_size)
         self.bytes_moved = 0
         self.states = NewestStates("last")
