@@ -75,7 +75,8 @@ class DraftReader(Protocol):
 
     `entry`: the name of the pass that every new node goes through; `features`: as of a Drafter. `draft_vocab_size`: how
     many ids the draft has, `vocab_size`: how many of them the target has too, once bound. `max_depth`: how deep it can
-    draft; `at_once`: the pass over the ROOT gives the candidates of every depth.
+    draft. `at_once`: the pass over the ROOT gives the candidates of every depth, which do not depend on the path;
+    `depth_sources`: their sources by depth.
     """
 
     entry: str
@@ -87,6 +88,7 @@ class DraftReader(Protocol):
     max_positions: int
     max_depth: int
     at_once: bool
+    depth_sources: tuple[str, ...]
 
     @property
     def forward_seconds(self) -> float: ...
@@ -230,6 +232,7 @@ class TextReader:
     features: tuple[str, ...] = ()
     max_depth = sys.maxsize
     at_once = False
+    depth_sources: tuple[str, ...] = ()
 
     def __init__(self, draft: DraftModel, make_forward: Callable[[Any], DraftForward]) -> None:
         config = draft.model.config.get_text_config()

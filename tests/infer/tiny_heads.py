@@ -70,6 +70,16 @@ def planted_hydra(heads: int = 4, reads: str = "path") -> HydraHeads:
     return made
 
 
+def random_heads(kind: str, vocab: int, heads: int = 3, seed: int = 3) -> Any:
+    """Heads that know nothing, and are sure of it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: Any = (MedusaHeads if kind == "medusa" else HydraHeads)(32, vocab, heads).double()
+        for head in made.heads:
+            torch.nn.init.normal_(head.lm_head.weight, std=0.3)
+    return made.requires_grad_(False)
+
+
 def fitted(kind: str, model: Any, texts: Sequence[Sequence[int]], heads: int = 3, steps: int = 30) -> Any:
     """Heads overfitted to a target's own texts: right often, and wrong often."""
     vocab, width = model.config.vocab_size, model.config.hidden_size

@@ -16,12 +16,12 @@ from draftsmith.infer.contract.draft import ROOT
 from draftsmith.infer.contract.protocols import Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.draft_model import Reaches
+from draftsmith.infer.drafters.draft_model import Reaches, follow
 from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.newest_states import NewestStates
 from draftsmith.infer.models.layers import parameter_bytes
-from draftsmith.infer.models.load import choose_device
+from draftsmith.infer.models.load import check_model, choose_device
 from draftsmith.infer.models.runner.clock import PassClock
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ RunHeads = Callable[[Callable[[], torch.Tensor], Mapping[Row, int], Sequence[nn.
 class StatelessHeads(Protocol):
     """How the heads of one method are run.
 
-    `depth`: how deep they draft. `at_once`: the pass over the ROOT gives the candidates of every depth; no other pass
-    is made. `lent`: whether they read the target's embedding, which `lend` gives them.
+    `depth`: how deep they draft. `at_once`, `depth_sources`: as of a DraftReader.
     """
 
     name: str
     heads: Any
     depth: int
     at_once: bool
+    depth_sources: tuple[str, ...]
 
     def lend(self, embedding: nn.Module) -> None:
         """Take the target's input embedding; ValueError if it does not fit."""
@@ -73,8 +73,9 @@ def loaded(model: Any, load: Callable[..., Any], dtype: str, device: str) -> tup
     """`model` itself, or heads loaded from a folder or Hub name; and the name."""
     if not isinstance(model, str):
         return model.eval(), ""
+    check_model(model, dtype, device)
     where = choose_device(device) if device != "auto" else torch.device("cpu")
-    return load(model, dtype=dtype).to(where).eval(), model
+    return load(model, dtype=dtype).to(where), model
 
 
 def follows(origin: str, dtype: str, device: str) -> tuple[bool, bool]:
@@ -105,6 +106,7 @@ class StateReader:
         self.entry = method.name
         self.max_depth = method.depth
         self.at_once = method.at_once
+        self.depth_sources = method.depth_sources
         self.draft_vocab_size = self.vocab_size = int(method.heads.vocab_size)
         self.bytes_moved = 0
         self.states = NewestStates("last")
@@ -138,9 +140,7 @@ class StateReader:
                 f"{self.origin or name}: the heads draft {heads.vocab_size} tokens, and the target has "
                 f"{target.vocab_size}: they are another target's"
             )
-        own, (dtype_too, device_too) = self._weight, self._follows
-        dtype = head.dtype if dtype_too and head.is_floating_point() else own.dtype
-        heads.to(device=head.device if device_too else own.device, dtype=dtype)
+        follow(heads, model.get_input_embeddings().weight, *self._follows)
         self._weight = next(heads.parameters())
         self._clock = PassClock(self._weight.device)
         self.method.lend(model.get_input_embeddings())

@@ -113,6 +113,17 @@ def test_planted_faults_lower_what_is_accepted_and_leave_the_text(
 
 
 @pytest.mark.parametrize("name", MAKE)
+def test_a_stop_token_inside_an_accepted_path_ends_the_row(target: HFTarget, name: str) -> None:
+    drafter = MAKE[name](top_k=1)
+    drafter.bind(target)
+    answer = [tiny.follower(5, i + 1) for i in range(9)]
+    (done,) = generate(target, drafter, [Row("0", [12, 22, 5], stops=Stops(40, frozenset(answer[-1:])))])
+    assert done.token_ids == answer
+    assert done.stop == "eos"
+    assert (done.traces[-1].committed, done.traces[-1].accepted) == (3, 3)
+
+
+@pytest.mark.parametrize("name", MAKE)
 def test_the_last_state_alone_is_kept_of_a_prompt(target: HFTarget, name: str) -> None:
     drafter = MAKE[name]()
     drafter.bind(target)
