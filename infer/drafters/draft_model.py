@@ -1,24 +1,14 @@
-"""A draft model, how it is run, and how large its drafts are.
-
-Legend: B rows, N nodes, V vocabulary.
-"""
+"""A draft model, and how large its drafts are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-
-from draftsmith.infer.contract.protocols import PassTimer, Target
-from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.models.int8 import Int8
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.models.prepack import can_prepack, prepack, unpack
-from draftsmith.infer.models.runner.entries import Entries
-from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,37 +68,6 @@ class DraftModel:
         if can_prepack(self.model):
             prepack(self.model)
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class DraftOutput:
-    """[N, V] logits of all rows' nodes, row after row, and the layer at which each left a model with exits."""
-
-    logits_NV: torch.Tensor
-    exits: list[int] = field(default_factory=list)
-
-
-class DraftForward(Protocol):
-    """How the draft model is run. `lm` is its cache and forward pass, `entry` the name of the pass that every new node
-    goes through."""
-
-    lm: ModelRunner
-    entry: str
-
-    def assumed_costs(self, target: Target) -> Costs | None:
-        """The costs to use where none were measured; None if it can do without."""
-        ...
-
-    def prefill(self, rows: Rows, tokens: Sequence[list[int]]) -> None: ...
-
-    def read(
-        self, rows: Rows, entries: Sequence[Entries], reaches: Reaches, vocab_size: int, pricing: Pricing | None
-    ) -> DraftOutput:
-        """Run `entries`; the last len(reaches[b]) of row b are nodes, reached with these probabilities. The policy, if
-        any, is charged for every pass."""
-        ...
-
-    def pass_timers(self) -> dict[str, PassTimer]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +144,14 @@ def given_limits(
     sample: Sample | bool,
     replacement: bool,
     peaked: float | None,
+    children: int = 4,
 ) -> DraftLimits:
-    """What the user asked for. By default, trees of likeliest tokens are `depth` deep, and drawn drafts are chains."""
+    """What the user asked for. By default, trees of likeliest tokens are `depth` deep and have `children` below a node,
+    and drawn drafts are chains."""
 
     def outright(depth: int) -> Limits:
         most = depth if num_draft_tokens is None else num_draft_tokens
-        return Limits(most, 4 if top_k is None else top_k, nodes, width, min_confidence)
+        return Limits(most, children if top_k is None else top_k, nodes, width, min_confidence)
 
     if isinstance(sample, bool):
         sample = "drawn" if sample else "likeliest"

@@ -1,8 +1,8 @@
-"""Drafting with a language model of the target's vocabulary: chains and trees of likeliest, coupled or drawn tokens.
+"""Drafting with a model of the target's language: chains and trees of likeliest, coupled or drawn tokens.
 
 Classic speculative sampling (arXiv 2211.17192) drafts one chain; sampled trees follow SpecInfer (2305.09781, with
-replacement) and Sequoia (2402.12374, without). The draft model has its own tree cache: accepted nodes stay where they
-were computed, and no token is read twice. SmallLM and SD2 build an LMDrafter, each with its own forward pass.
+replacement) and Sequoia (2402.12374, without). How the model reads a row is its reader's (draft_reader.py): SmallLM and
+SD2 build an LMDrafter that reads text, heads (heads/) one that reads the target's states.
 
 Legend: B rows, Q queries, N nodes, V vocabulary, K candidates.
 """
@@ -10,8 +10,7 @@ Legend: B rows, Q queries, N nodes, V vocabulary, K candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,95 +22,70 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.coupled import Race
-from draftsmith.infer.drafters.draft_model import (
-    DraftForward,
-    DraftLimits,
-    DraftModel,
-    DraftOutput,
-    DrawnLimits,
-    Limits,
-    Reaches,
-)
+from draftsmith.infer.drafters.draft_model import DraftLimits, DrawnLimits, Limits, Reaches
+from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftReader, TextReader
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.learned_rates import LearnedRates
 from draftsmith.infer.drafters.lm_expansion import Calibrated, LMExpansion
 from draftsmith.infer.drafters.tree_builder import Expandable, Growth, TreePricing, grow
-from draftsmith.infer.models.load import check_same_tokenizer
-from draftsmith.infer.models.positions import max_positions
-from draftsmith.infer.models.runner.entries import Entries
-from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _RowState:
-    """The number of pending tokens run for a row's draft, each node's cache entry, and whether the row has outgrown the
-    draft model's context."""
-
-    pending: int = 0
-    entry_of: dict[int, int] = field(default_factory=dict)
-    outgrown: bool = False
-
-
 class LMDrafter:
-    """Drafts with `draft`, run by what `make_forward` makes of its model.
+    """Drafts what `reader` makes of its rows.
 
-    `exit_sources`: exit (layers) -> the source that is credited.
+    `exit_sources`: exit (layers) -> the source that is credited. `learned`: corrects the confidences of its outright
+    drafts where no calibration was measured.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
 
-    features: tuple[str, ...] = ()
-
     def __init__(
         self,
         name: str,
-        draft: DraftModel,
-        make_forward: Callable[[Any], DraftForward],
+        reader: DraftReader,
         limits: DraftLimits,
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
+        learned: LearnedRates | None = None,
     ) -> None:
-        config = draft.model.config.get_text_config()
         self.name = name
-        self.origin = draft.origin
-        self.model = draft.model
-        self.tokenizer = draft.tokenizer
+        self.reader = reader
+        self.origin = reader.origin
+        self.features = reader.features
         self.limits = limits
         self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
         self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
         self._in_a_mix = False
         self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
-        self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
-        self.max_positions = max_positions(config)
+        self.max_positions = reader.max_positions
+        self.max_depth = reader.max_depth
+        self._learned = learned
+        if isinstance(reader, TextReader):  # it can read a whole text in one pass (LeavesEarly)
+            self.model = reader.model
         self.calibration = calibration
         self.costs = costs
-        self._draft = draft
-        self._make_forward = make_forward
-        self._forward = make_forward(draft.model)
         self._assumed: Costs | None = None
         self._race: Race | None = None
-        self._rows: dict[Row, _RowState] = {}
+        # Rows that have outgrown the draft model's context.
+        self._outgrown: set[Row] = set()
         # Whether the last outright drafts paid. If not, prompts are left unread until one does.
         self._pays = True
 
     @property
-    def lm(self) -> ModelRunner:
-        return self._forward.lm
-
-    @property
     def forward_seconds(self) -> float:
-        return float(self.lm.forward_seconds)
+        return self.reader.forward_seconds
 
     @property
     def bytes_moved(self) -> int:
-        return int(self.lm.bytes_moved)
+        return self.reader.bytes_moved
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        return self._forward.pass_timers()
+        return self.reader.pass_timers()
 
     @property
     def drawn_chain(self) -> int:
@@ -144,51 +118,37 @@ class LMDrafter:
         self._in_a_mix = True
 
     def bind(self, target: Target) -> None:
-        check_same_tokenizer(
-            self.tokenizer, self.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
-        )
-        self.vocab_size = min(self.draft_vocab_size, target.vocab_size)
-        if target.model is not None and self._draft.follow(target.model):
-            self._forward = self._make_forward(self.model)
+        self.reader.bind(target)
         self._assumed = self.assumed_costs(target)
         self._race = Race.of(target)
 
     def assumed_costs(self, target: Target) -> Costs | None:
-        return self._forward.assumed_costs(target)
+        return self.reader.assumed_costs(target)
 
     def open(self, rows: Sequence[Row]) -> None:
-        self._rows |= {row: _RowState() for row in rows}
         try:
             for row in rows:
-                if len(row.ids) < self.max_positions:
-                    self.lm.open(row, len(row.ids) + self.limits.nodes)
+                self.reader.open(row, self.limits.nodes)
         except BaseException:
             self.close(rows)
             raise
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        self.reader.take(rows, feedback)
         ends = [given.start + given.count for given in feedback]
         # Rows that draw are read when their own account first drafts: `_pays` depends on other rows too.
-        self._read([(row, end) for row, end in zip(rows, ends) if self._pays and not self._draws(row)])
-
-    def _read(self, upto: Sequence[tuple[Row, int]]) -> None:
-        """Read each row's tokens up to a position."""
-        fitting = [(row, end) for row, end in upto if self.lm.has(row) and end < self.max_positions]
-        parts = [(row, row.ids[self.lm.length(row) : end]) for row, end in fitting]
-        parts = [(row, part) for row, part in parts if part]
-        self._forward.prefill([row for row, _ in parts], [part for _, part in parts])
+        self.reader.read([(row, end) for row, end in zip(rows, ends) if self._pays and not self._draws(row)])
 
     def abandon(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self._rows[row].entry_of = {}
-            if self.lm.has(row):
-                self.lm.shorten(row, len(row.ids) - 1)
+            self.reader.abandon(row)
 
     def close(self, rows: Sequence[Row]) -> None:
+        if self._learned is not None:
+            self._learned.close(rows)
         for row in rows:
-            self._rows.pop(row, None)
-            if self.lm.has(row):
-                self.lm.close(row)
+            self.reader.close(row)
+            self._outgrown.discard(row)
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Policy | None = None) -> list[Draft]:
         drafts = [Draft() for _ in rows]
@@ -204,20 +164,9 @@ class LMDrafter:
         return drafts
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        ended: list[Row] = []
-        paths: list[list[int]] = []
-        for row, verdict in zip(rows, verdicts):
-            state = self._rows[row]
-            if not self.lm.has(row) or not self.lm.uncommitted(row):
-                continue
-            kept = list(range(state.pending))
-            for node in verdict.kept_path:
-                if node not in state.entry_of:
-                    break
-                kept.append(state.entry_of[node])
-            ended.append(row)
-            paths.append(kept)
-        self.lm.commit(ended, paths)
+        self.reader.keep(rows, verdicts, feedback)
+        if self._learned is not None:
+            self._learned.observe(rows, self.couples)
 
     def _draws(self, row: Row) -> bool:
         return self.draws and not row.settings.greedy
@@ -235,10 +184,10 @@ class LMDrafter:
         A draft that does not pay need not read at all. Reading serves all later steps, so it is weighed against what
         drafting gains in all the steps that a row may still take.
         """
-        behind = {row: pending for row, pending in zip(rows, self._pending(rows)) if pending > MAY_WAIT}
+        behind = {row: pending for row, pending in zip(rows, self.pending(rows)) if pending > MAY_WAIT}
         paying = len(rows)
         if policy.costs is not None:
-            account, entry = policy.joint, self._forward.entry
+            account, entry = policy.joint, self.reader.entry
             coverage = account.coverage * account.trust
             paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
             behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
@@ -247,7 +196,7 @@ class LMDrafter:
             # Rows that join are read with their prompts if reading all of such rows pays.
             whole = {row: row.prompt_tokens for row in rows}
             self._pays = account.reading_pays(whole, {row: row.stops.max_new_tokens for row in rows}, entry, coverage)
-        self._read([(row, len(row.ids) - 1) for row in behind])
+        self.reader.read([(row, len(row.ids) - 1) for row in behind])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:
         """`policy`; if it has no costs and this draft needs some, one that has no past."""
@@ -260,21 +209,28 @@ class LMDrafter:
         """The budget, cut to the drafter's own limits and the draft model's context."""
         limits = self._limits_of(row)
         depth = min(limits.depth(priced), budget.depth, max(self.max_positions - len(row.ids), 0))
-        if depth < 1 <= budget.depth and not self._rows[row].outgrown:
-            self._rows[row].outgrown = True
+        if depth < 1 <= budget.depth and row not in self._outgrown:
+            self._outgrown.add(row)
             log.warning("row %s outgrew the draft model's context of %d: not drafted", row.key, self.max_positions)
+        if depth and not self.reader.can_draft(row):
+            return Budget(0, 0)
         return Budget(min(limits.nodes if limits.top_k > 1 else depth, budget.nodes), depth)
 
-    def _pending(self, rows: Sequence[Row]) -> list[int]:
-        """How many tokens of each row, without the newest, the draft has not read."""
-        return [len(row.ids) - self.lm.length(row) - 1 for row in rows]
+    def pending(self, rows: Sequence[Row]) -> list[int]:
+        """How many tokens of each row are read with its first node, besides those that always are."""
+        return [self.reader.unread(row) for row in rows]
 
     # outright candidates, likeliest or coupled: a chain or a tree
 
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         growths = [Growth(limit) for limit in limits]
         policy.expect(rows, self.couples)
-        expansion = self._expansion(rows, limits, growths, policy, partial(policy.calibrated, coupled=self.couples))
+        calibrated: Calibrated = partial(policy.calibrated, coupled=self.couples)
+        learned = self._learned
+        if learned is not None:
+            learned.begin(rows)
+            calibrated = partial(learned.corrected, policy, coupled=self.couples)
+        expansion = self._expansion(rows, limits, growths, policy, calibrated, learned)
         grow(
             growths,
             expansion.expand,
@@ -300,8 +256,6 @@ class LMDrafter:
     ) -> LMExpansion:
         """This draft model's part in trees that others build; for rows without a limit it has none."""
         limits = [self._limit(row, budget, priced=False) for row, budget in zip(rows, budgets)]
-        for row in rows:
-            self._rows[row].entry_of = {}
         return self._expansion(rows, limits, trees, self._with_costs(rows, policy), calibrated)
 
     def _expansion(
@@ -311,60 +265,49 @@ class LMDrafter:
         trees: Sequence[Expandable],
         policy: Policy,
         calibrated: Calibrated,
+        learned: LearnedRates | None = None,
     ) -> LMExpansion:
         able = [row for row, limit in zip(rows, limits) if limit.nodes and limit.depth]
+        self.reader.begin(rows)
         if able:
             self._catch_up(able, policy)
-        return LMExpansion(self, self._forward, rows, limits, trees, policy, calibrated)
+        return LMExpansion(self, rows, limits, trees, policy, calibrated, learned)
 
-    def _entries(self, row: Row, nodes: list[int], tree: Draft | Expandable, entry_of: dict[int, int]) -> Entries:
-        """What to run: the pending tokens with the ROOT, which comes first, and nodes below their parents' entries."""
-        state = self._rows[row]
-        run = Entries([], [])
-        if nodes[:1] == [ROOT]:
-            run = Entries.chain(row.ids[self.lm.length(row) :])
-            state.pending, nodes = len(run.tokens), nodes[1:]
-        if nodes:
-            tokens, parents = tree.tokens, tree.parents
-            first = self.lm.uncommitted(row) + len(run.tokens)
-            entry_of.update({node: first + i for i, node in enumerate(nodes)})
-            run.parents += [state.pending - 1 if parents[node] == ROOT else entry_of[parents[node]] for node in nodes]
-            run.tokens += [tokens[node] for node in nodes]
-        return run
+    def best(
+        self, row: Row, output: DraftOutput, start: int, positions: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, K] The tokens to propose at these positions of a row, whose nodes come from `start` on, best first, and
+        their raw confidences."""
+        most, end = self._limits_of(row).top_k, start + len(positions)
+        if not self.couples or row.settings.greedy:
+            return output.best(start, end, most)
+        assert self._race is not None, "bind the drafter first"
+        logits_NV = output.over(self.reader.vocab_size)[start:end]
+        return self._race.arrivals(logits_NV, row.settings, row.key, positions, most)
 
-    def best(self, row: Row, logits_NV: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, K] The tokens to propose at these positions of a row, best first, and their raw confidences."""
-        most = self._limits_of(row).top_k
-        if self.couples and not row.settings.greedy:
-            assert self._race is not None, "bind the drafter first"
-            return self._race.arrivals(logits_NV, row.settings, row.key, positions, most)
-        logits_NV = logits_NV.float()
-        top_NK = torch.topk(logits_NV, min(most, self.vocab_size), dim=-1)
-        return top_NK.indices, (top_NK.values - torch.logsumexp(logits_NV, -1, keepdim=True)).exp()
-
-    def _source(self, exits: Sequence[int], n: int) -> str:
-        return self.exit_sources[exits[n]] if exits else self.name
+    def source(self, output: DraftOutput, n: int) -> str:
+        """The source of node n's candidates."""
+        if output.sources:
+            return output.sources[n]
+        return self.exit_sources[output.exits[n]] if output.exits else self.name
 
     # drawn tokens
 
     def _drawn(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         priced = policy.costs is not None
-        entries: list[dict[int, int]] = [{} for _ in rows]
-        for row, entry in zip(rows, entries):
-            self._rows[row].entry_of = entry
-
+        reader = self.reader
+        reader.begin(rows)
         pricing_of_exits = Pricing(policy, alone=True, coupled=self.may_couple)
 
         def read(asked: Asked, drafts: Sequence[Draft], reaches: Reaches) -> DraftOutput:
             some = [rows[b] for b, nodes in asked if nodes == [ROOT]]
-            self._read([(row, len(row.ids) - 1) for row, n in zip(some, self._pending(some)) if n > MAY_WAIT])
-            batch = [self._entries(rows[b], nodes, drafts[b], entries[b]) for b, nodes in asked]
-            some = [rows[b] for b, _ in asked]
-            return self._forward.read(some, batch, reaches, self.vocab_size, pricing_of_exits if priced else None)
+            reader.read([(row, len(row.ids) - 1) for row, n in zip(some, self.pending(some)) if n > MAY_WAIT])
+            asked_rows, trees = [rows[b] for b, _ in asked], [drafts[b] for b, _ in asked]
+            nodes = [some for _, some in asked]
+            output = reader.run(asked_rows, nodes, trees, reaches, pricing_of_exits if priced else None)
+            return DraftOutput(output.over(reader.vocab_size), output.exits, sources=output.sources)
 
-        pending = self._pending(rows)
-        pricing = TreePricing(policy, rows, self._forward.entry, [0 if n > MAY_WAIT else n for n in pending])
+        waiting = [0 if n > MAY_WAIT else n for n in self.pending(rows)]
+        pricing = TreePricing(policy, rows, reader.entry, waiting, reader.at_once)
         assert self.limits.drawn is not None
-        return draw(
-            rows, limits, self.limits.drawn, read, self._source, self._forward.entry, pricing if priced else None
-        )
+        return draw(rows, limits, self.limits.drawn, read, self.source, reader.entry, pricing if priced else None)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.draft_model import DraftForward, DraftOutput
+from draftsmith.infer.drafters.draft_reader import DraftOutput
 from draftsmith.infer.drafters.drawn import Asked
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.learned_rates import LearnedRates
 from draftsmith.infer.drafters.tree_builder import Candidate, Expandable, TreePricing
 
 if TYPE_CHECKING:
@@ -30,35 +31,35 @@ class LMExpansion:
     def __init__(
         self,
         drafter: LMDrafter,
-        forward: DraftForward,
         rows: Sequence[Row],
         limits: Sequence[Budget],
         trees: Sequence[Expandable],
         policy: Policy,
         calibrated: Calibrated,
+        learned: LearnedRates | None = None,
     ) -> None:
         self.limits = limits
         self.exits: list[list[tuple[int, int]]] = [[] for _ in rows]
         self._drafter = drafter
-        self._forward = forward
+        self._reader = drafter.reader
         self._rows = rows
         self._trees = trees
         self._policy = policy
         self._calibrated = calibrated
-        self._entries: list[dict[int, int]] = [{} for _ in rows]
+        self._learned = learned
 
     def pricing(self, policy: Policy) -> TreePricing:
-        return TreePricing(policy, self._rows, self._forward.entry, self._drafter._pending(self._rows))
+        pending = self._drafter.pending(self._rows)
+        return TreePricing(policy, self._rows, self._reader.entry, pending, self._reader.at_once)
 
     def expand(self, asked: Asked) -> list[list[list[Candidate]]]:
         """The candidates below the asked (row, nodes): ROOT first, parents before their children, and nothing below a
         node that was not asked for."""
         drafter, trees = self._drafter, self._trees
         some = [self._rows[b] for b, _ in asked]
-        batch = [drafter._entries(self._rows[b], nodes, trees[b], self._entries[b]) for b, nodes in asked]
         reaches = [[trees[b].reach(node) for node in nodes] for b, nodes in asked]
         pricing = Pricing(self._policy, coupled=drafter.couples) if self._policy.costs is not None else None
-        output = self._forward.read(some, batch, reaches, drafter.vocab_size, pricing)
+        output = self._reader.run(some, [nodes for _, nodes in asked], [trees[b] for b, _ in asked], reaches, pricing)
         left = iter(output.exits)
         for b, nodes in asked if output.exits else ():
             self.exits[b] += [(trees[b].depth(node) + 1, next(left)) for node in nodes]
@@ -67,8 +68,7 @@ class LMExpansion:
 
     def name(self, b: int, nodes: Mapping[int, int]) -> None:
         """The numbers by which row b's verdict will name the nodes that were run; those without one are dropped."""
-        named = {nodes[node]: entry for node, entry in self._entries[b].items() if node in nodes}
-        self._drafter._rows[self._rows[b]].entry_of = named
+        self._reader.name(self._rows[b], nodes)
 
     def _candidates(
         self, output: DraftOutput, rows: Sequence[Row], positions: Sequence[Sequence[int]]
@@ -77,11 +77,13 @@ class LMExpansion:
         follow each row's nodes."""
         drafter, found, at = self._drafter, [], 0
         for row, some in zip(rows, positions):
-            best_NK = drafter.best(row, output.logits_NV[at : at + len(some)], some)
+            best_NK = drafter.best(row, output, at, some)
             nodes = []
             for n, (tokens, raw) in enumerate(zip(*(each.tolist() for each in best_NK)), start=at):
-                source = drafter._source(output.exits, n)
+                source = drafter.source(output, n)
                 raw = [one for one in raw if one > 0]  # the row's truncation may exclude some
+                if self._learned is not None:
+                    self._learned.note(row, some[n - at], source, tokens, raw)
                 probs = self._calibrated(row, source, raw)
                 nodes.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
             found.append(nodes)

@@ -17,7 +17,8 @@ import torch
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, Sample, given_limits
+from draftsmith.infer.drafters.draft_model import DraftModel, Reaches, Rows, Sample, given_limits
+from draftsmith.infer.drafters.draft_reader import DraftOutput, TextReader
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -96,7 +97,7 @@ def SD2(
         lm = ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
         return ExitForward(lm, choice, list(sources.values()))
 
-    return LMDrafter(NAME, draft, make_forward, limits, sources, calibration, costs)
+    return LMDrafter(NAME, TextReader(draft, make_forward), limits, sources, calibration, costs)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.draft_model import DraftModel, DraftOutput, Reaches, Rows, Sample, given_limits
+from draftsmith.infer.drafters.draft_model import DraftModel, Reaches, Rows, Sample, given_limits
+from draftsmith.infer.drafters.draft_reader import DraftOutput, TextReader
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -68,7 +69,7 @@ def SmallLM(
     layers = int(draft.model.config.get_text_config().num_hidden_layers)
     choice = draft.may_choose(int8)
     forward = partial(WholeForward, int8=choice, width=limits.likeliest.width)
-    return LMDrafter(NAME, draft, forward, limits, {layers: NAME}, calibration, costs)
+    return LMDrafter(NAME, TextReader(draft, forward), limits, {layers: NAME}, calibration, costs)
 
 
 class WholeForward:

@@ -92,7 +92,7 @@ def forecast(
     costs = Costs.load(latency) if latency else None
     chosen = {label: check_draws(label, drafter) for label, drafter in parse_drafters(drafters).items()}
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)
-    own = next(iter(chosen.values())).tokenizer if loaded is None else loaded.tokenizer
+    own = next(iter(chosen.values())).reader.tokenizer if loaded is None else loaded.tokenizer
     known = own if tokenizer is None else load_tokenizer(tokenizer)
     if known is None:
         raise ValueError("neither the target nor the first draft has a tokenizer: give --tokenizer")

@@ -103,8 +103,8 @@ def test_filling_lazily_gives_what_filling_eagerly_gives(target_model: Any, draf
             for row, verdict in zip(some, verdicts):
                 row.ids.extend(verdict.committed)
             drafter.observe(some, verdicts, [])
-            behind += sum(drafter.lm._rows[row].filled[2] < drafter.lm.length(row) for row in some)
-        lm = drafter.lm
+            behind += sum(drafter.reader.lm._rows[row].filled[2] < drafter.reader.lm.length(row) for row in some)
+        lm = drafter.reader.lm
         for b, row in enumerate(some):
             for layer, block in enumerate((0, 1, 2, 2)):
                 held = lm._rows[row]

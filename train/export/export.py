@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from draftsmith.infer.costs.identity import short_name
 from draftsmith.infer.files.locations import is_hub_name, may_be_on_hub
 from draftsmith.infer.files.provenance import without_secrets
@@ -22,6 +20,7 @@ from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import DTYPES, check_same_tokenizer, load_model
 from draftsmith.infer.text.tokenizer import TOKENIZER_FILES, load_tokenizer
 from draftsmith.train.drafts.exits import check_exits
+from draftsmith.train.drafts.folder import save_model
 from draftsmith.train.export.card import (
     Benchmark,
     copy_licences,
@@ -31,38 +30,6 @@ from draftsmith.train.export.card import (
     serve_line,
     speculative_config,
 )
-
-
-def save_model(
-    folder: Path,
-    model: Any,
-    tokenizer: Any,
-    *,
-    exits: Sequence[int],
-    template_fingerprint: str = "",
-    state: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write weights, config and tokenizer beside their place, then move them in, config.json last."""
-    part = folder / f".model.{os.getpid()}.part"
-    try:
-        part.mkdir(parents=True)
-        config = model.config
-        if len(exits) > 1:
-            config.sorted_exits = list(exits)
-        elif hasattr(config, "sorted_exits"):
-            del config.sorted_exits
-        if template_fingerprint:
-            config.template_fingerprint = template_fingerprint
-        config.dtype = next(model.parameters()).dtype
-        model.save_pretrained(part, state_dict=state)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise ValueError(f"{folder}: the model could not be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def export_draft(

@@ -1,6 +1,6 @@
 """The log-probabilities that a draft model gives the tokens of a text, at each of its exits, in one pass over the text.
 
-The model runs in the drafter's own runner, and its distribution is the one that a drawn draft comes from: after the
+The model is run by the drafter's own reader, and its distribution is the one that a drawn draft comes from: after the
 row's temperature and truncation.
 
 Legend: T tokens of the answer, N tokens of a pass, V vocabulary.
@@ -16,15 +16,11 @@ import torch
 
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.drafters.draft_reader import DraftReader, ReadsAlong
 from draftsmith.infer.models.recorded_target import RecordedTarget
-from draftsmith.infer.models.runner.entries import Entries
-from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Tokens of a pass: bounds the memory of the logits.
-CHUNK = 128
 
 
 @runtime_checkable
@@ -33,37 +29,34 @@ class DrawsChains(Protocol):
     LeavesEarly."""
 
     exit_sources: Mapping[int, str]
-    tokenizer: PreTrainedTokenizerBase | None
-    draft_vocab_size: int
-    vocab_size: int
+    reader: DraftReader
     max_positions: int
 
     @property
     def drawn_chain(self) -> int: ...
-
-    @property
-    def lm(self) -> ModelRunner: ...
 
     def bind(self, target: Target) -> None: ...
 
 
 def check_draws(label: str, drafter: Any) -> DrawsChains:
     """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter."""
-    if not isinstance(drafter, DrawsChains):
+    if not isinstance(drafter, DrawsChains) or not isinstance(drafter.reader, ReadsAlong):
         raise ValueError(f"{label} draws nothing from a model of its own: `draftsmith replay` is exact for it")
     return drafter
 
 
 def drawn_chains(drafters: Mapping[str, Any]) -> dict[str, DrawsChains]:
     """Those of `drafters` that draw chains for rows with a temperature."""
-    return {label: one for label, one in drafters.items() if isinstance(one, DrawsChains) and one.drawn_chain}
+    chains = {label: one for label, one in drafters.items() if isinstance(one, DrawsChains) and one.drawn_chain}
+    return {label: one for label, one in chains.items() if isinstance(one.reader, ReadsAlong)}
 
 
 def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTrainedTokenizerBase) -> None:
     """Bind a draft to its target; without one, check that the texts' `tokenizer` is the draft's, and assume that the
     target draws nothing beyond its tokenizer, where a draft's vocabulary may be padded otherwise."""
     if target is None:
-        known = drafter.draft_vocab_size if tokenizer is None else min(len(tokenizer), drafter.draft_vocab_size)
+        known = drafter.reader.draft_vocab_size
+        known = known if tokenizer is None else min(len(tokenizer), known)
         target = RecordedTarget({}, known, tokenizer)
     drafter.bind(target)
 
@@ -74,37 +67,17 @@ def draft_logprobs(
 ) -> dict[str, np.ndarray]:
     """[T] by source: log(draft_probs) of every answer token; -inf where the draft cannot draw it, and beyond the
     draft's context."""
-    lm, row = drafter.lm, object()
-    ids = [*prompt, *answer]
-    first, last = len(prompt) - 1, min(len(ids), drafter.max_positions) - 1
+    assert isinstance(drafter.reader, ReadsAlong), "checked by check_draws"
+    ids, first = [*prompt, *answer], len(prompt) - 1
     found: dict[str, list[np.ndarray]] = {source: [np.zeros(0)] for source in drafter.exit_sources.values()}
-    lm.open(row, len(ids))
-    try:
-        lm.prefill([row], [ids[: min(first, last)]], blocks=max(len(lm.exits), 1))
-        for start in range(first, last, CHUNK):
-            end = min(start + CHUNK, last)
-            logits = _logits(lm, row, ids[start:end])
-            following_N = torch.tensor(ids[start + 1 : end + 1], device=lm.device)
-            for source, logits_NV in zip(found, logits, strict=True):
-                found[source].append(_chosen(logits_NV[:, : drafter.vocab_size], following_N, settings))
-    finally:
-        lm.close(row)
-    beyond = np.full(len(answer) - max(last - first, 0), -np.inf)
+    at = first + 1
+    for logits in drafter.reader.along(ids, first):
+        following_N = torch.tensor(ids[at : at + len(logits[0])], device=logits[0].device)
+        for source, logits_NV in zip(found, logits, strict=True):
+            found[source].append(_chosen(logits_NV, following_N, settings))
+        at += len(following_N)
+    beyond = np.full(len(ids) - at, -np.inf)
     return {source: np.concatenate([*parts, beyond]) for source, parts in found.items()}
-
-
-def _logits(lm: ModelRunner, row: object, tokens: list[int]) -> list[torch.Tensor]:
-    """[N, V] of each exit for tokens behind the row's, which are committed."""
-    chain, every = [Entries.chain(tokens)], [list(range(len(tokens)))]
-    if lm.exits:
-        states = lm.enter([row], chain)
-        logits = [lm.logits(states[0])]
-        for block in range(1, len(lm.exits)):
-            logits.append(lm.logits(lm.deepen([row], block, every)[0]))
-    else:
-        logits = [lm.forward([row], chain, eagerly=True).logits_NV]
-    lm.commit([row], every)
-    return logits
 
 
 def _chosen(logits_NV: torch.Tensor, following_N: torch.Tensor, settings: Settings) -> np.ndarray:

@@ -27,7 +27,7 @@ from draftsmith.infer.costs.timing import (
     visit,
 )
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
-from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.drafters.small_lm import SmallLM, WholeForward
 from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
 from draftsmith.infer.measure.plan.memory import check_room
 from draftsmith.infer.measure.plan.schedule import (
@@ -132,7 +132,7 @@ def _measure(
     for i, shape in enumerate(asked.shapes):
         allowed = schedule.begin(str(shape))
         draft = random_model(shaped_config(config, shape), dtype, device)
-        timer = CachedPassTimer(_chain(draft, 1).lm)
+        timer = CachedPassTimer(WholeForward(draft).lm)
         jobs = {
             "": (target_timer, [reference]),
             "draft": (timer, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts)),
@@ -167,7 +167,7 @@ def _timer(target: HFTarget) -> CachedPassTimer:
 
 
 def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
-    target_timer, draft_timer = _timer(target), CachedPassTimer(_chain(draft, 1).lm)
+    target_timer, draft_timer = _timer(target), CachedPassTimer(WholeForward(draft).lm)
     # Prompts are read before anything is timed, so they are short.
     context = min(LOOP_CONTEXT, *asked.contexts)
 

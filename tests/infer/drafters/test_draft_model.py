@@ -48,10 +48,10 @@ def test_a_draft_takes_its_target_s_dtype_and_the_text_is_the_same(
 
     plain = [one.token_ids for one in generate(target, Empty(), rows())]
     drafter = MAKE[name](folder)
-    before = drafter.lm
+    before = drafter.reader.lm
     drafter.bind(target)
-    assert drafter.lm is not before
-    assert {parameter.dtype for parameter in drafter.model.parameters()} == {drafter.lm.dtype} == {dtype}
+    assert drafter.reader.lm is not before
+    assert {parameter.dtype for parameter in drafter.model.parameters()} == {drafter.reader.lm.dtype} == {dtype}
     made = generate(target, drafter, rows(), batch_size=1)
     if dtype == torch.float64:  # in bfloat16 a tiny random model has ties, which rounding breaks either way
         assert [one.token_ids for one in made] == plain
@@ -65,13 +65,13 @@ def test_a_draft_takes_its_target_s_dtype_and_the_text_is_the_same(
 def test_a_dtype_that_was_asked_for_stays(make_model: Any, folder: str) -> None:
     drafter = SmallLM(folder, dtype="float32")
     drafter.bind(HFTarget(make_model("llama", torch.bfloat16)))
-    assert drafter.lm.dtype == torch.float32
+    assert drafter.reader.lm.dtype == torch.float32
 
 
 def test_a_model_that_was_handed_over_stays_as_it_is(make_model: Any, shake: Any) -> None:
     drafter = SmallLM(shake(make_model("llama", torch.float32), 0.06))
     drafter.bind(HFTarget(make_model("llama", torch.bfloat16)))
-    assert drafter.lm.dtype == torch.float32
+    assert drafter.reader.lm.dtype == torch.float32
 
 
 @pytest.mark.usefixtures("load_without_tokenizer")

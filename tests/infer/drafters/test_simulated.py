@@ -45,9 +45,9 @@ def test_acceptance_is_as_asked_and_the_answers_are_the_plain_ones(decoded, acce
 def test_every_pass_of_the_inner_draft_is_run(decoded):
     seen = []
     _, simulated, inner = decoded(1.0)
-    inner.lm.model.register_forward_hook(lambda *_: seen.append(1))
+    inner.reader.lm.model.register_forward_hook(lambda *_: seen.append(1))
     steps = len(simulated[0].traces)
-    assert inner.bytes_moved == inner.lm.weight_bytes * (sum(t.nodes for t in simulated[0].traces) + 1)
+    assert inner.bytes_moved == inner.reader.lm.weight_bytes * (sum(t.nodes for t in simulated[0].traces) + 1)
     assert steps < 60 / 4
 
 

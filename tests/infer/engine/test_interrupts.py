@@ -16,7 +16,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.drafters import SD2, SmallLM
-from draftsmith.infer.drafters.lm_drafter import LMDrafter
+from draftsmith.infer.drafters.draft_reader import TextReader
 from draftsmith.infer.engine import step as step_module
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
@@ -99,8 +99,8 @@ PLACES: dict[str, Callable[[HFTarget, Any], tuple[Any, str]]] = {
     "the drafter's proposal": lambda target, drafter: (drafter, "propose"),
     "what the drafter learns": lambda target, drafter: (drafter, "observe"),
     "what the drafter reads": lambda target, drafter: (drafter, "read"),
-    "the draft model's pass": lambda target, drafter: (drafter.lm.cache, "begin"),
-    "the draft model's commit": lambda target, drafter: (drafter.lm, "commit"),
+    "the draft model's pass": lambda target, drafter: (drafter.reader.lm.cache, "begin"),
+    "the draft model's commit": lambda target, drafter: (drafter.reader.lm, "commit"),
 }
 
 
@@ -218,7 +218,7 @@ def test_a_draft_that_is_made_again_is_the_same(
 
 
 def test_planted_leftovers_of_a_draft_are_caught(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, LMDrafter, "abandon", "self.lm.shorten(row, len(row.ids) - 1)", "pass")
+    plant(monkeypatch, TextReader, "abandon", "self.lm.shorten(row, len(row.ids) - 1)", "pass")
     with pytest.raises((AssertionError, IndexError)):
         check_made_again(pair, "tree", monkeypatch)
 
@@ -239,9 +239,9 @@ def drafts_of_steps(pair: tuple[Any, Any], name: str, monkeypatch: pytest.Monkey
     admit(target, drafter, rows)
     made = []
     for _ in range(4):
-        if disturbed and hasattr(drafter, "lm"):
+        if disturbed and hasattr(drafter, "reader"):
             with monkeypatch.context() as broken:
-                strike(drafter.lm.cache, "begin", broken, KeyboardInterrupt, 1)
+                strike(drafter.reader.lm.cache, "begin", broken, KeyboardInterrupt, 1)
                 with pytest.raises(KeyboardInterrupt):
                     drafter.propose(rows, budgets, None)
             drafter.abandon(rows)

@@ -115,9 +115,9 @@ def test_a_model_given_as_an_object_is_never_timed_and_true_is_obeyed(monkeypatc
     monkeypatch.setattr(int8_module, "SMALL", 1)
     monkeypatch.setattr(int8_module, "is_faster", lambda *given: True)
     model = tiny_llama()
-    assert not is_int8(SmallLM(model).lm.model)
-    assert is_int8(SmallLM(model, int8=True).lm.model)
-    assert is_int8(SD2(model, [1, 2], int8=True).lm.model)
+    assert not is_int8(SmallLM(model).reader.lm.model)
+    assert is_int8(SmallLM(model, int8=True).reader.lm.model)
+    assert is_int8(SD2(model, [1, 2], int8=True).reader.lm.model)
     assert not is_int8(model)
 
 

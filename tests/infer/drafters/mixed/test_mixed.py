@@ -205,7 +205,7 @@ def check_caches(model: Any, shake: Any) -> None:
             engine.step()
             for drafter in (hidden, asked):
                 for row in given:
-                    if drafter.lm.has(row):
+                    if drafter.reader.lm.has(row):
                         compared += assert_fresh(drafter, row)
     assert compared >= 60, "each cache is looked at after every step"
 
@@ -214,11 +214,11 @@ def assert_fresh(drafter: LMDrafter, row: Row) -> int:
     """The next logits from the cache equal those of a pass over all committed tokens."""
     from draftsmith.infer.models.runner.entries import Entries
 
-    length = drafter.lm.length(row)
-    if drafter.lm.uncommitted(row) or not length:
+    length = drafter.reader.lm.length(row)
+    if drafter.reader.lm.uncommitted(row) or not length:
         return 0
-    output = drafter.lm.forward([row], [Entries.chain(row.ids[length:])])
-    drafter.lm.drop([row])
+    output = drafter.reader.lm.forward([row], [Entries.chain(row.ids[length:])])
+    drafter.reader.lm.drop([row])
     with torch.inference_mode():
         fresh_V = drafter.model(torch.tensor([row.ids])).logits[0, -1]
     torch.testing.assert_close(output.logits_NV[-1], fresh_V, rtol=1e-9, atol=1e-9)

@@ -247,7 +247,7 @@ def test_calibration_errors_fall_on_a_trained_pair(make_model, folders):
 
     target = HFTarget(trained(make(2), ids, 400, 0), tokenizer)
     drafter = SmallLM(trained(make(1), ids, 400, 1))
-    drafter.tokenizer = tokenizer
+    drafter.reader.tokenizer = tokenizer
     drafter.bind(target)
     lines = [line for line in text.splitlines() if len(line) > 40][::20][:40]
     settings, stops = Settings(temperature=0.7), Stops(48)

@@ -8,8 +8,7 @@ import torch
 from tiny_folders import tiny_llama
 
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.drafters import SD2, SmallLM
-from draftsmith.infer.measure.forecast import drafts
+from draftsmith.infer.drafters import SD2, SmallLM, draft_reader
 from draftsmith.infer.measure.forecast.drafts import check_draws, draft_logprobs
 from draftsmith.retrieval import PromptLookup
 
@@ -30,7 +29,7 @@ def plain(model, exit: int, settings=DRAWN) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [7, 128])
 def test_a_draft_model_s_are_those_of_one_forward_pass(chunk, monkeypatch):
-    monkeypatch.setattr(drafts, "CHUNK", chunk)
+    monkeypatch.setattr(draft_reader, "CHUNK", chunk)
     model = tiny_llama()
     found = draft_logprobs(SmallLM(model), PROMPT, ANSWER, DRAWN)
     assert list(found) == ["small"]
@@ -41,7 +40,7 @@ def test_a_draft_model_s_are_those_of_one_forward_pass(chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [7, 128])
 def test_a_sorted_draft_has_them_at_every_exit(chunk, monkeypatch):
-    monkeypatch.setattr(drafts, "CHUNK", chunk)
+    monkeypatch.setattr(draft_reader, "CHUNK", chunk)
     model = tiny_llama(num_hidden_layers=4)
     found = draft_logprobs(SD2(model, exits=[1, 3, 4]), PROMPT, ANSWER, DRAWN)
     assert list(found) == ["sd2:1", "sd2:3", "sd2:4"]
@@ -58,7 +57,7 @@ def test_nothing_is_drawn_beyond_the_draft_s_context_or_vocabulary():
     long = draft_logprobs(SmallLM(model), list(range(30)), ANSWER, Settings(1.0))["small"]
     assert np.isneginf(long).all()
     drafter = SmallLM(tiny_llama())
-    drafter.vocab_size = 200  # of a target that has no more
+    drafter.reader.vocab_size = 200  # of a target that has no more
     small = draft_logprobs(drafter, PROMPT, [5, 250, 6], Settings(1.0))["small"]
     assert np.isneginf(small).tolist() == [False, True, False]
 
