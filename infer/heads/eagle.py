@@ -59,6 +59,8 @@ class EagleDesign:
     def __post_init__(self) -> None:
         if self.version not in (1, 3):
             raise ValueError(f"EAGLE version {self.version}: 1 (whose weights version 2 shares) or 3")
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("norm_before_fc and fc_norm: a head has one norm over all its states, or one for each")
         if self.version == 1 and self.features != ("last",):
             raise ValueError(f"an EAGLE-1 head reads the target's last state, not {', '.join(self.features)}")
 

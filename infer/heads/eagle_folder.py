@@ -25,6 +25,8 @@ LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 SWITCHES = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
 # Tensors that are not weights of the module.
 MAPS = ("d2t", "t2d")
+# What SGLang once called the norms of fc_norm.
+OLD_FC_NORMS = ("aux_norm_low", "aux_norm_mid", "aux_norm_high")
 OTHER_DESIGNS = {
     "mask_hidden": "a P-EAGLE head, which drafts all its tokens in one pass",
     "self_attn.q_norm.weight": "a head of Qwen3 layers (it has q_norm), and those are not built here",
@@ -53,6 +55,7 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
         head.lm_head = torch.nn.Linear(config.hidden_size, len(ids_V), bias=False, device="meta")
     head.ids_V = ids_V
     fit(head, weights, files.name)
+    _check_filled(files.name, weights)
     _check_target(files.name, head, target_config)
     return head
 
@@ -60,6 +63,8 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
 def _module_name(name: str) -> str:
     """The name in EagleHead of a tensor in a folder."""
     name = re.sub(r"^midlayer\.", "layers.0.", name.removeprefix("model."))
+    for i, old in enumerate(OLD_FC_NORMS):
+        name = re.sub(f"^{old}\\.", f"fc_norm.{i}.", name)
     if name.startswith(("layers.", "norm.")):
         return "model." + name
     return re.sub(r"^fc_norm\.(\d+)\.", r"fc_norms.\1.", name)
@@ -89,8 +94,9 @@ def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> Llama
         fields["vocab_size"] = shapes["embed_tokens.weight"][0]
     if "sliding_attention" in (fields.pop("layer_types", None) or []):
         raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
+    # A nested config leaves out what is LlamaConfig's default.
     missing = [key for key in ("vocab_size", "num_attention_heads") if key not in fields]
-    if missing:
+    if missing and not isinstance(nested, dict):
         raise ValueError(f"{files.folder / 'config.json'} does not give {' and '.join(missing)}")
     return LlamaConfig(**fields)
 
@@ -214,6 +220,13 @@ def _draft_ids(
     return ids
 
 
+def _check_filled(name: str, weights: dict[str, torch.Tensor]) -> None:
+    """speculators marks an embedding and a head that were never loaded by NaN."""
+    for key in ("embed_tokens.weight", "lm_head.weight"):
+        if key in weights and bool(weights[key].flatten()[:1].isnan()):
+            raise ValueError(f"{name}: {key} is NaN: the target's weights were never copied into it")
+
+
 def _check_target(name: str, head: EagleHead, target_config: Any | None) -> None:
     if target_config is None:
         return
@@ -228,59 +241,3 @@ def _check_target(name: str, head: EagleHead, target_config: Any | None) -> None
         raise ValueError(f"{name} reads layer:{last}, and the target has {text.num_hidden_layers} layers")
     if head.ids_V is not None and int(head.ids_V.max()) >= text.vocab_size:
         raise ValueError(f"{name} drafts token {int(head.ids_V.max())}, and the target has {text.vocab_size} tokens")
-
-
-def eagle_tensors(head: EagleHead) -> dict[str, torch.Tensor]:
-    """The weights under the flat format's names; with one layer under EAGLE's own."""
-    found: dict[str, torch.Tensor] = {}
-    for name, one in head.state_dict().items():
-        name = re.sub(r"^fc_norms\.", "fc_norm.", name.removeprefix("model."))
-        if head.design.version == 3 and head.config.num_hidden_layers == 1:
-            name = re.sub(r"^layers\.0\.", "midlayer.", name)
-        found[name] = one
-    if head.ids_V is not None:
-        found["d2t"] = head.ids_V - torch.arange(len(head.ids_V), device=head.ids_V.device)
-        found["t2d"] = torch.zeros(head.config.vocab_size, dtype=torch.bool)
-        found["t2d"][head.ids_V.cpu()] = True
-    return found
-
-
-def eagle_config(head: EagleHead, target_layers: int = 0) -> dict[str, Any]:
-    """The flat format's config. Layer ids are left out where they are the default ones of `target_layers`: engines
-    disagree on what they count."""
-    config, design = head.config, head.design
-    rope = dict(config.rope_parameters)
-    found: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLMEagle3" if design.version == 3 else "LlamaForCausalLM"],
-        "model_type": "llama",
-        **layer_fields(config),
-        "rope_theta": rope.pop("rope_theta"),
-        "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
-        "tie_word_embeddings": False,
-        "dtype": str(head.fc.weight.dtype).removeprefix("torch."),
-        "bias": design.fc_bias,
-    }
-    if design.version == 3:
-        found["draft_vocab_size"] = config.vocab_size if head.ids_V is None else len(head.ids_V)
-        found["target_hidden_size"] = design.feature_width
-        found |= {switch: getattr(design, switch) for switch in SWITCHES}
-        if not target_layers or design.features != default_features(target_layers):
-            found[LAYER_IDS] = layer_ids(head)
-    return found
-
-
-def layer_fields(config: LlamaConfig) -> dict[str, Any]:
-    """What a config says of the decoder layers, apart from their rotations."""
-    names = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "vocab_size", "attention_bias", "mlp_bias",
-    )  # fmt: skip
-    return {name: getattr(config, name) for name in names}
-
-
-def layer_ids(head: EagleHead) -> list[int]:
-    """The layers before which the head's states lie; ValueError if it reads others."""
-    numbers = [one.partition(":") for one in head.features]
-    if any(kind != "layer" for kind, _, _ in numbers):
-        raise ValueError(f"states {', '.join(head.features)} cannot be written as layer ids: use layer:k only")
-    return [int(number) for _, _, number in numbers]

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle_folder import layer_fields
+from draftsmith.infer.heads.eagle_export import layer_fields
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.medusa_folder import check_width
