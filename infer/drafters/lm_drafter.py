@@ -204,11 +204,13 @@ class LMDrafter:
             coverage = account.coverage * account.trust
             paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
             behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
-            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage):
+            reading = self.reader.reading
+            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage, reading):
                 behind = {}
             # Rows that join are read with their prompts if reading all of such rows pays.
             whole = {row: row.prompt_tokens for row in rows}
-            self._pays = account.reading_pays(whole, {row: row.stops.max_new_tokens for row in rows}, entry, coverage)
+            left = {row: row.stops.max_new_tokens for row in rows}
+            self._pays = account.reading_pays(whole, left, entry, coverage, reading)
         self.reader.read([(row, len(row.ids) - 1) for row in behind])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:

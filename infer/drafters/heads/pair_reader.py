@@ -62,9 +62,9 @@ LoadHead = Callable[[Target], tuple[Any, str]]
 
 @dataclass(slots=True)
 class _RowPairs:
-    """The pairs of one row: `known` true ones there are, and the states [n, H] of those that were not run are `waiting`.
-    `drafted` are the states that are fed back, by uncommitted entry. `lost`: the target's states of a step are
-    missing."""
+    """The pairs of one row: `known` true ones there are, and the states [n, H] of those that were not run are
+    `waiting`. `drafted` are the states that are fed back, by uncommitted entry. `lost`: the target's states of a step
+    are missing."""
 
     waiting: torch.Tensor
     known: int = 0
@@ -100,7 +100,7 @@ class PairReader:
     def __init__(
         self, name: str, load: LoadHead, origin: str = "", follows_dtype: bool = False, follows_device: bool = False
     ) -> None:
-        self.entry = name
+        self.entry = self.reading = name
         self.origin = origin
         # Known once it is bound: which states a head reads may depend on the target's number of layers.
         self.features: tuple[str, ...] = ()
