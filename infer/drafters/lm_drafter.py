@@ -10,7 +10,8 @@ Legend: B rows, Q queries, N nodes, V vocabulary, K candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -105,6 +106,15 @@ class LMDrafter:
     def draws(self) -> bool:
         """Whether it draws for rows with a temperature."""
         return self.limits.drawn is not None and not self._in_a_mix
+
+    @contextmanager
+    def outright(self) -> Iterator[None]:
+        """Inside, all its candidates are outright, as in a mix."""
+        before, self._in_a_mix = self._in_a_mix, True
+        try:
+            yield
+        finally:
+            self._in_a_mix = before
 
     def join_mix(self) -> None:
         """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""

@@ -1,8 +1,9 @@
 """Candidates along the target's own answers: their confidence, and whether each was the answer's next token.
 
-A draft model with exits is read in one pass over prompt and answer (`read_exits`): along a given text its candidates do
-not depend on how it is run. Any other drafter runs in the decoding loop, with the recorded answer for the target, and
-the candidates at every node on the answer's path are noted (`listen`); other nodes were never up for acceptance.
+A draft model that reads text is read in one pass over prompt and answer (`read_exits`): along a given text its
+candidates do not depend on how it is run. Any other drafter runs in the decoding loop, with the recorded answer for the
+target, and the candidates at every node on the answer's path are noted (`listen`); other nodes were never up for
+acceptance.
 
 Confidences are read before any draw and at temperature 1, as drafters state them. Sampled answers count like greedy
 ones: for outright candidates, the probability of acceptance is that of being the token drawn. Coupled candidates
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict, drafts_unread
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
@@ -174,7 +175,7 @@ class Listener:
         self.numbers = numbers
         self.noted: dict[str, list[tuple[int, int, float, bool]]] = {}
         self.name, self.features, self.origin = drafter.name, drafter.features, drafter.origin
-        self.drafts_unread = getattr(drafter, "drafts_unread", False)
+        self.drafts_unread = drafts_unread(drafter)
         self.bind, self.open, self.close = drafter.bind, drafter.open, drafter.close
         self.read, self.abandon, self.pass_timers = drafter.read, drafter.abandon, drafter.pass_timers
         self._drafts: dict[Row, Draft] = {}
