@@ -166,14 +166,15 @@ def test_the_distributions_ahead_are_those_of_steps_that_start_there(
     for steps in reader.ahead(ids, start, depth):
         for n in range(len(steps[0])):
             for ours_V, theirs_V in zip(
-                [one[n] for one in steps if n < len(one)], stepwise(reader, target, ids, start + n)
+                [one[n] for one in steps if n < len(one)], stepwise(reader, target, ids, start + n, depth)
             ):
                 torch.testing.assert_close(ours_V, theirs_V, rtol=1e-9, atol=1e-9)
                 seen += 1
         start += len(steps[0])
     assert start == len(ids) - 1
     assert seen >= depth * (len(ids) - 5 - depth)
-    assert bool(torch.isneginf(list(reader.ahead(ids, 0, depth))[0][0]).all()), "no state before the first token"
+    first, *_ = reader.ahead(ids, 0, depth)
+    assert bool(torch.isneginf(first[0]).all()), "no state before the first token"
     assert not reader.lm._rows
     assert not target._features
 
@@ -329,7 +330,7 @@ def test_a_head_of_a_prompt_that_is_not_read_keeps_what_it_joins_and_no_more(tar
             most = max(most, reader._rows[row].waiting.untyped_storage().nbytes())
     assert sum(seen) == prompt * 2 * 32 * 4
     assert max(seen) == 512 * 2 * 32 * 4
-    assert (prompt - 1) * 32 * 4 <= most <= prompt * 32 * 4
+    assert (prompt - 1) * 32 * 4 <= most <= len(row.ids) * 32 * 4
 
 
 DEAR = Costs({"target": PassCost((1, 64), (1.0, 2.0)), "eagle": PassCost((1, 64), (50.0, 100.0))})
