@@ -201,8 +201,14 @@ def eagle_head(pair: tuple[Any, Any], plain: list[list[int]], sampled: list[list
     return fitted_eagle(tiny_eagle(features=("layer:1", "layer:2", "last"), ids=ids), pair[0], texts, 40)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("name", HEADS)
+def slow(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [("eagle", 1), slow("eagle", 3), ("eagle", 8), ("eagle in a mix", 3), slow("eagle by cost", 3)],
+)
 def test_heads_give_plain_decoding_s_tokens(
     pair: tuple[Any, Any], plain: list[list[int]], eagle_head: Any, name: str, batch_size: int
 ) -> None:
@@ -211,8 +217,9 @@ def test_heads_give_plain_decoding_s_tokens(
     assert_tried_hard(generations)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [slow("eagle", 1), ("eagle", 3), slow("eagle in a mix", 8), slow("eagle by cost", 8)]
+)
 def test_heads_give_plain_sampling_s_tokens(
     pair: tuple[Any, Any], sampled: list[list[int]], eagle_head: Any, name: str, batch_size: int
 ) -> None:
