@@ -113,20 +113,20 @@ class LMDrafter:
         """Whether it draws for rows with a temperature."""
         return self.limits.drawn is not None and not self._only_outright
 
-    def join_mix(self) -> None:
-        """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""
-        if self.limits.coupled is None and self.limits.drawn is not None:
-            raise ValueError(f"a mix cannot draw its tokens: leave out sample=drawn of {self.name}")
-        self._only_outright = True
-
     @contextmanager
-    def only_outright(self) -> Iterator[None]:
-        """All candidates are outright in here, for a calibration to be measured."""
+    def outright(self) -> Iterator[None]:
+        """Inside, all its candidates are outright, as in a mix."""
         before, self._only_outright = self._only_outright, True
         try:
             yield
         finally:
             self._only_outright = before
+
+    def join_mix(self) -> None:
+        """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""
+        if self.limits.coupled is None and self.limits.drawn is not None:
+            raise ValueError(f"a mix cannot draw its tokens: leave out sample=drawn of {self.name}")
+        self._only_outright = True
 
     def bind(self, target: Target) -> None:
         self.reader.bind(target)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, NamesDepths, Target
+from draftsmith.infer.contract.protocols import Drafter, DraftsOutright, LeavesEarly, NamesDepths, Target
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import (
@@ -130,7 +130,7 @@ def calibrate(
 ) -> Calibrated:
     """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and scored on the others."""
     readings: dict[int, ExitProbabilities] = {}
-    coupled = getattr(drafter, "may_couple", False) and not settings.greedy
+    coupled = isinstance(drafter, DraftsOutright) and drafter.may_couple and not settings.greedy
     if isinstance(drafter, LeavesEarly):
         sources = _chosen(drafter.exit_sources, exits)
         vocab = min(int(drafter.model.config.get_text_config().vocab_size), target.vocab_size)

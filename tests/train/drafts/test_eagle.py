@@ -19,7 +19,9 @@ from draftsmith.train.run.validation import accepted_lengths
 
 def build(target, corpus, special=(), dtype=torch.float64, **options):
     trained_for = TrainedFor("target", "weights", "tokens", target.config.num_hidden_layers)
-    return EagleBuilder(**options).build(BuildContext(target, corpus, dtype, 3, trained_for=trained_for, special_ids=special))
+    return EagleBuilder(**options).build(
+        BuildContext(target, corpus, dtype, 3, trained_for=trained_for, special_ids=special)
+    )
 
 
 def test_the_draft_vocabulary_is_what_the_answers_use_most(make_corpus):
@@ -124,7 +126,9 @@ def planted_corpus(count=12, length=24):
     tokens = torch.tensor([[start, *cyclic(start, length - 1)] for start in range(count)]).int().numpy().ravel()
     masks = torch.ones(count, length).bool().numpy().ravel().astype("uint8")
     offsets = torch.arange(count + 1).numpy() * length
-    return Corpus(tokens, masks, offsets, offsets[:-1].astype("uint64"), offsets[:-1] * 1.0, offsets[1:] * 0 + length - 1, {})
+    return Corpus(
+        tokens, masks, offsets, offsets[:-1].astype("uint64"), offsets[:-1] * 1.0, offsets[1:] * 0 + length - 1, {}
+    )
 
 
 def learned(target, corpus, steps=80, **options):
