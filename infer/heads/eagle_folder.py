@@ -12,10 +12,10 @@ import re
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, default_features
+from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, HeadConfig, default_features
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
 from draftsmith.infer.heads.rotary import KeptRotary
 
@@ -29,7 +29,6 @@ MAPS = ("d2t", "t2d")
 OLD_FC_NORMS = ("aux_norm_low", "aux_norm_mid", "aux_norm_high")
 OTHER_DESIGNS = {
     "mask_hidden": "a P-EAGLE head, which drafts all its tokens in one pass",
-    "self_attn.q_norm.weight": "a head of Qwen3 layers (it has q_norm), and those are not built here",
     "mlp.experts": "a head with experts, which are not built here",
     "embed_projection": "a head with an embedding of another width, which is not built here",
 }
@@ -78,7 +77,7 @@ def _refuse_others(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
         raise ValueError(f"{name} is no EAGLE head: it lacks fc.weight or a first layer (midlayer.* or layers.0.*)")
 
 
-def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
+def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> HeadConfig:
     """Sizes from the tensors where they show them, the rest from the config."""
     nested = files.config.get("transformer_layer_config")
     fields = dict(nested if isinstance(nested, dict) else files.config)
@@ -92,17 +91,20 @@ def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> Llama
     fields["hidden_size"] = shapes["fc.weight"][0]
     if "embed_tokens.weight" in shapes:
         fields["vocab_size"] = shapes["embed_tokens.weight"][0]
-    if "sliding_attention" in (fields.pop("layer_types", None) or []):
-        raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
-    # A nested config leaves out what is LlamaConfig's default.
+    # A nested config leaves out what is its class's default.
     missing = [key for key in ("vocab_size", "num_attention_heads") if key not in fields]
     if missing and not isinstance(nested, dict):
         raise ValueError(f"{files.folder / 'config.json'} does not give {' and '.join(missing)}")
-    return LlamaConfig(**fields)
+    normed = "model.layers.0.self_attn.q_norm.weight" in shapes
+    types = fields.pop("layer_types", None) or []
+    config = Qwen3Config(**fields) if normed else LlamaConfig(**fields)
+    if "sliding_attention" in [*types, *(getattr(config, "layer_types", None) or [])]:
+        raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
+    return config
 
 
 def _design(
-    files: HeadFiles, shapes: dict[str, tuple[int, ...]], config: LlamaConfig, target_config: Any | None
+    files: HeadFiles, shapes: dict[str, tuple[int, ...]], config: HeadConfig, target_config: Any | None
 ) -> EagleDesign:
     columns, width = shapes["fc.weight"][1], config.hidden_size
     biased = "fc.bias" in shapes
