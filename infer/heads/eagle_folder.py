@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 SWITCHES = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
+# The base of all rotations in EAGLE's own trainer.
+EAGLE_ROPE_THETA = 10_000
 # Tensors that are not weights of the module.
 MAPS = ("d2t", "t2d")
 # What SGLang once called the norms of fc_norm.
@@ -44,6 +46,7 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
     maps = files.read(name for name, renamed in names.items() if renamed in MAPS)
     ids_V = _draft_ids(files.name, {names[name]: one for name, one in maps.items()}, shapes, config.vocab_size)
     design = _design(files, shapes, config, target_config)
+    _warn_of_rotations(files, config, target_config)
     for name in [name for name in weights if name.endswith("self_attn.q_proj.bias")]:
         # Qwen2's layers have no bias here, Llama's with biases do.
         weights.setdefault(name.replace("q_proj", "o_proj"), torch.zeros(config.hidden_size, dtype=weights[name].dtype))
@@ -153,6 +156,26 @@ def _switches(files: HeadFiles) -> dict[str, bool]:
             files.name,
         )
     return {"norm_before_residual": bool(residual), "norm_output": bool(output)}
+
+
+def _warn_of_rotations(files: HeadFiles, config: HeadConfig, target_config: Any | None) -> None:
+    """A head's rotations are its own, never the target's; EAGLE's trainer for version 3 does not read their base."""
+    if files.ours or "transformer_layer_config" in files.config:
+        return
+    base = float(config.rope_parameters["rope_theta"])
+    given = "rope_theta" in files.config or "rope_parameters" in files.config
+    rope = (getattr(target_config.get_text_config(), "rope_parameters", None) or {}) if target_config else {}
+    targets = rope.get("rope_theta", base)
+    if not given and targets != base:
+        log.warning("%s does not say rope_theta: taken as %g, and not as the target's %g", files.name, base, targets)
+    if given and base != EAGLE_ROPE_THETA:
+        log.warning(
+            "%s: rope_theta %g is used, as config.json says; EAGLE's own trainer uses %g whatever that says: if few "
+            "tokens are accepted, correct config.json",
+            files.name,
+            base,
+            EAGLE_ROPE_THETA,
+        )
 
 
 def _said(config: dict[str, Any], key: str) -> Any:

@@ -221,9 +221,13 @@ def test_two_norms_before_fc_are_refused():
         EagleDesign(3, FEATURES, WIDTH, norm_before_fc=True, fc_norm=True)
 
 
-def test_rotations_are_the_folders_own_and_never_the_targets(tmp_path):
+def test_rotations_are_the_folders_own_and_never_the_targets(tmp_path, caplog):
+    assert target_config().rope_parameters["rope_theta"] == 777
     assert loaded(tmp_path / "a", eagle3(), rope_theta=None).config.rope_parameters["rope_theta"] == 10_000
+    assert "does not say rope_theta: taken as 10000, and not as the target's 777" in caplog.text
+    caplog.clear()
     assert loaded(tmp_path / "b", eagle3(), rope_theta=50_000).config.rope_parameters["rope_theta"] == 50_000
+    assert "EAGLE's own trainer uses 10000 whatever that says" in caplog.text
 
 
 def test_scaled_rotations_survive(tmp_path):
