@@ -6,9 +6,8 @@ import re
 from typing import Any, Literal
 
 import torch
-from transformers import LlamaConfig
 
-from draftsmith.infer.heads.eagle import EagleHead, default_features
+from draftsmith.infer.heads.eagle import EagleHead, HeadConfig, default_features
 from draftsmith.infer.heads.eagle_folder import LAYER_IDS, SWITCHES
 
 Layout = Literal["flat", "speculators"]
@@ -36,7 +35,7 @@ def eagle_config(head: EagleHead, target_layers: int = 0) -> dict[str, Any]:
     rope = dict(config.rope_parameters)
     found: dict[str, Any] = {
         "architectures": ["LlamaForCausalLMEagle3" if design.version == 3 else "LlamaForCausalLM"],
-        "model_type": "llama",
+        "model_type": config.model_type,
         **layer_fields(config),
         "rope_theta": rope.pop("rope_theta"),
         "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
@@ -55,13 +54,13 @@ def eagle_config(head: EagleHead, target_layers: int = 0) -> dict[str, Any]:
     return found
 
 
-def layer_fields(config: LlamaConfig) -> dict[str, Any]:
+def layer_fields(config: HeadConfig) -> dict[str, Any]:
     """What a config says of the decoder layers, apart from their rotations."""
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "vocab_size", "attention_bias", "mlp_bias",
     )  # fmt: skip
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def layer_ids(head: EagleHead) -> list[int]:
@@ -99,7 +98,7 @@ def speculators_config(head: EagleHead, target: str, architectures: list[str], n
         },
         "tie_word_embeddings": False,
         "transformer_layer_config": {
-            "model_type": "llama",
+            "model_type": head.config.model_type,
             **layer_fields(head.config),
             "rope_parameters": rope,
             "tie_word_embeddings": False,

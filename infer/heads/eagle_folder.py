@@ -12,10 +12,10 @@ import re
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, default_features
+from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, HeadConfig, default_features
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
 from draftsmith.infer.heads.rotary import KeptRotary
 
@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 SWITCHES = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
+# The base of all rotations in EAGLE's own trainer.
+EAGLE_ROPE_THETA = 10_000
 # Tensors that are not weights of the module.
 MAPS = ("d2t", "t2d")
 # What SGLang once called the norms of fc_norm.
 OLD_FC_NORMS = ("aux_norm_low", "aux_norm_mid", "aux_norm_high")
 OTHER_DESIGNS = {
     "mask_hidden": "a P-EAGLE head, which drafts all its tokens in one pass",
-    "self_attn.q_norm.weight": "a head of Qwen3 layers (it has q_norm), and those are not built here",
     "mlp.experts": "a head with experts, which are not built here",
     "embed_projection": "a head with an embedding of another width, which is not built here",
 }
@@ -45,6 +46,7 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
     maps = files.read(name for name, renamed in names.items() if renamed in MAPS)
     ids_V = _draft_ids(files.name, {names[name]: one for name, one in maps.items()}, shapes, config.vocab_size)
     design = _design(files, shapes, config, target_config)
+    _warn_of_rotations(files, config, target_config)
     for name in [name for name in weights if name.endswith("self_attn.q_proj.bias")]:
         # Qwen2's layers have no bias here, Llama's with biases do.
         weights.setdefault(name.replace("q_proj", "o_proj"), torch.zeros(config.hidden_size, dtype=weights[name].dtype))
@@ -78,7 +80,7 @@ def _refuse_others(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
         raise ValueError(f"{name} is no EAGLE head: it lacks fc.weight or a first layer (midlayer.* or layers.0.*)")
 
 
-def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
+def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> HeadConfig:
     """Sizes from the tensors where they show them, the rest from the config."""
     nested = files.config.get("transformer_layer_config")
     fields = dict(nested if isinstance(nested, dict) else files.config)
@@ -92,17 +94,20 @@ def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> Llama
     fields["hidden_size"] = shapes["fc.weight"][0]
     if "embed_tokens.weight" in shapes:
         fields["vocab_size"] = shapes["embed_tokens.weight"][0]
-    if "sliding_attention" in (fields.pop("layer_types", None) or []):
-        raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
-    # A nested config leaves out what is LlamaConfig's default.
+    # A nested config leaves out what is its class's default.
     missing = [key for key in ("vocab_size", "num_attention_heads") if key not in fields]
     if missing and not isinstance(nested, dict):
         raise ValueError(f"{files.folder / 'config.json'} does not give {' and '.join(missing)}")
-    return LlamaConfig(**fields)
+    normed = "model.layers.0.self_attn.q_norm.weight" in shapes
+    types = fields.pop("layer_types", None) or []
+    config = Qwen3Config(**fields) if normed else LlamaConfig(**fields)
+    if "sliding_attention" in [*types, *(getattr(config, "layer_types", None) or [])]:
+        raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
+    return config
 
 
 def _design(
-    files: HeadFiles, shapes: dict[str, tuple[int, ...]], config: LlamaConfig, target_config: Any | None
+    files: HeadFiles, shapes: dict[str, tuple[int, ...]], config: HeadConfig, target_config: Any | None
 ) -> EagleDesign:
     columns, width = shapes["fc.weight"][1], config.hidden_size
     biased = "fc.bias" in shapes
@@ -151,6 +156,26 @@ def _switches(files: HeadFiles) -> dict[str, bool]:
             files.name,
         )
     return {"norm_before_residual": bool(residual), "norm_output": bool(output)}
+
+
+def _warn_of_rotations(files: HeadFiles, config: HeadConfig, target_config: Any | None) -> None:
+    """A head's rotations are its own, never the target's; EAGLE's trainer for version 3 does not read their base."""
+    if files.ours or "transformer_layer_config" in files.config:
+        return
+    base = float(config.rope_parameters["rope_theta"])
+    given = "rope_theta" in files.config or "rope_parameters" in files.config
+    rope = (getattr(target_config.get_text_config(), "rope_parameters", None) or {}) if target_config else {}
+    targets = rope.get("rope_theta", base)
+    if not given and targets != base:
+        log.warning("%s does not say rope_theta: taken as %g, and not as the target's %g", files.name, base, targets)
+    if given and base != EAGLE_ROPE_THETA:
+        log.warning(
+            "%s: rope_theta %g is used, as config.json says; EAGLE's own trainer uses %g whatever that says: if few "
+            "tokens are accepted, correct config.json",
+            files.name,
+            base,
+            EAGLE_ROPE_THETA,
+        )
 
 
 def _said(config: dict[str, Any], key: str) -> Any:

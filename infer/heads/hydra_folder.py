@@ -85,7 +85,7 @@ def hydra_tensors(module: HydraHeads) -> dict[str, torch.Tensor]:
 
 
 def hydra_config(module: HydraHeads, target: str) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "hydra_num_heads": len(module.heads),
         "hydra_num_layers": module.num_layers,
         "hydra_head_arch": "mlp" if module.prefix is None else "prefix-mlp",

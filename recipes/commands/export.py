@@ -82,8 +82,8 @@ def export(
         if "serve" in facts:
             print(facts["serve"])
         if hub and dry_run:
-            kind = "private" if private else "public"
-            print(f"would upload {len(facts['files'])} files to the {kind} repository {hub}; README.md:")
+            visibility = "private" if private else "public"
+            print(f"would upload {len(facts['files'])} files to the {visibility} repository {hub}; README.md:")
             print((folder / "README.md").read_text(encoding="utf-8"))
         elif hub:
             facts["url"] = upload(folder, hub, private=private)

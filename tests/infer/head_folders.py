@@ -35,10 +35,17 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> Any:
     return module.eval()
 
 
-def eagle3(ids: bool = True, own_embedding: bool = False, layers: int = 1, seed: int = 0, **design: Any) -> EagleHead:
-    """A head of version 3; with `ids`, a third of the vocabulary."""
+def eagle3(
+    ids: bool = True,
+    own_embedding: bool = False,
+    layers: int = 1,
+    seed: int = 0,
+    kind: Any = LlamaConfig,
+    **design: Any,
+) -> EagleHead:
+    """A head of version 3; with `ids`, a third of the vocabulary. `kind`: the config of its layers."""
     wired = EagleDesign(3, design.pop("features", FEATURES), design.pop("feature_width", WIDTH), **design)
-    config = LlamaConfig(**SIZES | {"num_hidden_layers": layers})
+    config = kind(**SIZES | {"num_hidden_layers": layers, "head_dim": 8})
     ids_V = rows_of(range(1, VOCAB, 3), VOCAB) if ids else None
     return randomised(EagleHead(config, wired, ids_V, own_embedding), seed)
 

@@ -165,6 +165,8 @@ def refusals(head: EagleHead, engine: str | None) -> list[str]:
     design, found = head.design, []
     if engine in ("vllm", "sglang") and design.version == 3 and head.lm_head is None:
         found.append("it has no lm_head of its own")
+    if engine in ("vllm", "sglang") and head.config.model_type != "llama":
+        found.append(f"its layers are {head.config.model_type}'s, and Llama's are built there")
     if engine == "vllm" and design.fc_bias:
         found.append("its fc has a bias, and vLLM's has none")
     if engine == "sglang" and design.version == 3:

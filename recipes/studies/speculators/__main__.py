@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CONFIG_MAPPING, LlamaConfig, LlamaForCausalLM
 
 from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, rows_of
 from draftsmith.infer.heads.folders import TrainedFor, load_eagle, save_eagle
@@ -63,7 +63,7 @@ def against_speculators(*, out: str, pairs: int = 24, steps: int = 3, seed: int 
     _there(python, "run", folder / "ours" / "cases.json", ours)
     results = [_compared(case) for case in (*theirs, *ours)]
     for result in results:
-        print(f"{result['made']:5}  {result['setting']:70}  {result['error']:.1e}")
+        print(f"{result['made']:5}  {result['setting']:76}  {result['error']:.1e}")
     worst = max(result["error"] for result in results)
     print(f"{len(results)} heads, K {steps}: logits differ by at most {worst:.1e} of their standard deviation")
     if json:
@@ -93,12 +93,13 @@ def environment(folder: Path) -> Path:
 
 
 def _cases(folder: Path, pairs: int, steps: int, seed: int) -> list[dict[str, Any]]:
-    """All settings of the switches with part of the vocabulary, and one with all of it."""
+    """All settings of the switches with part of the vocabulary, one with all of it, and one of Qwen3's layers."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = [(dict(zip(SWITCHES, on)), 20) for on in itertools.product((False, True), repeat=len(SWITCHES))]
-    settings += [({"fc_norm": True}, 20), ({}, SIZES["vocab_size"])]
+    every = [dict(zip(SWITCHES, on)) for on in itertools.product((False, True), repeat=len(SWITCHES))]
+    settings: list[tuple[str, dict[str, bool], int]] = [("llama", switches, 20) for switches in every]
+    settings += [("llama", {"fc_norm": True}, 20), ("llama", {}, SIZES["vocab_size"]), ("qwen3", every[-1], 20)]
     cases = []
-    for number, (switches, draft_vocab_size) in enumerate(settings):
+    for number, (layers, switches, draft_vocab_size) in enumerate(settings):
         generator = torch.Generator().manual_seed(1000 * seed + number)
         inputs = folder / f"{number}.inputs.safetensors"
         save_file(
@@ -111,8 +112,9 @@ def _cases(folder: Path, pairs: int, steps: int, seed: int) -> list[dict[str, An
         cases.append(
             {
                 "folder": str(folder / f"{number}"), "flat": str(folder / f"{number}.flat"), "inputs": str(inputs),
-                "outputs": str(folder / f"{number}.outputs.safetensors"), "switches": switches, "sizes": SIZES,
-                "layer_ids": LAYER_IDS, "draft_vocab_size": draft_vocab_size, "steps": steps,
+                "outputs": str(folder / f"{number}.outputs.safetensors"), "layers": layers,
+                "switches": switches, "sizes": SIZES, "layer_ids": LAYER_IDS,
+                "draft_vocab_size": draft_vocab_size, "steps": steps,
                 "seed": 1000 * seed + number,
             }
         )  # fmt: skip
@@ -125,7 +127,7 @@ def _random_head(case: dict[str, Any]) -> EagleHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case["seed"])
         ids_V = rows_of(torch.randperm(vocab_size)[:drafted].tolist(), vocab_size) if drafted < vocab_size else None
-        head = EagleHead(LlamaConfig(**SIZES), design, ids_V, own_embedding=True)
+        head = EagleHead(CONFIG_MAPPING[case["layers"]](**SIZES), design, ids_V, own_embedding=True)
         for name, parameter in head.named_parameters():
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
     return head.eval()
@@ -154,7 +156,9 @@ def _compared(case: dict[str, Any]) -> dict[str, Any]:
             expected = said[f"logits.{step}"][: len(logits_NV)]
             error = max(error, float((logits_NV - expected).abs().max() / expected.std()))
     named = [name for name, on in case["switches"].items() if on]
-    setting = f"{case['draft_vocab_size']} of {SIZES['vocab_size']} ids; {', '.join(named) or 'no switch'}"
+    setting = (
+        f"{case['layers']}; {case['draft_vocab_size']} of {SIZES['vocab_size']} ids; {', '.join(named) or 'no switch'}"
+    )
     return {"made": case["made"], "setting": setting, "error": error}
 
 

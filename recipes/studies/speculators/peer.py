@@ -3,8 +3,8 @@
     python peer.py make CASES.json       save each case's head, and what it says of the case's inputs
     python peer.py run CASES.json        load each case's head, and write what it says
 
-A case: `folder` of the head, `inputs` and `outputs` (safetensors), `switches`, `sizes`, `steps`. Inputs: `features`
-[T, 3 H] and `tokens` [T], pair by pair. Outputs: `logits.t` [T, V] of step t of the unrolled pass.
+A case: `folder` of the head, `inputs` and `outputs` (safetensors), `layers`, `switches`, `sizes`, `steps`. Inputs:
+`features` [T, 3 H] and `tokens` [T], pair by pair. Outputs: `logits.t` [T, V] of step t of the unrolled pass.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def make(case: dict[str, Any]) -> Any:
     from speculators.config import SpeculatorsConfig, VerifierConfig
     from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
     from speculators.proposals.greedy import GreedyTokenProposalConfig
-    from transformers import LlamaConfig
+    from transformers import CONFIG_MAPPING
 
     proposal = GreedyTokenProposalConfig(speculative_tokens=case["steps"])
     verifier = VerifierConfig(name_or_path=None, architectures=["LlamaForCausalLM"])
-    layer = LlamaConfig(**case["sizes"], attn_implementation="eager")
+    layer = CONFIG_MAPPING[case["layers"]](**case["sizes"], attn_implementation="eager")
     layer._attn_implementation = "eager"
     config = Eagle3SpeculatorConfig(
         transformer_layer_config=layer,

@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 from head_folders import FEATURES, LAYERS, VOCAB, WIDTH, eagle1, eagle3, flat, folder_of, nested, said, target_config
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 from draftsmith.infer.heads.eagle import EagleDesign
 from draftsmith.infer.heads.folders import TrainedFor, load_eagle, save_eagle
@@ -29,11 +29,20 @@ def test_a_saved_head_comes_back_with_its_switches_and_says_the_same(tmp_path, s
     assert torch.equal(said(back), said(head))
 
 
-@pytest.mark.parametrize("head", [eagle1(), eagle1(bias=False, own_embedding=True), eagle3(ids=False, layers=2)])
+@pytest.mark.parametrize(
+    "head",
+    [
+        eagle1(),
+        eagle1(bias=False, own_embedding=True),
+        eagle3(ids=False, layers=2),
+        eagle3(layers=2, kind=Qwen3Config),
+    ],
+)
 def test_other_heads_come_back_too(tmp_path, head):
     save_eagle(tmp_path / "head", head)
     back = load_eagle(tmp_path / "head", dtype="float64")
     assert back.design == head.design
+    assert back.config.model_type == head.config.model_type
     assert torch.equal(said(back), said(head.double()))
 
 
@@ -212,9 +221,13 @@ def test_two_norms_before_fc_are_refused():
         EagleDesign(3, FEATURES, WIDTH, norm_before_fc=True, fc_norm=True)
 
 
-def test_rotations_are_the_folders_own_and_never_the_targets(tmp_path):
+def test_rotations_are_the_folders_own_and_never_the_targets(tmp_path, caplog):
+    assert target_config().rope_parameters["rope_theta"] == 777
     assert loaded(tmp_path / "a", eagle3(), rope_theta=None).config.rope_parameters["rope_theta"] == 10_000
+    assert "does not say rope_theta: taken as 10000, and not as the target's 777" in caplog.text
+    caplog.clear()
     assert loaded(tmp_path / "b", eagle3(), rope_theta=50_000).config.rope_parameters["rope_theta"] == 50_000
+    assert "EAGLE's own trainer uses 10000 whatever that says" in caplog.text
 
 
 def test_scaled_rotations_survive(tmp_path):
@@ -232,7 +245,6 @@ def test_scaled_rotations_survive(tmp_path):
     ("name", "what"),
     [
         ("mask_hidden", "a P-EAGLE head"),
-        ("midlayer.self_attn.q_norm.weight", "a head of Qwen3 layers"),
         ("midlayer.mlp.experts.0.weight", "a head with experts"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from head_folders import FEATURES, LAYERS, VOCAB, WIDTH, eagle1, eagle3, said, target_config
 from safetensors.torch import load_file
+from transformers import Qwen3Config
 
 from draftsmith.infer.heads.folders import (
     TrainedFor,
@@ -81,6 +82,7 @@ def test_other_layers_are_counted_as_each_engine_counts_them(tmp_path, target):
         (eagle3(layers=2), "sglang", "it has 2 layers"),
         (eagle3(features=("layer:0", "layer:4", "layer:6")), "sglang", r"reads the embeddings \(layer:0\)"),
         (eagle3(fc_bias=True), "vllm", "its fc has a bias, and vLLM's has none"),
+        (eagle3(kind=Qwen3Config), "vllm", "its layers are qwen3's, and Llama's are built there"),
         (eagle1(bias=True), "vllm", "its fc has a bias, and vLLM's has none"),
     ],
 )
