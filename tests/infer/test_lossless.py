@@ -5,6 +5,7 @@ Every test asserts that its own run accepted deep, rejected, and varied: a run t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import shaken, tiny_model
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
@@ -150,15 +152,47 @@ WARM_CALIBRATION = Calibration(
 )
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def pair(request: pytest.FixtureRequest, make_model: Any, shake: Any) -> tuple[Any, Any]:
-    model = make_model(request.param)
-    return model, shake(model, 0.06)
+def spread(names: Sequence[str], sizes: Sequence[int]) -> list[Any]:
+    """Every architecture with every drafter and every batch size. Only one size of each pair is quick, in turn, so that
+    the quick ones hold each architecture with each drafter, and each of both with each size."""
+    return [
+        pytest.param(kind, name, size, marks=() if size == sizes[(i + j) % len(sizes)] else pytest.mark.slow)
+        for i, kind in enumerate(ARCHITECTURES)
+        for j, name in enumerate(names)
+        for size in sizes
+    ]
 
 
-@pytest.fixture(scope="module")
-def plain(pair: tuple[Any, Any]) -> list[list[int]]:
-    return tokens(decode(HFTarget(pair[0]), Empty(), make_rows(Settings())))
+@functools.cache
+def models(kind: str) -> tuple[Any, Any]:
+    model = tiny_model(kind)
+    return model, shaken(model, 0.06)
+
+
+@functools.cache
+def plain_tokens(kind: str, settings: Settings) -> list[list[int]]:
+    return tokens(decode(HFTarget(models(kind)[0]), Empty(), make_rows(settings)))
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def pair(kind: str) -> tuple[Any, Any]:
+    """A target and a draft model that is right often, and wrong often."""
+    return models(kind)
+
+
+@pytest.fixture
+def plain(kind: str) -> list[list[int]]:
+    return plain_tokens(kind, Settings())
+
+
+@pytest.fixture
+def plain_sampled(kind: str) -> list[list[int]]:
+    return plain_tokens(kind, SAMPLED)
 
 
 def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plain: list[list[int]]) -> None:
@@ -169,8 +203,7 @@ def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plai
         assert theirs[0, len(row.ids) :].tolist() == ours
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread([*DRAFTERS], [1, 3, 8]))
 def test_greedy_tokens_equal_plain_decoding(
     pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
 ) -> None:
@@ -198,29 +231,27 @@ def test_the_controls_are_lossless_and_bound_the_rest(
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
-    pair: tuple[Any, Any], name: str
+    pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str
 ) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
     generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
-    assert tokens(generations) == wanted
+    assert tokens(generations) == plain_sampled
     assert_tried_hard(generations, deep=1)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread([*COUPLED], [1, 3]))
 def test_coupled_drafts_give_the_same_tokens_as_plain_sampling_and_come_deep(
-    pair: tuple[Any, Any], name: str, batch_size: int
+    pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str, batch_size: int
 ) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
     generations = decode(HFTarget(pair[0]), COUPLED[name](pair[1]), make_rows(SAMPLED), batch_size)
-    assert tokens(generations) == wanted
+    assert tokens(generations) == plain_sampled
     assert_tried_hard(generations, deep=3)
 
 
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
-def test_outright_drafts_are_looked_up_by_traversal_too(pair: tuple[Any, Any], settings: Settings) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(settings, 30), 3))
-    generations = decode(HFTarget(pair[0]), DRAFTERS["tree"](pair[1]), make_rows(settings, 30), 3, "traversal")
+def test_outright_drafts_are_looked_up_by_traversal_too(kind: str, pair: tuple[Any, Any], settings: Settings) -> None:
+    rows = make_rows(settings, 30)
+    wanted = [answer[: row.left] for answer, row in zip(plain_tokens(kind, settings), rows)]
+    generations = decode(HFTarget(pair[0]), DRAFTERS["tree"](pair[1]), rows, 3, "traversal")
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1)
     assert not any(trace.jointly for generation in generations for trace in generation.traces)
