@@ -6,7 +6,8 @@ Every test asserts that its own run accepted deep, rejected, and varied: a run t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ ARCHITECTURES = [
 ]  # fmt: skip
 ROWS = 8
 SAMPLED = Settings(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=11)
+EITHER = {"greedy": Settings(), "sampled": SAMPLED}
 PENALISED = Settings(repetition_penalty=1.3, no_repeat_ngram_size=4, min_new_tokens=4)
 
 
@@ -152,14 +154,20 @@ WARM_CALIBRATION = Calibration(
 )
 
 
-def spread(names: Sequence[str], sizes: Sequence[int]) -> list[Any]:
-    """Every architecture with every drafter and every batch size. Only one size of each pair is quick, in turn, so that
-    the quick ones hold each architecture with each drafter, and each of both with each size."""
+OWN_DRAWS = {f"{rule}-{k}": (rule, k) for rule, k in (("token", 1), ("block", 1), ("token", 2), ("traversal", 2))}
+
+
+def spread(every: int, *axes: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
+    """All combinations; one in `every` is quick, in turn, the others are slow. Of three axes the quick ones still have
+    every two values together, of two axes every value."""
+    labelled = [axis if isinstance(axis, Mapping) else {str(value): value for value in axis} for axis in axes]
     return [
-        pytest.param(kind, name, size, marks=() if size == sizes[(i + j) % len(sizes)] else pytest.mark.slow)
-        for i, kind in enumerate(ARCHITECTURES)
-        for j, name in enumerate(names)
-        for size in sizes
+        pytest.param(
+            *(value for _, (_, value) in chosen),
+            id="-".join(label for _, (label, _) in chosen),
+            marks=pytest.mark.slow if sum(at for at, _ in chosen) % every else (),
+        )
+        for chosen in itertools.product(*(list(enumerate(axis.items())) for axis in labelled))
     ]
 
 
@@ -203,7 +211,7 @@ def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plai
         assert theirs[0, len(row.ids) :].tolist() == ours
 
 
-@pytest.mark.parametrize(("kind", "name", "batch_size"), spread([*DRAFTERS], [1, 3, 8]))
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread(3, ARCHITECTURES, [*DRAFTERS], [1, 3, 8]))
 def test_greedy_tokens_equal_plain_decoding(
     pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
 ) -> None:
@@ -212,7 +220,7 @@ def test_greedy_tokens_equal_plain_decoding(
     assert_tried_hard(generations)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize(("kind", "batch_size"), spread(2, ARCHITECTURES, [1, 8]))
 def test_the_controls_are_lossless_and_bound_the_rest(
     pair: tuple[Any, Any], plain: list[list[int]], batch_size: int
 ) -> None:
@@ -229,7 +237,7 @@ def test_the_controls_are_lossless_and_bound_the_rest(
     assert steps["oracle"] == sum(-(-len(answer) // 9) for answer in plain)
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize(("kind", "name"), spread(2, ARCHITECTURES, [*DRAFTERS]))
 def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
     pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str
 ) -> None:
@@ -238,7 +246,7 @@ def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_se
     assert_tried_hard(generations, deep=1)
 
 
-@pytest.mark.parametrize(("kind", "name", "batch_size"), spread([*COUPLED], [1, 3]))
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread(2, ARCHITECTURES, [*COUPLED], [1, 3]))
 def test_coupled_drafts_give_the_same_tokens_as_plain_sampling_and_come_deep(
     pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str, batch_size: int
 ) -> None:
@@ -247,7 +255,7 @@ def test_coupled_drafts_give_the_same_tokens_as_plain_sampling_and_come_deep(
     assert_tried_hard(generations, deep=3)
 
 
-@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("kind", "settings"), spread(2, ARCHITECTURES, EITHER))
 def test_outright_drafts_are_looked_up_by_traversal_too(kind: str, pair: tuple[Any, Any], settings: Settings) -> None:
     rows = make_rows(settings, 30)
     wanted = [answer[: row.left] for answer, row in zip(plain_tokens(kind, settings), rows)]
@@ -257,10 +265,11 @@ def test_outright_drafts_are_looked_up_by_traversal_too(kind: str, pair: tuple[A
     assert not any(trace.jointly for generation in generations for trace in generation.traces)
 
 
-@pytest.mark.parametrize(("rule", "top_k"), [("token", 1), ("block", 1), ("token", 2), ("traversal", 2)])
-def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], rule: str, top_k: int) -> None:
+@pytest.mark.parametrize(("kind", "way"), spread(2, ARCHITECTURES, OWN_DRAWS))
+def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], way: tuple[str, int]) -> None:
     """Draft and target have one distribution at every node, so the first trial of each is accepted by every rule; the
     tokens are others than plain decoding's, and differ from row to row."""
+    rule, top_k = way
     mixed: dict[str, Any] = {} if top_k == 1 else {"peaked": 1.0}  # no nodes whose first trial is drawn from the rest
     drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample="drawn", **mixed)
     generations = decode(HFTarget(pair[0]), drafter, make_rows(SAMPLED, 30), 3, rule)
@@ -291,8 +300,7 @@ def retrieved(name: str, target: HFTarget, answered: Sequence[Row], folder: Path
     return Rest(str(folder), nodes=24, costs=CHEAP)
 
 
-@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("name", ["rest", "dresd"])
+@pytest.mark.parametrize(("kind", "name", "settings"), spread(2, ARCHITECTURES, ["rest", "dresd"], EITHER))
 def test_retrieved_drafts_give_plain_s_tokens_in_a_batch(
     pair: tuple[Any, Any], name: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -343,7 +351,7 @@ CAPTURED = {"gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2",
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("settings", EITHER.values(), ids=EITHER)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize("name", DRAFTERS)
