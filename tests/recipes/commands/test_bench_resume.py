@@ -21,7 +21,7 @@ def words(folders, rows_file, tmp_path):
         for number in range(QUESTIONS)
     ]
     words = ["bench", "--target", folders.target, "--data", rows_file(asked, "asked.jsonl"), "--dtype", "float32"]
-    words += ["--max_new_tokens", 40, "--repeats", 2, "--drafters", "pld,adversary", "--out", tmp_path / "run"]
+    words += ["--max_new_tokens", 16, "--repeats", 2, "--drafters", "pld,adversary", "--out", tmp_path / "run"]
     return [str(word) for word in words]
 
 
