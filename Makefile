@@ -14,7 +14,8 @@ ARGS ?=
 WORKERS ?= 2
 
 # A file's tests stay in one worker, which shares their fixtures; tests/conftest.py puts the longest files first.
-PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Bytecode is written whatever the shell says: without it every process that tests start compiles our modules anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python

@@ -74,12 +74,14 @@ def _quiet_threads() -> Iterator[None]:
 
 # Begun first, so that pytest-xdist's workers finish at about the same time.
 LONGEST = (
-    "test_stops.py",
-    "test_resume.py",
-    "test_distil.py",
     "test_lossless.py",
-    "test_train_recipes.py",
+    "test_sampled_drafts.py",
+    "test_speculative.py",
+    "test_hybrid_lossless.py",
     "test_two_ranks.py",
+    "test_train_recipes.py",
+    "test_bench.py",
+    "test_stops.py",
 )
 
 

@@ -87,17 +87,18 @@ def test_training_raised_accepted_length_on_held_out_prompts(spine):
 FRESH = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-draft = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-target = AutoModelForCausalLM.from_pretrained(sys.argv[2])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = tokenizer.apply_chat_template([{"role": "user", "content": "count from 9"}], add_generation_prompt=True,
-                                    return_tensors="pt")["input_ids"]
-kwargs = {"do_sample": False, "max_new_tokens": 20, "attention_mask": torch.ones_like(ids)}
-plain = target.generate(ids, **kwargs)
-assisted = target.generate(ids, assistant_model=draft, **kwargs)
-logits = draft(torch.tensor([[5, 9, 20, 30]])).logits[0].tolist()
-print(json.dumps({"logits": logits, "ours": "draftsmith" in sys.modules,
-                  "same": plain.tolist() == assisted.tolist(), "config": draft.config.to_dict()}))
+target = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+for folder in sys.argv[2:]:
+    draft = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "count from 9"}], add_generation_prompt=True,
+                                        return_tensors="pt")["input_ids"]
+    kwargs = {"do_sample": False, "max_new_tokens": 20, "attention_mask": torch.ones_like(ids)}
+    plain = target.generate(ids, **kwargs)
+    assisted = target.generate(ids, assistant_model=draft, **kwargs)
+    logits = draft(torch.tensor([[5, 9, 20, 30]])).logits[0].tolist()
+    print(json.dumps({"logits": logits, "ours": "draftsmith" in sys.modules,
+                      "same": plain.tolist() == assisted.tolist(), "config": draft.config.to_dict()}))
 """
 
 
@@ -107,11 +108,12 @@ def test_a_process_without_draftsmith_loads_both_exits_and_assists_with_them(spi
     with torch.no_grad():
         states = model(torch.tensor([[5, 9, 20, 30]]), output_hidden_states=True).hidden_states
         ours = {"soft": model.lm_head(states[-1]), "exit1": model.lm_head(model.model.norm(states[1]))}
-    for name, folder in (("soft", spine / "soft"), ("exit1", tmp_path / "exit1")):
-        words = [sys.executable, "-c", FRESH, str(folder), str(spine / "target")]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout.splitlines()[-1])
+    folders = {"soft": spine / "soft", "exit1": tmp_path / "exit1"}
+    words = [sys.executable, "-c", FRESH, str(spine / "target"), *map(str, folders.values())]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, line in zip(folders, done.stdout.splitlines()[-2:], strict=True):
+        told = json.loads(line)
         assert not told["ours"]
         assert told["same"]
         torch.testing.assert_close(torch.tensor(told["logits"]), ours[name][0], rtol=0, atol=1e-5)

@@ -6,7 +6,8 @@ Every test asserts that its own run accepted deep, rejected, and varied: a run t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from tiny_eagle import fitted_eagle, tiny_eagle
 from tiny_heads import fitted
+from tiny_models import shaken, tiny_model
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
@@ -42,6 +44,7 @@ ARCHITECTURES = [
 ]  # fmt: skip
 ROWS = 8
 SAMPLED = Settings(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=11)
+EITHER = {"greedy": Settings(), "sampled": SAMPLED}
 PENALISED = Settings(repetition_penalty=1.3, no_repeat_ngram_size=4, min_new_tokens=4)
 
 
@@ -117,12 +120,17 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     ),
 }
 # Made of the target: they read its states.
+EAGLE = {"num_draft_tokens": 4, "top_k": 3, "nodes": 12, "width": 3, "min_confidence": 0.0}
+SMALL_TREE = {"top_k": 3, "nodes": 12, "min_confidence": 0.0, "sample": "likeliest"}
 HEADS: dict[str, Callable[[Any], Drafter]] = {
-    "medusa": lambda target: Medusa(
-        heads_of(target, "medusa"), top_k=3, nodes=12, min_confidence=0.0, sample="likeliest"
-    ),
-    "hydra": lambda target: Hydra(heads_of(target, "hydra"), top_k=3, nodes=12, min_confidence=0.0, sample="likeliest"),
+    "medusa": lambda target: Medusa(heads_of(target, "medusa"), **SMALL_TREE),
+    "hydra": lambda target: Hydra(heads_of(target, "hydra"), **SMALL_TREE),
     "medusa mixed": lambda target: Mixed([PromptLookup(), Medusa(heads_of(target, "medusa"), top_k=3)], nodes=16),
+    "eagle": lambda target: Eagle(heads_of(target, "eagle"), **EAGLE, sample="coupled"),
+    "eagle by cost": lambda target: Eagle(
+        heads_of(target, "eagle"), nodes=16, costs=EAGLE_COSTS, calibration="none", sample="coupled"
+    ),
+    "eagle mixed": lambda target: Mixed([PromptLookup(), Eagle(heads_of(target, "eagle"), **EAGLE)], nodes=16),
 }
 # For rows with a temperature these share the noise of the target's draws, and so come deep.
 COUPLED: dict[str, Callable[[Any], Drafter]] = {
@@ -134,13 +142,6 @@ COUPLED: dict[str, Callable[[Any], Drafter]] = {
     "coupled sd2 by cost": lambda model: SD2(
         model, [1, 2], nodes=16, costs=COSTS, calibration=WARM_CALIBRATION, sample="coupled"
     ),
-}
-# Heads read the target's states; this one drafts from a part of the vocabulary.
-EAGLE = {"num_draft_tokens": 4, "top_k": 3, "nodes": 12, "width": 3, "min_confidence": 0.0}
-HEADS: dict[str, Callable[[Any], Drafter]] = {
-    "eagle": lambda head: Eagle(head, **EAGLE, sample="coupled"),
-    "eagle by cost": lambda head: Eagle(head, nodes=16, costs=EAGLE_COSTS, calibration="none", sample="coupled"),
-    "eagle in a mix": lambda head: Mixed([PromptLookup(), Eagle(head, **EAGLE)], nodes=16),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(
@@ -171,25 +172,68 @@ WARM_CALIBRATION = Calibration(
 
 @functools.cache
 def heads_of(target: Any, kind: str) -> Any:
-    """Heads that know the target's answers to these rows, most of the time."""
+    """Heads that know the target's answers to these rows, most of the time. The one of `eagle` cannot draft one token
+    in twelve."""
     answered = [*make_rows(Settings()), *make_rows(SAMPLED)]
     decode(HFTarget(target), Empty(), answered, 2 * ROWS)
-    return fitted(kind, target, [row.ids for row in answered])
+    texts = [row.ids for row in answered]
+    if kind == "eagle":
+        ids = [token for token in range(61) if token % 12]
+        return fitted_eagle(tiny_eagle(features=("layer:1", "layer:2", "last"), ids=ids), target, texts, 40)
+    return fitted(kind, target, texts)
 
 
 def made(name: str, pair: tuple[Any, Any]) -> Drafter:
     return HEADS[name](pair[0]) if name in HEADS else DRAFTERS[name](pair[1])
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def pair(request: pytest.FixtureRequest, make_model: Any, shake: Any) -> tuple[Any, Any]:
-    model = make_model(request.param)
-    return model, shake(model, 0.06)
+OWN_DRAWS = {f"{rule}-{k}": (rule, k) for rule, k in (("token", 1), ("block", 1), ("token", 2), ("traversal", 2))}
 
 
-@pytest.fixture(scope="module")
-def plain(pair: tuple[Any, Any]) -> list[list[int]]:
-    return tokens(decode(HFTarget(pair[0]), Empty(), make_rows(Settings())))
+def spread(every: int, *axes: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
+    """All combinations; one in `every` is quick, in turn, the others are slow. Of three axes the quick ones still have
+    every two values together, of two axes every value."""
+    labelled = [axis if isinstance(axis, Mapping) else {str(value): value for value in axis} for axis in axes]
+    return [
+        pytest.param(
+            *(value for _, (_, value) in chosen),
+            id="-".join(label for _, (label, _) in chosen),
+            marks=pytest.mark.slow if sum(at for at, _ in chosen) % every else (),
+        )
+        for chosen in itertools.product(*(list(enumerate(axis.items())) for axis in labelled))
+    ]
+
+
+@functools.cache
+def models(kind: str) -> tuple[Any, Any]:
+    model = tiny_model(kind)
+    return model, shaken(model, 0.06)
+
+
+@functools.cache
+def plain_tokens(kind: str, settings: Settings) -> list[list[int]]:
+    return tokens(decode(HFTarget(models(kind)[0]), Empty(), make_rows(settings)))
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def pair(kind: str) -> tuple[Any, Any]:
+    """A target and a draft model that is right often, and wrong often."""
+    return models(kind)
+
+
+@pytest.fixture
+def plain(kind: str) -> list[list[int]]:
+    return plain_tokens(kind, Settings())
+
+
+@pytest.fixture
+def plain_sampled(kind: str) -> list[list[int]]:
+    return plain_tokens(kind, SAMPLED)
 
 
 def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plain: list[list[int]]) -> None:
@@ -200,8 +244,7 @@ def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plai
         assert theirs[0, len(row.ids) :].tolist() == ours
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread(3, ARCHITECTURES, [*DRAFTERS, *HEADS], [1, 3, 8]))
 def test_greedy_tokens_equal_plain_decoding(
     pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
 ) -> None:
@@ -210,48 +253,9 @@ def test_greedy_tokens_equal_plain_decoding(
     assert_tried_hard(generations)
 
 
-@pytest.fixture(scope="module")
-def sampled(pair: tuple[Any, Any]) -> list[list[int]]:
-    return tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED), 8))
-
-
-@pytest.fixture(scope="module")
-def eagle_head(pair: tuple[Any, Any], plain: list[list[int]], sampled: list[list[int]]) -> Any:
-    """Right often, and wrong often. It cannot draft one token in twelve."""
-    texts = [row.ids + answer for answers in (plain, sampled) for row, answer in zip(make_rows(Settings()), answers)]
-    ids = [token for token in range(61) if token % 12]
-    return fitted_eagle(tiny_eagle(features=("layer:1", "layer:2", "last"), ids=ids), pair[0], texts, 40)
-
-
-def slow(*case: Any) -> Any:
-    return pytest.param(*case, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    ("name", "batch_size"),
-    [("eagle", 1), slow("eagle", 3), ("eagle", 8), ("eagle in a mix", 3), slow("eagle by cost", 3)],
-)
-def test_heads_give_plain_decoding_s_tokens(
-    pair: tuple[Any, Any], plain: list[list[int]], eagle_head: Any, name: str, batch_size: int
-) -> None:
-    generations = decode(HFTarget(pair[0]), HEADS[name](eagle_head), make_rows(Settings()), batch_size)
-    assert tokens(generations) == plain
-    assert_tried_hard(generations)
-
-
-@pytest.mark.parametrize(
-    ("name", "batch_size"), [slow("eagle", 1), ("eagle", 3), slow("eagle in a mix", 8), slow("eagle by cost", 8)]
-)
-def test_heads_give_plain_sampling_s_tokens(
-    pair: tuple[Any, Any], sampled: list[list[int]], eagle_head: Any, name: str, batch_size: int
-) -> None:
-    generations = decode(HFTarget(pair[0]), HEADS[name](eagle_head), make_rows(SAMPLED), batch_size)
-    assert tokens(generations) == sampled
-    assert_tried_hard(generations)
-
-
+@pytest.mark.parametrize("kind", spread(2, ARCHITECTURES))
 def test_a_stop_token_within_the_path_of_a_head_ends_the_row_there(
-    pair: tuple[Any, Any], plain: list[list[int]], eagle_head: Any
+    pair: tuple[Any, Any], plain: list[list[int]]
 ) -> None:
     rows = make_rows(Settings())
     for row, answer in zip(rows, plain):
@@ -260,14 +264,14 @@ def test_a_stop_token_within_the_path_of_a_head_ends_the_row_there(
         answer[: next(i for i, token in enumerate(answer) if token in row.stops.ids) + 1]
         for row, answer in zip(rows, plain)
     ]
-    generations = decode(HFTarget(pair[0]), HEADS["eagle"](eagle_head), rows, 3)
+    generations = decode(HFTarget(pair[0]), HEADS["eagle"](pair[0]), rows, 3)
     assert tokens(generations) == wanted
     last = [one.traces[-1] for one in generations]
     assert any(trace.accepted == trace.committed for trace in last), "a drafted stop token was accepted"
     assert_tried_hard(generations)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize(("kind", "batch_size"), spread(2, ARCHITECTURES, [1, 8]))
 def test_the_controls_are_lossless_and_bound_the_rest(
     pair: tuple[Any, Any], plain: list[list[int]], batch_size: int
 ) -> None:
@@ -284,40 +288,39 @@ def test_the_controls_are_lossless_and_bound_the_rest(
     assert steps["oracle"] == sum(-(-len(answer) // 9) for answer in plain)
 
 
-@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
+@pytest.mark.parametrize(("kind", "name"), spread(2, ARCHITECTURES, [*DRAFTERS, *HEADS]))
 def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
-    pair: tuple[Any, Any], name: str
+    pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str
 ) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
     generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(SAMPLED), 3)
-    assert tokens(generations) == wanted
+    assert tokens(generations) == plain_sampled
     assert_tried_hard(generations, deep=1)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread(2, ARCHITECTURES, [*COUPLED], [1, 3]))
 def test_coupled_drafts_give_the_same_tokens_as_plain_sampling_and_come_deep(
-    pair: tuple[Any, Any], name: str, batch_size: int
+    pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str, batch_size: int
 ) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
     generations = decode(HFTarget(pair[0]), COUPLED[name](pair[1]), make_rows(SAMPLED), batch_size)
-    assert tokens(generations) == wanted
+    assert tokens(generations) == plain_sampled
     assert_tried_hard(generations, deep=3)
 
 
-@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
-def test_outright_drafts_are_looked_up_by_traversal_too(pair: tuple[Any, Any], settings: Settings) -> None:
-    wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(settings, 30), 3))
-    generations = decode(HFTarget(pair[0]), DRAFTERS["tree"](pair[1]), make_rows(settings, 30), 3, "traversal")
+@pytest.mark.parametrize(("kind", "settings"), spread(2, ARCHITECTURES, EITHER))
+def test_outright_drafts_are_looked_up_by_traversal_too(kind: str, pair: tuple[Any, Any], settings: Settings) -> None:
+    rows = make_rows(settings, 30)
+    wanted = [answer[: row.left] for answer, row in zip(plain_tokens(kind, settings), rows)]
+    generations = decode(HFTarget(pair[0]), DRAFTERS["tree"](pair[1]), rows, 3, "traversal")
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1)
     assert not any(trace.jointly for generation in generations for trace in generation.traces)
 
 
-@pytest.mark.parametrize(("rule", "top_k"), [("token", 1), ("block", 1), ("token", 2), ("traversal", 2)])
-def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], rule: str, top_k: int) -> None:
+@pytest.mark.parametrize(("kind", "way"), spread(2, ARCHITECTURES, OWN_DRAWS))
+def test_what_the_target_draws_itself_is_accepted_whole(pair: tuple[Any, Any], way: tuple[str, int]) -> None:
     """Draft and target have one distribution at every node, so the first trial of each is accepted by every rule; the
     tokens are others than plain decoding's, and differ from row to row."""
+    rule, top_k = way
     mixed: dict[str, Any] = {} if top_k == 1 else {"peaked": 1.0}  # no nodes whose first trial is drawn from the rest
     drafter = SmallLM(pair[0], num_draft_tokens=3, top_k=top_k, nodes=9, sample="drawn", **mixed)
     generations = decode(HFTarget(pair[0]), drafter, make_rows(SAMPLED, 30), 3, rule)
@@ -348,8 +351,7 @@ def retrieved(name: str, target: HFTarget, answered: Sequence[Row], folder: Path
     return Rest(str(folder), nodes=24, costs=CHEAP)
 
 
-@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("name", ["rest", "dresd"])
+@pytest.mark.parametrize(("kind", "name", "settings"), spread(2, ARCHITECTURES, ["rest", "dresd"], EITHER))
 def test_retrieved_drafts_give_plain_s_tokens_in_a_batch(
     pair: tuple[Any, Any], name: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -400,7 +402,7 @@ CAPTURED = {"gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2",
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("settings", EITHER.values(), ids=EITHER)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])

@@ -4,30 +4,24 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
+import select
 
+import processes
 import pytest
 
 
 def on_a_terminal(program, **env):
     """What a Python program writes where standard output and error are a terminal."""
     ours, theirs = pty.openpty()
-    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")} | env
-    env |= {"TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        seen = b""
-        while True:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:
-                break
-            if not part:
-                break
-            seen += part
+    env = {"NO_COLOR": None, "FORCE_COLOR": None, "TERM": "xterm-256color", **env}
+    process = processes.Started(program, env=env, terminal=os.ttyname(theirs))
+    seen = b""
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.05)[0]:
+            seen += os.read(ours, 4096)
+    os.close(theirs)
     os.close(ours)
-    assert process.returncode == 0, seen.decode()
+    assert process.wait() == 0, seen.decode()
     return seen.decode()
 
 
@@ -45,7 +39,7 @@ def program(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def piped(program):
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    return processes.run(program)
 
 
 @pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
@@ -79,7 +73,7 @@ def test_progress_is_drawn_over_on_a_terminal_and_an_error_stands_on_its_own_lin
 
 @pytest.mark.parametrize(("words", "lines"), [([], ["3/3"]), (["often"], ["0/3", "1/3", "2/3", "3/3"])])
 def test_progress_in_a_file_is_a_line_now_and_then_without_control_characters(words, lines):
-    done = subprocess.run([sys.executable, "-c", PROGRESS, *words], capture_output=True, text=True, timeout=120)
+    done = processes.run(PROGRESS, *words)
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
     assert [line for line in done.stderr.splitlines() if "/" in line] == lines

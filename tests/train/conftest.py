@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from tiny_chats import chat_tokenizer
 
@@ -39,10 +39,10 @@ def make_corpus() -> Callable[..., Corpus]:
 
 @pytest.fixture
 def kill_at_step() -> Callable[[Sequence[Any], Path, int], None]:
-    """Starts a run and kills it once metrics.csv has a row of the step."""
+    """Starts `draftsmith WORDS` and kills it once metrics.csv has a row of the step."""
 
     def kill(words: Sequence[Any], out: Path, step: int) -> None:
-        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = processes.Started(processes.COMMAND, *map(str, words))
         until = time.monotonic() + 120
         try:
             while time.monotonic() < until and process.poll() is None:

@@ -1,12 +1,12 @@
 """A run that was killed ends as the run that was not: same losses, same weights, bit for bit."""
 
 import csv
+import functools
 import random
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from safetensors.torch import load_file
 
@@ -19,8 +19,8 @@ STEPS = 24
 
 
 def command(target, data, out, *more):
-    return [
-        sys.executable, "-m", "draftsmith.recipes", "train", "soft", "--target", target, "--data", data,
+    words = [
+        "train", "soft", "--target", target, "--data", data,
         "--out", out, "--num_layers", "2", "--exits", "[1, 2]", "--max_steps", str(STEPS), "--text.max_length", "128",
         "--text.held_out", "0.2", "--text.cache", Path(out).parent / "cache", "--optim.batch_size", "4",
         "--optim.micro_batch_size", "2", "--optim.lr", "1e-3", "--machine.workers", "2",
@@ -28,15 +28,11 @@ def command(target, data, out, *more):
         "--watch.save_every", "3", "--watch.val_every", "10", "--watch.val_prompts", "2",
         "--watch.val_new_tokens", "8", *more,
     ]  # fmt: skip
-
-
-def run(words, **kwargs):
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=240, **kwargs)
+    return list(map(str, words))
 
 
 def run_here(words):
-    """In this process, which saves the start of another."""
-    assert main.run(list(map(str, words[3:]))) == 0
+    assert main.run(words) == 0
 
 
 def numbers(out):
@@ -64,7 +60,8 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(
     content = good.read_bytes()
 
     # A state does not fit any more, metrics.csv and run.json do.
-    full = run(words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    full = processes.run(processes.COMMAND, *words, before=limited)
     assert full.returncode == 2
     assert f"could not be written (File too large); the last good one is {good.name}" in full.stderr
     assert [path.name for path in (out / "resume").iterdir()] == [good.name]
@@ -85,7 +82,7 @@ def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(
 ):
     """The run beside it has the same max_steps from its beginning, and nobody kills it."""
     out, beside = tmp_path / "out", tmp_path / "beside"
-    words = [str(word) for word in command(target_folder, chats, out, "--minutes", "0.15")]
+    words = command(target_folder, chats, out, "--minutes", "0.15")
     at = words.index("--max_steps")
     del words[at : at + 2]
     kill_at_step(words, out, random.randrange(MEASURED + 2, MEASURED + 6))

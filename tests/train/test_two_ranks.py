@@ -2,17 +2,19 @@
 
 import csv
 import json
-import os
 import socket
 import subprocess
 import sys
 
+import processes
 import pytest
+
+from draftsmith.recipes.cli import main
 
 
 def command(target, data, out, *more):
     words = [
-        sys.executable, "-m", "draftsmith.recipes", "train", "soft", "--target", target, "--data", data, "--out", out,
+        "train", "soft", "--target", target, "--data", data, "--out", out,
         "--num_layers", "2", "--exits", "[1, 2]", "--max_steps", "6",
         "--text.max_length", "128", "--text.held_out", "0.2",
         "--text.cache", out.parent / "cache", "--optim.batch_size", "4", "--optim.lr", "1e-3", "--machine.workers", "0",
@@ -30,7 +32,8 @@ def rows(out):
 
 def run(*words):
     """Also the process of the second rank, which does not affect the exit code, must not have failed."""
-    done = subprocess.run(command(*words, "--json"), capture_output=True, text=True, timeout=300)
+    command_line = [sys.executable, "-m", "draftsmith.recipes", *command(*words, "--json")]
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert json.loads(done.stdout)["max_steps"] == 6
@@ -40,7 +43,8 @@ def run(*words):
 @pytest.fixture(scope="module")
 def one(target_folder, chats, tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "one"
-    return run(target_folder, chats, out, "--optim.micro_batch_size", "4")
+    assert main.run(command(target_folder, chats, out, "--optim.micro_batch_size", "4")) == 0
+    return rows(out)
 
 
 def check_equal(one, two):
@@ -66,19 +70,15 @@ def test_two_nodes_over_gloo_train_to_the_losses_of_one(one, target_folder, chat
     words = command(target_folder, chats, out, "--optim.micro_batch_size", "2", "--num_nodes", "2")
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
-        subprocess.Popen(
-            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **where, "NODE_RANK": str(number)},
-        )
-        for number in range(2)
-    ]  # fmt: skip
+        processes.Started(processes.COMMAND, *words, env={**where, "NODE_RANK": str(number)}) for number in range(2)
+    ]
     try:
-        told = [node.communicate(timeout=300)[1] for node in nodes]
+        codes = [node.wait() for node in nodes]
     finally:
         for node in nodes:
             node.kill()
-            node.wait()
-    assert [node.returncode for node in nodes] == [0, 0], told
+    told = [node.stderr for node in nodes]
+    assert codes == [0, 0], told
     assert "held-out loss" in told[0]
     assert "held-out loss" not in told[1]
     check_equal(one, rows(out))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from scripted_server import Scripted, said
 
@@ -19,7 +17,6 @@ from draftsmith.infer.text.records import read_records
 
 KILLS = 3
 PROMPTS = 96
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +65,14 @@ def test_killed_at_random_moments_no_row_is_lost_and_none_doubled(
     folders, questions, uninterrupted, tmp_path, call, record_property
 ):
     out = tmp_path / "answers.jsonl"
-    program = "import sys; from draftsmith.recipes.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, *words(folders, questions, out)]
+    command = words(folders, questions, out)
     seed = random.SystemRandom().randrange(1 << 30)
     record_property("seed", seed)
     chance = random.Random(seed)
     held = []
     for _ in range(KILLS):
         before = out.stat().st_size if out.exists() else 0
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | ENVIRONMENT)
+        process = processes.Started(processes.COMMAND, *command)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if out.exists() and out.stat().st_size > before:
@@ -84,8 +80,7 @@ def test_killed_at_random_moments_no_row_is_lost_and_none_doubled(
             time.sleep(0.002)
         time.sleep(chance.uniform(0.0, 0.15))
         process.send_signal(signal.SIGKILL)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, told.decode()
+        assert process.wait(60) == -signal.SIGKILL, process.stderr
         held.append(out.read_bytes().count(b"\n"))
     assert 0 < held[0] < held[-1] < PROMPTS
     summary = call(*words(folders, questions, out, "--json")).json

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 KEYS = {
@@ -149,17 +147,12 @@ def test_tables_are_printed_for_people(call, folders, rows_file):
     assert "plain" in told.out
 
 
-def at_80_columns(*words: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "draftsmith.recipes", "bench", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_at_80_columns_no_line_is_longer_and_no_number_is_broken(folders, rows_file, tmp_path):
     rows = [question(number, "over and over", category=f"a-task-{number % 4}") for number in range(8)]
     drafters = f"pld,oracle,a-drafter-with-a-long-name=small:{folders.draft}[top_k=3]"
     words = ["--target", folders.target, "--data", rows_file(rows), "--drafters", drafters, "--peers", "generate"]
-    told = at_80_columns(*words, "--max_new_tokens", 24, "--out", tmp_path / "run")
+    words += ["--max_new_tokens", 24, "--out", tmp_path / "run"]
+    told = processes.run(processes.COMMAND, "bench", *words, env={"COLUMNS": "80"})
     assert told.returncode == 0, told.stderr
     lines = told.stdout.splitlines()
     assert max(map(len, lines)) <= 80

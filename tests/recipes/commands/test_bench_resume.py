@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 
 QUESTIONS = 5
@@ -23,24 +21,20 @@ def words(folders, rows_file, tmp_path):
         for number in range(QUESTIONS)
     ]
     words = ["bench", "--target", folders.target, "--data", rows_file(asked, "asked.jsonl"), "--dtype", "float32"]
-    words += ["--max_new_tokens", 40, "--repeats", 2, "--drafters", "pld,adversary", "--out", tmp_path / "run"]
+    words += ["--max_new_tokens", 16, "--repeats", 2, "--drafters", "pld,adversary", "--out", tmp_path / "run"]
     return [str(word) for word in words]
 
 
 def killed_after(visits: int, words: list[str], out: Path) -> None:
     """Run the command in a process of its own and kill -9 it once `visits` groups are on disk."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "draftsmith.recipes", *words], env=environment, stderr=subprocess.PIPE
-    )
+    process = processes.Started(processes.COMMAND, *words)
     path = out / UNFINISHED
     while process.poll() is None:
         if path.is_file() and path.read_bytes().count(b"\n") >= visits:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, err.decode()
+    assert process.wait(60) == -signal.SIGKILL, process.stderr
     assert path.is_file(), "the run had ended before it was killed"
 
 

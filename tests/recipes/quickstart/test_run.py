@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from draftsmith.recipes.cli.main import COMMANDS, load
-from draftsmith.recipes.quickstart.run import run_steps
+from draftsmith.recipes.quickstart.run import REFERENCE_SECONDS, run_steps
 from draftsmith.recipes.quickstart.steps import SCALES, QuickstartPlan, Step
 
 # The smallest scale with half of its training: what is tested here does not depend on how good the target is.
@@ -69,7 +69,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path) -> Bench:
+def bench(tmp_path, monkeypatch) -> Bench:
+    monkeypatch.setattr("draftsmith.recipes.quickstart.run.machine_seconds", lambda: REFERENCE_SECONDS)
     (tmp_path / "out").mkdir()
     return Bench(tmp_path / "out")
 

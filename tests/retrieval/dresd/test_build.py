@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -166,17 +165,12 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(make_mode
     here = Path(__file__).parent
     # Once while the projection is being fitted, once after.
     for lines in (2, 4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", BUILD, f"{here}:{here.parents[1] / 'infer'}", str(killed), "0.3"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        for _ in range(lines):
-            assert process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(30)
-        process.stdout.close()
+        process = processes.Started(BUILD, f"{here}:{here.parents[1] / 'infer'}", killed, "0.3")
+        while process.stdout.count("\n") < lines:
+            assert process.poll() is None, process.stderr
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
         assert not killed.exists()
         with pytest.raises(ValueError, match="its build was not finished"):
             DresdStore(killed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 
 from draftsmith.recipes.cli.main import run
@@ -192,16 +192,13 @@ def write_rows(path: Path, count: int) -> Path:
 def test_a_build_killed_midway_resumes_to_the_same_store(tmp_path: Path, word_tokenizer: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", 4000)
     options = ["--data", str(data), "--tokenizer", str(word_tokenizer), "--chunk_tokens", "4000"]
-    command = [sys.executable, "-c", "from draftsmith.recipes.cli.main import main; main()", "store", "build", "rest"]
-    killed = subprocess.Popen(
-        [*command, *options, "--out", str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True
-    )
-    assert killed.stderr is not None
-    assert killed.stderr.readline().startswith("template: plain, ")
-    for _ in range(3):
-        assert killed.stderr.readline().startswith("segment ")
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed = processes.Started(processes.COMMAND, "store", "build", "rest", *options, "--out", tmp_path / "killed")
+    while killed.stderr.count("\nsegment ") < 3:
+        assert killed.poll() is None, killed.stderr
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert killed.stderr.startswith("template: plain, ")
     with pytest.raises(ValueError, match="was not finished"):
         Store.open(tmp_path / "killed")
     first = (tmp_path / "killed.part" / "000001.tokens").stat().st_mtime_ns

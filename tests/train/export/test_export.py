@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -249,28 +250,46 @@ def hub():
     thread.join()
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+from draftsmith.recipes.cli.main import run
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = run(json.loads(line))
+    print(json.dumps({"returncode": code, "stdout": out.getvalue(), "stderr": err.getvalue()}), flush=True)
+"""
+
+
 def test_upload_is_private_resumes_after_a_break_and_tells_no_token(checkpoint, tmp_path, hub):
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
            "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
-    words = [sys.executable, "-m", "draftsmith.recipes", "export", str(checkpoint), "--exit", "2", "--hub", "me/draft"]
+    words = ["export", str(checkpoint), "--exit", "2", "--hub", "me/draft"]
 
-    def run(*more):
-        return subprocess.run([*words, *more], capture_output=True, text=True, timeout=300, env=env)
+    # huggingface_hub reads these variables as it is imported: hence a process, one for all three commands.
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMANDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
 
-    dry = run("--dry_run")
-    assert dry.returncode == 0, dry.stderr
-    assert "would upload" in dry.stdout
-    assert hub.created == {}
+        def run(*more):
+            process.stdin.write(json.dumps([*words, *more]) + "\n")
+            process.stdin.flush()
+            return types.SimpleNamespace(**json.loads(process.stdout.readline()))
 
-    broken = run("--out", str(tmp_path / "out"))
-    assert broken.returncode == 2
-    assert "the upload failed" in broken.stderr.splitlines()[-1]
-    assert hub.created.get("private") is True or hub.created["visibility"] == "private"
-    assert hub.asked == 1
+        dry = run("--dry_run")
+        assert dry.returncode == 0, dry.stderr
+        assert "would upload" in dry.stdout
+        assert hub.created == {}
 
-    done = run()
-    assert done.returncode == 0, done.stderr
+        broken = run("--out", str(tmp_path / "out"))
+        assert broken.returncode == 2
+        assert "the upload failed" in broken.stderr.splitlines()[-1]
+        assert hub.created.get("private") is True or hub.created["visibility"] == "private"
+        assert hub.asked == 1
+
+        done = run()
+        assert done.returncode == 0, done.stderr
+        process.stdin.close()
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(hub.committed)
     assert hub.asked == 1, "the weights were sent a second time"
     assert any(TOKEN in (told or "") for told in hub.tokens)

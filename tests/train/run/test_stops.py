@@ -4,11 +4,10 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -178,10 +177,7 @@ def test_a_learning_rate_that_ends_in_nan_is_one_line_and_exit_code_1(clip, targ
 
 
 def start(words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "draftsmith.recipes", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+    return processes.Started(processes.COMMAND, *words)
 
 
 def wait_for(condition, process):
@@ -211,8 +207,8 @@ def test_sigterm_saves_the_last_step_and_the_run_resumes_to_the_same_losses(
     process = start([*words, "--machine.workers", "2"])
     wait_for(lambda: (out / "metrics.csv").is_file() and len(train_rows(out)) >= 2, process)
     os.killpg(process.pid, signal.SIGTERM) if group else process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
+    assert process.wait(60) == 143, process.stderr
+    said = process.stderr
     last = said.splitlines()[-1]
     assert "Traceback" not in said
     assert last.startswith("draftsmith train: stopped by SIGTERM after step ")
@@ -269,7 +265,7 @@ def test_sigterm_before_the_first_step_is_one_line_too(target_folder, chats, tmp
     wait_for(lambda: (out / "metrics.csv").is_file(), process)
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
+    assert process.wait(60) == 143, process.stderr
+    said = process.stderr
     assert said.splitlines()[-1].startswith("draftsmith train: stopped by SIGTERM before the first step was finished")
     assert "Traceback" not in said

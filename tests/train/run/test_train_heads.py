@@ -159,7 +159,7 @@ def test_heads_go_on_from_ones_that_were_trained_before(make_plan):
 
 def command(target, data, out, *more):
     words = [
-        sys.executable, "-m", "draftsmith.recipes", "train", "hydra", "--target", target, "--data", data, "--out", out,
+        "train", "hydra", "--target", target, "--data", data, "--out", out,
         "--num_heads", "2", "--dropout", "0.2", "--prefix", "--max_steps", "16", "--text.max_length", "128",
         "--text.held_out", "0.2", "--text.cache", Path(out).parent / "cache", "--optim.batch_size", "4",
         "--optim.micro_batch_size", "2", "--optim.lr", "1e-2", "--machine.workers", "0", "--machine.precision",
@@ -172,11 +172,11 @@ def command(target, data, out, *more):
 def test_killed_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, kill_at_step, capsys):
     """With dropout, and states from a cache."""
     whole, killed, features = tmp_path / "whole", tmp_path / "killed", ["--features", tmp_path / "features"]
-    assert run(command(target_folder, chats, whole, *features)[3:]) == 0
+    assert run(command(target_folder, chats, whole, *features)) == 0
     words = command(target_folder, chats, killed, *features)
     kill_at_step(words, killed, random.randrange(3, 10))
     capsys.readouterr()
-    assert run(words[3:]) == 0
+    assert run(words) == 0
     assert "resuming from step-" in capsys.readouterr().err
     ours, theirs = weights(killed), weights(whole)
     assert ours.keys() == theirs.keys()
@@ -189,7 +189,10 @@ def test_two_gloo_processes_train_to_the_losses_of_one(target_folder, chats, tmp
     for name, devices in (("one", "1"), ("two", "2")):
         more = ["--max_steps", "6", "--dropout", "0", "--devices", devices, "--optim.micro_batch_size", "1"]
         done = subprocess.run(
-            command(target_folder, chats, tmp_path / name, *more), capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "draftsmith.recipes", *command(target_folder, chats, tmp_path / name, *more)],
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         with (tmp_path / name / "metrics.csv").open(newline="") as file:
@@ -221,6 +224,6 @@ def test_wrong_options_are_one_line_and_exit_code_2(more, said, target_folder, c
 
 def test_json_on_the_last_line_has_what_a_script_needs(target_folder, chats, tmp_path, capsys):
     words = command(target_folder, chats, tmp_path / "out", "--max_steps", "1", "--json")
-    assert run(words[3:]) == 0
+    assert run(words) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found) == {"max_steps", "results", "train_seconds", "settings"}

@@ -3,11 +3,11 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -171,22 +171,21 @@ build.open_or_build(out, TrainContext(model, model, corpus, 128, "cpu"), top_k=1
 def test_killed_it_goes_on_after_the_last_whole_shard_and_ends_the_same(
     target_folder, chats, tmp_path, monkeypatch, capsys
 ):
-    words = [sys.executable, "-c", BUILD, str(target_folder), str(chats)]
+    words = [str(target_folder), str(chats)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     monkeypatch.setattr(format_of, "SHARD_POSITIONS", 128)
 
     def build_here(out):
-        monkeypatch.setattr(sys, "argv", ["-c", *words[3:], str(out)])
+        monkeypatch.setattr(sys, "argv", ["-c", *words, str(out)])
         exec(BUILD, {})
 
     build_here(whole)
-    process = subprocess.Popen([*words, str(killed)], stderr=subprocess.DEVNULL)
+    process = processes.Started(BUILD, *words, killed)
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None and not (killed / "shard-00003.bin").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert json.loads((killed / "teacher.json").read_text())["state"] == "building"
     kept = (killed / "shard-00001.bin").stat().st_mtime_ns
     (killed / ".shard-00009.bin.1.part").write_bytes(b"half")
