@@ -29,6 +29,7 @@ ROOMS = {
         "drafters": {"contract", "files", "text", "costs", "models", "rules"},
         "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
         "answers": {"contract", "files", "text", "rules", "engine"},
+        "serving": {"contract", "text", "rules", "engine"},
         "measure": {"contract", "files", "text", "costs", "models", "rules", "drafters", "engine", "answers"},
     },
     "train": {
@@ -54,6 +55,11 @@ OPTIONAL = {
     "fastchat",
     "ninja",
     "matplotlib",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "prompt_toolkit",
+    "openai",
 }
 
 
