@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class RunningServer:
         self.url = url_of(self._sock)
         self.worker = worker(self.app, self.url) if worker is not None else None
 
+    @cached_property
+    def reference(self) -> HFTarget:
+        """The same model with a cache of its own."""
+        return HFTarget(self.target.model, self.target.tokenizer)
+
     def __enter__(self) -> RunningServer:
         import uvicorn
 
@@ -115,8 +121,7 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def alone(server: RunningServer, row: Row, drafter: Any = None) -> Generation:
     """What a row says decoded alone: plainly, unless a drafter is given."""
-    target = HFTarget(server.target.model, server.target.tokenizer)
     own = Empty() if drafter is None else drafter
-    own.bind(target)
-    (done,) = Engine(target, own).run([row], strict=True)
+    own.bind(server.reference)
+    (done,) = Engine(server.reference, own).run([row], strict=True)
     return done
