@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from tiny_folders import TEMPLATE, byte_tokenizer, tiny_llama
 from tiny_models import shaken
 
-from draftsmith.infer.contract.row import Row
+from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import Engine
@@ -26,6 +27,8 @@ from draftsmith.infer.serving.server import listen, url_of
 
 WORDS = ["the quick brown fox jumps over the lazy dog", "what does the target say to that?", "Ünïcode 🙂 東京"]
 MODEL = "tiny"
+# Asks for token ids with the text.
+IDS = {"return_token_ids": True}
 # Answers to tools, calls and plain turns alike.
 TOOL_TEMPLATE = (
     "{% if tools %}<|start|>tools\n{% for tool in tools %}{{ tool.function.name }} {% endfor %}<|end|>\n{% endif %}"
@@ -117,6 +120,11 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def row_of(server: RunningServer, ids: Sequence[int], most: int = 24, key: str = "0", **settings: Any) -> Row:
+    """The row that the server should make of a prompt."""
+    return Row(key, list(ids), Settings(**settings), Stops(most, server.target.eos_ids), server.target.tokenizer)
 
 
 def alone(server: RunningServer, row: Row, drafter: Any = None) -> Generation:

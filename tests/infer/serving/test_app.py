@@ -10,24 +10,17 @@ import urllib.request
 import openai
 import pytest
 import torch
-from running_server import MODEL, RunningServer, alone, until
+from running_server import IDS, MODEL, RunningServer, alone, row_of, until
 
-from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.serving.requests import CompletionRequest
 
 HELLO = [{"role": "user", "content": "what does the fox say?"}]
-IDS = {"return_token_ids": True}
 
 
 def chat(client, messages=HELLO, **fields):
     fields.setdefault("max_tokens", 24)
     return client.chat.completions.create(model=MODEL, messages=messages, **fields)
-
-
-def row_of(server, ids, most=24, key="0", **settings):
-    return Row(key, ids, Settings(**settings), Stops(most, server.target.eos_ids), server.target.tokenizer)
 
 
 def test_a_chat_is_rendered_by_the_targets_template_and_gets_plain_decodings_tokens(server, client):

@@ -15,8 +15,7 @@ from functools import lru_cache
 
 import openai
 import pytest
-from running_server import MODEL, RunningServer, alone, models, until
-from test_app import row_of
+from running_server import MODEL, RunningServer, alone, models, row_of, until
 
 from draftsmith.infer.drafters import SmallLM
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
-from running_server import MODEL, RunningServer, alone, models, until
-from test_app import IDS, row_of
+from running_server import IDS, MODEL, RunningServer, alone, models, row_of, until
 
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.drafters import SmallLM

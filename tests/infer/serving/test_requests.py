@@ -115,7 +115,7 @@ def try_bad_requests(server, count):
 
 
 def test_generated_requests_get_answers_or_refusals(server):
-    try_bad_requests(server, 60)
+    try_bad_requests(server, 40)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ import pytest
         (["--drafters", "pld,empty"], "takes one drafter"),
         (
             ["--drafters", "pld", "--learn"],
-            "--learn is for drafters that learn from answers, such as rest, not for pld",
+            "that learn from answers, such as rest, not for pld",
         ),
         (["--learn"], "not for none"),
         (["--port", "70000"], "--port must lie between 0 and 65535, not 70000"),
