@@ -96,7 +96,9 @@ def serve(
         engine = Engine(loaded, drafter, batch_size=batch_size, rule=noting, chunk=chunk, learn=learn)
         thread = EngineThread(engine, noting, ServerMetrics(), queue=queue, queue_s=queue_s, prefix_cache=prefix_cache)
         if prefix_cache and not shares_prefixes(engine):
-            _say(f"no prompt is shared: {drafters or 'this target'} reads every token's state of its own")
+            reads = loaded.draft_shape == "tree"
+            reason = f"{drafters} reads the target's states" if reads else "this target's state cannot branch"
+            _say(f"--prefix_cache keeps nothing: {reason}, so no prompt is shared")
         if host not in LOOPBACK and not keys:
             _say(f"anyone who reaches {host}:{port} can use this server: see --api_key")
         app = OpenAIApp(thread, rows, name, keys, body_bytes=body_kb << 10)
