@@ -30,6 +30,7 @@ ROOMS = {
         "drafters": {"contract", "files", "text", "costs", "models", "heads", "rules"},
         "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
         "answers": {"contract", "files", "text", "rules", "engine"},
+        "serving": {"contract", "text", "rules", "engine"},
         "measure": {"contract", "files", "text", "costs", "models", "heads", "rules", "drafters", "engine", "answers"},
     },
     "train": {
@@ -55,6 +56,11 @@ OPTIONAL = {
     "fastchat",
     "ninja",
     "matplotlib",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "prompt_toolkit",
+    "openai",
 }
 
 

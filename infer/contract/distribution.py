@@ -54,6 +54,10 @@ class NodeDistribution:
         self._choices_N = None if self._processors else choices_N
         self._probs: dict[int, torch.Tensor] = {}
 
+    @property
+    def row(self) -> Row:
+        return self._row
+
     def choice(self, node: int) -> int:
         """The greedy token at `node`."""
         if self._choices_N is not None and self._choices_N[node + 1] >= 0:
@@ -83,6 +87,10 @@ class NodeDistribution:
     def logits(self, node: int) -> torch.Tensor:
         """[V] the logits at `node` after processors, temperature and truncation."""
         return self._processed(node)
+
+    def raw_logprobs(self, node: int) -> torch.Tensor:
+        """[V] the model's own log-probabilities at `node`: before processors, temperature and truncation."""
+        return torch.log_softmax(self._logits_NV[node + 1].to(torch.float64), -1)
 
     def _processed(self, node: int) -> torch.Tensor:
         logits_V = self._logits_NV[node + 1]

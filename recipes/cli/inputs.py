@@ -29,11 +29,11 @@ def specs_by_label(specs: str, drafters: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(drafters, given if len(given) == len(drafters) else drafters))
 
 
-def one_drafter(specs: str) -> Any:
-    """The one drafter of `specs`; for an empty text one that drafts nothing."""
+def one_drafter(specs: str, defaults: Mapping[str, dict[str, Any]] | None = None) -> Any:
+    """The one drafter of `specs`; for an empty text one that drafts nothing. `defaults`: as of `parse_drafters`."""
     from draftsmith.infer.drafters.controls import Empty
 
-    drafters = parse_drafters(specs)
+    drafters = parse_drafters(specs, defaults)
     if len(drafters) > 1:
         raise ValueError(f"--drafters takes one drafter here, not {len(drafters)}: {', '.join(drafters)}")
     return next(iter(drafters.values()), Empty())
