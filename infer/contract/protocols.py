@@ -219,6 +219,8 @@ class Drafter(Protocol):
     user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py). One that has
     `drafts_unread`, and it is true, proposes for a row before the end of its prompt is read, and hears of those tokens
     from `observe`.
+    One that has `draws`, and it is true, draws its drafts for rows with a temperature: the answers have plain
+    decoding's distribution, not its tokens.
     """
 
     name: str

@@ -34,7 +34,7 @@ from draftsmith.infer.measure.report.view import (
     why_not_faster,
 )
 from draftsmith.infer.measure.run_folder import machine
-from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
+from draftsmith.infer.measure.tables import equal_text, milliseconds, number, percent, with_interval
 
 # Differences listed per drafter; results.json has all of them.
 SHOWN = 25
@@ -93,8 +93,9 @@ def page(view: View) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    functions = (checked, context_picture, depth_picture, exit_counts, length_points, machine, next_lines, provenance,
-                 share_rows, source_css, speeds, token, why_not_faster, milliseconds, number, percent)  # fmt: skip
+    functions = (checked, context_picture, depth_picture, equal_text, exit_counts, length_points, machine, next_lines,
+                 provenance, share_rows, source_css, speeds, token, why_not_faster, milliseconds, number,
+                 percent)  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     environment.filters["shell"] = lambda words: shlex.join(map(str, words))
     return environment.from_string(text("report.html.j2")).render(
@@ -127,24 +128,31 @@ def headline(view: View) -> dict[str, str]:
 
 def checked(sections: Sequence[Section]) -> str:
     """How many answers equal plain decoding's, and why the others differ."""
-    figures = [entry.figures for section in sections for entry in section.of("drafter", "control")]
+    runs = [entry.figures for section in sections for entry in section.of("drafter", "control")]
+    figures = [one for one in runs if not one.get("drawn")]
     equal, ties, errors, total = (
         sum(one.get(key) or 0 for one in figures) for key in ("equal", "ties", "errors", "total")
     )
     wrong = sum(entry.wrong for section in sections for entry in section.entries if entry.about.kind != "peer")
-    if not total:
+    if not runs:
         return "Nothing to compare: only plain decoding ran."
+    drawn = [one for one in runs if one.get("drawn")]
+    apart = f"{sum(one['total'] for one in drawn):,} answers come from drawn drafts: they have plain decoding's "
+    apart += f"distribution, not its tokens; {sum(one['errors'] for one in drawn):,} failed."
+    if not total:
+        return apart
     text = f"{equal:,} of {total:,} answers of the drafters and controls equal plain decoding's, token by token"
     other = total - equal - errors
     if other and sections[0].run.temperature > 0:
-        text += f"; {other:,} differ because they are sampled: above temperature 0 only the distribution is promised"
+        text += f"; {other:,} differ: above temperature 0 only the distribution is promised"
     elif other:
         unjudged = sum(one.get("not_judged") or 0 for one in figures)
         text += f"; {ties:,} differ after a numeric tie of two logits"
         text += f", and {wrong:,} without one: A BUG" if wrong else ", none otherwise" if not unjudged else ""
         reasons = {section.run.results["not_judged"] for section in sections if section.run.results.get("not_judged")}
         text += f"; {unjudged:,} were not judged: {'; '.join(sorted(reasons))}" if unjudged else ""
-    return f"{text}; {errors:,} failed." if errors else f"{text}."
+    text += f"; {errors:,} failed." if errors else "."
+    return f"{text} {apart}" if drawn else text
 
 
 def speeds(group: TemperatureGroup) -> list[tuple[Series, list[Spot]]]:
@@ -260,7 +268,7 @@ def _row(section: Section, entry: Entry) -> list[str]:
         number(figures["break_even"]),
         milliseconds(figures["p95_step_s"]),
         percent(figures["overhead"]),
-        f"{figures['equal']}/{figures['total']}" + (f" + {figures['ties']} ties" if figures.get("ties") else ""),
+        equal_text(figures),
         entry.about.adds or "-",
         entry.about.made or "-",
         ", ".join(entry.places),

@@ -34,6 +34,11 @@ class Entry:
     examples: list[Example]
 
     @property
+    def differences(self) -> list[dict[str, Any]]:
+        """From plain decoding's answers; none where they need not be the same tokens."""
+        return [] if self.figures.get("drawn") else list(self.figures["differences"])
+
+    @property
     def places(self) -> list[str]:
         """Where the drafter runs; only the run itself was measured."""
         measured = self.about.runs[:1]

@@ -131,6 +131,20 @@ def test_ties_are_named_and_bar_nobody(run_folder):
     assert "numeric tie (float32 logits 0.01 apart, rounding error there 0.03)" in text
 
 
+def test_answers_of_drawn_drafts_are_said_to_have_the_distribution_only(run_folder):
+    runners = {"small": {"per_step": 4, "answer": lambda prompt: [9] * 8, "drawn": True}, "pld": {"per_step": 2}}
+    made = write_report([run_folder("run", runners, temperature=0.8)], None, REGISTRY)
+    assert made.verdicts[0].startswith("Use small")
+    text = Page(made.page.read_text()).text
+    assert "9 of 9 answers of the drafters and controls equal plain decoding's, token by token." in text
+    assert "9 answers come from drawn drafts: they have plain decoding's distribution, not its tokens" in text
+    assert "plain's distribution, not its tokens" in text
+    assert "small: 9 differ" not in text
+    assert "0 of 9" not in text
+    row = next(line for line in made.markdown.read_text().splitlines() if line.startswith("| small"))
+    assert "| drawn |" in row
+
+
 def test_where_none_pays_the_page_says_so_and_what_to_do(run_folder):
     made = write_report([run_folder("run", {"pld": {"step_s": 2.0}}, target="org/model")], None, REGISTRY)
     assert made.verdicts == ["No drafter pays: plain decoding wins. The nearest is pld, 0.50x [0.50, 0.50] at batch 1."]
