@@ -1,7 +1,8 @@
-"""The log-probabilities that a draft model gives the tokens of a text, at each of its exits, in one pass over the text.
+"""The log-probabilities that a draft model gives the tokens of a text, and their ranks, at each of its exits, in one
+pass over the text.
 
 The model runs in the drafter's own runner, and its distribution is the one that a drawn draft comes from: after the
-row's temperature and truncation.
+row's temperature and truncation. Ranks are those of its logits, from which trees of likeliest tokens are made.
 
 Legend: T tokens of the answer, N tokens of a pass, V vocabulary.
 """
@@ -9,6 +10,7 @@ Legend: T tokens of the answer, N tokens of a pass, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,6 +35,7 @@ class DrawsChains(Protocol):
     LeavesEarly."""
 
     exit_sources: Mapping[int, str]
+    model: Any
     tokenizer: PreTrainedTokenizerBase | None
     draft_vocab_size: int
     vocab_size: int
@@ -68,16 +71,26 @@ def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTraine
     drafter.bind(target)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Of every answer token: log(draft_probs), -inf where the draft cannot draw it and beyond the draft's context; and
+    its rank among the draft's likeliest tokens, from 0, a number beyond those asked for where it is not one of them.
+
+    For greedy rows, whose drafts are the likeliest tokens, log(draft_probs) is 0 or -inf."""
+
+    logprobs_T: np.ndarray
+    ranks_T: np.ndarray
+
+
 @torch.inference_mode()
-def draft_logprobs(
-    drafter: DrawsChains, prompt: Sequence[int], answer: Sequence[int], settings: Settings
-) -> dict[str, np.ndarray]:
-    """[T] by source: log(draft_probs) of every answer token; -inf where the draft cannot draw it, and beyond the
-    draft's context."""
+def draft_scores(
+    drafter: DrawsChains, prompt: Sequence[int], answer: Sequence[int], settings: Settings, ranks: int = 1
+) -> dict[str, TokenScores]:
+    """By source. `ranks`: how many of the draft's likeliest tokens to look for a token among."""
     lm, row = drafter.lm, object()
     ids = [*prompt, *answer]
     first, last = len(prompt) - 1, min(len(ids), drafter.max_positions) - 1
-    found: dict[str, list[np.ndarray]] = {source: [np.zeros(0)] for source in drafter.exit_sources.values()}
+    found: dict[str, list[TokenScores]] = {source: [] for source in drafter.exit_sources.values()}
     lm.open(row, len(ids))
     try:
         lm.prefill([row], [ids[: min(first, last)]], blocks=max(len(lm.exits), 1))
@@ -86,11 +99,18 @@ def draft_logprobs(
             logits = _logits(lm, row, ids[start:end])
             following_N = torch.tensor(ids[start + 1 : end + 1], device=lm.device)
             for source, logits_NV in zip(found, logits, strict=True):
-                found[source].append(_chosen(logits_NV[:, : drafter.vocab_size], following_N, settings))
+                found[source].append(_chosen(logits_NV[:, : drafter.vocab_size], following_N, settings, ranks))
     finally:
         lm.close(row)
-    beyond = np.full(len(answer) - max(last - first, 0), -np.inf)
-    return {source: np.concatenate([*parts, beyond]) for source, parts in found.items()}
+    left = len(answer) - max(last - first, 0)
+    beyond = TokenScores(np.full(left, -np.inf), np.full(left, ranks))
+    return {
+        source: TokenScores(
+            np.concatenate([part.logprobs_T for part in (*parts, beyond)]),
+            np.concatenate([part.ranks_T for part in (*parts, beyond)]),
+        )
+        for source, parts in found.items()
+    }
 
 
 def _logits(lm: ModelRunner, row: object, tokens: list[int]) -> list[torch.Tensor]:
@@ -107,12 +127,17 @@ def _logits(lm: ModelRunner, row: object, tokens: list[int]) -> list[torch.Tenso
     return logits
 
 
-def _chosen(logits_NV: torch.Tensor, following_N: torch.Tensor, settings: Settings) -> np.ndarray:
+def _chosen(logits_NV: torch.Tensor, following_N: torch.Tensor, settings: Settings, ranks: int) -> TokenScores:
     scores_NV = logits_NV.float()
+    top_NK = torch.topk(scores_NV, min(ranks, scores_NV.shape[-1]), dim=-1).indices
+    is_NK = top_NK == following_N[:, None]
+    ranks_N = torch.where(is_NK.any(-1), is_NK.int().argmax(-1), ranks)
+    if settings.greedy:
+        logs_N = torch.where(ranks_N == 0, 0.0, -torch.inf).double()
+        return TokenScores(logs_N.cpu().numpy(), ranks_N.cpu().numpy())
     for warper in settings.warpers():
         scores_NV = warper(None, scores_NV)
     logs_NV = torch.log_softmax(scores_NV.double(), -1)
     inside_N = following_N < logs_NV.shape[-1]
     logs_N = logs_NV.gather(1, torch.where(inside_N, following_N, 0)[:, None])[:, 0]
-    found: np.ndarray = torch.where(inside_N, logs_N, -torch.inf).cpu().numpy()
-    return found
+    return TokenScores(torch.where(inside_N, logs_N, -torch.inf).cpu().numpy(), ranks_N.cpu().numpy())
