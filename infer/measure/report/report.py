@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 
 from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.files.atomic import written_beside
+from draftsmith.infer.measure.forecast.outlook import NAME, Outlook
 from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.runs import read_runs
@@ -54,12 +55,18 @@ class Report:
     notes: list[str]
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None, registry: Registry) -> Report:
-    """Write the report of `folders` to `out`, by default report.html in the first folder."""
+def write_report(
+    folders: Sequence[str | Path], out: str | Path | None, registry: Registry, forecasts: Sequence[str | Path] = ()
+) -> Report:
+    """Write the report of `folders` to `out`, by default report.html in the first folder. `forecasts`: files to show
+    besides those that the folders hold."""
     place = Path(out) if out else Path(folders[0] if folders else ".") / "report.html"
     if place.is_dir() or place.suffix != ".html":
         raise ValueError(f"cannot write the report to {place}: name a file that ends in .html")
+    own = [path for folder in folders if (path := Path(folder) / NAME).is_file()]
+    outlooks = [Outlook.load(path) for path in (*own, *forecasts)]
     seen = view(read_runs(folders), registry)
+    seen.outlooks = outlooks
     html = page(seen)
     pictures = write_pictures(seen, place)
     for path, text in ((place, html), (place.with_suffix(".md"), markdown(seen, pictures))):
@@ -94,8 +101,8 @@ def page(view: View) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     functions = (checked, context_picture, depth_picture, equal_text, exit_counts, length_points, machine, next_lines,
-                 provenance, share_rows, source_css, speeds, token, why_not_faster, milliseconds, number,
-                 percent)  # fmt: skip
+                 outlook_picture, outlook_rows, outlook_series, provenance, share_rows, source_css, speeds, token,
+                 why_not_faster, milliseconds, number, percent)  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     environment.filters["shell"] = lambda words: shlex.join(map(str, words))
     return environment.from_string(text("report.html.j2")).render(
@@ -103,6 +110,7 @@ def page(view: View) -> str:
         sections=[section for group in view.groups for section in group.sections],
         facts=headline(view),
         charts=charts,
+        outlook_head=OUTLOOK_HEAD,
         css=Markup(text("report.css")),
         shown=SHOWN,
     )
@@ -218,6 +226,37 @@ def token(piece: Piece, css: dict[str, str]) -> Markup:
     return Markup('<i class="{}">{}</i>').format(" ".join(classes), piece.text)
 
 
+def outlook_picture(outlook: Outlook) -> Markup:
+    """The largest predicted speedup by batch size, a line for each rule."""
+    columns = [str(batch["batch_size"]) for batch in outlook.batches]
+    rows = [
+        (series, {at: batch["rules"][series.name]["speedup"] for at, batch in enumerate(outlook.batches)})
+        for series in outlook_series(outlook)
+    ]
+    return charts.lines("Predicted speedup by batch size", rows, columns, "batch size", even=True)
+
+
+def outlook_series(outlook: Outlook) -> list[Series]:
+    return [Series(rule, order) for order, rule in enumerate(outlook.rules)]
+
+
+def outlook_rows(outlook: Outlook) -> list[list[str]]:
+    """Batch size, plain tokens/s, then of each rule the draft, its accepted_length, tokens/s and speedup."""
+    found = []
+    for batch in outlook.batches:
+        for rule, cell in batch["rules"].items():
+            found.append([
+                str(batch["batch_size"]), number(batch["plain_tokens_per_s"], 1), rule,
+                f"{cell['drafter']} {cell['draft']}",
+                with_interval(cell["accepted_length"], cell["accepted_length_interval"]),
+                number(cell["tokens_per_s"], 1), with_interval(cell["speedup"], cell["speedup_interval"]),
+            ])  # fmt: skip
+    return found
+
+
+OUTLOOK_HEAD = ["batch", "plain tokens/s", "rule", "draft", "accepted_length", "tokens/s", "speedup"]
+
+
 def provenance(section: Section) -> str:
     """run.json without the command, which is shown above it."""
     facts = {key: value for key, value in section.run.facts.items() if key != "command"}
@@ -231,6 +270,10 @@ def markdown(view: View, pictures: Sequence[Path] = ()) -> str:
     parts = [_cell(f"{where}; {facts['machine']}, {facts['date']}.")]
     for group in view.groups:
         parts += _group(group)
+    for outlook in view.outlooks:
+        rows = [OUTLOOK_HEAD, ["---"] * len(OUTLOOK_HEAD), *outlook_rows(outlook)]
+        parts.append(f"## What would pay at which batch size\n\nForecast from {_cell(outlook.source)}.")
+        parts.append("\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows))
     if view.others:
         parts.append("The runs differ in more than batch size and temperature:")
         parts.append("\n".join(f"- {_cell(key)}: {_cell('; '.join(values))}" for key, values in view.others.items()))
