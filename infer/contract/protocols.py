@@ -217,7 +217,9 @@ class Drafter(Protocol):
     `features` names the target states that it reads, and `top:K` for the K likeliest tokens at every node
     (infer/contract/top_tokens.py). `origin` is the folder or Hub name that it was made from, beside
     which its calibration is kept; "" if there is none. It may have the attributes `calibration` and `costs`: what the
-    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py).
+    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py). One that has
+    `draws`, and it is true, draws its drafts for rows with a temperature: the answers have plain decoding's
+    distribution, not its tokens.
     """
 
     name: str

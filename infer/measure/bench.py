@@ -74,7 +74,8 @@ class BenchProgress:
 
 @dataclass(slots=True)
 class Measured:
-    """outcomes[runner's name][question's id]: one outcome per repeat."""
+    """outcomes[runner's name][question's id]: one outcome per repeat. `drawn`: the runners whose answers need not
+    equal plain decoding's token by token (`Runner.drawn`)."""
 
     questions: list[Question]
     baseline: str
@@ -82,6 +83,7 @@ class Measured:
     seed: int
     repeats: int
     outcomes: dict[str, dict[int | str, list[Outcome]]]
+    drawn: frozenset[str] = frozenset()
 
     def error(self, name: str, question_id: int | str) -> str:
         """The first error of a question's repeats, or ''."""
@@ -123,7 +125,8 @@ def bench(
     outcomes: dict[str, dict[int | str, list[Outcome]]] = {
         runner.name: {question.id: [] for question in questions} for runner in runners
     }
-    measured = Measured(list(questions), baseline, batch_size, seed, repeats, outcomes)
+    drawn = frozenset(runner.name for runner in runners if runner.drawn)
+    measured = Measured(list(questions), baseline, batch_size, seed, repeats, outcomes, drawn)
     for (group, _), visit in zip(visits, done):
         _file(measured, group, visit)
     began, runs, answered = clock(), 0, sum(len(group) for group, _ in visits[: len(done)])

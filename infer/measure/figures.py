@@ -164,6 +164,7 @@ def _equality(measured: Measured, name: str, ids: Ids) -> dict[str, Any]:
     return {
         "equal": equal,
         "total": len(ids),
+        "drawn": name in measured.drawn,
         "differences": differences,
         "errors": len(errors),
         "error_list": errors,

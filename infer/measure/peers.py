@@ -49,6 +49,10 @@ class TransformersRunner:
     assistant: Any = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def drawn(self) -> bool:
+        return not self.settings.greedy
+
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Nothing to prepare."""
 

@@ -124,7 +124,7 @@ class Replay:
 
     def run(self, drafters: dict[str, Drafter], progress: ReplayProgress | None = None) -> dict[str, Replayed]:
         """Every drafter's generations; `progress` is called after each stream."""
-        if self.arrival and not any(isinstance(drafter, DocumentLearner) for drafter in drafters.values()):
+        if self.arrival and not any(_learners(drafter) for drafter in drafters.values()):
             raise ValueError(f"none of {', '.join(drafters)} can take in answers as they arrive; rest can")
         for name, drafter in drafters.items():
             if isinstance(drafter, LearnsAnswers) and drafter.learns and not self.arrival:
@@ -152,10 +152,12 @@ class Replay:
                 found.held.append(Held(drafter.holds(answer), drafter.holds(prompt)))
             row = Row(stream.key, list(stream.prompt), settings, Stops(len(stream.answer)))
             found.done += engine.run([row], strict=True)
-            if self.arrival and isinstance(drafter, LearnsAnswers):
-                drafter.add_answer(row)
-            elif self.arrival and isinstance(drafter, DocumentLearner):
-                drafter.add_document(stream.answer)
+            if self.arrival:
+                for learner in _learners(drafter):
+                    if isinstance(learner, LearnsAnswers):
+                        learner.add_answer(row)
+                    else:
+                        learner.add_document(stream.answer)
             if progress is not None:
                 progress(number, len(self.streams))
         return found
@@ -186,9 +188,15 @@ class Replay:
         """Coupled drafts are outright, but fit only texts drawn with the noise that they share."""
         for name, drafter in drafters.items():
             if self.temperature > 0 and couples(drafter):
+                said = f"{name}: coupled drafts share the noise of the target's draws, which recorded answers lack: "
+                coupled = [part.name for part in _parts(drafter) if couples(part)]
+                if coupled != [drafter.name]:
+                    raise ValueError(
+                        f"{said}replay the likeliest tokens of each draft model in the mix instead, as in "
+                        f"mix=pld+{coupled[0]}:MODEL[sample=likeliest]"
+                    )
                 raise ValueError(
-                    f"{name}: coupled drafts share the noise of the target's draws, which recorded answers do not "
-                    "hold: add [sample=likeliest] to replay outright drafts only, or [sample=drawn] to forecast chains"
+                    f"{said}add [sample=likeliest] to replay outright drafts only, or [sample=drawn] to forecast chains"
                 )
 
     def _forecast(self, drawn: Mapping[str, DrawsChains], progress: ReplayProgress | None) -> dict[str, Any]:
@@ -201,7 +209,7 @@ class Replay:
             raise ValueError(
                 f"{bare} has no log-probabilities, from which drawn drafts ({', '.join(drawn)}) are forecast: log "
                 "them, write answers with `draftsmith answers --logprobs`, or replay outright drafts only, as with "
-                "small:MODEL[sample=false]"
+                "small:MODEL[sample=likeliest]"
             )
         texts, longest = logged_texts(self.streams, settings), max(one.drawn_chain for one in drawn.values())
         lengths = range(1, longest + 1)
@@ -219,3 +227,14 @@ class Replay:
             return None
         ratio = self.draft_ratio(drafter) if self.draft_ratio else 1.0
         return predict_replayed(found.traces, self.costs, self.batch_sizes, ratio)
+
+
+def _parts(drafter: Drafter) -> Sequence[Drafter]:
+    """The drafters of a mix; a single one is its own part."""
+    found: Sequence[Drafter] = getattr(drafter, "drafters", [drafter])
+    return found
+
+
+def _learners(drafter: Drafter) -> list[LearnsAnswers | DocumentLearner]:
+    """Its parts that can take in an answer."""
+    return [part for part in _parts(drafter) if isinstance(part, (LearnsAnswers, DocumentLearner))]

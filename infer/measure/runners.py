@@ -59,6 +59,12 @@ class Runner(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def drawn(self) -> bool:
+        """Whether its answers have plain decoding's distribution, and are not the same tokens: its drafts are drawn, or
+        it samples with random numbers of its own."""
+        ...
+
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Untimed work before `run`."""
         ...
@@ -87,6 +93,10 @@ class LoopRunner:
         if self.drafter is not None:
             self.drafter.bind(self.target)
             self._policy = Policy.of(self.target, self.drafter)
+
+    @property
+    def drawn(self) -> bool:
+        return not self.settings.greedy and bool(getattr(self.drafter, "draws", False))
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Give a scripted drafter the answers.

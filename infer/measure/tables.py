@@ -15,6 +15,8 @@ from draftsmith.infer.measure.terminal import empty_table, fit, wrap
 SHOWN = 5
 # Drafts with more nodes than this can be made smaller, which pays where passes are expensive.
 FEW_NODES = 8
+# In place of the number of equal answers.
+DRAWN = "drawn"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -85,12 +87,18 @@ def speed_table(drafters: dict[str, Any]) -> Table:
             percent(row["hit_rate"]),
             number(row["nodes_per_step"], 1),
             percent(row["overhead"]),
-            of(row["equal"], row["total"])
-            + (f" + {row['ties']} ties" if row.get("ties") else "")
-            + (f" + {row['not_judged']} not judged" if row.get("not_judged") else ""),
+            equal_text(row),
             str(row["errors"]),
         )
     return table
+
+
+def equal_text(row: dict[str, Any]) -> str:
+    """How many answers are plain's, token by token; "drawn" where none needs to be."""
+    if row.get("drawn"):
+        return DRAWN
+    text = of(row["equal"], row["total"]) + (f" + {row['ties']} ties" if row.get("ties") else "")
+    return text + (f" + {row['not_judged']} not judged" if row.get("not_judged") else "")
 
 
 def time_table(drafters: dict[str, Any]) -> Table:
@@ -164,12 +172,19 @@ def bench_notes(results: dict[str, Any]) -> list[str]:
         notes.append(f"not judged: whether differences are numeric ties ({results['not_judged']})")
     for name, row in results["drafters"].items():
         notes += [f"{name}, question {one['question_id']}: {one['error']}" for one in row["error_list"][:SHOWN]]
-        for one in row["differences"][:SHOWN]:
+        differences = [] if row.get("drawn") else row["differences"]
+        for one in differences[:SHOWN]:
             notes.append(
                 f"{name}, question {one['question_id']}, turn {one['turn'] + 1}: differs from {results['baseline']} "
                 f"at token {one['index']} ({one['base']} there, {one['other']} here){_judged(one)}"
             )
-        notes += _rest(name, len(row["error_list"]), len(row["differences"]))
+        notes += _rest(name, len(row["error_list"]), len(differences))
+    drawn = [name for name, row in results["drafters"].items() if row.get("drawn")]
+    if drawn:
+        notes.append(
+            f"{DRAWN}: the answers of {', '.join(drawn)} have {results['baseline']}'s distribution, not its tokens, so "
+            "they are not compared."
+        )
     return notes
 
 

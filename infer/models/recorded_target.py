@@ -107,9 +107,9 @@ class RecordedTarget:
     def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> RecordedScores:
         if self.sampled and any(not t.group.outright for draft in drafts for ts in draft.trials.values() for t in ts):
             raise ValueError(
-                "answers sampled at a temperature can be replayed with outright drafts only: add [sample=false] to "
-                "drafters that draw, as in small:MODEL[sample=false]; drawn chains (top_k=1) of a draft with one exit "
-                "are forecast from answers with log-probabilities"
+                "answers sampled at a temperature can be replayed with outright drafts only: add [sample=likeliest] to "
+                "drafters that draw, as in small:MODEL[sample=likeliest]; drawn chains (top_k=1) of a draft with one "
+                "exit are forecast from answers with log-probabilities"
             )
         aheads = [self.answers[row.key][len(row.new_ids) :] for row in rows]
         return RecordedScores([RecordedDistribution(a, d, self.vocab_size) for a, d in zip(aheads, drafts)])

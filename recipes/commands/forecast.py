@@ -1,13 +1,14 @@
-"""`draftsmith forecast`: the accepted_length of a draft's drawn chains, of every length, without decoding."""
+"""`draftsmith forecast`: the accepted_length of a draft's chains and trees, without decoding."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from json import dumps
+from pathlib import Path
 from typing import Literal
 
-from draftsmith.recipes.cli.ranges import Above0To1, FloatAbove0, IntFrom0, IntFrom1
+from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, IntFrom0, IntFrom1
 
 
 def forecast(
@@ -16,12 +17,13 @@ def forecast(
     drafters: str,
     target: str | None = None,
     tokenizer: str | None = None,
-    temperature: FloatAbove0 | None = None,
+    temperature: FloatFrom0 | None = None,
     top_k: IntFrom0 | None = None,
     top_p: Above0To1 | None = None,
     logprobs_mode: Literal["", "processed", "raw"] = "",
     rule: Literal["token", "block", "both"] = "both",
     lengths: Sequence[IntFrom1] = (1, 2, 3, 4, 6, 8, 12),
+    trees: str = "",
     max_new_tokens: IntFrom1 | None = None,
     latency: str = "",
     batch_sizes: Sequence[IntFrom1] = (1, 4, 8, 16, 32),
@@ -33,28 +35,33 @@ def forecast(
     dtype: str = "auto",
     device: str = "auto",
     seed: IntFrom0 = 0,
+    out: str | None = None,
     json: bool = False,
 ) -> None:
-    """Forecast how many tokens a step commits, for every length of a drawn chain, without decoding.
+    """Forecast how many tokens a step commits, for every length of a chain and for trees, without decoding.
 
-    Exact for texts that the target drew at a temperature above 0: it needs the log-probability that the target gave
-    each token, after temperature and truncation, and makes one pass of the draft over the texts.
+    Exact for texts that the target wrote. Above temperature 0 chains are drawn, which needs the log-probability that
+    the target gave each token, after temperature and truncation; at 0 they are the draft's likeliest tokens. The draft
+    makes one pass over the texts.
 
     Example: draftsmith forecast --data answers.jsonl --drafters small:DRAFT --latency costs.json
 
     Args:
-        data: answers that the target drew, with log-probabilities (`draftsmith answers --logprobs`, or a server's log).
+        data: answers of the target, with log-probabilities if they were drawn at a temperature (`draftsmith answers
+            --logprobs`, or a server's log).
         drafters: comma-separated draft models, such as small:MODEL,sd2:SORTED; a sorted draft is forecast at each exit.
         target: folder or Hub name of the target, to compute log-probabilities that the logs lack or that are raw.
         tokenizer: folder or Hub name of the target's tokenizer; by default the target's, or the first draft's.
-        temperature: at which the answers were drawn, if the logs do not say it.
+        temperature: at which the answers were drawn, if the logs do not say it; 0 is greedy.
         top_k: the answers were drawn from this many of the likeliest tokens, if the logs do not say it.
         top_p: the answers were drawn from the likeliest tokens that make up this probability, if the logs do not say
             it.
         logprobs_mode: what the logs' log-probabilities are, if they do not say it: processed (after temperature and
             truncation) or raw, which will do at temperature 1 without truncation.
         rule: verification rule: token, block, or both.
-        lengths: of the drawn chains.
+        lengths: of the chains.
+        trees: trees of the draft's likeliest tokens: the children of each node by depth, such as 4-2-1, or NODESxDEPTH,
+            such as 14x4, for trees that grow best first; these are replayed, which takes longer.
         max_new_tokens: token limit that answers are decoded with; drafts are cut to fit it.
         latency: file of pass costs (`draftsmith calibrate`), to predict speedups.
         batch_sizes: batch sizes of those predictions.
@@ -68,25 +75,33 @@ def forecast(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         seed: random seed of the intervals.
+        out: file to write the figures to, for `plan --forecast` and `report --forecast`.
         json: print one JSON object on the last line.
     """
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.costs.pass_costs import Costs
+    from draftsmith.infer.files.atomic import write_json
+    from draftsmith.infer.files.locations import check_writable
+    from draftsmith.infer.measure.forecast.drafting import Drafting
     from draftsmith.infer.measure.forecast.drafts import bind_draft, check_draws
     from draftsmith.infer.measure.forecast.forecast import RULES, Forecast
     from draftsmith.infer.measure.forecast.tables import forecast_tables
-    from draftsmith.infer.measure.forecast.texts import check_drawn, logged_settings, logged_texts, scored_texts
+    from draftsmith.infer.measure.forecast.texts import greedy_texts, logged_settings, logged_texts, scored_texts
     from draftsmith.infer.measure.predicted import check_tokenizer
     from draftsmith.infer.measure.recordings import recordings, with_questions
     from draftsmith.infer.measure.tables import show
     from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.infer.text.records import ReadReport, read_records
     from draftsmith.infer.text.templates import find_template, load_tokenizer
+    from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
     from draftsmith.recipes.cli.inputs import parse_drafters
     from draftsmith.recipes.cli.progress import progress
 
     if not drafters:
         raise ValueError("give --drafters, such as small:DRAFT")
+    if out:
+        check_writable(out)
+    wanted = [Drafting.parse_tree(word.strip()) for word in trees.split(",") if word.strip()]
     if target is not None:
         check_model(target, dtype, device)
     costs = Costs.load(latency) if latency else None
@@ -106,8 +121,9 @@ def forecast(
         bind_draft(drafter, loaded, known)
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     settings = resolve_settings(None, **logged_settings(streams, {k: v for k, v in asked.items() if v is not None}))
-    check_drawn(settings)
-    if loaded is None:
+    if settings.greedy:
+        texts = greedy_texts(streams)
+    elif loaded is None:
         texts = logged_texts(streams, settings, logprobs_mode)
     else:
         texts = scored_texts(loaded, streams, settings, batch_size)
@@ -120,9 +136,13 @@ def forecast(
         seed=seed,
         costs=costs,
         batch_sizes=batch_sizes,
+        trees=wanted,
     )
     results = run.results(chosen, lambda done, total, name: progress(f"{name}: {done}/{total}", last=done == total))
-    results |= {"logprobs": "logged" if loaded is None else "computed", "template": form.name}
+    source = "none" if settings.greedy else "logged" if loaded is None else "computed"
+    results |= {"logprobs": source, "template": form.name, "tokenizer": tokenizer_fingerprint(known)}
+    if out:
+        write_json(Path(out), results)
     if json:
         if report.used < report.rows:
             print(*report.lines(), sep="\n", file=sys.stderr)

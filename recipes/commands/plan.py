@@ -21,6 +21,7 @@ def plan(
     trees: str = "14x4,30x6",
     acceptance: str = "",
     tree_acceptance: str = "",
+    forecast: str = "",
     context: IntFrom1 | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -45,11 +46,13 @@ def plan(
             target's width, and 2 and 4 of half of it.
         estimate: shapes whose costs are estimated from the timed ones.
         lengths: lengths of drafted chains.
-        trees: sizes of drafted trees: NODESxDEPTH.
+        trees: sizes of drafted trees: NODESxDEPTH, or the children of each node by depth, such as 4-2-1.
         acceptance: acceptance of a chain's tokens: a share (0.7), shares by depth (0.8,0.7,0.6), or a result of bench
             or replay as FILE or FILE:DRAFTER. Without it, shapes are ranked by the acceptance that they need.
         tree_acceptance: the same for trees: the share of steps that get from one depth to the next.
-        context: context length of the tables; by default the mean of contexts.
+        forecast: file of `draftsmith forecast --out`: also show which length, tree and rule of that draft would pay at
+            which batch size. The shape of the draft is timed as well, or alone if no shapes are given.
+        context: context length of the tables; by default the mean of contexts, and for a forecast that of its texts.
         dtype: type of the weights; auto takes the config's.
         device: auto takes CUDA if there is a device.
         machine: model pass costs instead of timing them: h100, a100, l40s, rtx4090, cpu (this one, its constants are
@@ -64,6 +67,8 @@ def plan(
     from draftsmith.infer.files.atomic import written_beside
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure import tables
+    from draftsmith.infer.measure.forecast.outlook import load_forecast
+    from draftsmith.infer.measure.plan.forecasts import check_forecast, forecast_shapes, priced_forecast, with_forecast
     from draftsmith.infer.measure.plan.modelled import machine_for, modelled_survey
     from draftsmith.infer.measure.plan.ranking import Wish, report
     from draftsmith.infer.measure.plan.survey import survey
@@ -79,14 +84,20 @@ def plan(
             raise ValueError(f"{name} cannot be written: its folder does not exist")
     if plot and Path(plot).suffix != ".svg":
         raise ValueError(f"--plot writes SVG: name a file that ends in .svg, not {plot}")
+    known = load_forecast(forecast) if forecast else None
     config, kind, where, asked, drafting = _asked(locals())
     wish = Wish(drafting, context or sum(asked.contexts) // len(asked.contexts), chains, grown)
     names = {"name": target, "tokenizer": _tokenizer(target)}
+    drafts = forecast_shapes(known, config) if known else {}
+    if known:
+        check_forecast(known, names["tokenizer"], forecast, target)
+        asked = with_forecast(asked, known, drafts, alone=not shapes)
     if machine:
         found = modelled_survey(config, kind, machine_for(machine, config, kind), asked, **names)
     else:
         found = survey(config, kind, where, asked, seconds=seconds, say=progress, **names)
     ranking = report(found, wish, training_tokens)
+    ranking["forecast"] = priced_forecast(found, known, drafts, context) if known else None
     if out:
         with written_beside(Path(out)) as file:
             file.write(dumps(found.costs().to_json(), indent=1) + "\n")
@@ -115,7 +126,7 @@ def _tokenizer(target: str) -> str:
 
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, dtype, device, what to time, and the chains and trees to rank."""
-    from draftsmith.infer.measure.plan.ranking import Drafting
+    from draftsmith.infer.measure.forecast.drafting import Drafting
     from draftsmith.infer.measure.plan.shapes import SurveyRequest, choose_dtype, load_config, parse_shapes
     from draftsmith.infer.models.load import choose_device
 

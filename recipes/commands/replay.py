@@ -67,7 +67,7 @@ def replay(
         template: how conversations were rendered: auto (chat, or plain without one), chat (the tokenizer's own), plain,
             a format with {prompt}, or a FastChat name.
         temperature: the temperature of the answers; above 0 drawn chains are forecast, from answers with
-            log-probabilities, and drawn trees need [sample=false].
+            log-probabilities, and other drafts of a draft model need [sample=likeliest], also in a mix.
         nodes: maximum nodes of a draft.
         depth: maximum depth of a draft.
         rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).

@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 
 
-def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
+def report(runs: list[str], out: str | None = None, forecast: str = "", json: bool = False) -> None:
     """Write report.html, report.md and SVG pictures from run folders, and print the verdict.
 
     Give several runs of one target to show its batch sizes and temperatures side by side.
@@ -16,6 +16,8 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
 
     Args:
         runs: run folders of `draftsmith bench --out`.
+        forecast: also show what would pay at which batch size: a file of `draftsmith forecast --latency COSTS --out`,
+            or the JSON of `draftsmith plan --forecast`; forecast.json in a run folder is shown without it.
         out: the HTML file; by default report.html in the first run folder.
         json: print one JSON object on the last line.
     """
@@ -25,7 +27,7 @@ def report(runs: list[str], out: str | None = None, json: bool = False) -> None:
 
     if out:
         check_writable(out)
-    made = write_report(runs, out, short_names())
+    made = write_report(runs, out, short_names(), [forecast] if forecast else [])
     if json:
         files = {
             "page": str(made.page),

@@ -29,7 +29,7 @@ from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.files.provenance import hardware
 from draftsmith.infer.measure.bootstrap import difference_interval, ratio_interval
 from draftsmith.infer.measure.forecast.drafts import check_draws
-from draftsmith.infer.measure.forecast.forecast import ChainFigures, Forecast
+from draftsmith.infer.measure.forecast.forecast import DraftFigures, Forecast
 from draftsmith.infer.measure.forecast.lengths import RULES, RuleName
 from draftsmith.infer.measure.forecast.texts import DrawnText
 from draftsmith.infer.measure.tables import number, show, table_of, with_interval
@@ -186,7 +186,7 @@ class Comparison:
             for one, ids in zip(done, self.prompts.values(), strict=True)
         ]
 
-    def _forecast(self, drafter: Any, texts: Sequence[DrawnText], rule: RuleName, length: int) -> ChainFigures:
+    def _forecast(self, drafter: Any, texts: Sequence[DrawnText], rule: RuleName, length: int) -> DraftFigures:
         run = Forecast(texts, self.settings, [length], [rule], self.max_new_tokens)
         return next(iter(run.figures(check_draws("small", drafter)).values()))[0]
 

@@ -136,12 +136,12 @@ def comparisons(measured: Measured, found: Mapping[str, Any], sizes: Sequence[in
         singles = [name for name in found["drafters"] if name.endswith(f"-{size}") and name.split("-")[0] not in
                    (MIX, SILENT)]  # fmt: skip
         best = max(singles, key=lambda name: found["drafters"][name]["accepted_length"] or 0.0)
-        compared.append(_compared(measured, ids, f"{MIX}-{size}", best))
-    compared.append(_compared(measured, ids, f"{SILENT}-{sizes[-1]}", f"small-{sizes[-1]}"))
+        compared.append(compare_pair(measured, ids, f"{MIX}-{size}", best))
+    compared.append(compare_pair(measured, ids, f"{SILENT}-{sizes[-1]}", f"small-{sizes[-1]}"))
     return compared
 
 
-def _compared(measured: Measured, ids: Sequence[int | str], name: str, base: str) -> dict[str, Any]:
+def compare_pair(measured: Measured, ids: Sequence[int | str], name: str, base: str) -> dict[str, Any]:
     """Ratios of accepted_length and of tokens/s in decoding, with intervals over the questions."""
     columns: dict[str, list[list[float]]] = {}
     for runner in (name, base):
@@ -195,7 +195,7 @@ def table(results: Mapping[str, Any]) -> Table:
     return rows
 
 
-def _between(one: Mapping[str, Any], what: str) -> str:
+def between(one: Mapping[str, Any], what: str) -> str:
     interval = one[f"{what}_interval"]
     return number(one[what]) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
@@ -204,7 +204,7 @@ def table_of_comparisons(compared: Sequence[Mapping[str, Any]]) -> Table:
     """A row per comparison, with intervals."""
     rows = table_of(["compared", "with", "accepted_length", "speed"], left=2)
     for one in compared:
-        rows.add_row(one["name"], one["base"], _between(one, "longer"), _between(one, "faster"))
+        rows.add_row(one["name"], one["base"], between(one, "longer"), between(one, "faster"))
     return rows
 
 

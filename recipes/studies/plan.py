@@ -20,8 +20,9 @@ import torch
 from draftsmith.infer.drafters.simulated import SimulatedDrafter
 from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure import tables
+from draftsmith.infer.measure.forecast.drafting import Drafting
 from draftsmith.infer.measure.plan.loop_timing import LoopTiming, time_loop
-from draftsmith.infer.measure.plan.ranking import Drafting, predict
+from draftsmith.infer.measure.plan.ranking import predict
 from draftsmith.infer.measure.plan.shapes import (
     CandidateShape,
     SurveyRequest,

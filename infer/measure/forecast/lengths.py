@@ -1,4 +1,5 @@
-"""The accepted_length of drawn chains, exactly, from two log-probabilities per token.
+"""The accepted_length of drafts along a given text, exactly: drawn chains from two log-probabilities per token, trees
+of likeliest tokens from ranks.
 
 For a text drawn from the target, let ratio_i = draft_probs(token_i) / target_probs(token_i), both after temperature and
 truncation. Given the text, a step that drafts from its token 1 on accepts at least i tokens with probability
@@ -6,12 +7,16 @@ truncation. Given the text, a step that drafts from its token 1 on accepts at le
     token:  prod over j <= i of min(1, ratio_j)
     block:  min(1, min over j <= i of prod over l <= j of ratio_l)        (arXiv 2403.10444)
 
+A tree whose nodes have a fixed number of children, the draft's likeliest tokens, is outright: it accepts as many tokens
+as it holds, at any temperature, which the ranks of the text's tokens under the draft say. At temperature 0 so is a
+chain: a tree of one child each.
+
 The committed text is the given one whatever was drafted, so the numbers of steps of all suffixes follow from the end of
 the text backwards, each as long as the engine would draft there: nothing in the first step, whose pass reads the end of
 the prompt, which a draft model has not read before it. Neither a mean over positions nor a geometric series
 gives this: steps do not start at all positions alike, and acceptance at neighbouring positions is correlated.
 
-Legend: T tokens of a text, K depths, L chain lengths, D depths at which a chain may end, F figures that are summed.
+Legend: T tokens of a text, K depths, L draft lengths, D depths at which a draft may end, F figures that are summed.
 """
 
 from __future__ import annotations
@@ -37,10 +42,10 @@ class ExpectedSteps:
     context_L: np.ndarray
 
 
-def ahead(logs_T: np.ndarray, depth: int) -> np.ndarray:
+def ahead(of_T: np.ndarray, depth: int) -> np.ndarray:
     """[T, K] of each token and the `depth` - 1 that follow it; 0 beyond the end of the text."""
-    padded = np.concatenate([logs_T, np.zeros(depth)])
-    return np.lib.stride_tricks.sliding_window_view(padded[: len(logs_T) + depth - 1], depth)
+    padded = np.concatenate([of_T, np.zeros(depth, of_T.dtype)])
+    return np.lib.stride_tricks.sliding_window_view(padded[: len(of_T) + depth - 1], depth)
 
 
 def survival(log_ratios: np.ndarray, depth: int, rule: RuleName) -> np.ndarray:
@@ -56,22 +61,33 @@ def survival(log_ratios: np.ndarray, depth: int, rule: RuleName) -> np.ndarray:
     return np.concatenate([np.ones((len(ahead_TK), 1)), np.exp(logs_TK)], axis=1)
 
 
+def coverage(ranks: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """[T, K + 1] of a step that starts at each token: whether a tree in which each node at depth i has `widths[i]`
+    children, the likeliest, holds the next 0, 1, ... tokens. `ranks`: of each token under the draft, from 0; [T], or
+    [T, K] as of `survival`."""
+    depth = len(widths)
+    ahead_TK = ahead(ranks, depth) if ranks.ndim == 1 else ranks[:, :depth]
+    held_TK = np.logical_and.accumulate(ahead_TK < np.asarray(widths), axis=1)
+    return np.concatenate([np.ones((len(ahead_TK), 1)), held_TK], axis=1)
+
+
 def expected_steps(
-    log_ratios: np.ndarray,
+    reach_TK: np.ndarray,
     lengths: Sequence[int],
-    rule: RuleName,
     *,
     prompt_tokens: int,
     max_new_tokens: int,
     max_positions: int,
+    sizes: Sequence[int] = (),
 ) -> ExpectedSteps:
-    """How a text would be decoded with chains of each of `lengths`. `log_ratios`: as of `survival`.
+    """How a text would be decoded with drafts that are as deep as each of `lengths`. `reach_TK`: `survival`, or
+    `coverage`, to the largest depth.
 
     `max_new_tokens`: the limit that the engine would decode with; a draft is never deeper than what is left less one.
-    `max_positions`: the draft model's context.
+    `max_positions`: the draft model's context. `sizes`: the nodes of a draft of depth 0, 1, ...; a chain has as many.
     """
-    count, most = len(log_ratios), max(lengths)
-    reach_TK = survival(log_ratios, most, rule)
+    count, most = len(reach_TK), max(lengths)
+    sizes_D = np.asarray(sizes or range(most + 1))
     at_T = np.arange(count)
     room_T = np.minimum(max_new_tokens - at_T - 1, max_positions - prompt_tokens - at_T)
     room_T[:1] = 0  # the first step
@@ -85,6 +101,6 @@ def expected_steps(
         accepted_LK = reach_LK - np.concatenate([reach_LK[:, 1:], np.zeros((len(lengths), 1))], axis=1)
         sums_FLT[:, :, t] = (accepted_LK * sums_FLT[:, :, t + 1 : t + most + 2]).sum(-1)
         sums_FLT[0, :, t] += 1
-        sums_FLT[1, :, t] += depth_L
+        sums_FLT[1, :, t] += sizes_D[depth_L]
         sums_FLT[2, :, t] += prompt_tokens + t
     return ExpectedSteps(count, *sums_FLT[:, :, 0])

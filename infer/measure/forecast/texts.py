@@ -1,4 +1,4 @@
-"""Texts drawn from a target, each token with its log-probability as it was drawn: from logs, or scored by the target.
+"""Texts of a target, each token with its log-probability as it was drawn: from logs, or scored by the target.
 
 What a server logs by default is the model's own log-probability, before temperature and truncation
 (`raw_logprobs`, as vLLM calls it), which at another temperature than 1 is that of another distribution.
@@ -50,7 +50,9 @@ def logged_settings(streams: Sequence[Recording], asked: Mapping[str, Any]) -> d
             raise ValueError(f"--{name} {value} was given, but the logs were drawn with {name} {logged}")
     found = {**known, **asked}
     if "temperature" not in found:
-        raise ValueError(f"{streams[0].key} does not say at what temperature it was drawn: give --temperature")
+        raise ValueError(
+            f"{streams[0].key} does not say at what temperature it was drawn: give --temperature, 0 if it is greedy"
+        )
     if strange := sorted(set(found) - {field.name for field in fields(Settings)}):
         raise ValueError(f"{streams[0].key} was drawn with {', '.join(strange)}, which cannot be forecast")
     return found
@@ -67,10 +69,9 @@ def _switched_on(sampling: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_drawn(settings: Settings) -> None:
-    """Refuse greedy texts."""
-    if settings.greedy:
-        raise ValueError("a forecast is of texts drawn at a temperature above 0: greedy ones can be replayed exactly")
+def greedy_texts(streams: Sequence[Recording]) -> list[DrawnText]:
+    """The texts of a greedy target, which needs no log-probabilities: each token was certain."""
+    return [DrawnText(one.key, one.prompt, one.answer, np.zeros(len(one.answer))) for one in streams]
 
 
 def logged_texts(

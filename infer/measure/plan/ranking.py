@@ -10,53 +10,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from draftsmith.infer.measure.forecast.drafting import Drafting, step_seconds
 from draftsmith.infer.measure.plan.survey import Survey
 from draftsmith.infer.measure.predicted import AcceptanceByDepth, Prediction, expected_length, largest_that_pays
 
 GOALS = (1.0, 1.5, 2.0)
 FORMULA = "6 * multiplied weights * tokens / FLOP/s; distilled from a live target: + 2 * the target's * tokens / FLOP/s"
-# Nodes of a row that SmallLM expands per pass.
-TREE_WIDTH = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Drafting:
-    """A chain or tree: nodes verified, depth, and the tokens of each draft pass."""
-
-    name: str
-    nodes: int
-    depth: int
-    passes: tuple[int, ...]
-    tree: bool = False
-
-    @classmethod
-    def chain(cls, length: int) -> Drafting:
-        if length < 1:
-            raise ValueError(f"a draft has at least one token, not {length}")
-        return cls(str(length), length, length, (1,) * length)
-
-    @classmethod
-    def parse_tree(cls, text: str) -> Drafting:
-        """NODESxDEPTH."""
-        nodes, _, depth = text.partition("x")
-        if not (nodes.isdecimal() and depth.isdecimal() and 1 <= int(depth) <= int(nodes)):
-            raise ValueError(f"{text!r} is no tree: write NODESxDEPTH, such as 14x4, with no fewer nodes than levels")
-        return cls(text, int(nodes), int(depth), (1, *(TREE_WIDTH,) * (int(depth) - 1)), tree=True)
 
 
 def seconds(survey: Survey, shape: str, drafting: Drafting | None, rows: int, context: float) -> dict[str, float]:
     """The parts of a step; `drafting` None is a plain step."""
-    passes = drafting.passes if drafting else ()
-    nodes = drafting.nodes if drafting else 0
-    draft_s = sum(survey.passes[shape].even(rows, tokens, context) for tokens in passes)
-    verify_s = survey.passes["target"].even(rows, nodes + 1, context)
-    overhead_s = survey.overhead(rows, len(passes))
-    return {
-        "draft_s": draft_s,
-        "verify_s": verify_s,
-        "overhead_s": overhead_s,
-        "step_s": draft_s + verify_s + overhead_s,
-    }
+    drafts = [survey.passes[shape]] if drafting else []
+    overhead_s = survey.overhead(rows, len(drafting.passes) if drafting else 0)
+    return step_seconds(survey.passes["target"], drafts, drafting, rows, context, overhead_s)
 
 
 def predict(

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from draftsmith.infer.costs.identity import machine_text, modelled_on
 from draftsmith.infer.costs.roofline import TRAINING_SHARE
+from draftsmith.infer.measure.forecast.outlook import source_of
+from draftsmith.infer.measure.forecast.tables import outlook_table
 from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series
 from draftsmith.infer.measure.tables import milliseconds, number, table_of
@@ -30,6 +32,8 @@ def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
         Text(f"A pass of one token per row, ms by batch size{_mark(report)}"),
         pass_table(report),
     ]
+    if report.get("forecast"):
+        shown += _forecast(report)
     for batch in report["batches"]:
         shown += [
             Text(),
@@ -40,6 +44,17 @@ def plan_tables(report: dict[str, Any]) -> list[RenderableType]:
             Text(f"Verdict{_mark(report)}: {batch['verdict']}."),
         ]
     return [*shown, Text(), *(Text(line) for line in notes(report))]
+
+
+def _forecast(report: dict[str, Any]) -> list[RenderableType]:
+    """What would pay of the forecast draft."""
+    found = report["forecast"]
+    shapes = ", ".join(f"{name} is {shape}" for name, shape in found["draft_shapes"].items())
+    return [
+        Text(),
+        Text(f"What would pay, by batch size: forecast from {source_of(found)}; {shapes}"),
+        outlook_table(found["by_batch_size"]),
+    ]
 
 
 def _mark(report: dict[str, Any]) -> str:

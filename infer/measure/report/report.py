@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 
 from draftsmith.infer.drafters.registry import Registry
 from draftsmith.infer.files.atomic import written_beside
+from draftsmith.infer.measure.forecast.outlook import NAME, Outlook
 from draftsmith.infer.measure.report import charts
 from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.runs import read_runs
@@ -34,7 +35,7 @@ from draftsmith.infer.measure.report.view import (
     why_not_faster,
 )
 from draftsmith.infer.measure.run_folder import machine
-from draftsmith.infer.measure.tables import milliseconds, number, percent, with_interval
+from draftsmith.infer.measure.tables import equal_text, milliseconds, number, percent, with_interval
 
 # Differences listed per drafter; results.json has all of them.
 SHOWN = 25
@@ -54,12 +55,18 @@ class Report:
     notes: list[str]
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None, registry: Registry) -> Report:
-    """Write the report of `folders` to `out`, by default report.html in the first folder."""
+def write_report(
+    folders: Sequence[str | Path], out: str | Path | None, registry: Registry, forecasts: Sequence[str | Path] = ()
+) -> Report:
+    """Write the report of `folders` to `out`, by default report.html in the first folder. `forecasts`: files to show
+    besides those that the folders hold."""
     place = Path(out) if out else Path(folders[0] if folders else ".") / "report.html"
     if place.is_dir() or place.suffix != ".html":
         raise ValueError(f"cannot write the report to {place}: name a file that ends in .html")
+    own = [path for folder in folders if (path := Path(folder) / NAME).is_file()]
+    outlooks = [Outlook.load(path) for path in (*own, *forecasts)]
     seen = view(read_runs(folders), registry)
+    seen.outlooks = outlooks
     html = page(seen)
     pictures = write_pictures(seen, place)
     for path, text in ((place, html), (place.with_suffix(".md"), markdown(seen, pictures))):
@@ -93,8 +100,9 @@ def page(view: View) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    functions = (checked, context_picture, depth_picture, exit_counts, length_points, machine, next_lines, provenance,
-                 share_rows, source_css, speeds, token, why_not_faster, milliseconds, number, percent)  # fmt: skip
+    functions = (checked, context_picture, depth_picture, equal_text, exit_counts, length_points, machine, next_lines,
+                 outlook_picture, outlook_rows, outlook_series, provenance, share_rows, source_css, speeds, token,
+                 why_not_faster, milliseconds, number, percent)  # fmt: skip
     environment.globals |= {function.__name__: function for function in functions}
     environment.filters["shell"] = lambda words: shlex.join(map(str, words))
     return environment.from_string(text("report.html.j2")).render(
@@ -102,6 +110,7 @@ def page(view: View) -> str:
         sections=[section for group in view.groups for section in group.sections],
         facts=headline(view),
         charts=charts,
+        outlook_head=OUTLOOK_HEAD,
         css=Markup(text("report.css")),
         shown=SHOWN,
     )
@@ -127,24 +136,31 @@ def headline(view: View) -> dict[str, str]:
 
 def checked(sections: Sequence[Section]) -> str:
     """How many answers equal plain decoding's, and why the others differ."""
-    figures = [entry.figures for section in sections for entry in section.of("drafter", "control")]
+    runs = [entry.figures for section in sections for entry in section.of("drafter", "control")]
+    figures = [one for one in runs if not one.get("drawn")]
     equal, ties, errors, total = (
         sum(one.get(key) or 0 for one in figures) for key in ("equal", "ties", "errors", "total")
     )
     wrong = sum(entry.wrong for section in sections for entry in section.entries if entry.about.kind != "peer")
-    if not total:
+    if not runs:
         return "Nothing to compare: only plain decoding ran."
+    drawn = [one for one in runs if one.get("drawn")]
+    apart = f"{sum(one['total'] for one in drawn):,} answers come from drawn drafts: they have plain decoding's "
+    apart += f"distribution, not its tokens; {sum(one['errors'] for one in drawn):,} failed."
+    if not total:
+        return apart
     text = f"{equal:,} of {total:,} answers of the drafters and controls equal plain decoding's, token by token"
     other = total - equal - errors
     if other and sections[0].run.temperature > 0:
-        text += f"; {other:,} differ because they are sampled: above temperature 0 only the distribution is promised"
+        text += f"; {other:,} differ: above temperature 0 only the distribution is promised"
     elif other:
         unjudged = sum(one.get("not_judged") or 0 for one in figures)
         text += f"; {ties:,} differ after a numeric tie of two logits"
         text += f", and {wrong:,} without one: A BUG" if wrong else ", none otherwise" if not unjudged else ""
         reasons = {section.run.results["not_judged"] for section in sections if section.run.results.get("not_judged")}
         text += f"; {unjudged:,} were not judged: {'; '.join(sorted(reasons))}" if unjudged else ""
-    return f"{text}; {errors:,} failed." if errors else f"{text}."
+    text += f"; {errors:,} failed." if errors else "."
+    return f"{text} {apart}" if drawn else text
 
 
 def speeds(group: TemperatureGroup) -> list[tuple[Series, list[Spot]]]:
@@ -210,6 +226,37 @@ def token(piece: Piece, css: dict[str, str]) -> Markup:
     return Markup('<i class="{}">{}</i>').format(" ".join(classes), piece.text)
 
 
+def outlook_picture(outlook: Outlook) -> Markup:
+    """The largest predicted speedup by batch size, a line for each rule."""
+    columns = [str(batch["batch_size"]) for batch in outlook.batches]
+    rows = [
+        (series, {at: batch["rules"][series.name]["speedup"] for at, batch in enumerate(outlook.batches)})
+        for series in outlook_series(outlook)
+    ]
+    return charts.lines("Predicted speedup by batch size", rows, columns, "batch size", even=True)
+
+
+def outlook_series(outlook: Outlook) -> list[Series]:
+    return [Series(rule, order) for order, rule in enumerate(outlook.rules)]
+
+
+def outlook_rows(outlook: Outlook) -> list[list[str]]:
+    """Batch size, plain tokens/s, then of each rule the draft, its accepted_length, tokens/s and speedup."""
+    found = []
+    for batch in outlook.batches:
+        for rule, cell in batch["rules"].items():
+            found.append([
+                str(batch["batch_size"]), number(batch["plain_tokens_per_s"], 1), rule,
+                f"{cell['drafter']} {cell['draft']}",
+                with_interval(cell["accepted_length"], cell["accepted_length_interval"]),
+                number(cell["tokens_per_s"], 1), with_interval(cell["speedup"], cell["speedup_interval"]),
+            ])  # fmt: skip
+    return found
+
+
+OUTLOOK_HEAD = ["batch", "plain tokens/s", "rule", "draft", "accepted_length", "tokens/s", "speedup"]
+
+
 def provenance(section: Section) -> str:
     """run.json without the command, which is shown above it."""
     facts = {key: value for key, value in section.run.facts.items() if key != "command"}
@@ -223,6 +270,10 @@ def markdown(view: View, pictures: Sequence[Path] = ()) -> str:
     parts = [_cell(f"{where}; {facts['machine']}, {facts['date']}.")]
     for group in view.groups:
         parts += _group(group)
+    for outlook in view.outlooks:
+        rows = [OUTLOOK_HEAD, ["---"] * len(OUTLOOK_HEAD), *outlook_rows(outlook)]
+        parts.append(f"## What would pay at which batch size\n\nForecast from {_cell(outlook.source)}.")
+        parts.append("\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows))
     if view.others:
         parts.append("The runs differ in more than batch size and temperature:")
         parts.append("\n".join(f"- {_cell(key)}: {_cell('; '.join(values))}" for key, values in view.others.items()))
@@ -260,7 +311,7 @@ def _row(section: Section, entry: Entry) -> list[str]:
         number(figures["break_even"]),
         milliseconds(figures["p95_step_s"]),
         percent(figures["overhead"]),
-        f"{figures['equal']}/{figures['total']}" + (f" + {figures['ties']} ties" if figures.get("ties") else ""),
+        equal_text(figures),
         entry.about.adds or "-",
         entry.about.made or "-",
         ", ".join(entry.places),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from draftsmith.infer.drafters.registry import Registry
+from draftsmith.infer.measure.forecast.outlook import Outlook
 from draftsmith.infer.measure.metrics import ratio
 from draftsmith.infer.measure.report.charts import Series, Spot
 from draftsmith.infer.measure.report.drafters import About, about
@@ -32,6 +33,11 @@ class Entry:
     wrong: int
     contexts: dict[int, float]
     examples: list[Example]
+
+    @property
+    def differences(self) -> list[dict[str, Any]]:
+        """From plain decoding's answers; none where they need not be the same tokens."""
+        return [] if self.figures.get("drawn") else list(self.figures["differences"])
 
     @property
     def places(self) -> list[str]:
@@ -132,8 +138,11 @@ class TemperatureGroup:
 
 @dataclass(slots=True)
 class View:
+    """`outlooks`: forecasts of what would pay at which batch size."""
+
     groups: list[TemperatureGroup]
     others: dict[str, list[str]]
+    outlooks: list[Outlook] = field(default_factory=list)
 
     @property
     def runs(self) -> list[ReportedRun]:

@@ -39,6 +39,7 @@ class FakeRunner:
     prefill_s: float = 0.5
     answer: Callable[[Prompt], list[int]] = answer_to
     traced: bool = True
+    drawn: bool = False
     fails_on: Callable[[Prompt], bool] = lambda prompt: False
     calls: list[list[str]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)

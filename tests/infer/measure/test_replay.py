@@ -10,7 +10,7 @@ from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters import Mixed, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.measure.recordings import Recording
@@ -180,6 +180,40 @@ def test_answers_that_arrive_are_drafted_from_by_those_that_come_later_alone():
     assert figures(Parrot(), *STREAMS)["accepted_length"] == 1.0
     with pytest.raises(ValueError, match="none of it can take in answers"):
         figures(SINGLE, *STREAMS, arrival=True)
+
+
+class Listener(Parrot):
+    """Hears of answers with their prompts."""
+
+    name = "listener"
+    learns = True
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def add_answer(self, row):
+        self.heard.append(list(row.new_ids))
+
+    def add_document(self, ids):
+        raise AssertionError("it takes in answers")
+
+
+def test_every_part_of_a_mix_hears_of_the_answers_that_arrive():
+    parrot, listener = Parrot(), Listener()
+    found = figures(Mixed([parrot, listener]), *STREAMS, arrival=True)
+    assert parrot.documents == listener.heard == [list(stream.answer) for stream in STREAMS]
+    assert found["accepted_length"] == 10 / (3 + 4 + 2)
+
+
+def test_a_mix_of_coupled_drafts_is_referred_to_likeliest_tokens_of_its_parts():
+    model = tiny_llama(VOCAB)
+    stream = Recording("a", "qa", PROMPT, ANSWER)
+    problem = r"it: coupled .*each draft model in the mix.*mix=pld\+small:MODEL\[sample=likeliest\]$"
+    with pytest.raises(ValueError, match=problem):
+        figures(Mixed([PromptLookup(), SmallLM(model)]), stream, temperature=0.7)
+    mixed = Mixed([PromptLookup(), SmallLM(model, sample="likeliest")])
+    assert figures(mixed, stream, temperature=0.7)["nodes_per_step"] > 1
 
 
 def test_costs_turn_accepted_length_into_speedup_and_break_even():

@@ -56,6 +56,24 @@ def test_what_was_left_out_failed_and_differed_is_listed(run):
     assert "small[1]:x, question 3, turn 1: differs from plain at token 0 (0 there, 9 here)" in text
 
 
+def test_answers_of_drawn_drafts_are_not_compared_with_plain_s_tokens(fake, coders, questions, clock):
+    runners = [
+        fake("plain", answer=lambda prompt: [9] * 8),
+        fake("small", answer=lambda prompt: [7] * 8, drawn=True),
+        fake("pld", answer=lambda prompt: [9 - (prompt.key == "3/0")] * 8),
+    ]
+    results = summarise(bench(runners, questions, *coders, clock=clock))
+    small = results["drafters"]["small"]
+    assert (small["drawn"], small["equal"], small["total"]) == (True, 0, 6)
+    lines = lines_of(bench_tables(json.loads(json.dumps(results))))
+    row = next(line for line in lines if line.startswith("small "))
+    assert "drawn" in row.split()
+    assert "0/6" not in row
+    assert "drawn: the answers of small have plain's distribution, not its tokens, so they are not compared." in lines
+    assert [line.split(",")[0] for line in lines if "differs from" in line] == ["pld"]
+    assert not any("differences shown" in line for line in lines)
+
+
 def test_nothing_is_cut_off_where_nobody_looks_at_a_terminal(run, capsys):
     _, results = run
     show(bench_tables(results))

@@ -101,6 +101,19 @@ def test_sampled_answers_of_outright_drafters_equal_plain_s(bench, folders):
         assert (found[name]["errors"], found[name]["total"]) == (0, 3)
 
 
+def test_drawn_answers_are_not_compared_and_coupled_ones_are(bench, folders):
+    specs = f"drawn=small:{folders.draft}[sample=drawn],coupled=small:{folders.draft}[sample=coupled]"
+    words = ["--temperature", 0.8, "--drafters", specs, "--peers", "generate"]
+    found = bench(*words).json["drafters"]
+    assert {name: one["drawn"] for name, one in found.items()} == {
+        "plain": False, "drawn": True, "coupled": False, "transformers generate": True,
+    }  # fmt: skip
+    assert (found["coupled"]["equal"], found["coupled"]["total"]) == (3, 3)
+    assert found["drawn"]["equal"] < 3
+    greedy = bench("--drafters", f"small:{folders.draft}[sample=drawn]").json["drafters"]
+    assert (greedy["small"]["drawn"], greedy["small"]["equal"]) == (False, 3)
+
+
 def test_the_repetition_penalty_reaches_plain_drafters_and_peers_alike(bench, folders):
     words = ["--drafters", f"pld,small:{folders.draft}", "--peers", "generate", "--repetition_penalty", 1.4]
     found = bench(*words).json["drafters"]

@@ -131,3 +131,54 @@ def test_replay_forecasts_drawn_chains(call, folders, drawn, rows_file):
     bare = rows_file([{"prompt": PROMPTS[0], "output": PROMPTS[1]}])
     told = call("replay", "--data", bare, "--drafters", specs, *words)
     assert (told.code, "no log-probabilities" in told.err) == (2, True)
+
+
+def test_trees_and_greedy_answers_are_forecast_as_replay_counts_them(call, folders, rows_file, tmp_path):
+    questions, out = rows_file([{"prompt": prompt} for prompt in PROMPTS], "questions.jsonl"), tmp_path / "a.jsonl"
+    told = call("answers", "--target", folders.target, "--data", questions, "--out", out, "--max_new_tokens", 12)
+    assert told.code == 0, told.err
+    words = ["--data", out, "--drafters", f"small:{folders.draft}", "--lengths", 2, "--temperature", 0]
+    found = call("forecast", *words, "--trees", "3-1,6x3", "--json").json
+    assert (found["logprobs"], list(found["drafters"]["small"])) == ("none", ["token"])
+    fixed, grown = found["trees"]["small"]
+    options = "top_k=1,num_draft_tokens=2,min_confidence=0", "num_draft_tokens=3,nodes=6"
+    specs = ",".join(
+        f"{name}=small:{folders.draft}[{given},costs=none,calibration=none]"
+        for name, given in zip(("chain", "tree"), options)
+    )
+    replayed = call("replay", "--data", out, "--tokenizer", folders.target, "--drafters", specs, "--json").json
+    chain = found["drafters"]["small"]["token"][0]["accepted_length"]
+    assert chain == pytest.approx(replayed["drafters"]["chain"]["accepted_length"])
+    assert grown["accepted_length"] == pytest.approx(replayed["drafters"]["tree"]["accepted_length"], abs=0.02)
+    assert fixed["accepted_length"] > 1
+    shown = call("forecast", *words, "--trees", "3-1,6x3")
+    assert "by tree of likeliest tokens" in shown.out
+    assert "any rule" in shown.out
+
+
+def test_a_forecast_file_is_priced_by_plan_and_shown_by_report(call, folders, drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "forecast.json"
+    words = ["--data", drawn, "--drafters", f"small:{folders.draft}", "--lengths", 1, 3, "--trees", "2-1"]
+    assert call("forecast", *words, "--out", path).code == 0
+    plan = ["plan", "--target", folders.target, "--machine", "h100", "--contexts", 8, 16, "--trees", "3x2"]
+    plan += ["--lengths", 2, "--forecast", path]
+    told = call(*plan, "--json")
+    batches = told.json["forecast"]["by_batch_size"]
+    assert [batch["batch_size"] for batch in batches] == [1, 2, 4, 8, 16, 32]
+    assert set(batches[0]["rules"]) == {"token", "block", "tree"}
+    assert list(told.json["shapes"]) == list(told.json["forecast"]["draft_shapes"].values())
+    shown = call(*plan)
+    assert "What would pay, by batch size: forecast from 10 answers" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+    run = tmp_path / "run"
+    asked = ["--target", folders.target, "--data", drawn.parent / "questions.jsonl", "--drafters", "pld", "--limit", 1]
+    assert call("bench", *asked, "--max_new_tokens", 4, "--out", run).code == 0
+    (tmp_path / "plan.json").write_text(told.out)
+    made = call("report", run, "--forecast", tmp_path / "plan.json")
+    assert made.code == 0, made.err
+    assert "What would pay at which batch size" in (run / "report.html").read_text()
+    bare = call("report", run, "--forecast", path)
+    assert (bare.code, "add --latency" in bare.err) == (2, True)
+    strange = call("plan", "--target", folders.stranger, *plan[3:])
+    assert (strange.code, "another tokenizer" in strange.err) == (2, True)

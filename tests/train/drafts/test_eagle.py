@@ -1,4 +1,4 @@
-"""EAGLE-3 heads to train: how they start, what they can draft, what is refused, and that they learn a planted target."""
+"""EAGLE-3 heads to train: their start, their vocabulary, what is refused, and that they learn a planted target."""
 
 import pytest
 import torch

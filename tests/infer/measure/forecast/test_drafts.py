@@ -9,8 +9,13 @@ from tiny_folders import tiny_llama
 
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SD2, SmallLM, draft_reader
-from draftsmith.infer.measure.forecast.drafts import check_draws, draft_logprobs
+from draftsmith.infer.measure.forecast.drafts import check_draws, draft_scores
 from draftsmith.retrieval import PromptLookup
+
+
+def draft_logprobs(drafter, prompt, answer, settings):
+    return {source: one.logprobs_TK[:, 0] for source, one in draft_scores(drafter, prompt, answer, settings).items()}
+
 
 PROMPT, ANSWER = [5, 6, 7, 8], [(11 * i) % 290 for i in range(40)]
 DRAWN = Settings(temperature=0.7, top_k=200)

@@ -97,7 +97,11 @@ def forecast(length: int, rule: str, context: int = 99, log_target=np.log) -> tu
             [np.log(DRAFT(text[:i])[token]) - log_target(TARGET(text[:i])[token]) for i, token in enumerate(text)]
         )
         found = expected_steps(
-            log_ratios, [length], rule, prompt_tokens=PROMPT, max_new_tokens=LIMIT, max_positions=context
+            lengths.survival(log_ratios, length, rule),
+            [length],
+            prompt_tokens=PROMPT,
+            max_new_tokens=LIMIT,
+            max_positions=context,
         )
         steps += prob * found.steps_L[0]
         nodes += prob * found.nodes_L[0]

@@ -6,7 +6,7 @@ import pytest
 from tiny_folders import tiny_llama
 
 from draftsmith.infer.contract.sampling import Settings, resolve_settings
-from draftsmith.infer.measure.forecast.texts import check_drawn, logged_settings, logged_texts, scored_texts
+from draftsmith.infer.measure.forecast.texts import greedy_texts, logged_settings, logged_texts, scored_texts
 from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.models.hf_target import HFTarget
 
@@ -62,9 +62,10 @@ def test_settings_that_contradict_are_refused(logs, asked, problem):
         logged_settings(logs, asked)
 
 
-def test_greedy_texts_are_sent_to_replay():
-    with pytest.raises(ValueError, match="greedy ones can be replayed"):
-        check_drawn(Settings())
+def test_greedy_texts_need_no_log_probabilities():
+    (found,) = greedy_texts([log(logprobs=(), temperature=0.0)])
+    assert (found.key, found.answer, found.target_logprobs_T.tolist()) == ("a", [5, 6], [0.0, 0.0])
+    assert resolve_settings(None, **logged_settings([log(temperature=0.0)], {})).greedy
 
 
 def test_a_target_that_could_not_have_drawn_a_text_is_noticed():

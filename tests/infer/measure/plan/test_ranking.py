@@ -13,9 +13,9 @@ import torch
 from draftsmith.infer.costs import timing as latency
 from draftsmith.infer.costs.identity import TargetIdentity
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
+from draftsmith.infer.measure.forecast.drafting import Drafting
 from draftsmith.infer.measure.plan.loop_timing import Overhead
 from draftsmith.infer.measure.plan.ranking import (
-    Drafting,
     Wish,
     evaluate,
     least_acceptance,

@@ -131,6 +131,52 @@ def test_ties_are_named_and_bar_nobody(run_folder):
     assert "numeric tie (float32 logits 0.01 apart, rounding error there 0.03)" in text
 
 
+def test_answers_of_drawn_drafts_are_said_to_have_the_distribution_only(run_folder):
+    runners = {"small": {"per_step": 4, "answer": lambda prompt: [9] * 8, "drawn": True}, "pld": {"per_step": 2}}
+    made = write_report([run_folder("run", runners, temperature=0.8)], None, REGISTRY)
+    assert made.verdicts[0].startswith("Use small")
+    text = Page(made.page.read_text()).text
+    assert "9 of 9 answers of the drafters and controls equal plain decoding's, token by token." in text
+    assert "9 answers come from drawn drafts: they have plain decoding's distribution, not its tokens" in text
+    assert "plain's distribution, not its tokens" in text
+    assert "small: 9 differ" not in text
+    assert "0 of 9" not in text
+    row = next(line for line in made.markdown.read_text().splitlines() if line.startswith("| small"))
+    assert "| drawn |" in row
+
+
+def outlook(speedup):
+    """A forecast file with one rule at two batch sizes."""
+    cell = {"drafter": "small", "draft": "4", "accepted_length": 2.5, "accepted_length_interval": [2.4, 2.6],
+            "tokens_per_s": 250.0, "speedup": speedup, "speedup_interval": [speedup - 0.1, speedup + 0.1]}  # fmt: skip
+    batches = [{"batch_size": n, "plain_tokens_per_s": 100.0 * n, "rules": {"block": cell}} for n in (1, 32)]
+    sampling = {"temperature": 0.8, "top_k": 0, "top_p": 1.0}
+    return json.dumps({"kind": "forecast", "texts": 9, "tokens": 90, "sampling": sampling, "costs": "m <b>on</b> a CPU",
+                       "modelled": "", "by_batch_size": batches})  # fmt: skip
+
+
+def test_a_forecast_is_shown_from_the_run_folder_and_from_a_file(run_folder, tmp_path):
+    folder = run_folder("run", RUNNERS)
+    bare = write_report([folder], None, REGISTRY)
+    assert "What would pay" not in bare.page.read_text() + bare.markdown.read_text()
+    (folder / "forecast.json").write_text(outlook(1.77))
+    (tmp_path / "other.json").write_text(outlook(1.33))
+    made = write_report([folder], None, REGISTRY, [tmp_path / "other.json"])
+    html = made.page.read_text()
+    text = Page(html).text
+    assert text.count("What would pay at which batch size") == 2
+    assert "Forecast from 9 answers, 90 tokens, drawn at temperature 0.8; costs: m <b>on</b> a CPU" in text
+    assert "<b>on</b>" not in html
+    assert html.count("<title>Predicted speedup by batch size</title>") == 2
+    for shown in ("1.77 [1.67, 1.87]", "1.33 [1.23, 1.43]", "2.50 [2.40, 2.60]", "small 4", "3200.0"):
+        assert shown in text
+    row = next(line for line in made.markdown.read_text().splitlines() if line.startswith("| 32 | 3200.0"))
+    assert row == "| 32 | 3200.0 | block | small 4 | 2.50 [2.40, 2.60] | 250.0 | 1.77 [1.67, 1.87] |"
+    (folder / "forecast.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"forecast.json is no forecast"):
+        write_report([folder], None, REGISTRY)
+
+
 def test_where_none_pays_the_page_says_so_and_what_to_do(run_folder):
     made = write_report([run_folder("run", {"pld": {"step_s": 2.0}}, target="org/model")], None, REGISTRY)
     assert made.verdicts == ["No drafter pays: plain decoding wins. The nearest is pld, 0.50x [0.50, 0.50] at batch 1."]

@@ -1,0 +1,1 @@
+"""Rules and kinds of drafts in sampled text, at equal nodes."""
