@@ -85,7 +85,7 @@ def draft_scores(
     depth: int = 1,
     ranks: int = 1,
 ) -> dict[str, TokenScores]:
-    """By source, to `depth` tokens ahead. `ranks`: how many of the draft's likeliest tokens a token is looked for in."""
+    """By source, to `depth` tokens ahead. `ranks`: how many of the draft's likeliest tokens to look for a token in."""
     reader, ids, first = drafter.reader, [*prompt, *answer], len(prompt)
     if isinstance(reader, ReadsAlong):
         along = _along(reader, list(drafter.exit_sources.values()), ids, first, settings, ranks)
