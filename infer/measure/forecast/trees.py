@@ -30,8 +30,8 @@ def check_grown(label: str, drafter: DrawsChains, trees: Sequence[Drafting]) -> 
     grown = [tree.name for tree in trees if not tree.widths]
     if grown and not isinstance(drafter.reader, TextReader):
         raise ValueError(
-            f"{label} reads the target's states, which recorded texts lack: trees that grow "
-            f"({', '.join(grown)}) cannot be replayed; give the children of each node by depth, such as 4-2-1, or use `draftsmith bench`"
+            f"{label} reads the target's states, which recorded texts lack: trees that grow ({', '.join(grown)}) "
+            "cannot be replayed; give the children of each node by depth, such as 4-2-1, or use `draftsmith bench`"
         )
     if grown and len(drafter.exit_sources) > 1:
         raise ValueError(
