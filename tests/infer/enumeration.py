@@ -215,12 +215,21 @@ def emitted_distribution(
     def procedure(chooser: Chooser) -> tuple[int, ...]:
         draft = propose(chooser)
         verdict = rule(draft, TableDistribution(draft, distribution_of, chooser), BranchingStream(chooser))
-        tokens = [draft.tokens[node] for node in verdict.path] + [verdict.next_token]
-        while len(tokens) < length:
-            tokens.append(chooser.choose(distribution_of(tuple(tokens))))
-        return tuple(tokens[:length])
+        return (*(draft.tokens[node] for node in verdict.path), verdict.next_token)
 
-    return enumerate_outcomes(procedure)
+    return completed(enumerate_outcomes(procedure), distribution_of, length)
+
+
+def completed(
+    emitted: dict[tuple[int, ...], float], distribution_of: Callable[[tuple[int, ...]], list[float]], length: int
+) -> dict[tuple[int, ...], float]:
+    """The distribution of the first `length` tokens when plain sampling goes on behind what was emitted."""
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for tokens, weight in emitted.items():
+        behind = plain_distribution(lambda path, tokens=tokens: distribution_of(tokens + path), length - len(tokens))
+        for path, prob in behind.items():
+            found[(tokens + path)[:length]] += weight * prob
+    return dict(found)
 
 
 def after_steps(

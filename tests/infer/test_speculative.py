@@ -199,17 +199,18 @@ def distribution(model: Any, ids: list[int], length: int, **settings: Any) -> di
     """The distribution of `length` new tokens, from the scores that `generate` itself computes."""
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(length):
-        longer = {}
-        for path, weight in found.items():
-            prompt = torch.tensor([[*ids, *path]])
-            made = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=1, do_sample=True,
-                output_scores=True, return_dict_in_generate=True, **settings,
-            )  # fmt: skip
-            for token, prob in enumerate(torch.softmax(made.scores[0][0].double(), -1).tolist()):
-                if prob > 0:
-                    longer[(*path, token)] = weight * prob
-        found = longer
+        prompts = torch.tensor([[*ids, *path] for path in found])
+        made = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=1, do_sample=True,
+            output_scores=True, return_dict_in_generate=True, **settings,
+        )  # fmt: skip
+        probs_BV = torch.softmax(made.scores[0].double(), -1).tolist()
+        found = {
+            (*path, token): weight * prob
+            for (path, weight), probs_V in zip(found.items(), probs_BV, strict=True)
+            for token, prob in enumerate(probs_V)
+            if prob > 0
+        }
     return found
 
 
