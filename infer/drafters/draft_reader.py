@@ -172,6 +172,17 @@ class ReadsAlong(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A reader whose distribution at a token depends on where its step started, too."""
+
+    def ahead(self, ids: Sequence[int], start: int, depth: int) -> Iterator[list[torch.Tensor]]:
+        """Of the steps that start behind each position of a text, from `start` to the last but one, or to the end of
+        the draft's context, chunk by chunk: for each of `depth` depths the logits [N, V], if the text is drafted that
+        far. What would lie beyond the text is left out. Columns are the target's ids."""
+        ...
+
+
 class DraftForward(Protocol):
     """How TextReader's model is run. `lm` is its cache and forward pass, `entry` as of a DraftReader."""
 
