@@ -58,7 +58,7 @@ class LMDrafter:
         self.limits = limits
         self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
         self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
-        self._only_outright = False
+        self._in_a_mix = False
         self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.max_positions = reader.max_positions
@@ -111,22 +111,22 @@ class LMDrafter:
     @property
     def draws(self) -> bool:
         """Whether it draws for rows with a temperature."""
-        return self.limits.drawn is not None and not self._only_outright
+        return self.limits.drawn is not None and not self._in_a_mix
 
     @contextmanager
     def outright(self) -> Iterator[None]:
         """Inside, all its candidates are outright, as in a mix."""
-        before, self._only_outright = self._only_outright, True
+        before, self._in_a_mix = self._in_a_mix, True
         try:
             yield
         finally:
-            self._only_outright = before
+            self._in_a_mix = before
 
     def join_mix(self) -> None:
         """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""
         if self.limits.coupled is None and self.limits.drawn is not None:
             raise ValueError(f"a mix cannot draw its tokens: leave out sample=drawn of {self.name}")
-        self._only_outright = True
+        self._in_a_mix = True
 
     def bind(self, target: Target) -> None:
         self.reader.bind(target)

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_eagle import fitted_eagle, tiny_eagle
-from tiny_heads import fitted
 from tiny_models import shaken, tiny_model
 
 from draftsmith.infer.contract.protocols import Drafter
@@ -25,7 +23,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SD2, Eagle, Hydra, Lookahead, Medusa, Mixed, Recycling, SmallLM
+from draftsmith.infer.drafters import SD2, Lookahead, Mixed, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -119,19 +117,6 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         ]
     ),
 }
-# Made of the target: they read its states.
-EAGLE = {"num_draft_tokens": 4, "top_k": 3, "nodes": 12, "width": 3, "min_confidence": 0.0}
-SMALL_TREE = {"top_k": 3, "nodes": 12, "min_confidence": 0.0, "sample": "likeliest"}
-HEADS: dict[str, Callable[[Any], Drafter]] = {
-    "medusa": lambda target: Medusa(heads_of(target, "medusa"), **SMALL_TREE),
-    "hydra": lambda target: Hydra(heads_of(target, "hydra"), **SMALL_TREE),
-    "medusa mixed": lambda target: Mixed([PromptLookup(), Medusa(heads_of(target, "medusa"), top_k=3)], nodes=16),
-    "eagle": lambda target: Eagle(heads_of(target, "eagle"), **EAGLE, sample="coupled"),
-    "eagle by cost": lambda target: Eagle(
-        heads_of(target, "eagle"), nodes=16, costs=EAGLE_COSTS, calibration="none", sample="coupled"
-    ),
-    "eagle mixed": lambda target: Mixed([PromptLookup(), Eagle(heads_of(target, "eagle"), **EAGLE)], nodes=16),
-}
 # For rows with a temperature these share the noise of the target's draws, and so come deep.
 COUPLED: dict[str, Callable[[Any], Drafter]] = {
     "coupled": lambda model: SmallLM(model, top_k=3, nodes=12, min_confidence=0.0, sample="coupled"),
@@ -159,7 +144,6 @@ COSTS = Costs({
 })  # fmt: skip
 # In a mix, what others found makes a draft's pass worth less: verifying costs little, so that trees stay deep.
 CHEAP_TO_VERIFY = Costs({**COSTS.passes, **CHEAP.passes})
-EAGLE_COSTS = Costs({"target": PassCost((1, 16), (1.0, 1.1)), "eagle": PassCost((1, 16), (0.002, 0.004))})
 SMALL_COSTS = Costs({"target": PassCost((1, 16), (1.0, 1.5)), "small": PassCost((1, 16), (0.02, 0.04))})
 WARM_CALIBRATION = Calibration(
     "any",
@@ -168,23 +152,6 @@ WARM_CALIBRATION = Calibration(
     temperature=0.9,
     coupled=True,
 )
-
-
-@functools.cache
-def heads_of(target: Any, kind: str) -> Any:
-    """Heads that know the target's answers to these rows, most of the time. The one of `eagle` cannot draft one token
-    in twelve."""
-    answered = [*make_rows(Settings()), *make_rows(SAMPLED)]
-    decode(HFTarget(target), Empty(), answered, 2 * ROWS)
-    texts = [row.ids for row in answered]
-    if kind == "eagle":
-        ids = [token for token in range(61) if token % 12]
-        return fitted_eagle(tiny_eagle(features=("layer:1", "layer:2", "last"), ids=ids), target, texts, 40)
-    return fitted(kind, target, texts)
-
-
-def made(name: str, pair: tuple[Any, Any]) -> Drafter:
-    return HEADS[name](pair[0]) if name in HEADS else DRAFTERS[name](pair[1])
 
 
 OWN_DRAWS = {f"{rule}-{k}": (rule, k) for rule, k in (("token", 1), ("block", 1), ("token", 2), ("traversal", 2))}
@@ -244,30 +211,12 @@ def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plai
         assert theirs[0, len(row.ids) :].tolist() == ours
 
 
-@pytest.mark.parametrize(("kind", "name", "batch_size"), spread(3, ARCHITECTURES, [*DRAFTERS, *HEADS], [1, 3, 8]))
+@pytest.mark.parametrize(("kind", "name", "batch_size"), spread(3, ARCHITECTURES, [*DRAFTERS], [1, 3, 8]))
 def test_greedy_tokens_equal_plain_decoding(
     pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
 ) -> None:
-    generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(Settings()), batch_size)
+    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(Settings()), batch_size)
     assert tokens(generations) == plain
-    assert_tried_hard(generations)
-
-
-@pytest.mark.parametrize("kind", spread(2, ARCHITECTURES))
-def test_a_stop_token_within_the_path_of_a_head_ends_the_row_there(
-    pair: tuple[Any, Any], plain: list[list[int]]
-) -> None:
-    rows = make_rows(Settings())
-    for row, answer in zip(rows, plain):
-        row.stops = Stops(row.stops.max_new_tokens, frozenset(answer[len(answer) // 2 :][:1]))
-    wanted = [
-        answer[: next(i for i, token in enumerate(answer) if token in row.stops.ids) + 1]
-        for row, answer in zip(rows, plain)
-    ]
-    generations = decode(HFTarget(pair[0]), HEADS["eagle"](pair[0]), rows, 3)
-    assert tokens(generations) == wanted
-    last = [one.traces[-1] for one in generations]
-    assert any(trace.accepted == trace.committed for trace in last), "a drafted stop token was accepted"
     assert_tried_hard(generations)
 
 
@@ -288,11 +237,11 @@ def test_the_controls_are_lossless_and_bound_the_rest(
     assert steps["oracle"] == sum(-(-len(answer) // 9) for answer in plain)
 
 
-@pytest.mark.parametrize(("kind", "name"), spread(2, ARCHITECTURES, [*DRAFTERS, *HEADS]))
+@pytest.mark.parametrize(("kind", "name"), spread(2, ARCHITECTURES, [*DRAFTERS]))
 def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
     pair: tuple[Any, Any], plain_sampled: list[list[int]], name: str
 ) -> None:
-    generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(SAMPLED), 3)
+    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
     assert tokens(generations) == plain_sampled
     assert_tried_hard(generations, deep=1)
 
@@ -405,7 +354,7 @@ CAPTURED = {"gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2",
 @pytest.mark.parametrize("settings", EITHER.values(), ids=EITHER)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
+@pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_tokens_of_captured_passes_equal_plain_eager_decoding_on_cuda(
     make_model: Any,
@@ -424,6 +373,6 @@ def test_tokens_of_captured_passes_equal_plain_eager_decoding_on_cuda(
     assert kind not in CAPTURED or not target.lm.captured.refusal
     eager.lm.captured = None
     wanted = tokens(decode(eager, Empty(), make_rows(settings)))
-    generations = decode(target, made(name, (model, shake(model, 0.06))), make_rows(settings), batch_size)
+    generations = decode(target, DRAFTERS[name](shake(model, 0.06)), make_rows(settings), batch_size)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1 if settings is SAMPLED else 2)

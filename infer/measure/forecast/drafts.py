@@ -43,7 +43,10 @@ class DrawsChains(Protocol):
 
 
 def check_draws(label: str, drafter: Any) -> DrawsChains:
-    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter."""
+    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter, and for heads that have a
+    distribution for each depth."""
+    if isinstance(drafter, DrawsChains) and not isinstance(drafter.reader, ReadsAlong | ReadsAhead):
+        raise ValueError(f"{label} has a head for each depth, which no forecast knows: `draftsmith bench` measures it")
     if not isinstance(drafter, DrawsChains) or not isinstance(drafter.reader, ReadsAlong | ReadsAhead):
         raise ValueError(f"{label} draws nothing from a model of its own: `draftsmith replay` is exact for it")
     return drafter

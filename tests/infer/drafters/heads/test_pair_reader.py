@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from joining import admit, release
 from planted import plant
 from tiny_eagle import (
     CYCLE,
@@ -38,6 +39,7 @@ from draftsmith.infer.drafters.heads.pair_reader import PairReader
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.engine.step import step
 from draftsmith.infer.heads.eagle import EagleHead
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
@@ -334,6 +336,46 @@ def test_a_head_of_a_prompt_that_is_not_read_keeps_what_it_joins_and_no_more(tar
 
 
 DEAR = Costs({"target": PassCost((1, 64), (1.0, 2.0)), "eagle": PassCost((1, 64), (50.0, 100.0))})
+
+
+def test_a_draft_that_is_made_again_is_the_same(target: HFTarget, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an earlier one left behind, finished or broken off in one of its passes."""
+    made: list[list[Any]] = []
+    for disturbed in (False, True):
+        drafter, rows = Eagle(fit(), **TREE), make_rows()
+        drafter.bind(target)
+        admit(target, drafter, rows)
+        made.append([])
+        budgets = [Budget(10, 4)] * len(rows)
+        for number in range(4):
+            if disturbed:
+                with monkeypatch.context() as broken:
+                    break_pass(broken, drafter.reader, number % 3)
+                    with pytest.raises(KeyboardInterrupt):
+                        drafter.propose(rows, budgets)
+                drafter.abandon(rows)
+                drafter.propose(rows, budgets)
+                drafter.abandon(rows)
+            drafts = drafter.propose(rows, budgets)
+            made[-1].append([(draft.tokens, draft.parents) for draft in drafts])
+            drafter.abandon(rows)
+            step(target, drafter, rows, Budget(10, 4))
+        release(target, drafter, rows)
+    assert made[0] == made[1]
+    assert sum(len(tokens) for drafts in made[0] for tokens, _ in drafts) > 100
+
+
+def break_pass(monkeypatch: pytest.MonkeyPatch, reader: Any, number: int) -> None:
+    """After this many passes, one is interrupted when its entries are there already."""
+    begin, calls = reader.lm.cache.begin, []
+
+    def broken(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) > number:
+            raise KeyboardInterrupt
+        begin(*args)
+
+    monkeypatch.setattr(reader.lm.cache, "begin", broken)
 
 
 def test_states_that_were_lost_end_the_drafts_of_their_row_only(

@@ -12,6 +12,7 @@ from planted import plant
 
 from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters import Hydra
@@ -22,13 +23,12 @@ from draftsmith.infer.models.hf_target import HFTarget
 
 
 @pytest.fixture(scope="module")
-def target(make_model: Any) -> HFTarget:
-    return HFTarget(make_model("llama", vocab_size=tiny.PLANTED_VOCAB))
+def target() -> HFTarget:
+    return HFTarget(tiny.planted_target())
 
 
 def make_drafter(**given: Any) -> Any:
-    """Heads that are right by chance: some of what they draft is accepted, most is not."""
-    return Hydra(tiny.planted_hydra(4, prefix=True), top_k=6, nodes=40, width=16, min_confidence=0.0, **given)
+    return Hydra(tiny.planted_hydra(4, prefix=True), sample="likeliest", **given)
 
 
 @torch.no_grad()
@@ -42,10 +42,11 @@ def fresh(target: HFTarget, drafter: Any, row: Row) -> torch.Tensor:
 def run(target: HFTarget, drafter: Any) -> tuple[float, list[int]]:
     """The largest error of the newest states after each step, and how much each step accepted."""
     drafter.bind(target)
-    rows = [Row(str(i), [(7 * i + j * j) % 24 for j in range(3 + 9 * i)], stops=Stops(60)) for i in range(3)]
+    warm = Settings(temperature=1.3, seed=2)
+    rows = [Row(str(i), [(7 * i + j * j) % 24 for j in range(3 + 9 * i)], warm, Stops(90)) for i in range(3)]
     admit(target, drafter, rows, chunk=8)
     errors, accepted = [0.0], []
-    for number in range(14):
+    for number in range(8):
         assert all(drafter.reader.can_draft(row) for row in rows)
         if number % 3 == 0:
             drafter.propose(rows, [Budget(40, 4)] * 3)
@@ -61,20 +62,19 @@ def run(target: HFTarget, drafter: Any) -> tuple[float, list[int]]:
 
 def test_the_layer_has_read_the_true_states_and_no_others(target: HFTarget) -> None:
     error, accepted = run(target, make_drafter())
-    assert error < 1e-9
-    assert min(accepted) == 0
-    assert max(accepted) >= 2
+    assert error < 1e-5  # norms compute in float32
+    assert {0, 4} < set(accepted)
 
 
 def test_planted_states_at_wrong_positions_are_caught(monkeypatch: pytest.MonkeyPatch, target: HFTarget) -> None:
-    plant(monkeypatch, PrefixedStates, "_cut", "known - ran", "known - ran - 1")
+    plant(monkeypatch, PrefixedStates, "take", "states_TH.to(self._nothing)", "states_TH.flip(0).to(self._nothing)")
     assert run(target, make_drafter())[0] > 1e-3
 
 
 def test_the_layer_s_passes_are_timed_charged_and_counted(target: HFTarget) -> None:
     costs = Costs({"target": PassCost((1, 64), (1.0, 1.01)), "hydra": PassCost((1,), (0.01,)),
                    "hydra prefix": PassCost((1, 64), (0.01, 0.02))})  # fmt: skip
-    drafter = make_drafter(costs=costs, sample="likeliest")
+    drafter = make_drafter(costs=costs)
     drafter.bind(target)
     assert set(drafter.pass_timers()) == {"hydra", "hydra prefix"}
     for timer in drafter.pass_timers().values():
