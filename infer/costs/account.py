@@ -173,22 +173,31 @@ class Account:
         entry: str | None,
         coverage: float,
         verified: int = 0,
+        at_once: bool = False,
     ) -> int:
         """How many of the offers to run through the draft's pass `entry`: the number with the best net gain.
 
         See `first_gain`. `entry` None: drafting is free.
         """
-        return len(offers) if entry is None else self.first_gain(offers, pending, entry, coverage, verified).offers
+        if entry is None:
+            return len(offers)
+        return self.first_gain(offers, pending, entry, coverage, verified, at_once).offers
 
     def first_gain(
-        self, offers: Sequence[Offer], pending: Mapping[Row, int], entry: str, coverage: float, verified: int = 0
+        self,
+        offers: Sequence[Offer],
+        pending: Mapping[Row, int],
+        entry: str,
+        coverage: float,
+        verified: int = 0,
+        at_once: bool = False,
     ) -> FirstGain:
         """What running offers through the draft's pass `entry` gains, with the passes that may follow it.
 
         `pending[row]` tokens have to go through the draft before a row's first offer. `coverage`: how often an expanded
         node has a right child; further passes expand one node of each row. What was drafted also has to be verified:
         one token alone may not be worth that where several are, as of a padded pass. The cost includes the passes'
-        share of deeper ones, as observed. `verified` nodes are verified in any case.
+        share of deeper ones, as observed. `verified` nodes are verified in any case. `at_once`: no pass has to follow.
         """
         reach_N, new_N, rows_N, seen_N, pairs_N = (np.zeros(len(offers)) for _ in range(5))
         begun: set[Row] = set()
@@ -202,7 +211,7 @@ class Account:
         reach_N, new_N, rows_N, seen_N, pairs_N = (one.cumsum() for one in (reach_N, new_N, rows_N, seen_N, pairs_N))
         cost, further_M = self._costs.of(entry), np.arange(MOST_AHEAD)
         first_N = np.array([cost(*one) for one in zip(new_N, seen_N, pairs_N)])
-        next_N = np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
+        next_N = np.zeros(len(offers)) if at_once else np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
         draft_NM = (first_N[:, None] + next_N[:, None] * further_M) * self._deepening
         nodes_NM = verified + np.arange(1, len(offers) + 1)[:, None] + rows_N[:, None] * further_M
         pairs = self._seen + nodes_NM.ravel() * self._seen / len(self._contexts)
@@ -225,12 +234,15 @@ class Account:
         gain = found.seconds / (found.offers + found.tokens) if found.offers else 0.0
         return gain * sum(left[row] for row in unread) > self.displaced * self.seconds(entry, unread)
 
-    def lengthen(self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int) -> bool:
+    def lengthen(
+        self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int, at_once: bool = False
+    ) -> bool:
         """Whether a single row's drawn chain of `nodes` nodes, which are all accepted with probability `reach`, is
         worth one more token, which is accepted with probability `accepted` if they are.
 
         `unread` tokens have to go through the draft's pass `name` before it is drawn; 0: the distribution is known. Up
         to `left` tokens may follow: one token alone may not be worth it where several are, as of a padded pass.
+        `at_once`: their distributions are known with the first.
         """
         (context,) = self._contexts.values()
         before = self._step_seconds(nodes, nodes * context)
@@ -242,7 +254,7 @@ class Account:
             if gained > drafting + self._step_seconds(total, total * context) - before:
                 return True
             reach *= self.found
-            drafting += self._draft_seconds(name, 1, context)
+            drafting += 0.0 if at_once else self._draft_seconds(name, 1, context)
         return False
 
     def _draft_seconds(self, name: str, tokens: int, context: int) -> float:

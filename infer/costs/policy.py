@@ -41,13 +41,19 @@ class AssumesCosts(Protocol):
 class Policy:
     """`Policy()` limits nothing. A step calls `begin`, `limits`, the drafter's propose, `cut` and `settle`.
 
-    `batch_size`: how many rows the engine decodes at once when it has enough of them.
+    `batch_size`: how many rows the engine decodes at once when it has enough of them. `raw`: drafters state their
+    confidences uncorrected, for a calibration to be measured.
     """
 
     def __init__(
-        self, costs: Costs | None = None, calibration: BandedCalibration | None = None, batch_size: int = 1
+        self,
+        costs: Costs | None = None,
+        calibration: BandedCalibration | None = None,
+        batch_size: int = 1,
+        raw: bool = False,
     ) -> None:
         self.costs = costs
+        self.raw = raw
         self.calibrations = calibration
         self._joint = None if costs is None else Account(costs)
         self._alone: dict[Row, Account] = {}

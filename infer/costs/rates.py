@@ -74,11 +74,15 @@ class Rates:
         """
         for parent, token in zip((ROOT, *verdict.path), verdict.committed):
             for rank, trial in enumerate(draft.trials.get(parent, ())):
-                rate = self._rates.setdefault(self._key(trial.source, rank, trial.confidence), Rate(seen=self._step))
                 weight = MEASURED if trial.source in measured else OWN_WORD
-                rate.forget(1 - (1 - FORGOTTEN / weight) ** (self._step - rate.seen))
-                rate.seen = self._step
-                rate.observe(draft.tokens[trial.node] == token, 1.0, KEPT)
+                self.note(trial.source, rank, trial.confidence, draft.tokens[trial.node] == token, weight)
+
+    def note(self, source: str, rank: int, confidence: float, right: bool, weight: float = OWN_WORD) -> None:
+        """Count one candidate. `weight`: of the prior that its probability was corrected with."""
+        rate = self._rates.setdefault(self._key(source, rank, confidence), Rate(seen=self._step))
+        rate.forget(1 - (1 - FORGOTTEN / weight) ** (self._step - rate.seen))
+        rate.seen = self._step
+        rate.observe(right, 1.0, KEPT)
 
     def _key(self, source: str, rank: int, confidence: float) -> tuple[str, int, int]:
         return source, rank_start(rank), min(int(max(confidence, 0.0) * BINS), BINS - 1)

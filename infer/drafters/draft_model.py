@@ -151,12 +151,14 @@ def given_limits(
     sample: Sample | bool,
     replacement: bool,
     peaked: float | None,
+    children: int = 4,
 ) -> DraftLimits:
-    """What the user asked for. By default, trees of likeliest tokens are `depth` deep, and drawn drafts are chains."""
+    """What the user asked for. By default, trees of likeliest tokens are `depth` deep and have `children` below a node,
+    and drawn drafts are chains."""
 
     def outright(depth: int) -> Limits:
         most = depth if num_draft_tokens is None else num_draft_tokens
-        return Limits(most, 4 if top_k is None else top_k, nodes, width, min_confidence)
+        return Limits(most, children if top_k is None else top_k, nodes, width, min_confidence)
 
     if isinstance(sample, bool):
         sample = "drawn" if sample else "likeliest"

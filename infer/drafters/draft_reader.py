@@ -7,6 +7,7 @@ Legend: B rows, N nodes, V vocabulary of the draft, K candidates.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -44,11 +45,13 @@ class DraftTree(Protocol):
 @dataclass(frozen=True, slots=True)
 class DraftOutput:
     """[N, V] logits of all rows' nodes, row after row, and the layer at which each left a model with exits. `ids_V`:
-    the target's id of each column, where the draft's vocabulary is a part of the target's."""
+    the target's id of each column, where the draft's vocabulary is a part of the target's. `sources`: of each node's
+    candidates, if the reader names them."""
 
     logits_NV: torch.Tensor
     exits: list[int] = field(default_factory=list)
     ids_V: torch.Tensor | None = None
+    sources: list[str] = field(default_factory=list)
 
     def over(self, vocab_size: int) -> torch.Tensor:
         """The logits in columns that are the target's ids, as many as `vocab_size` where they are spread; -inf for
@@ -71,7 +74,8 @@ class DraftReader(Protocol):
     """A draft model with what it keeps of its rows.
 
     `entry`: the name of the pass that every new node goes through; `features`: as of a Drafter. `draft_vocab_size`: how
-    many ids the draft has, `vocab_size`: how many of them the target has too, once bound.
+    many ids the draft has, `vocab_size`: how many of them the target has too, once bound. `max_depth`: how deep it can
+    draft; `at_once`: the pass over the ROOT gives the candidates of every depth.
     """
 
     entry: str
@@ -81,6 +85,8 @@ class DraftReader(Protocol):
     draft_vocab_size: int
     vocab_size: int
     max_positions: int
+    max_depth: int
+    at_once: bool
 
     @property
     def forward_seconds(self) -> float: ...
@@ -233,6 +239,8 @@ class TextReader:
     computed, and no token is read twice."""
 
     features: tuple[str, ...] = ()
+    max_depth = sys.maxsize
+    at_once = False
 
     def __init__(self, draft: DraftModel, make_forward: Callable[[Any], DraftForward]) -> None:
         config = draft.model.config.get_text_config()

@@ -36,8 +36,8 @@ MAY_WAIT = 8
 Asked = list[tuple[int, list[int]]]
 # Runs the asked nodes of these drafts, reached with these probabilities, through the draft model.
 Read = Callable[[Asked, Sequence[Draft], Reaches], DraftOutput]
-# (exits, number of the node) -> the source that its children are credited to.
-Source = Callable[[Sequence[int], int], str]
+# (output, number of the node) -> the source that its children are credited to.
+Source = Callable[[DraftOutput, int], str]
 
 
 def draw(
@@ -52,7 +52,7 @@ def draw(
     """A drawn draft per row, one level per pass `entry` of the draft model. `pricing` decides which nodes are
     worth a pass, and how many children are worth verifying; without it both have the limits of `shape`."""
     drawings = [
-        _Drawing(row, limit, shape, None if pricing is None else pricing.policy.alone(row), entry)
+        _Drawing(row, limit, shape, entry, *(() if pricing is None else (pricing.policy.alone(row), pricing.at_once)))
         for row, limit in zip(rows, limits)
     ]
     drafts = [drawing.draft for drawing in drawings]
@@ -70,7 +70,7 @@ def draw(
             exits = output.exits[at : at + len(nodes)]
             drafts[b].exits += [(depth + 1, exit) for exit in exits]
             for q, node in enumerate(nodes):
-                drawings[b].grow(node, output.logits_NV[at + q], source(exits, q))
+                drawings[b].grow(node, output.logits_NV[at + q], source(output, at + q))
             at += len(nodes)
     return drafts
 
@@ -80,7 +80,7 @@ def _worth_reading(asked: Asked, drawings: Sequence[_Drawing], pricing: TreePric
         return pricing.drawn_worth_reading(asked, lambda b, node: drawings[b].reaches[node], depth == 0)
     kept = []
     for b, nodes in asked:
-        unread = 1 + (pricing.pending[b] if depth == 0 else 0)
+        unread = 1 + pricing.pending[b] if depth == 0 else 0 if pricing.at_once else 1
         if drawings[b].lengthens(nodes[0], unread):
             kept.append((b, nodes))
     return kept
@@ -88,14 +88,16 @@ def _worth_reading(asked: Asked, drawings: Sequence[_Drawing], pricing: TreePric
 
 @dataclass(slots=True)
 class _Drawing:
-    """One row's growing draft. `account`: with costs; `entry`: the draft's pass. `reaches`: each node's probability of
-    being reached. `frontier`: the distinct nodes of the last level, in the order in which they were drawn."""
+    """One row's growing draft. `account`: with costs; `entry`: the draft's pass, `at_once`: which gives the
+    distributions of every depth. `reaches`: each node's probability of being reached. `frontier`: the distinct nodes of
+    the last level, in the order in which they were drawn."""
 
     row: Row
     limit: Budget
     shape: DrawnLimits
-    account: Account | None
     entry: str
+    account: Account | None = None
+    at_once: bool = False
     draft: Draft = field(default_factory=Draft)
     reaches: dict[int, float] = field(default_factory=lambda: {ROOT: 1.0})
     frontier: list[int] = field(default_factory=lambda: [ROOT])
@@ -104,7 +106,8 @@ class _Drawing:
         """Whether it is worth reading the last node of a chain."""
         assert self.account is not None
         left = self.limit.depth - len(self.draft)
-        return self.account.lengthen(self.reaches[node], self.account.found, len(self.draft), left, self.entry, unread)
+        reach, found, nodes = self.reaches[node], self.account.found, len(self.draft)
+        return self.account.lengthen(reach, found, nodes, left, self.entry, unread, self.at_once)
 
     def grow(self, parent: int, logits_V: torch.Tensor, source: str) -> None:
         """Add the children of a node. How many is decided before any of them is drawn."""
@@ -132,7 +135,8 @@ class _Drawing:
             return most
         reach, nodes = self.reaches[parent], len(self.draft)
         if most == 1:
-            return int(account.lengthen(reach, accepted, nodes, self.limit.depth - nodes, self.entry, unread=0))
+            left = self.limit.depth - nodes
+            return int(account.lengthen(reach, accepted, nodes, left, self.entry, unread=0, at_once=self.at_once))
         count, gain, left = 0, reach * accepted, reach * (1 - accepted)
         while count < most and gain * account.seconds_per_token > account.next_node(nodes + count):
             gain, left = left * account.found, left * (1 - account.found)

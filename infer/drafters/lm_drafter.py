@@ -27,6 +27,7 @@ from draftsmith.infer.drafters.draft_model import DraftLimits, DrawnLimits, Limi
 from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftReader, TextReader
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.learned_rates import LearnedRates
 from draftsmith.infer.drafters.lm_expansion import Calibrated, LMExpansion
 from draftsmith.infer.drafters.tree_builder import Expandable, Growth, TreePricing, grow
 
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 class LMDrafter:
     """Drafts what `reader` makes of its rows.
 
-    `exit_sources`: exit (layers) -> the source that is credited.
+    `exit_sources`: exit (layers) -> the source that is credited. `learned`: corrects the confidences of its outright
+    drafts where no calibration was measured.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -49,6 +51,7 @@ class LMDrafter:
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
+        learned: LearnedRates | None = None,
     ) -> None:
         self.name = name
         self.reader = reader
@@ -61,6 +64,8 @@ class LMDrafter:
         self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.max_positions = reader.max_positions
+        self.max_depth = reader.max_depth
+        self._learned = learned
         if isinstance(reader, TextReader):  # it can read a whole text in one pass (LeavesEarly)
             self.model = reader.model
         self.calibration = calibration
@@ -151,6 +156,8 @@ class LMDrafter:
             self.reader.abandon(row)
 
     def close(self, rows: Sequence[Row]) -> None:
+        if self._learned is not None:
+            self._learned.close(rows)
         for row in rows:
             self.reader.close(row)
             self._outgrown.discard(row)
@@ -170,6 +177,8 @@ class LMDrafter:
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         self.reader.keep(rows, verdicts, feedback)
+        if self._learned is not None:
+            self._learned.observe(rows, self.couples)
 
     def _draws(self, row: Row) -> bool:
         return self.draws and not row.settings.greedy
@@ -228,7 +237,12 @@ class LMDrafter:
     def _outright(self, rows: Sequence[Row], limits: Sequence[Budget], policy: Policy) -> list[Draft]:
         growths = [Growth(limit) for limit in limits]
         policy.expect(rows, self.couples)
-        expansion = self._expansion(rows, limits, growths, policy, partial(policy.calibrated, coupled=self.couples))
+        calibrated: Calibrated = partial(policy.calibrated, coupled=self.couples)
+        learned = self._learned
+        if learned is not None:
+            learned.begin(rows)
+            calibrated = partial(learned.corrected, policy, coupled=self.couples)
+        expansion = self._expansion(rows, limits, growths, policy, calibrated, learned)
         grow(
             growths,
             expansion.expand,
@@ -263,12 +277,13 @@ class LMDrafter:
         trees: Sequence[Expandable],
         policy: Policy,
         calibrated: Calibrated,
+        learned: LearnedRates | None = None,
     ) -> LMExpansion:
         able = [row for row, limit in zip(rows, limits) if limit.nodes and limit.depth]
         self.reader.begin(rows)
         if able:
             self._catch_up(able, policy)
-        return LMExpansion(self, rows, limits, trees, policy, calibrated)
+        return LMExpansion(self, rows, limits, trees, policy, calibrated, learned)
 
     def best(
         self, row: Row, output: DraftOutput, start: int, positions: Sequence[int]
@@ -282,9 +297,11 @@ class LMDrafter:
         logits_NV = output.over(self.reader.vocab_size)[start:end]
         return self._race.arrivals(logits_NV, row.settings, row.key, positions, most)
 
-    def source(self, exits: Sequence[int], n: int) -> str:
+    def source(self, output: DraftOutput, n: int) -> str:
         """The source of node n's candidates."""
-        return self.exit_sources[exits[n]] if exits else self.name
+        if output.sources:
+            return output.sources[n]
+        return self.exit_sources[output.exits[n]] if output.exits else self.name
 
     # drawn tokens
 
@@ -300,8 +317,9 @@ class LMDrafter:
             asked_rows, trees = [rows[b] for b, _ in asked], [drafts[b] for b, _ in asked]
             nodes = [some for _, some in asked]
             output = reader.run(asked_rows, nodes, trees, reaches, pricing_of_exits if priced else None)
-            return DraftOutput(output.over(reader.vocab_size), output.exits)
+            return DraftOutput(output.over(reader.vocab_size), output.exits, sources=output.sources)
 
-        pricing = TreePricing(policy, rows, reader.entry, [0 if n > MAY_WAIT else n for n in self.pending(rows)])
+        waiting = [0 if n > MAY_WAIT else n for n in self.pending(rows)]
+        pricing = TreePricing(policy, rows, reader.entry, waiting, reader.at_once)
         assert self.limits.drawn is not None
         return draw(rows, limits, self.limits.drawn, read, self.source, reader.entry, pricing if priced else None)

@@ -14,6 +14,7 @@ from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.draft_reader import DraftOutput
 from draftsmith.infer.drafters.drawn import Asked
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.learned_rates import LearnedRates
 from draftsmith.infer.drafters.tree_builder import Candidate, Expandable, TreePricing
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class LMExpansion:
         trees: Sequence[Expandable],
         policy: Policy,
         calibrated: Calibrated,
+        learned: LearnedRates | None = None,
     ) -> None:
         self.limits = limits
         self.exits: list[list[tuple[int, int]]] = [[] for _ in rows]
@@ -44,9 +46,11 @@ class LMExpansion:
         self._trees = trees
         self._policy = policy
         self._calibrated = calibrated
+        self._learned = learned
 
     def pricing(self, policy: Policy) -> TreePricing:
-        return TreePricing(policy, self._rows, self._reader.entry, self._drafter.pending(self._rows))
+        pending = self._drafter.pending(self._rows)
+        return TreePricing(policy, self._rows, self._reader.entry, pending, self._reader.at_once)
 
     def expand(self, asked: Asked) -> list[list[list[Candidate]]]:
         """The candidates below the asked (row, nodes): ROOT first, parents before their children, and nothing below a
@@ -76,8 +80,10 @@ class LMExpansion:
             best_NK = drafter.best(row, output, at, some)
             nodes = []
             for n, (tokens, raw) in enumerate(zip(*(each.tolist() for each in best_NK)), start=at):
-                source = drafter.source(output.exits, n)
+                source = drafter.source(output, n)
                 raw = [one for one in raw if one > 0]  # the row's truncation may exclude some
+                if self._learned is not None:
+                    self._learned.note(row, some[n - at], source, tokens, raw)
                 probs = self._calibrated(row, source, raw)
                 nodes.append([Candidate(token, prob, source) for token, prob in zip(tokens, probs)])
             found.append(nodes)

@@ -66,13 +66,14 @@ class Expands(Protocol):
     """A drafter that can be asked for the candidates below any leaf of trees that others build with it.
 
     `width`: how many leaves of a row it takes per pass; `most_rounds`: how many passes per step; it is not asked below
-    leaves of less reach than `least_reach`.
+    leaves of less reach than `least_reach`, nor for tokens beyond the depth `max_depth`.
     """
 
     width: int
     most_rounds: int
     least_reach: float
     max_positions: int
+    max_depth: int
 
     def join_mix(self) -> None:
         """All its candidates will be outright; ValueError if it was made to draw them."""
@@ -199,13 +200,15 @@ def grow(
 class TreePricing:
     """The policy for trees of these rows; their nodes go through the draft's pass `entry` (None: drafting is free).
 
-    `pending[b]` tokens of row b are read with its first node.
+    `pending[b]` tokens of row b are read with its first node. `at_once`: the pass over the first nodes gives the
+    candidates of every depth.
     """
 
     policy: Policy
     rows: Sequence[Row]
     entry: str | None = None
     pending: Sequence[int] = ()
+    at_once: bool = False
 
     def worth_reading(
         self,
@@ -243,7 +246,8 @@ class TreePricing:
         )
         pending = dict(zip(self.rows, self.pending)) if first else {}
         ranked = [(found, self.rows[b]) for found, b, _ in offers]
-        count = account.expand(ranked, pending, self.entry, coverage, verified)
+        entry = self.entry if first or not self.at_once else None
+        count = account.expand(ranked, pending, entry, coverage, verified, self.at_once)
         chosen = {(b, node) for _, b, node in offers[:count]}
         kept = [(b, [node for node in nodes if (b, node) in chosen]) for b, nodes in asked]
         return [(b, nodes) for b, nodes in kept if nodes]

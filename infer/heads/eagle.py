@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -28,9 +28,17 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3MLP
 
 from draftsmith.infer.heads.rotary import KeptRotary
 from draftsmith.infer.models.layers import shaped_logits
+
+HeadConfig: TypeAlias = LlamaConfig | Qwen3Config
+# Whose decoder layers a head may have, by its config's model_type. Qwen3's norm queries and keys.
+LAYERS: dict[str, tuple[Any, Any, Any]] = {
+    "llama": (LlamaAttention, LlamaMLP, LlamaDecoderLayer),
+    "qwen3": (Qwen3Attention, Qwen3MLP, Qwen3DecoderLayer),
+}
 
 
 def default_features(target_layers: int) -> tuple[str, str, str]:
@@ -40,7 +48,7 @@ def default_features(target_layers: int) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class EagleDesign:
-    """How a head is wired, besides the sizes in its LlamaConfig.
+    """How a head is wired, besides the sizes in its config: Llama's, or Qwen3's.
 
     `features`: the target's states that it reads, in order, each `feature_width` wide. The switches are of version 3.
     `norm_before_residual`: the layer's residual is the normed state. `norm_output`: the final norm's output, not its
@@ -59,6 +67,8 @@ class EagleDesign:
     def __post_init__(self) -> None:
         if self.version not in (1, 3):
             raise ValueError(f"EAGLE version {self.version}: 1 (whose weights version 2 shares) or 3")
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("norm_before_fc and fc_norm: a head has one norm over all its states, or one for each")
         if self.version == 1 and self.features != ("last",):
             raise ValueError(f"an EAGLE-1 head reads the target's last state, not {', '.join(self.features)}")
 
@@ -67,11 +77,12 @@ class EagleAttentionLayer(nn.Module):
     """The first layer. Of version 3: attention over the normed embedding and the normed state side by side, 2 H wide;
     of version 1: a decoder layer without a norm before its attention."""
 
-    def __init__(self, config: LlamaConfig, design: EagleDesign) -> None:
+    def __init__(self, config: HeadConfig, design: EagleDesign) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
         self.design = design
-        self.self_attn = LlamaAttention(config, 0)
+        attention, mlp, _ = LAYERS[config.model_type]
+        self.self_attn = attention(config, 0)
         if design.version == 3:
             for name in ("q_proj", "k_proj", "v_proj"):
                 old = getattr(self.self_attn, name)
@@ -79,7 +90,7 @@ class EagleAttentionLayer(nn.Module):
             self.input_layernorm = LlamaRMSNorm(width, eps)
             self.hidden_norm = LlamaRMSNorm(width, eps)
         self.post_attention_layernorm = LlamaRMSNorm(width, eps)
-        self.mlp = LlamaMLP(config)
+        self.mlp = mlp(config)
 
     def inlet(self, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What its attention reads, and the residual, of the states or pairs that it is given."""
@@ -100,11 +111,12 @@ class EagleAttentionLayer(nn.Module):
 class EagleStack(nn.Module):
     """The layers and the final norm, which version 1 does not have."""
 
-    def __init__(self, config: LlamaConfig, design: EagleDesign) -> None:
+    def __init__(self, config: HeadConfig, design: EagleDesign) -> None:
         super().__init__()
         if config._attn_implementation is None:
             config._attn_implementation = "eager"
-        later = [LlamaDecoderLayer(config, i) for i in range(1, config.num_hidden_layers)]
+        kind = LAYERS[config.model_type][2]
+        later = [kind(config, i) for i in range(1, config.num_hidden_layers)]
         self.layers = nn.ModuleList([EagleAttentionLayer(config, design), *later])
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps) if design.version == 3 else nn.Identity()
         self.rotary_emb = KeptRotary(LlamaRotaryEmbedding(config))
@@ -134,7 +146,7 @@ class EagleHead(nn.Module):
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: HeadConfig,
         design: EagleDesign,
         ids_V: torch.Tensor | None = None,
         own_embedding: bool = False,

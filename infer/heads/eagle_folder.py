@@ -12,10 +12,10 @@ import re
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, default_features
+from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, HeadConfig, default_features
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
 from draftsmith.infer.heads.rotary import KeptRotary
 
@@ -23,11 +23,14 @@ log = logging.getLogger(__name__)
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 SWITCHES = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
+# The base of all rotations in EAGLE's own trainer.
+EAGLE_ROPE_THETA = 10_000
 # Tensors that are not weights of the module.
 MAPS = ("d2t", "t2d")
+# What SGLang once called the norms of fc_norm.
+OLD_FC_NORMS = ("aux_norm_low", "aux_norm_mid", "aux_norm_high")
 OTHER_DESIGNS = {
     "mask_hidden": "a P-EAGLE head, which drafts all its tokens in one pass",
-    "self_attn.q_norm.weight": "a head of Qwen3 layers (it has q_norm), and those are not built here",
     "mlp.experts": "a head with experts, which are not built here",
     "embed_projection": "a head with an embedding of another width, which is not built here",
 }
@@ -43,6 +46,7 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
     maps = files.read(name for name, renamed in names.items() if renamed in MAPS)
     ids_V = _draft_ids(files.name, {names[name]: one for name, one in maps.items()}, shapes, config.vocab_size)
     design = _design(files, shapes, config, target_config)
+    _warn_of_rotations(files, config, target_config)
     for name in [name for name in weights if name.endswith("self_attn.q_proj.bias")]:
         # Qwen2's layers have no bias here, Llama's with biases do.
         weights.setdefault(name.replace("q_proj", "o_proj"), torch.zeros(config.hidden_size, dtype=weights[name].dtype))
@@ -53,6 +57,7 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
         head.lm_head = torch.nn.Linear(config.hidden_size, len(ids_V), bias=False, device="meta")
     head.ids_V = ids_V
     fit(head, weights, files.name)
+    _check_filled(files.name, weights)
     _check_target(files.name, head, target_config)
     return head
 
@@ -60,6 +65,8 @@ def read_eagle(files: HeadFiles, target_config: Any | None, dtype: str) -> Eagle
 def _module_name(name: str) -> str:
     """The name in EagleHead of a tensor in a folder."""
     name = re.sub(r"^midlayer\.", "layers.0.", name.removeprefix("model."))
+    for i, old in enumerate(OLD_FC_NORMS):
+        name = re.sub(f"^{old}\\.", f"fc_norm.{i}.", name)
     if name.startswith(("layers.", "norm.")):
         return "model." + name
     return re.sub(r"^fc_norm\.(\d+)\.", r"fc_norms.\1.", name)
@@ -73,7 +80,7 @@ def _refuse_others(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
         raise ValueError(f"{name} is no EAGLE head: it lacks fc.weight or a first layer (midlayer.* or layers.0.*)")
 
 
-def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
+def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> HeadConfig:
     """Sizes from the tensors where they show them, the rest from the config."""
     nested = files.config.get("transformer_layer_config")
     fields = dict(nested if isinstance(nested, dict) else files.config)
@@ -87,16 +94,20 @@ def _layer_config(files: HeadFiles, shapes: dict[str, tuple[int, ...]]) -> Llama
     fields["hidden_size"] = shapes["fc.weight"][0]
     if "embed_tokens.weight" in shapes:
         fields["vocab_size"] = shapes["embed_tokens.weight"][0]
-    if "sliding_attention" in (fields.pop("layer_types", None) or []):
-        raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
+    # A nested config leaves out what is its class's default.
     missing = [key for key in ("vocab_size", "num_attention_heads") if key not in fields]
-    if missing:
+    if missing and not isinstance(nested, dict):
         raise ValueError(f"{files.folder / 'config.json'} does not give {' and '.join(missing)}")
-    return LlamaConfig(**fields)
+    normed = "model.layers.0.self_attn.q_norm.weight" in shapes
+    types = fields.pop("layer_types", None) or []
+    config = Qwen3Config(**fields) if normed else LlamaConfig(**fields)
+    if "sliding_attention" in [*types, *(getattr(config, "layer_types", None) or [])]:
+        raise ValueError(f"{files.name} attends within a sliding window, which EAGLE heads here do not")
+    return config
 
 
 def _design(
-    files: HeadFiles, shapes: dict[str, tuple[int, ...]], config: LlamaConfig, target_config: Any | None
+    files: HeadFiles, shapes: dict[str, tuple[int, ...]], config: HeadConfig, target_config: Any | None
 ) -> EagleDesign:
     columns, width = shapes["fc.weight"][1], config.hidden_size
     biased = "fc.bias" in shapes
@@ -145,6 +156,26 @@ def _switches(files: HeadFiles) -> dict[str, bool]:
             files.name,
         )
     return {"norm_before_residual": bool(residual), "norm_output": bool(output)}
+
+
+def _warn_of_rotations(files: HeadFiles, config: HeadConfig, target_config: Any | None) -> None:
+    """A head's rotations are its own, never the target's; EAGLE's trainer for version 3 does not read their base."""
+    if files.ours or "transformer_layer_config" in files.config:
+        return
+    base = float(config.rope_parameters["rope_theta"])
+    given = "rope_theta" in files.config or "rope_parameters" in files.config
+    rope = (getattr(target_config.get_text_config(), "rope_parameters", None) or {}) if target_config else {}
+    targets = rope.get("rope_theta", base)
+    if not given and targets != base:
+        log.warning("%s does not say rope_theta: taken as %g, and not as the target's %g", files.name, base, targets)
+    if given and base != EAGLE_ROPE_THETA:
+        log.warning(
+            "%s: rope_theta %g is used, as config.json says; EAGLE's own trainer uses %g whatever that says: if few "
+            "tokens are accepted, correct config.json",
+            files.name,
+            base,
+            EAGLE_ROPE_THETA,
+        )
 
 
 def _said(config: dict[str, Any], key: str) -> Any:
@@ -214,6 +245,13 @@ def _draft_ids(
     return ids
 
 
+def _check_filled(name: str, weights: dict[str, torch.Tensor]) -> None:
+    """speculators marks an embedding and a head that were never loaded by NaN."""
+    for key in ("embed_tokens.weight", "lm_head.weight"):
+        if key in weights and bool(weights[key].flatten()[:1].isnan()):
+            raise ValueError(f"{name}: {key} is NaN: the target's weights were never copied into it")
+
+
 def _check_target(name: str, head: EagleHead, target_config: Any | None) -> None:
     if target_config is None:
         return
@@ -228,59 +266,3 @@ def _check_target(name: str, head: EagleHead, target_config: Any | None) -> None
         raise ValueError(f"{name} reads layer:{last}, and the target has {text.num_hidden_layers} layers")
     if head.ids_V is not None and int(head.ids_V.max()) >= text.vocab_size:
         raise ValueError(f"{name} drafts token {int(head.ids_V.max())}, and the target has {text.vocab_size} tokens")
-
-
-def eagle_tensors(head: EagleHead) -> dict[str, torch.Tensor]:
-    """The weights under the flat format's names; with one layer under EAGLE's own."""
-    found: dict[str, torch.Tensor] = {}
-    for name, one in head.state_dict().items():
-        name = re.sub(r"^fc_norms\.", "fc_norm.", name.removeprefix("model."))
-        if head.design.version == 3 and head.config.num_hidden_layers == 1:
-            name = re.sub(r"^layers\.0\.", "midlayer.", name)
-        found[name] = one
-    if head.ids_V is not None:
-        found["d2t"] = head.ids_V - torch.arange(len(head.ids_V), device=head.ids_V.device)
-        found["t2d"] = torch.zeros(head.config.vocab_size, dtype=torch.bool)
-        found["t2d"][head.ids_V.cpu()] = True
-    return found
-
-
-def eagle_config(head: EagleHead, target_layers: int = 0) -> dict[str, Any]:
-    """The flat format's config. Layer ids are left out where they are the default ones of `target_layers`: engines
-    disagree on what they count."""
-    config, design = head.config, head.design
-    rope = dict(config.rope_parameters)
-    found: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLMEagle3" if design.version == 3 else "LlamaForCausalLM"],
-        "model_type": "llama",
-        **layer_fields(config),
-        "rope_theta": rope.pop("rope_theta"),
-        "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
-        "tie_word_embeddings": False,
-        "dtype": str(head.fc.weight.dtype).removeprefix("torch."),
-        "bias": design.fc_bias,
-    }
-    if design.version == 3:
-        found["draft_vocab_size"] = config.vocab_size if head.ids_V is None else len(head.ids_V)
-        found["target_hidden_size"] = design.feature_width
-        found |= {switch: getattr(design, switch) for switch in SWITCHES}
-        if not target_layers or design.features != default_features(target_layers):
-            found[LAYER_IDS] = layer_ids(head)
-    return found
-
-
-def layer_fields(config: LlamaConfig) -> dict[str, Any]:
-    """What a config says of the decoder layers, apart from their rotations."""
-    names = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "vocab_size", "attention_bias", "mlp_bias",
-    )  # fmt: skip
-    return {name: getattr(config, name) for name in names}
-
-
-def layer_ids(head: EagleHead) -> list[int]:
-    """The layers before which the head's states lie; ValueError if it reads others."""
-    numbers = [one.partition(":") for one in head.features]
-    if any(kind != "layer" for kind, _, _ in numbers):
-        raise ValueError(f"states {', '.join(head.features)} cannot be written as layer ids: use layer:k only")
-    return [int(number) for _, _, number in numbers]

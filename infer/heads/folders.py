@@ -18,7 +18,8 @@ import torch
 
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.heads.eagle import EagleHead
-from draftsmith.infer.heads.eagle_folder import eagle_config, eagle_tensors, read_eagle
+from draftsmith.infer.heads.eagle_export import Layout, eagle_config, eagle_tensors, speculators_config
+from draftsmith.infer.heads.eagle_folder import read_eagle
 from draftsmith.infer.heads.head_files import OURS, HeadFiles
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.hydra_folder import hydra_config, hydra_tensors, read_hydra
@@ -32,12 +33,13 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class TrainedFor:
     """Whose states a head reads: its target's name, the fingerprint of its weights, that of its tokenizer, and its
-    number of layers; "" and 0 where it is unknown."""
+    number of layers, and its class in transformers; "" and 0 where it is unknown."""
 
     name: str = ""
     fingerprint: str = ""
     tokenizer: str = ""
     num_layers: int = 0
+    architecture: str = ""
 
 
 def load_eagle(name: str | Path, target_config: Any | None = None, dtype: str = "auto") -> EagleHead:
@@ -53,11 +55,23 @@ def load_hydra(name: str | Path, target_config: Any | None = None, dtype: str = 
     return read_hydra(_opened(name, "hydra"), target_config, dtype)
 
 
-def save_eagle(folder: Path, head: EagleHead, trained_for: TrainedFor | None = None) -> None:
-    """Write the flat format, in which vLLM and SGLang take heads."""
-    layers = trained_for.num_layers if trained_for else 0
-    notes = {"features": list(head.features)}
-    _save(folder, "eagle", eagle_tensors(head), eagle_config(head, layers), notes, trained_for)
+def save_eagle(
+    folder: Path,
+    head: EagleHead,
+    trained_for: TrainedFor | None = None,
+    layout: Layout = "flat",
+    num_draft_tokens: int = 5,
+) -> None:
+    """Write the flat format, in which vLLM and SGLang take heads, or speculators', which names the number of draft
+    tokens too."""
+    target = trained_for or TrainedFor()
+    if layout == "flat":
+        config = eagle_config(head, target.num_layers)
+    else:
+        config = speculators_config(
+            head, target.name, [target.architecture] if target.architecture else [], num_draft_tokens
+        )
+    _save(folder, "eagle", eagle_tensors(head, layout), config, {"features": list(head.features)}, trained_for)
 
 
 def save_medusa(folder: Path, heads: MedusaHeads, trained_for: TrainedFor | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from draftsmith.infer.heads.eagle_folder import layer_fields
+from draftsmith.infer.heads.eagle_export import layer_fields
 from draftsmith.infer.heads.head_files import HeadFiles, fit, uniform
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.medusa_folder import check_width
@@ -85,7 +85,7 @@ def hydra_tensors(module: HydraHeads) -> dict[str, torch.Tensor]:
 
 
 def hydra_config(module: HydraHeads, target: str) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "hydra_num_heads": len(module.heads),
         "hydra_num_layers": module.num_layers,
         "hydra_head_arch": "mlp" if module.prefix is None else "prefix-mlp",

@@ -13,12 +13,13 @@ from torch import nn
 
 
 class ResidualBlock(nn.Module):
-    """h + SiLU(W h + b); W is zero at first, so that the block changes nothing."""
+    """h + SiLU(W h + b); both are zero at first, so that the block changes nothing."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
         nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = states + nn.functional.silu(self.linear(states))
@@ -52,6 +53,7 @@ class MedusaHeads(nn.Module):
         self.num_layers = num_layers
         self.heads = nn.ModuleList(MedusaHead(width, vocab_size, num_layers) for _ in range(num_heads))
 
-    def forward(self, states_NH: torch.Tensor) -> torch.Tensor:
-        """[N, K, V] logits: head i's are of the token i + 2 places after the state's own."""
-        return torch.stack([head(states_NH) for head in self.heads], 1)
+    def forward(self, states_NH: torch.Tensor, count: int | None = None) -> torch.Tensor:
+        """[N, K, V] logits of all heads, or of the first `count`: head i's are of the token i + 2 places after the
+        state's own."""
+        return torch.stack([head(states_NH) for head in self.heads[:count]], 1)

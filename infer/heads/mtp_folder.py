@@ -153,7 +153,8 @@ def _built(text: Any, experts: bool, blank_first: bool) -> MTPHead:
     own = getattr(text, "_experts_implementation", None)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **({"experts_implementation": own} if own else {})).model
-        norms = [copy.deepcopy(model.norm) for _ in range(2)]
-        head = MTPHead(model.config, MTPStack(model.layers[0], model.norm, model.rotary_emb), *norms, blank_first)
+        stack = MTPStack(model.layers[0], model.norm, model.rotary_emb)
+        norm, other = copy.deepcopy(model.norm), copy.deepcopy(model.norm)
+        head = MTPHead(model.config, stack, norm, other, blank_first)
     head.model.rotary_emb = KeptRotary(type(model.rotary_emb)(model.config))
     return head

@@ -44,6 +44,20 @@ CONFIG_KEYS = (
 )  # fmt: skip
 
 
+def model_fingerprint(model: Any) -> str:
+    """Equal for the same weights and architecture in any dtype, as far as rounding to bfloat16 hides the dtype."""
+    config = model.config.get_text_config()
+    facts: list[Any] = [[key, getattr(config, key, None)] for key in CONFIG_KEYS]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        where = torch.linspace(0, flat.numel() - 1, min(SAMPLED_WEIGHTS, flat.numel()), dtype=torch.float64)
+        sample = flat[where.long().to(flat.device)].to("cpu", torch.float32).to(torch.bfloat16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(slots=True)
 class HFScores:
     """The logits of one pass: those of row b's prefix at `roots[b]`, those of its nodes behind it."""
@@ -136,17 +150,7 @@ class HFTarget:
         return {"target": timer}
 
     def fingerprint(self) -> str:
-        """Equal for the same weights and architecture in any dtype, as far as rounding to bfloat16 hides the dtype."""
-        config = self.model.config.get_text_config()
-        facts: list[Any] = [[key, getattr(config, key, None)] for key in CONFIG_KEYS]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in sorted(self.model.named_parameters()):
-            flat = parameter.detach().reshape(-1)
-            where = torch.linspace(0, flat.numel() - 1, min(SAMPLED_WEIGHTS, flat.numel()), dtype=torch.float64)
-            sample = flat[where.long().to(flat.device)].to("cpu", torch.float32).to(torch.bfloat16)
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(sample.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()
+        return model_fingerprint(self.model)
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
         for row in rows:

@@ -61,6 +61,8 @@ COMMANDS: dict[str, Command] = {
     "train sft": Command(f"{_IN}.train:sft", "train a draft model by supervised fine-tuning", LEARNED),
     "train soft": Command(f"{_IN}.train:soft", "train one draft with several exits (sorted fine-tuning)", LEARNED),
     "train distil": Command(f"{_IN}.train:distil", "train a draft model on the target's distributions", LEARNED),
+    "train medusa": Command(f"{_IN}.train:medusa", "train Medusa heads on a target's states", LEARNED),
+    "train hydra": Command(f"{_IN}.train:hydra", "train Hydra heads on a target's states", LEARNED),
     "train draft": Command(f"{_IN}.train:draft", "train a draft model with an objective of your own", LEARNED),
     "train target": Command(f"{_IN}.train:target", "train a small target from scratch on your text", LEARNED),
     "calibrate": Command(

@@ -1,6 +1,6 @@
-"""`draftsmith train sft`, `soft`, `distil`, `draft` and `target`: from options to a finished model.
+"""`draftsmith train sft`, `soft`, `distil`, `draft`, `target`, `medusa` and `hydra`: from options to a finished draft.
 
-The options are those of TrainConfig and of the objective's class.
+The options are those of TrainConfig (for heads RunConfig and the builder's class) and of the objective's class.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from json import dumps
 from pathlib import Path
 from typing import Any, cast
 
+from draftsmith.train.drafts.hydra import HydraBuilder
+from draftsmith.train.drafts.medusa import MedusaBuilder
+from draftsmith.train.drafts.trainable import DraftBuilder
 from draftsmith.train.objectives.distil import Distil
-from draftsmith.train.objectives.objective import LossSums, Objective
+from draftsmith.train.objectives.future_tokens import FutureTokens
+from draftsmith.train.objectives.objective import HeadObjective, LossSums, Objective
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
+from draftsmith.train.run.config import Machine, Optim, RunConfig, Text, TrainConfig, Watch
 
 
 def sft(config: TrainConfig, objective: SFT, /, *, json: bool = False) -> int:
@@ -66,6 +70,37 @@ def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: b
 
     names = ("max_steps", "exits", "results", "train_seconds", "settings")
     return _finished(lambda: train_draft(cast(Objective, objective), config), names if json else ())
+
+
+def medusa(config: RunConfig, builder: MedusaBuilder, objective: FutureTokens, /, *, json: bool = False) -> int:
+    """Train Medusa heads on a target that stays frozen (Medusa-1). Run again with the same options, it resumes.
+
+    Example: draftsmith train medusa --target MODEL --data answers.jsonl --out heads --num_heads 4
+
+    Args:
+        json: print one JSON object on the last line.
+    """
+    return heads(config, builder, objective, json)
+
+
+def hydra(config: RunConfig, builder: HydraBuilder, objective: FutureTokens, /, *, json: bool = False) -> int:
+    """Train Hydra heads on a target that stays frozen; with --prefix those of Hydra++. Run again with the same options,
+    it resumes.
+
+    Example: draftsmith train hydra --target MODEL --data answers.jsonl --out heads --num_heads 4
+
+    Args:
+        json: print one JSON object on the last line.
+    """
+    return heads(config, builder, objective, json)
+
+
+def heads(config: RunConfig, builder: DraftBuilder, objective: HeadObjective, json: bool) -> int:
+    """Train what `builder` makes."""
+    from draftsmith.train.run.run import train_heads
+
+    names = ("max_steps", "results", "train_seconds", "settings")
+    return _finished(lambda: train_heads(objective, config, builder), names if json else ())
 
 
 def target(

@@ -27,6 +27,7 @@ from draftsmith.infer.text.templates import find_template
 from draftsmith.train.data.batches import MicroBatches
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.trainable import exit_curves
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.run.callbacks import AtSteps
 from draftsmith.train.run.config import Machine, Optim, TrainConfig, resolved
@@ -118,10 +119,11 @@ def _ours(model: Any, batches: Batches, steps: int, out: Path) -> Marks:
     )
     marks: Marks = []
 
-    record, metrics = RunRecord(out), Metrics(out / "metrics.csv", [layers])
+    record, curves = RunRecord(out), exit_curves([layers])
+    metrics = Metrics(out / "metrics.csv", curves)
     timed: Any = _Timed(metrics, marks)
     record.begin(record.open({"settings": {}}))
-    watcher = AtSteps(record, timed, [layers], lambda module: {}, val_every=0, save_every=10**6, deadline=None)
+    watcher = AtSteps(record, timed, curves, lambda module: {}, val_every=0, save_every=10**6, deadline=None)
     fit(config, _module(model), batches, watcher, record, steps)
     return marks
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from draftsmith.recipes.cli import main
+from draftsmith.train.drafts.trainable import exit_curves
 from draftsmith.train.run.callbacks import MEASURED
 from draftsmith.train.run.run_record import Metrics, RunRecord
 
@@ -147,7 +148,7 @@ def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
 
 
 def test_a_row_that_a_kill_cut_short_is_passed_over(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.csv", [1])
+    metrics = Metrics(tmp_path / "metrics.csv", exit_curves([1]))
     metrics.begin(0)
     for step in (1, 2, 3):
         metrics.add(step=step, kind="train", loss=0.1 * step, seconds=1.0)

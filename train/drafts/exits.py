@@ -10,18 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from draftsmith.infer.models.layers import check_parts, find_parts, state_of
-from draftsmith.train.data.batches import IGNORED
+from draftsmith.infer.models.layers import check_parts, find_parts, first_layers, state_of
+from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.drafts.folder import save_model
+from draftsmith.train.drafts.lora import has_lora, merge_lora
+from draftsmith.train.drafts.trainable import DraftSizes, Weights, exit_curves
+
+if TYPE_CHECKING:
+    from draftsmith.infer.contract.protocols import Drafter
 
 
 class ExitStates(nn.Module):
-    """`forward` returns the states at `exits` (layer counts, ascending; the last is the whole model)."""
+    """The Trainable of a small language model. `forward` returns the states at `exits` (layer counts, ascending; the
+    last is the whole model)."""
 
     def __init__(self, model: Any, exits: Sequence[int]) -> None:
         super().__init__()
@@ -49,19 +57,43 @@ class ExitStates(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """(per exit [N, D] states after the final norm, [N] labels)."""
-        position_ids_BT, labels_BT = batch["position_ids"], batch["labels"]
-        mask = document_mask(position_ids_BT, self._dtype(labels_BT.device.type)) if self.masked else None
-        self.model.base_model(
-            input_ids=batch["input_ids"], position_ids=position_ids_BT, attention_mask=mask, use_cache=False
-        )
+        labels_BT = batch["labels"]
+        self.model.base_model(**packed_inputs(batch, self.head.weight.dtype, self.masked))
         states, self._states = self._states, {}
         learned_BT = labels_BT != IGNORED
         norm = self._parts[0]
         return [norm(states[exit][learned_BT]) for exit in self.exits], labels_BT[learned_BT]
 
-    def _dtype(self, device: str) -> torch.dtype:
-        dtype: torch.dtype = self.head.weight.dtype
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    @property
+    def sizes(self) -> DraftSizes:
+        config = self.model.config.get_text_config()
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return DraftSizes(config.num_hidden_layers, config.hidden_size, wide, config.vocab_size)
+
+    def edges(self) -> list[nn.Parameter]:
+        return [self.model.get_input_embeddings().weight, self.head.weight]
+
+    def try_pass(self, batch: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        found: tuple[list[torch.Tensor], torch.Tensor] = self(batch)
+        return found
+
+    def drafters(self, num_draft_tokens: int) -> dict[str, Drafter]:
+        """Each exit as the plain model that ends there."""
+        from draftsmith.infer.drafters.small_lm import SmallLM
+
+        columns = exit_curves(self.exits).lengths
+        return {
+            column: SmallLM(first_layers(self.model, exit), num_draft_tokens=num_draft_tokens)
+            for column, exit in zip(columns, self.exits)
+        }
+
+    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
+        if has_lora(self.model):
+            merge_lora(self.model, state)
+            state = None
+        save_model(
+            folder, self.model, tokenizer, exits=self.exits, template_fingerprint=template_fingerprint, state=state
+        )
 
 
 def check_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:
@@ -71,6 +103,19 @@ def check_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:
     if exits[-1] != num_layers:
         raise ValueError(f"exits {list(exits)} must end with the draft's depth, {num_layers} layers")
     return tuple(exits)
+
+
+def packed_inputs(batch: Batch, dtype: torch.dtype, masked: bool) -> dict[str, Any]:
+    """What a model of `dtype` is called with, to read packed rows. `masked`: it needs a mask to separate documents."""
+    position_ids_BT = batch["position_ids"]
+    device = position_ids_BT.device.type
+    used = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    return {
+        "input_ids": batch["input_ids"],
+        "position_ids": position_ids_BT,
+        "attention_mask": document_mask(position_ids_BT, used) if masked else None,
+        "use_cache": False,
+    }
 
 
 def packs_by_positions(model: Any) -> bool:

@@ -30,6 +30,10 @@ def _linear_maps(model: Any) -> list[str]:
     ]
 
 
+def has_lora(model: Any) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
 def merge_lora(model: Any, state: dict[str, torch.Tensor] | None) -> None:
     """Merge the adapters into the weights (those in `state`, if they were gathered from several devices) and remove
     them: `model` is a plain model again."""

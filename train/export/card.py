@@ -69,32 +69,47 @@ def copy_licences(folder: Path | None, out: Path) -> list[str]:
     return [path.name for path in paths]
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a card is about: a sentence on `what` it is, how it is used, a draft model's `exit` (0 for heads)."""
+
+    what: str
+    usage: str
+    exit: int = 0
+    library: str = "transformers"
+    tag: str = "draft-model"
+
+
+def draft_model(name: str, target: str, exit: int, exits: Sequence[int]) -> Made:
+    """A draft model of `exit` layers."""
+    several = f", with exits after {_listed(exits)}." if len(exits) > 1 else "."
+    what = f"A draft model for speculative decoding with `{shown(target)}`: {exit} layers{several}"
+    return Made(what, _use(name, target, exits), exit)
+
+
 def model_card(
     *,
     name: str,
     target: str,
-    exit: int,
-    exits: Sequence[int],
+    made: Made,
     run: dict[str, Any],
     bench: Benchmark | None,
     licence: dict[str, str],
     compared: bool,
 ) -> str:
     """The text of README.md. `run` is run.json, and may be empty; `compared`: the tokenizers are known to be equal."""
-    head: dict[str, Any] = {**licence, "library_name": "transformers", "pipeline_tag": "text-generation"}
-    head["tags"] = ["speculative-decoding", "draft-model", "draftsmith"]
+    head: dict[str, Any] = {**licence, "library_name": made.library, "pipeline_tag": "text-generation"}
+    head["tags"] = ["speculative-decoding", made.tag, "draftsmith"]
     if not Path(target).is_absolute():
         head["base_model"] = target
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}",
-        f"A draft model for speculative decoding with `{_shown(target)}`: {exit} layers"
-        + (f", with exits after {_listed(exits)}." if len(exits) > 1 else ".")
-        + " An engine that verifies drafts keeps the target's output. Whether it decodes faster depends on the engine, "
-        "the prompts and the machine: only what is listed below was measured.",
-        "" if compared else UNCOMPARED.format(target=_shown(target)),
-        _measured(exit, target, run, bench),
+        f"{made.what} An engine that verifies drafts keeps the target's output. Whether it decodes faster depends on "
+        "the engine, the prompts and the machine: only what is listed below was measured.",
+        "" if compared else UNCOMPARED.format(target=shown(target)),
+        _measured(made.exit, target, run, bench),
         _recipe(run),
-        _use(name, target, exits),
+        made.usage,
         _licence(licence, run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -117,11 +132,11 @@ class Benchmark:
         for label, figures in (self.results.get("drafters") or {}).items():
             argument = known[label][1].argument if label in known else ""
             if figures.get("speedup") and label != "plain" and (argument or not known):
-                yield label + (f" ({_shown(argument)})" if argument else ""), without_small_samples(figures)
+                yield label + (f" ({shown(argument)})" if argument else ""), without_small_samples(figures)
 
     def where(self) -> str:
         config = self.run.get("config") or {}
-        parts = [f"with `{_shown(self.target)}`" if self.target else "with a target that was not recorded"]
+        parts = [f"with `{shown(self.target)}`" if self.target else "with a target that was not recorded"]
         parts.append(f"on {machine(self.run)}" if self.run else "on a machine that was not recorded")
         parts += [f"{self.results['questions']} questions"] if self.results.get("questions") else []
         parts += [f"{key} {config[key]}" for key in ("batch_size", "temperature", "max_new_tokens") if key in config]
@@ -133,7 +148,9 @@ def _measured(exit: int, target: str, run: dict[str, Any], bench: Benchmark | No
     held_out = run.get("results") or {}
     settings = run.get("settings") or {}
     trained_for = settings.get("target") or target
-    other = "" if _shown(trained_for) == _shown(target) else f", with `{_shown(trained_for)}` as the target"
+    other = "" if shown(trained_for) == shown(target) else f", with `{shown(trained_for)}` as the target"
+    if not exit and held_out.get("accepted_length"):
+        lines.append(f"- accepted_length {held_out['accepted_length']:.2f} (held-out prompts{other})")
     for key in (key for key in held_out if key.startswith("accepted_length_exit_")):
         at = int(key.rpartition("_")[2])
         if at <= exit:
@@ -167,7 +184,7 @@ def _recipe(run: dict[str, Any]) -> str:
         return "## How it was made\n\nThe checkpoint has no run.json: how it was made is unknown."
     settings = run.get("settings", {})
     rendering = run.get("data", {}).get("rendering", {})
-    sources = ", ".join(f"`{_shown(name)}`" for name in settings.get("data", []))
+    sources = ", ".join(f"`{shown(name)}`" for name in settings.get("data", []))
     learned = settings.get("objective", {}).get("name", "unknown")
     kept = {
         key: settings.get(key) for key in ("num_layers", "init", "freeze", "lora_rank", "seed") if settings.get(key)
@@ -187,7 +204,7 @@ def _recipe(run: dict[str, Any]) -> str:
 
 
 def _use(name: str, target: str, exits: Sequence[int]) -> str:
-    target = _shown(target)
+    target = shown(target)
     several = f"sd2:{name}" if len(exits) > 1 else f"small:{name}"
     return f"""## How to use it
 
@@ -232,16 +249,24 @@ def _licence(licence: dict[str, str], run: dict[str, Any]) -> str:
     return f"## Licence\n\n{origin} {missing}"
 
 
-def speculative_config(name: str, num_draft_tokens: int = 5) -> dict[str, Any]:
+def speculative_config(name: str, method: str = "draft_model", num_draft_tokens: int = 5) -> dict[str, Any]:
     """The value of vLLM's --speculative-config."""
-    return {"method": "draft_model", "model": name, "num_speculative_tokens": num_draft_tokens}
+    return {"method": method, "model": name, "num_speculative_tokens": num_draft_tokens}
 
 
-def serve_line(name: str, target: str, num_draft_tokens: int = 5) -> str:
-    return f"vllm serve {target} --speculative-config '{json.dumps(speculative_config(name, num_draft_tokens))}'"
+def serve_line(name: str, target: str, method: str = "draft_model", num_draft_tokens: int = 5) -> str:
+    config = json.dumps(speculative_config(name, method, num_draft_tokens))
+    return f"vllm serve {target} --speculative-config '{config}'"
 
 
-def _shown(name: str) -> str:
+def sglang_line(name: str, target: str, algorithm: str) -> str:
+    return (
+        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm {algorithm} "
+        f"--speculative-draft-model-path {name}"
+    )
+
+
+def shown(name: str) -> str:
     """The last part of a local path, which means nothing on another machine; a Hub name unchanged."""
     return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from draftsmith.infer.costs.identity import short_name
 from draftsmith.infer.files.locations import is_hub_name, may_be_on_hub
 from draftsmith.infer.files.provenance import without_secrets
@@ -22,47 +20,21 @@ from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import DTYPES, check_same_tokenizer, load_model
 from draftsmith.infer.text.tokenizer import TOKENIZER_FILES, load_tokenizer
 from draftsmith.train.drafts.exits import check_exits
+from draftsmith.train.drafts.folder import save_model
 from draftsmith.train.export.card import (
     Benchmark,
     copy_licences,
+    draft_model,
     licence_folder,
     licence_of,
     model_card,
     serve_line,
+    sglang_line,
     speculative_config,
 )
 
-
-def save_model(
-    folder: Path,
-    model: Any,
-    tokenizer: Any,
-    *,
-    exits: Sequence[int],
-    template_fingerprint: str = "",
-    state: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write weights, config and tokenizer beside their place, then move them in, config.json last."""
-    part = folder / f".model.{os.getpid()}.part"
-    try:
-        part.mkdir(parents=True)
-        config = model.config
-        if len(exits) > 1:
-            config.sorted_exits = list(exits)
-        elif hasattr(config, "sorted_exits"):
-            del config.sorted_exits
-        if template_fingerprint:
-            config.template_fingerprint = template_fingerprint
-        config.dtype = next(model.parameters()).dtype
-        model.save_pretrained(part, state_dict=state)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise ValueError(f"{folder}: the model could not be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+# What --engine takes. transformers' assistants are plain models.
+ENGINES = ("vllm", "sglang", "speculators", "transformers")
 
 
 def export_draft(
@@ -83,15 +55,17 @@ def export_draft(
     `exit`: keep this many layers; default: the whole draft. `name`: the draft's name in the card. `exits`: those of a
     published draft whose config does not name them. `reach`: whether the Hub may be asked for the target's licence.
     """
-    _check(out, dtype, engine)
-    run = _json(Path(checkpoint) / "run.json")
+    check_outputs(out, dtype, engine)
+    if engine == "speculators":
+        raise ValueError(f"{checkpoint} is a draft model: speculators has heads only")
+    run = read_json(Path(checkpoint) / "run.json")
     trained_for = run.get("settings", {}).get("target")
     if target and target != trained_for and not (Path(target).expanduser().is_dir() or may_be_on_hub(target)):
         raise ValueError(f"{target} does not exist, and is not a Hub name (owner/model): give the target's folder")
     target = target or trained_for
     if not target:
         raise ValueError(f"{checkpoint} has no run.json that names its target: give --target")
-    benchmark = _benchmark(bench, target) if bench else None
+    benchmark = read_benchmark(bench, target) if bench else None
     model, tokenizer = _load(checkpoint, dtype)
     compared = _compare_tokenizers(checkpoint, model, tokenizer, target, reach)
     model, chosen, exits, fingerprint = _cut(checkpoint, model, exit, exits)
@@ -105,13 +79,16 @@ def export_draft(
         source = licence_folder(target, reach)
         licence = licence_of(source)
         facts: dict[str, Any] = {"exit": chosen, "exits": exits, "licence": licence, "compared": compared}
-        card = model_card(name=shown, target=target, run=run, bench=benchmark, **facts)
+        made = draft_model(shown, target, chosen, exits)
+        card = model_card(
+            name=shown, target=target, made=made, run=run, bench=benchmark, licence=licence, compared=compared
+        )
         (part / "README.md").write_text(card, encoding="utf-8")
         facts["licence_files"] = copy_licences(source, part)
         if run:
             shutil.copyfile(Path(checkpoint) / "run.json", part / "run.json")
-        if engine:
-            facts |= _for_engine(part, shown, target)
+        if engine in ("vllm", "sglang"):
+            facts |= _for_engine(part, shown, target, engine)
         if out.exists():
             out.rmdir()
         os.replace(part, out)
@@ -122,19 +99,19 @@ def export_draft(
     return {**facts, "files": sorted(path.name for path in out.iterdir())}
 
 
-def _check(out: Path, dtype: str | None, engine: str | None) -> None:
-    if engine not in (None, "vllm"):
-        raise ValueError(f"unknown engine {engine!r}: vllm")
+def check_outputs(out: Path, dtype: str | None, engine: str | None) -> None:
+    if engine is not None and engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: {', '.join(ENGINES)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: give a new folder")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: {', '.join(DTYPES)}")
 
 
-def _benchmark(bench: str, target: str) -> Benchmark:
+def read_benchmark(bench: str, target: str) -> Benchmark:
     """The figures of a run folder; ValueError if they are another target's."""
     folder = Path(bench)
-    found = Benchmark(_json(folder / "run.json"), _json(folder / "results.json"))
+    found = Benchmark(read_json(folder / "run.json"), read_json(folder / "results.json"))
     if not found.results:
         raise ValueError(f"--bench {bench} is not a finished run folder: it has no results.json")
     if found.target and short_name(found.target) != short_name(target):
@@ -144,7 +121,7 @@ def _benchmark(bench: str, target: str) -> Benchmark:
 
 def _compare_tokenizers(checkpoint: str, model: Any, tokenizer: Any, target: str, reach: bool) -> bool:
     """Refuse a target with another tokenizer; False if the target's tokenizer is not at hand."""
-    other = _tokenizer_of(target, reach)
+    other = tokenizer_of(target, reach)
     if other is None or tokenizer is None:
         return False
     size = int(model.get_input_embeddings().weight.shape[0])
@@ -155,7 +132,7 @@ def _compare_tokenizers(checkpoint: str, model: Any, tokenizer: Any, target: str
     return True
 
 
-def _tokenizer_of(target: str, reach: bool) -> Any | None:
+def tokenizer_of(target: str, reach: bool) -> Any | None:
     folder = Path(target).expanduser()
     if folder.is_dir():
         return load_tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
@@ -181,8 +158,10 @@ def _cut(checkpoint: str, model: Any, exit: int | None, exits: Sequence[int] | N
     return cut, chosen, [number for number in known if number <= chosen], fingerprint
 
 
-def _for_engine(part: Path, shown: str, target: str) -> dict[str, Any]:
-    """vLLM's speculative config beside the model, and the command that serves both."""
+def _for_engine(part: Path, shown: str, target: str, engine: str) -> dict[str, Any]:
+    """The command that serves both, and for vLLM its speculative config beside the model."""
+    if engine == "sglang":
+        return {"serve": sglang_line(shown, target, "STANDALONE")}
     config = speculative_config(shown)
     (part / "speculative_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return {"speculative_config": config, "serve": serve_line(shown, target)}
@@ -190,7 +169,7 @@ def _for_engine(part: Path, shown: str, target: str) -> dict[str, Any]:
 
 def _load(checkpoint: str, dtype: str | None) -> tuple[Any, Any]:
     """The model; if the folder holds a peft adapter, with the adapter merged."""
-    adapter = _json(Path(checkpoint) / "adapter_config.json")
+    adapter = read_json(Path(checkpoint) / "adapter_config.json")
     if not adapter:
         return load_model(checkpoint, dtype=dtype or "auto", device="cpu")
     from peft import PeftModel
@@ -199,7 +178,7 @@ def _load(checkpoint: str, dtype: str | None) -> tuple[Any, Any]:
     return PeftModel.from_pretrained(base, checkpoint).merge_and_unload(), tokenizer
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,5 @@
-"""Losses of several exits through one output head, chunk by chunk, so that the logits of all positions never coexist.
+"""Losses of several exits through one output head, or of heads each through its own, chunk by chunk, so that the logits
+of all positions never coexist.
 
 Each chunk's logits are computed, turned into their own gradient, multiplied back onto states and head, and freed. The
 forward pass thus already holds the gradients (they are linear in the loss's gradient), and nothing of size positions x
@@ -6,7 +7,7 @@ vocabulary is kept or recomputed. All exits share one call, because the head's g
 allocated once, and because the target's distribution of a chunk is computed once for all of them. Reductions run in at
 least float32.
 
-Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
+Legend: E exits or heads, N positions, D hidden, V vocabulary, C positions of a chunk.
 """
 
 from __future__ import annotations
@@ -51,80 +52,110 @@ def chunked_cross_entropy(
 
 def chunked_loss(
     states_END: Sequence[torch.Tensor],
-    head: nn.Linear,
+    head: nn.Linear | Sequence[nn.Linear],
     weights: Sequence[float],
-    loss: Loss,
+    loss: Loss | Sequence[Loss],
     *,
     scale: float = 1.0,
     softcap: float = 0.0,
     chunk_entries: int = 0,
 ) -> LossSums:
-    """The same for any loss of a chunk's logits; for each chunk, `loss` is called once per exit, in order."""
+    """The same for any loss of a chunk's logits; for each chunk, `loss` is called once per exit, in order. One head and
+    one loss serve all exits, or each has its own."""
     device = states_END[0].device.type
+    heads = [head] if isinstance(head, nn.Linear) else list(head)
+    losses = list(loss) if isinstance(loss, Sequence) else [loss] * len(states_END)
+    assert len(heads) in (1, len(states_END))
+    assert len(losses) == len(states_END)
     entries = chunk_entries or (CHUNK_ENTRIES_CUDA if device == "cuda" else CHUNK_ENTRIES)
-    size = max(entries // head.out_features, 1)
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    size = max(entries // max(each.out_features for each in heads), 1)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else heads[0].weight.dtype
     settings = (scale, softcap, size, dtype)
-    return LossSums(*_Chunked.apply(head.weight, head.bias, tuple(weights), settings, loss, *states_END))
+    tensors = [tensor for each in heads for tensor in (each.weight, each.bias)]
+    return LossSums(*_Chunked.apply(tuple(weights), settings, losses, len(heads), *tensors, *states_END))
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
         weights: tuple[float, ...],
         settings: tuple[float, float, int, torch.dtype],
-        loss: Loss,
-        *states_END: torch.Tensor,
+        losses: Sequence[Loss],
+        count: int,
+        *tensors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`tensors`: weight and bias of `count` heads, then the states of each exit."""
+        states_END: list[torch.Tensor] = tensors[2 * count :]  # type: ignore[assignment]
         scale, softcap, size, dtype = settings
-        exact = torch.promote_types(weight_VD.dtype, torch.float32)
-        needed = ctx.needs_input_grad
+        needed = ctx.needs_input_grad[4:]
         device = states_END[0].device
         with torch.autocast(device.type, enabled=False):
-            used_VD = weight_VD.to(dtype)
-            grad_VD = torch.zeros_like(weight_VD, dtype=exact) if needed[0] else None
-            grad_V = torch.zeros_like(bias_V, dtype=exact) if bias_V is not None and needed[1] else None
-            grad_END = [torch.empty_like(states_ND) for states_ND in states_END] if any(needed[5:]) else None
+            heads = [_Head(*tensors[2 * i : 2 * i + 2], dtype, *needed[2 * i : 2 * i + 2]) for i in range(count)]
+            exact = heads[0].exact
+            grad_END = [torch.empty_like(states_ND) for states_ND in states_END] if any(needed[2 * count :]) else None
             sums_E = torch.zeros(len(states_END), dtype=exact, device=device)
             for start in range(0, len(states_END[0]), size):
                 chunk = slice(start, start + size)
                 for e, states_ND in enumerate(states_END):
+                    head = heads[e if count > 1 else 0]
                     states_CD = states_ND[chunk].to(dtype)
-                    logits_CV = (states_CD @ used_VD.T).to(exact)
-                    if bias_V is not None:
-                        logits_CV += bias_V.to(exact)
-                    summed, slope_CV = _shaped(loss, logits_CV, chunk, scale, softcap, any(needed))
+                    logits_CV = head.logits(states_CD)
+                    summed, slope_CV = _shaped(losses[e], logits_CV, chunk, scale, softcap, any(needed))
                     sums_E[e] += summed
                     if slope_CV is None:
                         continue
                     slope_CV *= weights[e]
-                    if grad_V is not None:
-                        grad_V += slope_CV.sum(0)
-                    narrow_CV = slope_CV.to(dtype)
+                    narrow_CV = head.narrow(slope_CV)
                     del logits_CV, slope_CV
                     if grad_END is not None:
-                        grad_END[e][chunk] = narrow_CV @ used_VD
-                    if grad_VD is not None:
-                        _add_product(grad_VD, narrow_CV, states_CD)
-        ctx.gradients = (grad_VD, grad_V, grad_END)
-        ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+                        grad_END[e][chunk] = narrow_CV @ head.used_VD
+                    if head.grad_VD is not None:
+                        _add_product(head.grad_VD, narrow_CV, states_CD)
+        ctx.heads = [(head.grad_VD, head.grad_V, head.dtypes) for head in heads]
+        ctx.states = grad_END
+        ctx.count = len(states_END)
         ctx.mark_non_differentiable(sums_E)
         total = (sums_E * torch.tensor(weights, dtype=exact, device=device)).sum()
         return total, sums_E
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        grad_VD, grad_V, grad_END = ctx.gradients
-        ctx.gradients = None  # scaled in place below, so a second backward must not reuse them
+        heads, grad_END = ctx.heads, ctx.states
+        ctx.heads = ctx.states = None  # scaled in place below, so a second backward must not reuse them
         by = grads[0]
-        weight_dtype, bias_dtype = ctx.dtypes
-        head = None if grad_VD is None else grad_VD.mul_(by).to(weight_dtype)
-        bias = None if grad_V is None else grad_V.mul_(by).to(bias_dtype)
-        states = [None] * (len(ctx.needs_input_grad) - 5) if grad_END is None else [grad.mul_(by) for grad in grad_END]
-        return head, bias, None, None, None, *states
+        found: list[torch.Tensor | None] = []
+        for grad_VD, grad_V, (weight_dtype, bias_dtype) in heads:
+            found.append(None if grad_VD is None else grad_VD.mul_(by).to(weight_dtype))
+            found.append(None if grad_V is None else grad_V.mul_(by).to(bias_dtype))
+        states = [None] * ctx.count if grad_END is None else [grad.mul_(by) for grad in grad_END]
+        return None, None, None, None, *found, *states
+
+
+class _Head:
+    """An output head in the dtype of the products, and its gradients, as far as they are wanted."""
+
+    def __init__(
+        self, weight_VD: Any, bias_V: torch.Tensor | None, dtype: torch.dtype, learns: bool, bias_learns: bool
+    ) -> None:
+        self.exact = torch.promote_types(weight_VD.dtype, torch.float32)
+        self.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        self.used_VD = weight_VD.to(dtype)
+        self.bias_V = None if bias_V is None else bias_V.to(self.exact)
+        self.grad_VD = torch.zeros_like(weight_VD, dtype=self.exact) if learns else None
+        self.grad_V = torch.zeros_like(bias_V, dtype=self.exact) if bias_V is not None and bias_learns else None
+
+    def logits(self, states_CD: torch.Tensor) -> torch.Tensor:
+        logits_CV = (states_CD @ self.used_VD.T).to(self.exact)
+        if self.bias_V is not None:
+            logits_CV += self.bias_V
+        return logits_CV
+
+    def narrow(self, slope_CV: torch.Tensor) -> torch.Tensor:
+        """A chunk's slope in the dtype of the products, once the bias has its gradient."""
+        if self.grad_V is not None:
+            self.grad_V += slope_CV.sum(0)
+        return slope_CV.to(self.used_VD.dtype)
 
 
 def _add_product(grad_VD: torch.Tensor, slope_CV: torch.Tensor, states_CD: torch.Tensor) -> None:

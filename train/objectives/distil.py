@@ -60,7 +60,7 @@ class Distil:
         from draftsmith.train.data.on_policy import check_share
 
         self.losses = {"forward_kl": 1.0} if losses is None else losses
-        _check(self.losses, temperature, tree_top_k, sharpness)
+        check_losses(self.losses, temperature, tree_top_k, sharpness)
         if on_policy and (teacher != "live" or "cross_entropy" in self.losses):
             raise ValueError(
                 "on-policy answers need a live teacher (a cache does not contain them) and no cross_entropy (it would "
@@ -107,7 +107,7 @@ class Distil:
 
     def __call__(self, draft: ExitStates, batch: dict[str, torch.Tensor]) -> LossSums:
         from draftsmith.train.objectives.chunked_loss import chunked_loss
-        from draftsmith.train.objectives.divergences import Distributions, find_divergence
+        from draftsmith.train.objectives.divergences import Distributions, find_divergence, mixed
 
         if draft.training:
             batch = self.rewrite(draft.model, batch)
@@ -119,22 +119,22 @@ class Distil:
             both = Distributions(
                 logits_CV, distributions.chunk(chunk), labels_N[chunk], self.temperature, self.top_k, self.sharpness
             )
-            summed, slope_CV = logits_CV.new_zeros(()), None
-            for term, weight in terms:
-                loss_C, term_CV = term(both)
-                summed = summed + weight * loss_C.sum()
-                if slope:
-                    slope_CV = term_CV * weight if slope_CV is None else slope_CV.add_(term_CV, alpha=weight)
-            return summed, slope_CV
+            return mixed(terms, both, slope)
 
         weights = self.exit_weights or [1.0]
-        entries = CHUNK_ENTRIES_CUDA if labels_N.device.type == "cuda" else CHUNK_ENTRIES
+        entries = chunk_entries(labels_N.device.type)
         return chunked_loss(
             states_END, draft.head, weights, loss, scale=draft.scale, softcap=draft.softcap, chunk_entries=entries
         )
 
 
-def _check(losses: Mapping[str, float], temperature: float, top_k: int, sharpness: float) -> None:
+def chunk_entries(device: str) -> int:
+    """The entries of a chunk's logits, for losses that compare distributions."""
+    return CHUNK_ENTRIES_CUDA if device == "cuda" else CHUNK_ENTRIES
+
+
+def check_losses(losses: Mapping[str, float], temperature: float, top_k: int, sharpness: float) -> None:
+    """ValueError for losses that are unknown or that the temperature does not leave."""
     from draftsmith.train.objectives.divergences import OF_CHOICES, find_divergence
 
     if not losses or min(losses.values()) < 0 or sum(losses.values()) <= 0:

@@ -21,7 +21,7 @@ Legend: V vocabulary, C positions of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -37,7 +37,7 @@ class Distributions:
 
     Args:
         logits_CV: the draft's logits at temperature 1.
-        target: the target's distribution at the same positions.
+        target: the target's distribution at the same positions; None where every loss is of the text alone.
         labels_C: the text's tokens.
         temperature: temperature of both; 0: a point mass on the target's likeliest token, and the draft's at 1.
         top_k: tokens that a tree will try at a node.
@@ -45,7 +45,7 @@ class Distributions:
     """
 
     logits_CV: torch.Tensor
-    target: TeacherChunk
+    target: TeacherChunk | None
     labels_C: torch.Tensor
     temperature: float = 1.0
     top_k: int = 4
@@ -62,11 +62,13 @@ class Distributions:
 
     @cached_property
     def target_log_CV(self) -> torch.Tensor:
+        assert self.target is not None
         return self.target.log_probs(self.temperature, self.draft_log_CV)
 
     @cached_property
     def target_probs_CV(self) -> torch.Tensor:
         if self.temperature == 0.0:
+            assert self.target is not None
             point_CV = torch.zeros_like(self.logits_CV)
             return point_CV.scatter_(1, self.target.choice()[:, None], 1.0)
         return self.target_log_CV.exp()
@@ -74,6 +76,8 @@ class Distributions:
 
 Divergence = Callable[[Distributions], tuple[torch.Tensor, torch.Tensor]]
 
+# The loss that does not ask what the target's distribution is.
+OF_TEXT = "cross_entropy"
 # Losses defined for a target at temperature 0, whose distribution is a point mass.
 OF_CHOICES = ("greedy", "topk", "cross_entropy")
 
@@ -131,6 +135,21 @@ def cross_entropy(both: Distributions) -> tuple[torch.Tensor, torch.Tensor]:
     slope_CV = log_CV.exp()
     slope_CV.scatter_add_(1, labels_C1, torch.full_like(slope_CV[:, :1], -1.0))
     return -log_CV.gather(1, labels_C1)[:, 0], slope_CV
+
+
+def mixed(
+    losses: Sequence[tuple[Divergence, float]], both: Distributions, slope: bool, kept_C: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weighted sum of losses over a chunk, and its slope. `kept_C`: the positions that count; default: all."""
+    summed, slope_CV = both.logits_CV.new_zeros(()), None
+    for term, weight in losses:
+        loss_C, term_CV = term(both)
+        summed = summed + weight * (loss_C if kept_C is None else loss_C[kept_C]).sum()
+        if slope:
+            slope_CV = term_CV * weight if slope_CV is None else slope_CV.add_(term_CV, alpha=weight)
+    if slope_CV is not None and kept_C is not None:
+        slope_CV[~kept_C] = 0.0
+    return summed, slope_CV
 
 
 def find_divergence(name: str) -> Divergence:

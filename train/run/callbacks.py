@@ -18,6 +18,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from draftsmith.train.drafts.trainable import Curves
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.progress import ProgressLine, clock, say
 from draftsmith.train.run.run_record import Metrics, RunRecord, save_state
@@ -42,7 +43,7 @@ class AtSteps(Callback):
     Args:
         record: the run's folder.
         metrics: its metrics.csv.
-        exits: the draft's exits.
+        curves: by what losses are reported.
         validate: measures the draft; returns columns of metrics.csv.
         val_every: steps between validations; 0: only at start and end.
         save_every: steps between checkpoints.
@@ -54,7 +55,7 @@ class AtSteps(Callback):
         self,
         record: RunRecord,
         metrics: Metrics,
-        exits: list[int],
+        curves: Curves,
         validate: Validate,
         *,
         val_every: int,
@@ -64,7 +65,7 @@ class AtSteps(Callback):
     ) -> None:
         self.record = record
         self.metrics = metrics
-        self.exits = exits
+        self.curves = curves
         self.validate = validate
         self.val_every = val_every
         self.save_every = save_every
@@ -141,7 +142,7 @@ class AtSteps(Callback):
     def _write(self, trainer: lightning.Trainer, kind: str, losses: list[float], values: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
-        values = {**values, **{f"loss_exit_{exit}": loss for exit, loss in zip(self.exits, losses)}}
+        values = {**values, **dict(zip(self.curves.losses, losses))}
         if losses:
             values["loss"] = statistics.fmean(losses)
         self.metrics.add(step=self._step, kind=kind, **values)
@@ -155,7 +156,7 @@ class AtSteps(Callback):
             return
         pace = statistics.fmean(self._durations[-50:])
         left = f"ETA {clock(pace * (trainer.max_steps - self._step))}" if self._fixed else "measuring speed"
-        each = " ".join(f"[{exit}] {loss:.3f}" for exit, loss in zip(self.exits, losses))
+        each = self.curves.line(losses)
         line = f"step {self._step}{self._of(trainer)}  loss {each}  {tokens / pace:,.0f} learned tokens/s  {left}"
         self._line.show(line, last)
 
@@ -195,11 +196,9 @@ class AtSteps(Callback):
         losses = found.pop("losses", [])
         values = {**found, "seconds": round(self._val_seconds, 3)}
         self._write(trainer, "held_out", losses, values)
-        self.last = {"step": self._step, **dict(zip((f"loss_exit_{exit}" for exit in self.exits), losses)), **found}
+        self.last = {"step": self._step, **dict(zip(self.curves.losses, losses)), **found}
         if trainer.is_global_zero:
-            each = " ".join(f"[{exit}] {loss:.3f}" for exit, loss in zip(self.exits, losses))
-            names = {exit: f"accepted_length_exit_{exit}" for exit in self.exits}
-            lengths = " ".join(f"[{exit}] {found[name]:.2f}" for exit, name in names.items() if name in found)
+            each, lengths = self.curves.line(losses), self.curves.lengths_line(found)
             say(f"step {self._step}  held-out loss {each or '-'}  accepted_length {lengths or '-'}")
 
     # The time limit.

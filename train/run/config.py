@@ -7,9 +7,9 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from draftsmith.train.drafts.shapes import find_preset
 
@@ -118,22 +118,13 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
+class RunConfig:
     """The options of every training run. `minutes` or `max_steps`, if given, count instead of `epochs`.
 
     Args:
-        target: folder or Hub name of the model to draft for; distillation takes it as the teacher too.
-        data: conversations (for distillation best the target's own answers): files, folders or data sets on the Hub.
-        out: new folder for the model, curves and run.json.
-        num_layers: layers of the draft.
-        preset: a published shape instead of num_layers: wide-1, wide-3, wide-5 (the target's width), 290M, 543M, 796M,
-            1.3B.
-        init: the target's layers that the draft starts from: first, even (evenly spaced), fresh (random weights), or
-            the folder of a trained draft to continue from.
-        shape: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, where they differ
-            from the target's.
-        freeze: embeddings, head, or both: they stay the target's.
-        lora_rank: train adapters of this rank and merge them at the end; 0: train the weights themselves.
+        target: folder or Hub name of the model to draft for, which is the teacher too where there is one.
+        data: conversations, best with the target's own answers: files, folders or data sets on the Hub.
+        out: new folder for the draft, curves and run.json.
         epochs: passes over the data.
         max_steps: optimiser steps, instead of epochs.
         minutes: length of the run, instead of steps; max_steps is fixed once the first steps have been timed, and what
@@ -151,12 +142,7 @@ class TrainConfig:
     target: str
     data: list[str]
     out: str
-    num_layers: int | None = None
-    preset: str | None = None
-    init: str = "first"
-    shape: dict[str, int] | None = None
-    freeze: Sequence[str] = ()
-    lora_rank: int = 0
+    _: KW_ONLY
     epochs: float = 3.0
     max_steps: int | None = None
     minutes: float | None = None
@@ -178,6 +164,30 @@ class TrainConfig:
         """Whether each device holds only a part of the weights or of their gradients."""
         return self.strategy.startswith(SHARDED)
 
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig(RunConfig):
+    """The options of a run that trains a small language model: those of every run, and the draft's shape and start.
+
+    Args:
+        num_layers: layers of the draft.
+        preset: a published shape instead of num_layers: wide-1, wide-3, wide-5 (the target's width), 290M, 543M, 796M,
+            1.3B.
+        init: the target's layers that the draft starts from: first, even (evenly spaced), fresh (random weights), or
+            the folder of a trained draft to continue from.
+        shape: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, where they differ
+            from the target's.
+        freeze: embeddings, head, or both: they stay the target's.
+        lora_rank: train adapters of this rank and merge them at the end; 0: train the weights themselves.
+    """
+
+    num_layers: int | None = None
+    preset: str | None = None
+    init: str = "first"
+    shape: dict[str, int] | None = None
+    freeze: Sequence[str] = ()
+    lora_rank: int = 0
+
     @property
     def layers(self) -> int:
         """The draft's number of layers, given by name or by preset."""
@@ -185,6 +195,8 @@ class TrainConfig:
             raise ValueError("give either --num_layers or --preset")
         return self.num_layers if self.preset is None else find_preset(self.preset).num_layers  # type: ignore[return-value]
 
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 # Option -> (smallest, largest) value; None: no limit. An option that is None is not checked.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -221,10 +233,10 @@ ABOVE = {"epochs", "minutes"}
 BELOW = {"text.held_out", "optim.beta1", "optim.beta2"}
 
 
-def check_ranges(config: TrainConfig) -> None:
+def check_ranges(config: RunConfig) -> None:
     """ValueError for a number out of its range, or two lengths of one run; reads no file."""
     for name, (low, high) in RANGES.items():
-        value = attrgetter(name)(config)
+        value = attrgetter(name)(config) if hasattr(config, name.partition(".")[0]) else None
         if value is None:
             continue
         above = value > low if name in ABOVE else value >= low
@@ -237,8 +249,8 @@ def check_ranges(config: TrainConfig) -> None:
         raise ValueError("--minutes and --max_steps are two lengths of one run: give one of them")
 
 
-def resolved(config: TrainConfig) -> TrainConfig:
-    """`config` with its automatic options and its preset resolved for this machine."""
+def resolved(config: AnyConfig) -> AnyConfig:
+    """`config` with its automatic options resolved for this machine."""
     import torch
 
     from draftsmith.infer.models.prepack import multiplies_bfloat16
@@ -254,19 +266,21 @@ def resolved(config: TrainConfig) -> TrainConfig:
     precision = config.machine.precision
     if precision == "auto":
         precision = "bf16-mixed" if cuda or multiplies_bfloat16() else "32-true"
-    sizes = {} if config.preset is None else find_preset(config.preset).sizes
     return replace(
         config,
-        num_layers=config.layers,
-        preset=None,
-        shape={**sizes, **(config.shape or {})} or None,
         strategy=config.strategy if config.strategy != "auto" or config.world == 1 else "ddp",
         optim=replace(config.optim, micro_batch_size=_micro_batch_size(config)),
         machine=replace(config.machine, device="cuda" if cuda else "cpu", precision=precision),
     )
 
 
-def _check_sharded(config: TrainConfig, cuda: bool) -> None:
+def without_preset(config: TrainConfig) -> TrainConfig:
+    """`config` with its preset's sizes in place of its name."""
+    sizes = {} if config.preset is None else find_preset(config.preset).sizes
+    return replace(config, num_layers=config.layers, preset=None, shape={**sizes, **(config.shape or {})} or None)
+
+
+def _check_sharded(config: RunConfig, cuda: bool) -> None:
     if not cuda:
         raise ValueError(f"strategy {config.strategy} needs CUDA devices; on a CPU use ddp")
     if config.optim.name == "muon":
@@ -287,7 +301,7 @@ def _check_loggers(loggers: Sequence[str]) -> None:
             raise ValueError(f"the logger {name} needs the extra `{extra}`: pip install 'draftsmith[{extra}]'")
 
 
-def _micro_batch_size(config: TrainConfig) -> int:
+def _micro_batch_size(config: RunConfig) -> int:
     if config.optim.batch_size % config.world:
         raise ValueError(f"batch_size {config.optim.batch_size} is not a multiple of the {config.world} devices")
     each = config.optim.batch_size // config.world

@@ -14,7 +14,7 @@ from draftsmith.infer.text.templates import Template
 from draftsmith.train.data.batches import Batch, BatchStream, MicroBatches, assemble
 from draftsmith.train.data.corpus import Corpus, load_corpus, split
 from draftsmith.train.data.packing import PackStream
-from draftsmith.train.run.config import TrainConfig
+from draftsmith.train.run.config import RunConfig
 
 
 class Batches(lightning.LightningDataModule):
@@ -73,7 +73,7 @@ class Batches(lightning.LightningDataModule):
             yield assemble(self.corpus, [pack], self.val_stream.capacity)
 
 
-def load_data(config: TrainConfig, template: Template, first: bool) -> tuple[Corpus, Batches]:
+def load_data(config: RunConfig, template: Template, first: bool) -> tuple[Corpus, Batches]:
     """The data of a resolved config; `first`: print its summary."""
     cache = Path(config.text.cache or cache_folder() / "tokens").expanduser()
     corpus = load_corpus(config.data, template, max_length=config.text.max_length, cache=cache, limit=config.text.limit)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.trainable import Trainable
 from draftsmith.train.objectives.chunked_loss import CHUNK_ENTRIES, CHUNK_ENTRIES_CUDA
 
 MEASURED_LENGTHS = (32, 128)
@@ -26,7 +26,7 @@ LOADED_LATER = 100 << 20
 
 
 def memory_estimate(
-    draft: ExitStates,
+    draft: Trainable,
     *,
     rows: int,
     length: int,
@@ -40,27 +40,28 @@ def memory_estimate(
 ) -> dict[str, float]:
     """GiB by part, on one device. `autocast`: the dtype of mixed precision; `shards`: devices that share each part;
     `target`: the target's model, if it is in this device's memory; `process`: resident_bytes() before it was loaded."""
-    config = draft.model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    trained = [weight for weight in draft.model.parameters() if weight.requires_grad]
+    sizes = draft.sizes
+    trained = [weight for weight in draft.parameters() if weight.requires_grad]
     states = sum(_bytes([weight]) * (1 if optimiser == "muon" and weight.ndim == 2 else 2) for weight in trained)
     fixed, kept = _kept(draft, rows, length, autocast)
     if checkpointing:
         width = 4 if autocast is None else autocast.itemsize
-        inputs = rows * length * config.hidden_size * width * config.num_hidden_layers
-        kept = kept / config.num_hidden_layers + inputs
-    # The head's gradient; a chunk's logits and slope, and the slope in the dtype of the product.
-    entries = min(CHUNK_ENTRIES_CUDA if cuda else CHUNK_ENTRIES, rows * length * config.vocab_size)
-    loss = config.vocab_size * config.hidden_size * 4 + entries * (4 + 4 + 2)
+        inputs = rows * length * sizes.width * width * sizes.layers
+        kept = kept / sizes.layers + inputs
+    # The heads' gradients; a chunk's logits and slope, and the slope in the dtype of the product.
+    entries = min(CHUNK_ENTRIES_CUDA if cuda else CHUNK_ENTRIES, rows * length * sizes.vocab_size)
+    heads = sizes.heads * sizes.vocab_size * sizes.width * 4
+    loss = heads + entries * (4 + 4 + 2)
     # In the backward pass instead: the gradients of a layer's widest activations.
-    backward = config.vocab_size * config.hidden_size * 4 + rows * length * wide * 3 * 4
-    weights = _bytes(draft.model.parameters())
+    backward = heads + rows * length * sizes.widest * 3 * 4
+    weights = _bytes(draft.parameters())
     parts = {
         "weights": weights / shards.get("weights", 1),
         "target": 0 if target is None else _bytes(target.parameters()),
         "gradients": _bytes(trained) / shards.get("gradients", 1),
         "optimiser": states / shards.get("optimiser", 1),
         "activations": fixed + kept,
+        "features": rows * length * sizes.feature_bytes,
         "loss": max(loss, backward),
     }
     if not cuda:
@@ -79,23 +80,24 @@ def resident_bytes() -> int:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.is_file() else 0
 
 
-def _kept(draft: ExitStates, rows: int, length: int, autocast: torch.dtype | None) -> tuple[float, float]:
+def _kept(draft: Trainable, rows: int, length: int, autocast: torch.dtype | None) -> tuple[float, float]:
     """Bytes that a micro-batch keeps for its backward pass: (independent of its size, such as weights in the dtype of
     mixed precision; the rest). They grow with T, apart from each layer's mask of packed rows, T x T.
     """
-    config = draft.model.config.get_text_config()
-    device = draft.head.weight.device
+    sizes = draft.sizes
+    weight = next(draft.parameters())
+    device = weight.device
     training = draft.training
     draft.eval()  # neither dropout nor recomputed layers
 
     def measure(size: int) -> int:
         positions_1T = torch.arange(size, device=device)[None] % (size // 2)  # two documents
-        ids_1T = positions_1T % config.vocab_size
+        ids_1T = positions_1T % sizes.vocab_size
         batch = {"input_ids": ids_1T, "position_ids": positions_1T, "labels": ids_1T}
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            return saved_bytes(draft, lambda: draft(batch))
+            return saved_bytes(draft, lambda: draft.try_pass(batch))
 
-    mask = config.num_hidden_layers * (draft.head.weight.element_size() if autocast is None else autocast.itemsize)
+    mask = sizes.layers * (weight.element_size() if autocast is None else autocast.itemsize)
     short, long = MEASURED_LENGTHS
     try:
         with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"), torch.enable_grad():
@@ -113,7 +115,7 @@ class _Saved:
         self.tensor = tensor.detach()  # a result that its own graph keeps would keep the graph, too
 
 
-def saved_bytes(module: torch.nn.Module, run: Callable[[], Any]) -> int:
+def saved_bytes(module: Trainable | torch.nn.Module, run: Callable[[], Any]) -> int:
     """Bytes of the tensors that `run` saves for its backward pass, the module's own weights left out.
 
     Only what is still there when `run` has ended: outputs that nobody uses are freed with what their graph saved.

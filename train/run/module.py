@@ -3,7 +3,7 @@
 A batch knows the loss tokens of its step over all ranks and micro-batches (batches.py), so the gradient is that of the
 mean over the step's tokens, however they are packed, accumulated and distributed.
 
-Legend: E exits.
+Legend: E exits, heads or unrolls.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import lightning
 import torch
 
 from draftsmith.train.data.batches import IGNORED
-from draftsmith.train.drafts.exits import ExitStates
-from draftsmith.train.objectives.objective import LossSums, Objective
+from draftsmith.train.drafts.trainable import Trainable
+from draftsmith.train.objectives.objective import Losses, LossSums
 from draftsmith.train.run.optimisers import LearningRateSchedule, make_optimiser
 from draftsmith.train.run.stops import diverged
 
@@ -26,8 +26,8 @@ class Training(lightning.LightningModule):
 
     def __init__(
         self,
-        draft: ExitStates,
-        objective: Objective,
+        draft: Trainable,
+        objective: Losses,
         schedule: LearningRateSchedule,
         *,
         optimiser: str = "adamw",
@@ -60,13 +60,12 @@ class Training(lightning.LightningModule):
         return self.objective(self.draft, batch), int((batch["labels"] != IGNORED).sum())
 
     def take_sums(self) -> torch.Tensor:
-        """[E] the last step's mean loss per exit, over all ranks."""
+        """[E] the last step's mean losses, over all ranks."""
         self._sums.clear()
         return self._losses_E
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        model = self.draft.model
-        edges = {id(model.get_input_embeddings().weight), id(self.draft.head.weight)}
+        edges = {id(weight) for weight in self.draft.edges()}
         named = list(self.draft.named_parameters())
         outside = frozenset(name for name, weight in named if id(weight) in edges)
         lr = self.schedule.peak

@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from draftsmith.infer.files.provenance import provenance, without_secrets
-from draftsmith.infer.models.layers import find_parts
-from draftsmith.infer.text.templates import Template, find_template, load_tokenizer, to_stderr
+from draftsmith.infer.text.templates import find_template, load_tokenizer, to_stderr, tokenizer_fingerprint
 from draftsmith.train.data.batches import rank
-from draftsmith.train.drafts.exits import ExitStates, TrainContext
-from draftsmith.train.drafts.init import freeze, init_draft
-from draftsmith.train.drafts.lora import add_lora, merge_lora
-from draftsmith.train.export.export import save_model
-from draftsmith.train.objectives.objective import Objective
+from draftsmith.train.drafts.exits import TrainContext
+from draftsmith.train.drafts.lm import LMBuilder
+from draftsmith.train.drafts.trainable import BuildContext, Curves, DraftBuilder, Trainable, exit_curves
+from draftsmith.train.objectives.objective import HeadObjective, Losses, Objective
 from draftsmith.train.run.callbacks import FEW_STEPS, MEASURED, AtSteps, rows_for_steps
-from draftsmith.train.run.config import TrainConfig, check_ranges, resolved
+from draftsmith.train.run.config import RunConfig, TrainConfig, check_ranges, resolved, without_preset
 from draftsmith.train.run.data_module import Batches, load_data
 from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
@@ -39,57 +37,78 @@ from draftsmith.train.run.validation import accepted_lengths, held_out_losses, h
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
+    from draftsmith.train.data.corpus import Corpus
 
 ENDLESS = 10**9
 
 
 def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
-    """Run `config` to its end; returns the contents of run.json; other ranks lack accepted lengths.
+    """Train a small language model; returns the contents of run.json; other ranks lack accepted lengths.
 
     Raises Stopped after SIGTERM and where the loss is not finite. A run of `minutes` that could not finish one step has
     max_steps 0, and its model is the untrained start.
     """
-    began = time.monotonic()
     check_ranges(config)
     exits = objective.exits(config.layers)
+    sized = without_preset(config)
+    builder = LMBuilder(exits, config.layers, config.init, sized.shape, config.freeze, config.lora_rank)
+    return _train(objective, sized, builder, exit_curves(exits), {})
+
+
+def train_heads(objective: HeadObjective, config: RunConfig, builder: DraftBuilder) -> dict[str, Any]:
+    """The same for heads on the target's states, which `builder` makes."""
+    check_ranges(config)
+    made = {"draft": {"name": type(builder).__name__, **vars(builder)}}
+    return _train(objective, config, builder, objective.curves(builder), made)
+
+
+def _train(
+    objective: Losses, config: RunConfig, builder: DraftBuilder, curves: Curves, made: dict[str, Any]
+) -> dict[str, Any]:
+    """`made`: settings of the draft that are not among config's."""
+    began = time.monotonic()
     if objective.whole_draft and config.sharded:
         raise ValueError(
             f"the objective {type(objective).__name__} decodes with the whole draft, and {config.strategy} shards it: "
             "use ddp"
         )
     config = resolved(config)
+    builder.check(config.strategy, config.machine.gradient_checkpointing)
     record = RunRecord(Path(config.out))
     learned = {"name": type(objective).__name__, **{key.lstrip("_"): value for key, value in vars(objective).items()}}
     tokenizer = load_tokenizer(config.target)
     notice = to_stderr if rank() == 0 else lambda line: None
     template = find_template(config.text.template, tokenizer, config.text.template_kwargs, config.text.system, notice)
     config = replace(config, text=replace(config.text, template=template.name))
-    settings = without_secrets({**asdict(config), "objective": learned})
+    settings = without_secrets({**asdict(config), **made, "objective": learned})
     facts = {**provenance(sys.argv, settings, config.seed), "settings": settings, "state": "running"}
     first = rank() == 0
     facts = record.open(facts, first)
 
     corpus, data = load_data(config, template, first)
     process = resident_bytes()
-    loaded, target, model = _models(config)
-    objective.begin(TrainContext(loaded, model, corpus, config.text.max_length, config.machine.device, config.seed))
+    loaded, target = _target(config)
+    draft = builder.build(_build_context(config, loaded, corpus, tokenizer))
+    length, device, seed = config.text.max_length, config.machine.device, config.seed
+    objective.begin(TrainContext(loaded, draft.model, corpus, length, device, seed))
     kept = weakref.ref(loaded)
     del loaded  # an objective that needs it keeps it
-    module = _module(objective, config, model, exits)
-    _print_memory(config, module.draft, kept(), process, first)
+    module = _module(objective, config, draft)
+    _print_memory(config, draft, kept(), process, first)
     max_steps = facts.get("max_steps") or (None if config.minutes else config.max_steps or data.steps_in(config.epochs))
     module.schedule.max_steps = facts.get("planned_steps") or max_steps or ENDLESS
     module.schedule.measured = facts.get("measured_steps", MEASURED) if config.minutes else 0
-    facts |= {"max_steps": max_steps, "exits": exits, "data": corpus.report, "template": template.fingerprint()}
+    numbers = {f"{curves.word}s": list(curves.numbers)}
+    facts |= {"max_steps": max_steps, **numbers, "data": corpus.report, "template": template.fingerprint()}
     if first:
         _warn_of_few_steps(config, data)
         record.begin(facts)
-    metrics = Metrics(record.path / "metrics.csv", exits)
+    metrics = Metrics(record.path / "metrics.csv", curves)
     watcher = AtSteps(
         record,
         metrics,
-        exits,
-        _validate(config, data, target, model, exits),
+        curves,
+        _validate(config, data, target, draft),
         val_every=config.watch.val_every,
         save_every=config.watch.save_every,
         deadline=None if max_steps or config.minutes is None else began + config.minutes * 60,
@@ -98,7 +117,8 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     fit(config, module, data, watcher, record, max_steps)
     state = final_state(watcher.trainer, module, record)
     if first:
-        _finish(config, record, model, tokenizer, metrics, exits, template, state)
+        draft.save(record.path, tokenizer, template.fingerprint(), state)
+        draw_curves(metrics, record.path / "curves.png", curves)
     ended = {
         "state": "finished",
         "max_steps": watcher.trainer.global_step,
@@ -112,10 +132,23 @@ def train_draft(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     return record.read()
 
 
-def _module(objective: Objective, config: TrainConfig, model: Any, exits: list[int]) -> Training:
+def _build_context(config: RunConfig, loaded: Any, corpus: Corpus, tokenizer: Any) -> BuildContext:
+    from draftsmith.infer.heads.folders import TrainedFor
+    from draftsmith.infer.models.hf_target import model_fingerprint
+
+    layers = int(loaded.config.get_text_config().num_hidden_layers)
+    trained_for = TrainedFor(config.target, model_fingerprint(loaded), tokenizer_fingerprint(tokenizer), layers)
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(config.machine.precision, torch.float32)
+    machine = config.machine
+    return BuildContext(
+        loaded, corpus, dtype, config.seed, machine.gradient_checkpointing, machine.compile, trained_for
+    )
+
+
+def _module(objective: Losses, config: RunConfig, draft: Trainable) -> Training:
     optim = config.optim
     return Training(
-        ExitStates(model, exits),
+        draft,
         objective,
         LearningRateSchedule(optim.lr, 0, optim.warmup, optim.floor),
         optimiser=optim.name,
@@ -125,7 +158,7 @@ def _module(objective: Objective, config: TrainConfig, model: Any, exits: list[i
     )
 
 
-def _warn_of_few_steps(config: TrainConfig, data: Batches) -> None:
+def _warn_of_few_steps(config: RunConfig, data: Batches) -> None:
     """Where the data decides the number of steps."""
     if config.max_steps or config.minutes:
         return
@@ -138,47 +171,21 @@ def _warn_of_few_steps(config: TrainConfig, data: Batches) -> None:
           f"learn from; give {mend}", file=sys.stderr)  # fmt: skip
 
 
-def _finish(
-    config: TrainConfig, record: RunRecord, model: Any, tokenizer: Any, metrics: Metrics, exits: list[int],
-    template: Template, state: dict[str, torch.Tensor] | None,
-) -> None:  # fmt: skip
-    """Save the model and its curves; `state` holds the weights where the module does not."""
-    if config.lora_rank:
-        merge_lora(model, state)
-        state = None
-    save_model(record.path, model, tokenizer, exits=exits, template_fingerprint=template.fingerprint(), state=state)
-    draw_curves(metrics, record.path / "curves.png", exits)
-
-
-def _models(config: TrainConfig) -> tuple[Any, HFTarget | None, Any]:
-    """The target's model, the target where validation decodes with it, and the draft to train."""
+def _target(config: RunConfig) -> tuple[Any, HFTarget | None]:
+    """The target's model, and the target where validation decodes with it."""
     from draftsmith.infer.models.hf_target import HFTarget
     from draftsmith.infer.models.load import load_model
 
     loaded, tokenizer = load_model(config.target, device="cpu")
-    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(config.machine.precision, torch.float32)
-    model = init_draft(
-        loaded, num_layers=config.layers, how=config.init, shape=config.shape, seed=config.seed, dtype=dtype
-    )
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", config.text.max_length)
+    longest = getattr(loaded.config.get_text_config(), "max_position_embeddings", config.text.max_length)
     if config.text.max_length > longest:
         raise ValueError(f"max_length {config.text.max_length} exceeds the target's {longest} positions")
-    freeze(model, config.freeze)
-    if config.lora_rank:
-        add_lora(model, config.lora_rank, config.seed)
-    if config.machine.gradient_checkpointing:
-        # transformers has renamed the method and will drop the old name.
-        new = getattr(model, "activation_checkpointing_enable", None)
-        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    if config.machine.compile:
-        for layer in find_parts(model).layers:
-            layer.compile()
     wanted = config.watch.val_prompts and config.text.held_out and rank() == 0
     target = HFTarget(loaded.to(config.machine.device), tokenizer) if wanted else None
-    return loaded, target, model.train()
+    return loaded, target
 
 
-def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, process: int, first: bool) -> None:
+def _print_memory(config: RunConfig, draft: Trainable, target: Any, process: int, first: bool) -> None:
     """`target`: the target's model, if it stays loaded; `process`: resident bytes before it was."""
     mixed = config.machine.precision == "bf16-mixed"
     cuda = config.machine.device == "cuda"
@@ -199,19 +206,17 @@ def _print_memory(config: TrainConfig, draft: ExitStates, target: Any, process: 
         print(f"memory per device, estimated: {parts['total']:.2f} GiB ({listed})", file=sys.stderr)
 
 
-def _validate(config: TrainConfig, data: Batches, target: HFTarget | None, model: Any, exits: list[int]) -> Any:
-    longest = min(config.text.max_length, target.max_positions if target else 0) - config.watch.val_new_tokens
-    prompts = held_out_prompts(data.corpus, data.held_out, config.watch.val_prompts, longest) if target else []
+def _validate(config: RunConfig, data: Batches, target: HFTarget | None, draft: Trainable) -> Any:
+    watch = config.watch
+    longest = min(config.text.max_length, target.max_positions if target else 0) - watch.val_new_tokens
+    prompts = held_out_prompts(data.corpus, data.held_out, watch.val_prompts, longest) if target else []
 
     def validate(module: Training) -> dict[str, Any]:
         losses = held_out_losses(module, data)
         found: dict[str, Any] = {"losses": losses} if losses else {}
         if target is not None and prompts:
-            lengths = accepted_lengths(
-                target, model, exits, prompts,
-                max_new_tokens=config.watch.val_new_tokens, num_draft_tokens=config.watch.num_draft_tokens,
-            )  # fmt: skip
-            found |= {f"accepted_length_exit_{exit}": round(n, 4) for exit, n in zip(exits, lengths)}
+            lengths = accepted_lengths(target, draft.drafters(watch.num_draft_tokens), prompts, watch.val_new_tokens)
+            found |= {name: round(length, 4) for name, length in lengths.items()}
         module.trainer.strategy.barrier()
         return found
 
@@ -219,7 +224,7 @@ def _validate(config: TrainConfig, data: Batches, target: HFTarget | None, model
 
 
 def fit(
-    config: TrainConfig, module: Training, data: Batches, watcher: AtSteps, record: RunRecord, max_steps: int | None
+    config: RunConfig, module: Training, data: Batches, watcher: AtSteps, record: RunRecord, max_steps: int | None
 ) -> None:
     """Train to `max_steps`, from the newest checkpoint if there is one."""
     newest = record.newest_state()

@@ -14,12 +14,12 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.files.atomic import write_json, written_beside
+from draftsmith.train.drafts.trainable import Curves
 
 if TYPE_CHECKING:
     import lightning
@@ -144,11 +144,10 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class Metrics:
     """metrics.csv, one row at a time. Numbers read back exactly."""
 
-    def __init__(self, path: Path, exits: Sequence[int]) -> None:
+    def __init__(self, path: Path, curves: Curves) -> None:
         self.path = path
         self.columns = [
-            "step", "kind", "loss", *(f"loss_exit_{exit}" for exit in exits),
-            *(f"accepted_length_exit_{exit}" for exit in exits),
+            "step", "kind", "loss", *curves.losses, *curves.lengths,
             "lr", "grad_norm", "loss_tokens", "loss_tokens_per_s", "seconds",
         ]  # fmt: skip
 
@@ -175,19 +174,20 @@ class Metrics:
         return [row for row in rows if row.get("kind") in ("train", "held_out") and row["seconds"] is not None]
 
 
-def draw_curves(metrics: Metrics, path: Path, exits: Sequence[int]) -> None:
-    """Loss and accepted_length per exit over the steps."""
+def draw_curves(metrics: Metrics, path: Path, curves: Curves) -> None:
+    """Losses and accepted_length over the steps."""
     from matplotlib.figure import Figure
 
     rows = metrics.rows()
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for number, exit in enumerate(exits):
-        colour = f"C{number}"
+    for colour, (number, name) in enumerate(zip(curves.numbers, curves.losses)):
         for kind, style in (("train", {"linewidth": 0.8, "alpha": 0.5}), ("held_out", {"marker": "o"})):
-            x, y = _column(rows, kind, f"loss_exit_{exit}")
-            left.plot(x, y, color=colour, label=f"exit {exit}, {kind.replace('_', '-')}", **style)
-        right.plot(*_column(rows, "held_out", f"accepted_length_exit_{exit}"), marker="o", label=f"exit {exit}")
+            label = f"{curves.word} {number}, {kind.replace('_', '-')}"
+            left.plot(*_column(rows, kind, name), color=f"C{colour}", label=label, **style)
+    for name in curves.lengths:
+        label = name.removeprefix("accepted_length").strip("_").replace("_", " ") or "draft"
+        right.plot(*_column(rows, "held_out", name), marker="o", label=label)
     left.set(xlabel="step", ylabel="loss (nats per token)")
     right.set(xlabel="step", ylabel="accepted_length (held-out prompts)")
     left.legend(fontsize="small")

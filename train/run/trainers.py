@@ -14,7 +14,7 @@ from draftsmith.infer.models.layers import stack_path
 
 if TYPE_CHECKING:
     from draftsmith.train.run.callbacks import AtSteps
-    from draftsmith.train.run.config import TrainConfig
+    from draftsmith.train.run.config import RunConfig
     from draftsmith.train.run.module import Training
     from draftsmith.train.run.run_record import RunRecord
 
@@ -36,7 +36,7 @@ class StateFile(CheckpointIO):
 
 
 def make_trainer(
-    config: TrainConfig, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
+    config: RunConfig, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
 ) -> lightning.Trainer:
     """A trainer that runs to max_steps, in one endless epoch."""
     sharded = config.strategy.startswith(("fsdp", "deepspeed"))
@@ -64,7 +64,7 @@ def make_trainer(
     )
 
 
-def _strategy(config: TrainConfig, module: Training) -> Any:
+def _strategy(config: RunConfig, module: Training) -> Any:
     if config.strategy == "fsdp":
         from lightning.pytorch.strategies import FSDPStrategy
 
@@ -78,7 +78,7 @@ def _strategy(config: TrainConfig, module: Training) -> Any:
     return config.strategy
 
 
-def _loggers(config: TrainConfig, record: RunRecord) -> Any:
+def _loggers(config: RunConfig, record: RunRecord) -> Any:
     made: list[Any] = []
     for name in config.watch.loggers:
         if name == "tensorboard":

@@ -1,12 +1,9 @@
-"""Validation of a draft in training: its loss on held-out text, and accepted_length per exit.
-
-An exit is measured as the plain model that ends there, sharing the draft's weights, by infer's own decode loop, rule
-and metrics.
-"""
+"""Validation of a draft in training: its loss on held-out text, and accepted_length by infer's own decode loop, rule
+and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +13,8 @@ from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.models.layers import first_layers
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.run.data_module import Batches
 from draftsmith.train.run.module import Training, reduced
@@ -31,7 +26,7 @@ ROWS_AT_ONCE = 8
 
 
 def held_out_losses(module: Training, data: Batches) -> list[float]:
-    """The mean loss per exit on the held-out rows; empty if there are none."""
+    """The mean losses on the held-out rows; empty if there are none."""
     trainer = module.trainer
     sums, count = None, 0
     with torch.no_grad():
@@ -60,20 +55,16 @@ def held_out_prompts(corpus: Corpus, held_out: np.ndarray, count: int, longest: 
 
 def accepted_lengths(
     target: HFTarget,
-    model: Any,
-    exits: Sequence[int],
+    drafters: Mapping[str, Drafter],
     prompts: Sequence[Sequence[int]],
-    *,
     max_new_tokens: int = 48,
-    num_draft_tokens: int = 5,
-) -> list[float]:
-    """accepted_length of a greedy chain from each exit of `model`, decoding `prompts` with `target`."""
-    found = []
-    for exit in exits:
-        drafter = SmallLM(first_layers(model, exit), num_draft_tokens=num_draft_tokens)
+) -> dict[str, float]:
+    """accepted_length with each of `drafters`, decoding `prompts` with `target`."""
+    found = {}
+    for name, drafter in drafters.items():
         done = decode(target, drafter, prompts, max_new_tokens)
         length = Totals.of(trace for row in done for trace in row.traces).accepted_length
-        found.append(float("nan") if length is None else length)
+        found[name] = float("nan") if length is None else length
     return found
 
 

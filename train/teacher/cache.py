@@ -1,8 +1,6 @@
 """A teacher on disk: per learned position the target's likeliest tokens, their probabilities and the remaining mass.
 
-    teacher.json         identity (target, corpus, top_k, temperature); when finished, every shard's checksum
-    shard-00000.bin      records of SHARD_POSITIONS positions in corpus order: ids, probabilities (float16), tail
-    shard-00000.sha256   its checksum, written before the shard gets its name
+shards.py describes the folder, whose facts are in teacher.json. A record holds ids, probabilities (float16) and tail.
 
 The remaining mass is spread in proportion to the draft's own probabilities. The divergences are then exactly those of
 distributions in which all other tokens are one, in value and gradient; a flat rest would train the draft to be flat.
@@ -12,10 +10,7 @@ Legend: N positions that have a label, K kept tokens, V vocabulary, C positions 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +18,9 @@ import torch
 
 from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.teacher.shards import CacheKind, ShardReader, corpus_hash, weights_hash
 
+KIND = CacheKind("teacher cache", "teacher.json", "a teacher is `live` or the folder of a cache")
 FORMAT = 1
 SHARD_POSITIONS = 1 << 16
 
@@ -47,14 +44,8 @@ class Identity:
         return np.dtype([("ids", ids, (self.top_k,)), ("probs", np.float16, (self.top_k,)), ("tail", np.float32)])
 
     @property
-    def bytes(self) -> int:
-        return self.positions * self.record.itemsize
-
-    @property
-    def shards(self) -> list[range]:
-        """The positions of each shard."""
-        starts = range(0, self.positions, SHARD_POSITIONS)
-        return [range(start, min(start + SHARD_POSITIONS, self.positions)) for start in starts]
+    def shard_positions(self) -> int:
+        return SHARD_POSITIONS
 
 
 def identity_of(model: Any, corpus: Corpus, top_k: int, temperature: float) -> Identity:
@@ -62,15 +53,8 @@ def identity_of(model: Any, corpus: Corpus, top_k: int, temperature: float) -> I
     vocab_size = int(model.get_output_embeddings().out_features)
     if not 1 <= top_k < vocab_size:
         raise ValueError(f"a teacher cache of {top_k} tokens per position: 1 to {vocab_size - 1} of this vocabulary")
-    weights = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        weights.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        weights.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    text = hashlib.sha256()
-    for array in (corpus.offsets, corpus.tokens, corpus.masks):
-        text.update(np.ascontiguousarray(array).data)
     positions = int(np.sum(corpus.loss_counts))
-    return Identity(weights.hexdigest(), text.hexdigest(), positions, vocab_size, top_k, float(temperature))
+    return Identity(weights_hash(model), corpus_hash(corpus), positions, vocab_size, top_k, float(temperature))
 
 
 def learned_positions(corpus: Corpus) -> np.ndarray:
@@ -84,48 +68,18 @@ def learned_positions(corpus: Corpus) -> np.ndarray:
     return before
 
 
-def check_identity(folder: Path, wanted: Identity) -> dict[str, Any]:
-    """The contents of teacher.json; ValueError if its identity is another."""
-    path = folder / "teacher.json"
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = facts["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not describe a teacher cache") from error
-    other = [key for key, value in asdict(wanted).items() if found.get(key) != value]
-    if other:
-        names = {"target": "other weights", "corpus": "other data, template or max_length"}
-        listed = ", ".join(names.get(key, f"{key} {found.get(key)}, now {getattr(wanted, key)}") for key in other)
-        raise ValueError(f"{folder} is a teacher cache of something else ({listed}): give another folder")
-    return facts
-
-
 class CachedTeacher:
-    """Reads a finished cache after verifying its checksums."""
+    """Reads the distributions at a batch's positions from a finished cache."""
 
-    def __init__(self, folder: Path, identity: Identity, corpus: Corpus) -> None:
-        facts = check_identity(folder, identity)
-        if facts.get("state") != "finished":
-            raise ValueError(f"{folder} is not finished: build it on one device before training on several")
+    def __init__(self, records: ShardReader, identity: Identity, corpus: Corpus) -> None:
         self.vocab_size = identity.vocab_size
         self._temperature = identity.temperature
         self._places = learned_positions(corpus)
-        self._shards = []
-        for number, positions in enumerate(identity.shards):
-            path = shard_path(folder, number)
-            if not path.is_file() or file_hash(path) != facts["sha256"][number]:
-                raise ValueError(f"{path} is damaged or missing: delete {folder}, and it will be rebuilt")
-            self._shards.append(np.memmap(path, dtype=identity.record, mode="r", shape=(len(positions),)))
+        self._records = records
 
     def __call__(self, batch: Batch) -> CachedBatch:
         places_N = batch["places"][batch["labels"] != IGNORED]
-        positions_N = self._places[places_N.cpu().numpy()]
-        numbers_N, within_N = np.divmod(positions_N, SHARD_POSITIONS)
-        dtype = self._shards[0].dtype if self._shards else np.dtype([])
-        records_N = np.empty(len(positions_N), dtype=dtype)
-        for number in np.unique(numbers_N):
-            here_N = numbers_N == number
-            records_N[here_N] = self._shards[number][within_N[here_N]]
+        records_N = self._records[self._places[places_N.cpu().numpy()]]
         return CachedBatch(records_N, places_N.device, self._temperature)
 
 
@@ -160,12 +114,3 @@ class CachedChunk:
 
     def choice(self) -> torch.Tensor:
         return self.ids_CK[:, 0]
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}.bin"
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

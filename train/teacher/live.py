@@ -8,9 +8,11 @@ Legend: N positions that have a label, D hidden, V vocabulary, C positions of a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from draftsmith.infer.models.layers import shaped_logits
 from draftsmith.train.data.batches import Batch
@@ -57,25 +59,34 @@ class LiveTeacher:
             self.states.to(device)
         self.states.eval()
         (states_ND,), _ = self.states(batch)
-        return LiveBatch(states_ND, self.states)
+        return LiveBatch(states_ND, OutputHead(self.states.head, self.states.scale, self.states.softcap))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """What makes the target's logits of its states after the final norm."""
+
+    head: nn.Linear
+    scale: float
+    softcap: float
 
 
 class LiveBatch:
     """The target's states at a batch's positions. Only the newest chunk's logits are kept."""
 
-    def __init__(self, states_ND: torch.Tensor, model: ExitStates) -> None:
+    def __init__(self, states_ND: torch.Tensor, output: OutputHead) -> None:
         self.states_ND = states_ND
-        self.model = model
+        self.output = output
         self._newest: tuple[slice, LiveChunk] | None = None
 
     def chunk(self, chunk: slice) -> LiveChunk:
         if self._newest is None or self._newest[0] != chunk:
             self._newest = None
-            head, states_CD = self.model.head, self.states_ND[chunk]
+            head, states_CD = self.output.head, self.states_ND[chunk]
             with torch.inference_mode(), torch.autocast(states_CD.device.type, enabled=False):
                 logits_CV = head(states_CD.to(head.weight.dtype))
                 logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-                logits_CV = shaped_logits(logits_CV, self.model.scale, self.model.softcap)
+                logits_CV = shaped_logits(logits_CV, self.output.scale, self.output.softcap)
             self._newest = (chunk, LiveChunk(logits_CV))
         return self._newest[1]
 

@@ -11,6 +11,7 @@ Legend: B rows, N pairs, n pairs of a row, H width of the head, V vocabulary.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ class PairReader:
     `follows_dtype`, `follows_device`: the head takes its target's, because none was asked for."""
 
     tokenizer: PreTrainedTokenizerBase | None = None
+    max_depth = sys.maxsize
+    at_once = False
 
     def __init__(
         self, name: str, load: LoadHead, origin: str = "", follows_dtype: bool = False, follows_device: bool = False

@@ -225,7 +225,9 @@ class Mixed:
         """Ask one draft model, in rounds of a pass over all rows."""
         priced = policy is not None and policy.costs is not None
         pricing: TreePricing | None = expansion.pricing(policy) if policy is not None and priced else None
-        depths = [min(limit.depth, model.max_positions - len(row.ids)) for row, limit in zip(rows, budgets)]
+        depths = [
+            min(limit.depth, model.max_depth, model.max_positions - len(row.ids)) for row, limit in zip(rows, budgets)
+        ]
         going = [b for b, limit in enumerate(expansion.limits) if limit.nodes and limit.depth]
         least = 0.0 if priced else model.least_reach
         for rounds in range(model.most_rounds):

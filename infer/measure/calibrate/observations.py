@@ -223,7 +223,7 @@ def listen(
         recorded = {one.key: one.answer for one in answers}
         judge = RecordedTarget(recorded, target.vocab_size, target.tokenizer, sampled=not settings.greedy)
     listener = Listener(drafter, {one.key: one.number for one in answers})
-    engine = Engine(judge, listener, policy=Policy())  # which limits nothing: all candidates are wanted
+    engine = Engine(judge, listener, policy=Policy(raw=True))  # which limits nothing: all candidates are wanted
     for done, one in enumerate(answers, start=1):
         ends = stops if drafter.features else Stops(len(one.answer))
         engine.run([Row(one.key, list(one.prompt), settings, ends, target.tokenizer)], strict=True)

@@ -43,7 +43,7 @@ DECODE = "--target T --data F"
         ("store remove S --keep_days -5", "--keep_days takes a number of at least 0, not '-5'"),
         ("store merge S --chunk_tokens 0", "--chunk_tokens takes a whole number of at least 1"),
         ("store build dresd --target T --data F --out O --dims 0", "--dims takes a whole number of at least 1"),
-        ("export C --out O --engine sglang", "--engine takes only vllm, not 'sglang'"),
+        ("export C --out O --engine tgi", "--engine takes vllm or sglang or speculators or transformers, not 'tgi'"),
         ("quickstart --seed -1", "--seed takes a whole number of at least 0"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from draftsmith.infer.text.records import read_records
 from draftsmith.recipes.studies import study as study_module
 from draftsmith.recipes.studies.sorted_training import all_runs, sorted_training
+from draftsmith.train.drafts.exits import ExitStates
 from draftsmith.train.run.config import Machine, Optim, Text
 from draftsmith.train.run.validation import accepted_lengths
 
@@ -65,7 +66,8 @@ def test_a_draft_is_measured_as_validation_measures_it(study, target_folder):
     model, _ = load_model(str(out / "runs" / "soft-1"), device="cpu")
     template, questions = find_template("chat", target.tokenizer), [str(out.parent / "questions.jsonl")]
     prompts = [template.prompt_ids(record.prompt) for record in read_records(questions, need="questions")]
-    lengths = accepted_lengths(target, model, [2, 4], prompts, max_new_tokens=8, num_draft_tokens=3)
+    drafters = ExitStates(model, [2, 4]).drafters(num_draft_tokens=3)
+    lengths = list(accepted_lengths(target, drafters, prompts, max_new_tokens=8).values())
     rows = results["runs"]["soft"]
     assert [rows[exit]["all"]["by_seed"][1] for exit in ("2", "4")] == pytest.approx(lengths)
     trained = json.loads((out / "runs" / "soft-1" / "run.json").read_text())["results"]

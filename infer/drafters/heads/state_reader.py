@@ -1,0 +1,238 @@
+"""Reads rows with heads that have no cache: they start from the target's newest state and keep nothing of a draft.
+
+Legend: B rows, N nodes, V vocabulary, H width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from draftsmith.infer.contract.draft import ROOT
+from draftsmith.infer.contract.protocols import Feedback, PassTimer, Target, Verdict
+from draftsmith.infer.contract.row import Row
+from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.drafters.draft_model import Reaches
+from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
+from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.newest_states import NewestStates
+from draftsmith.infer.models.layers import parameter_bytes
+from draftsmith.infer.models.load import choose_device
+from draftsmith.infer.models.runner.clock import PassClock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+# Heads have no positions of their own.
+ANY_LENGTH = 1 << 30
+
+# The tokens from a row's newest one down to a node: of the ROOT, the newest alone.
+Path = list[int]
+# Runs some heads: in a pass that is timed and counted, over so many nodes of each row.
+RunHeads = Callable[[Callable[[], torch.Tensor], Mapping[Row, int], Sequence[nn.Module]], torch.Tensor]
+
+
+class StatelessHeads(Protocol):
+    """How the heads of one method are run.
+
+    `depth`: how deep they draft. `at_once`: the pass over the ROOT gives the candidates of every depth; no other pass
+    is made. `lent`: whether they read the target's embedding, which `lend` gives them.
+    """
+
+    name: str
+    heads: Any
+    depth: int
+    at_once: bool
+
+    def lend(self, embedding: nn.Module) -> None:
+        """Take the target's input embedding; ValueError if it does not fit."""
+        ...
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Forget what was kept for the last drafts of these rows."""
+        ...
+
+    def score(
+        self, rows: Sequence[Row], states: Sequence[torch.Tensor], paths: Sequence[Sequence[Path]], run: RunHeads
+    ) -> DraftOutput:
+        """The distributions below the nodes of rows with these states [H]; `paths[b]`: of row b's nodes."""
+        ...
+
+    def timed(self, nodes: int) -> torch.Tensor:
+        """What one pass computes for `nodes` nodes."""
+        ...
+
+
+def loaded(model: Any, load: Callable[..., Any], dtype: str, device: str) -> tuple[Any, str]:
+    """`model` itself, or heads loaded from a folder or Hub name; and the name."""
+    if not isinstance(model, str):
+        return model.eval(), ""
+    where = choose_device(device) if device != "auto" else torch.device("cpu")
+    return load(model, dtype=dtype).to(where).eval(), model
+
+
+def follows(origin: str, dtype: str, device: str) -> tuple[bool, bool]:
+    """Whether heads take their target's dtype and device: where they were loaded by name and none was asked for."""
+    return bool(origin) and dtype == "auto", bool(origin) and device == "auto"
+
+
+def depth_of(asked: int | None, heads: int, what: str) -> int:
+    """How deep to draft with this number of heads."""
+    if asked is not None and asked > heads:
+        raise ValueError(f"{what} has {heads} heads, one per drafted token: num_draft_tokens is at most {heads}")
+    return heads if asked is None else asked
+
+
+class StateReader:
+    """A DraftReader over `method`. `follows_dtype`, `follows_device`: the heads take their target's, because none was
+    asked for."""
+
+    features: tuple[str, ...] = ("last",)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    max_positions = ANY_LENGTH
+
+    def __init__(
+        self, method: StatelessHeads, origin: str = "", follows_dtype: bool = False, follows_device: bool = False
+    ) -> None:
+        self.method = method
+        self.origin = origin
+        self.entry = method.name
+        self.max_depth = method.depth
+        self.at_once = method.at_once
+        self.draft_vocab_size = self.vocab_size = int(method.heads.vocab_size)
+        self.bytes_moved = 0
+        self.states = NewestStates("last")
+        self._follows = (follows_dtype, follows_device)
+        self._weight = next(method.heads.parameters())
+        self._clock = PassClock(self._weight.device)
+
+    @property
+    def forward_seconds(self) -> float:
+        return self._clock.seconds
+
+    def pass_timers(self) -> dict[str, PassTimer]:
+        return {self.entry: HeadPassTimer(self.method, self._weight.device)}
+
+    def assumed_costs(self, target: Target) -> Costs | None:
+        return None
+
+    def bind(self, target: Target) -> None:
+        model, name = target.model, self.method.name
+        if model is None:
+            raise ValueError(f"{name} reads the target's states, and recorded answers have none: it needs the target")
+        head = model.get_output_embeddings().weight
+        heads = self.method.heads
+        if heads.width != head.shape[1]:
+            raise ValueError(
+                f"{self.origin or name}: the heads read states of width {heads.width}, and the target's are "
+                f"{head.shape[1]} wide: they are another target's"
+            )
+        if heads.vocab_size > target.vocab_size:
+            raise ValueError(
+                f"{self.origin or name}: the heads draft {heads.vocab_size} tokens, and the target has "
+                f"{target.vocab_size}: they are another target's"
+            )
+        own, (dtype_too, device_too) = self._weight, self._follows
+        dtype = head.dtype if dtype_too and head.is_floating_point() else own.dtype
+        heads.to(device=head.device if device_too else own.device, dtype=dtype)
+        self._weight = next(heads.parameters())
+        self._clock = PassClock(self._weight.device)
+        self.method.lend(model.get_input_embeddings())
+
+    def open(self, row: Row, nodes: int) -> None:
+        pass
+
+    def close(self, row: Row) -> None:
+        self.method.begin([row])
+        self.states.close([row])
+
+    def abandon(self, row: Row) -> None:
+        self.method.begin([row])
+
+    def take(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        self.states.read(rows, feedback)
+
+    def can_draft(self, row: Row) -> bool:
+        return self.states.of(row) is not None
+
+    def unread(self, row: Row) -> int:
+        return 0
+
+    def read(self, upto: Sequence[tuple[Row, int]]) -> None:
+        pass
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        self.method.begin(rows)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        rows: Sequence[Row],
+        nodes: Sequence[Sequence[int]],
+        trees: Sequence[DraftTree],
+        reaches: Reaches,
+        pricing: Pricing | None,
+    ) -> DraftOutput:
+        paths = [[path_to(row, node, tree) for node in some] for row, some, tree in zip(rows, nodes, trees)]
+        states = []
+        for row in rows:
+            state_H = self.states.of(row)
+            assert state_H is not None, "can_draft says whether a row has its state"
+            states.append(state_H.to(device=self._weight.device, dtype=self._weight.dtype))
+        passes = 0
+
+        def run(compute: Callable[[], torch.Tensor], tokens: Mapping[Row, int], read: Sequence[nn.Module]) -> Any:
+            nonlocal passes
+            if pricing is not None:
+                pricing.policy.charge(self.entry, tokens, entering=not passes)
+            passes += 1
+            begun = self._clock.begin()
+            made = compute()
+            self._clock.end(begun)
+            self.bytes_moved += parameter_bytes(read)
+            return made
+
+        return self.method.score(rows, states, paths, run)
+
+    def name(self, row: Row, nodes: Mapping[int, int]) -> None:
+        pass
+
+    def keep(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
+        self.states.read(rows, feedback)
+
+
+def path_to(row: Row, node: int, tree: DraftTree) -> Path:
+    tokens, parents = tree.tokens, tree.parents
+    path: Path = []
+    while node != ROOT:
+        path.append(tokens[node])
+        node = parents[node]
+    return [row.ids[-1], *path[::-1]]
+
+
+class HeadPassTimer:
+    """Times the passes of heads, which have no context."""
+
+    buckets: Sequence[int] = ()
+    max_positions = ANY_LENGTH
+
+    def __init__(self, method: StatelessHeads, device: torch.device) -> None:
+        self.method = method
+        self.device = device
+        self._rows = 0
+
+    def place(self, rows: int, context: int) -> None:
+        self._rows = rows
+
+    @torch.inference_mode()
+    def run(self, tokens: int) -> None:
+        self.method.timed(self._rows * tokens).argmax(-1).tolist()
+
+    def close(self) -> None:
+        self._rows = 0
