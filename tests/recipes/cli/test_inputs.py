@@ -16,6 +16,8 @@ NAMES_THAT_STAY = {
     "dresd": ("draftsmith.retrieval.Dresd", "store"),
     "small": ("draftsmith.infer.drafters.SmallLM", "model"),
     "sd2": ("draftsmith.infer.drafters.SD2", "model"),
+    "eagle": ("draftsmith.infer.drafters.Eagle", "model"),
+    "mtp": ("draftsmith.infer.drafters.MTP", "model"),
     "empty": ("draftsmith.infer.drafters.controls.Empty", None),
     "oracle": ("draftsmith.infer.drafters.controls.oracle", None),
     "adversary": ("draftsmith.infer.drafters.controls.adversary", None),

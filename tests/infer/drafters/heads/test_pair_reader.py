@@ -99,7 +99,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "version 1": {"version": 1},
     "version 3": {},
     "part of the vocabulary": {"ids": range(4, 61)},
-    "all switches": {"norm_before_residual": True, "norm_output": True, "norm_before_fc": True, "fc_norm": True},
+    "normed before and after": {"norm_before_residual": True, "norm_output": True, "norm_before_fc": True},
+    "a norm for each state": {"fc_norm": True, "fc_bias": True},
     "two layers": {"layers": 2},
 }
 
