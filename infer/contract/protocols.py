@@ -285,6 +285,14 @@ class LeavesEarly(Protocol):
 
 
 @runtime_checkable
+class NamesDepths(Protocol):
+    """A drafter that credits the candidates of each depth to a source of their own. `depth_sources`: from depth 1 on;
+    empty if it does not."""
+
+    depth_sources: Sequence[str]
+
+
+@runtime_checkable
 class DocumentLearner(Protocol):
     """A drafter that can take in documents while it is in use."""
 

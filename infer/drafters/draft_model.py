@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
+
 from draftsmith.infer.models.int8 import Int8
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.models.prepack import can_prepack, prepack, unpack
@@ -58,16 +60,21 @@ class DraftModel:
 
         A draft is often trained in float32, and in its target's bfloat16 it takes a half to a quarter of the time. What
         it proposes may change by rounding; the text does not."""
-        own, wanted = self.model.get_input_embeddings().weight, target.get_input_embeddings().weight
-        dtype = wanted.dtype if self.follows_dtype and wanted.is_floating_point() else own.dtype
-        device = wanted.device if self.follows_device else own.device
-        if (dtype, device) == (own.dtype, own.device):
-            return False
-        unpack(self.model)
-        self.model.to(device=device, dtype=dtype)
-        if can_prepack(self.model):
-            prepack(self.model)
-        return True
+        return follow(self.model, target.get_input_embeddings().weight, self.follows_dtype, self.follows_device)
+
+
+def follow(model: Any, wanted: torch.Tensor, dtype_too: bool, device_too: bool) -> bool:
+    """Move `model` to the dtype and the device of this weight of its target; whether that changed any."""
+    own = next(model.parameters())
+    dtype = wanted.dtype if dtype_too and wanted.is_floating_point() else own.dtype
+    device = wanted.device if device_too else own.device
+    if (dtype, device) == (own.dtype, own.device):
+        return False
+    unpack(model)
+    model.to(device=device, dtype=dtype)
+    if can_prepack(model):
+        prepack(model)
+    return True
 
 
 @dataclass(frozen=True, slots=True)

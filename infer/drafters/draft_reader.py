@@ -73,12 +73,14 @@ class DraftOutput:
 class DraftReader(Protocol):
     """A draft model with what it keeps of its rows.
 
-    `entry`: the name of the pass that every new node goes through; `features`: as of a Drafter. `draft_vocab_size`: how
-    many ids the draft has, `vocab_size`: how many of them the target has too, once bound. `max_depth`: how deep it can
-    draft; `at_once`: the pass over the ROOT gives the candidates of every depth.
+    `entry`: the name of the pass that every new node goes through, `reading`: of the passes that `read` makes;
+    `features`: as of a Drafter. `draft_vocab_size`: how many ids the draft has, `vocab_size`: how many of them the
+    target has too, once bound. `max_depth`: how deep it can draft. `at_once`: the pass over the ROOT gives the
+    candidates of every depth, which do not depend on the path; `depth_sources`: their sources by depth.
     """
 
     entry: str
+    reading: str
     features: tuple[str, ...]
     origin: str
     tokenizer: PreTrainedTokenizerBase | None
@@ -87,6 +89,7 @@ class DraftReader(Protocol):
     max_positions: int
     max_depth: int
     at_once: bool
+    depth_sources: tuple[str, ...]
 
     @property
     def forward_seconds(self) -> float: ...
@@ -230,6 +233,7 @@ class TextReader:
     features: tuple[str, ...] = ()
     max_depth = sys.maxsize
     at_once = False
+    depth_sources: tuple[str, ...] = ()
 
     def __init__(self, draft: DraftModel, make_forward: Callable[[Any], DraftForward]) -> None:
         config = draft.model.config.get_text_config()
@@ -241,7 +245,7 @@ class TextReader:
         self._draft = draft
         self._make_forward = make_forward
         self._forward = make_forward(draft.model)
-        self.entry = self._forward.entry
+        self.entry = self.reading = self._forward.entry
         self._drafts: dict[Row, DraftEntries] = {}
 
     @property

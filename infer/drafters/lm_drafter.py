@@ -10,7 +10,8 @@ Legend: B rows, Q queries, N nodes, V vocabulary, K candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,8 +37,7 @@ log = logging.getLogger(__name__)
 class LMDrafter:
     """Drafts what `reader` makes of its rows.
 
-    `exit_sources`: exit (layers) -> the source that is credited. `learned`: corrects the confidences of its outright
-    drafts where no calibration was measured.
+    `exit_sources`: exit (layers) -> the source that is credited; `depth_sources`: those that a reader names by depth.
 
     `calibration` and `costs` are what the user gave, for the policy to use.
     """
@@ -50,7 +50,6 @@ class LMDrafter:
         exit_sources: Mapping[int, str],
         calibration: Any,
         costs: Any,
-        learned: LearnedRates | None = None,
     ) -> None:
         self.name = name
         self.reader = reader
@@ -59,12 +58,15 @@ class LMDrafter:
         self.limits = limits
         self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
         self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
-        self._in_a_mix = False
+        self._only_outright = False
         self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.max_positions = reader.max_positions
         self.max_depth = reader.max_depth
-        self._learned = learned
+        self.at_once = reader.at_once
+        self.depth_sources = reader.depth_sources
+        # What each depth's candidates are worth, where no calibration was measured: they do not depend on the path.
+        self._learned = LearnedRates() if reader.at_once else None
         if isinstance(reader, TextReader):  # it can read a whole text in one pass (LeavesEarly)
             self.model = reader.model
         self.calibration = calibration
@@ -109,16 +111,27 @@ class LMDrafter:
     @property
     def draws(self) -> bool:
         """Whether it draws for rows with a temperature."""
-        return self.limits.drawn is not None and not self._in_a_mix
+        return self.limits.drawn is not None and not self._only_outright
 
     def join_mix(self) -> None:
         """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""
         if self.limits.coupled is None and self.limits.drawn is not None:
             raise ValueError(f"a mix cannot draw its tokens: leave out sample=drawn of {self.name}")
-        self._in_a_mix = True
+        self._only_outright = True
+
+    @contextmanager
+    def only_outright(self) -> Iterator[None]:
+        """All candidates are outright in here, for a calibration to be measured."""
+        before, self._only_outright = self._only_outright, True
+        try:
+            yield
+        finally:
+            self._only_outright = before
 
     def bind(self, target: Target) -> None:
         self.reader.bind(target)
+        self.origin, self.features = self.reader.origin, self.reader.features
+        self.max_positions = self.reader.max_positions
         self._assumed = self.assumed_costs(target)
         self._race = Race.of(target)
 
@@ -191,11 +204,13 @@ class LMDrafter:
             coverage = account.coverage * account.trust
             paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
             behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
-            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage):
+            reading = self.reader.reading
+            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage, reading):
                 behind = {}
             # Rows that join are read with their prompts if reading all of such rows pays.
             whole = {row: row.prompt_tokens for row in rows}
-            self._pays = account.reading_pays(whole, {row: row.stops.max_new_tokens for row in rows}, entry, coverage)
+            left = {row: row.stops.max_new_tokens for row in rows}
+            self._pays = account.reading_pays(whole, left, entry, coverage, reading)
         self.reader.read([(row, len(row.ids) - 1) for row in behind])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:

@@ -47,6 +47,8 @@ class LMExpansion:
         self._policy = policy
         self._calibrated = calibrated
         self._learned = learned
+        # By (row, depth), where candidates do not depend on the path.
+        self._known: dict[tuple[int, int], list[Candidate]] = {}
 
     def pricing(self, policy: Policy) -> TreePricing:
         pending = self._drafter.pending(self._rows)
@@ -55,6 +57,18 @@ class LMExpansion:
     def expand(self, asked: Asked) -> list[list[list[Candidate]]]:
         """The candidates below the asked (row, nodes): ROOT first, parents before their children, and nothing below a
         node that was not asked for."""
+        if not self._reader.at_once:
+            return self._expand(asked)
+        depth = [tree.depth for tree in self._trees]
+        new = [(b, {depth[b](node): node for node in nodes if (b, depth[b](node)) not in self._known})
+               for b, nodes in asked]  # fmt: skip
+        new = [(b, nodes) for b, nodes in new if nodes]
+        if new:
+            found = self._expand([(b, [*nodes.values()]) for b, nodes in new])
+            self._known |= {(b, at): one for (b, nodes), some in zip(new, found) for at, one in zip(nodes, some)}
+        return [[self._known[b, depth[b](node)] for node in nodes] for b, nodes in asked]
+
+    def _expand(self, asked: Asked) -> list[list[list[Candidate]]]:
         drafter, trees = self._drafter, self._trees
         some = [self._rows[b] for b, _ in asked]
         reaches = [[trees[b].reach(node) for node in nodes] for b, nodes in asked]

@@ -50,6 +50,7 @@ class SimulatedDrafter:
     def bind(self, target: Target) -> None:
         self._vocab_size = target.vocab_size
         self.inner.bind(target)
+        self.features = self.inner.features
 
     def open(self, rows: Sequence[Row]) -> None:
         self.inner.open(rows)

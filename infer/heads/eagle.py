@@ -165,6 +165,10 @@ class EagleHead(nn.Module):
         return self.design.features
 
     @property
+    def feature_width(self) -> int:
+        return self.design.feature_width
+
+    @property
     def recurrent(self) -> str:
         """The tap on the state that is fed back (models/runner/taps.py)."""
         normed = self.design.norm_output or self.design.version == 1

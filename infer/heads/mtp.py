@@ -62,6 +62,7 @@ class MTPHead(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.feature_width = int(config.hidden_size)
         self.model = stack
         self.embedding_norm = embedding_norm
         self.state_norm = state_norm

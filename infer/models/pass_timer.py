@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -35,8 +37,10 @@ class TimedRows:
             self.lm.open(row, context + SPARE)
         self.lm.place(self.rows, context)
 
-    def entries(self, tokens: int) -> list[Entries]:
-        return [Entries.chain([0] * tokens) for _ in self.rows]
+    def entries(self, tokens: int, states: Callable[[int], torch.Tensor] | None = None) -> list[Entries]:
+        """`states`: made for so many tokens, to be run in place of their embeddings."""
+        chains = [Entries.chain([0] * tokens) for _ in self.rows]
+        return chains if states is None else [replace(one, states=states(tokens)) for one in chains]
 
     def finish(self, logits: torch.Tensor) -> None:
         """End a pass as greedy decoding does, reading the choices, and commit nothing."""
@@ -50,10 +54,11 @@ class TimedRows:
 
 
 class CachedPassTimer:
-    """Times the passes of a target or a draft model."""
+    """Times the passes of a target or a draft model. `states`: as of TimedRows.entries."""
 
-    def __init__(self, lm: ModelRunner) -> None:
+    def __init__(self, lm: ModelRunner, states: Callable[[int], torch.Tensor] | None = None) -> None:
         self.lm = lm
+        self._states = states
         self.buckets, self.device = lm.buckets, lm.device
         self.max_positions = max_positions(lm.model.config.get_text_config())
         self._timed = TimedRows(lm)
@@ -63,7 +68,8 @@ class CachedPassTimer:
         self._timed.open(rows, context)
 
     def run(self, tokens: int) -> None:
-        self._timed.finish(self.lm.forward(self._timed.rows, self._timed.entries(tokens)).logits_NV)
+        entries = self._timed.entries(tokens, self._states)
+        self._timed.finish(self.lm.forward(self._timed.rows, entries).logits_NV)
 
     def around(self, rows: int, tokens: int, context: int, tries: int = 9) -> float:
         """Seconds of a pass outside the model itself: masks before it, choices after it."""

@@ -5,6 +5,7 @@ Every test asserts that its own run accepted deep, rejected, and varied: a run t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_heads import fitted
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
@@ -20,7 +22,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SD2, Lookahead, Mixed, Recycling, SmallLM
+from draftsmith.infer.drafters import SD2, Hydra, Lookahead, Medusa, Mixed, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -113,6 +115,14 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         ]
     ),
 }
+# Made of the target: they read its states.
+HEADS: dict[str, Callable[[Any], Drafter]] = {
+    "medusa": lambda target: Medusa(
+        heads_of(target, "medusa"), top_k=3, nodes=12, min_confidence=0.0, sample="likeliest"
+    ),
+    "hydra": lambda target: Hydra(heads_of(target, "hydra"), top_k=3, nodes=12, min_confidence=0.0, sample="likeliest"),
+    "medusa mixed": lambda target: Mixed([PromptLookup(), Medusa(heads_of(target, "medusa"), top_k=3)], nodes=16),
+}
 # For rows with a temperature these share the noise of the target's draws, and so come deep.
 COUPLED: dict[str, Callable[[Any], Drafter]] = {
     "coupled": lambda model: SmallLM(model, top_k=3, nodes=12, min_confidence=0.0, sample="coupled"),
@@ -150,6 +160,18 @@ WARM_CALIBRATION = Calibration(
 )
 
 
+@functools.cache
+def heads_of(target: Any, kind: str) -> Any:
+    """Heads that know the target's answers to these rows, most of the time."""
+    answered = [*make_rows(Settings()), *make_rows(SAMPLED)]
+    decode(HFTarget(target), Empty(), answered, 2 * ROWS)
+    return fitted(kind, target, [row.ids for row in answered])
+
+
+def made(name: str, pair: tuple[Any, Any]) -> Drafter:
+    return HEADS[name](pair[0]) if name in HEADS else DRAFTERS[name](pair[1])
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def pair(request: pytest.FixtureRequest, make_model: Any, shake: Any) -> tuple[Any, Any]:
     model = make_model(request.param)
@@ -170,11 +192,11 @@ def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plai
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
 def test_greedy_tokens_equal_plain_decoding(
     pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
 ) -> None:
-    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(Settings()), batch_size)
+    generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(Settings()), batch_size)
     assert tokens(generations) == plain
     assert_tried_hard(generations)
 
@@ -196,12 +218,12 @@ def test_the_controls_are_lossless_and_bound_the_rest(
     assert steps["oracle"] == sum(-(-len(answer) // 9) for answer in plain)
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
 def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
     pair: tuple[Any, Any], name: str
 ) -> None:
     wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
-    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
+    generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(SAMPLED), 3)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1)
 
@@ -315,7 +337,7 @@ CAPTURED = {"gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2",
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_tokens_of_captured_passes_equal_plain_eager_decoding_on_cuda(
     make_model: Any,
@@ -334,6 +356,6 @@ def test_tokens_of_captured_passes_equal_plain_eager_decoding_on_cuda(
     assert kind not in CAPTURED or not target.lm.captured.refusal
     eager.lm.captured = None
     wanted = tokens(decode(eager, Empty(), make_rows(settings)))
-    generations = decode(target, DRAFTERS[name](shake(model, 0.06)), make_rows(settings), batch_size)
+    generations = decode(target, made(name, (model, shake(model, 0.06))), make_rows(settings), batch_size)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1 if settings is SAMPLED else 2)

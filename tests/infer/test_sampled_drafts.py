@@ -182,10 +182,10 @@ TWO_STEPS = [
 
 
 def two_step_error(
-    monkeypatch: pytest.MonkeyPatch, models: tuple[Any, Any], rule: str, shape: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, models: tuple[Any, Any], rule: str, shape: dict[str, Any], make: Any = SmallLM
 ) -> tuple[float, Counter[str]]:
     """Two steps of the engine's own loop, on numbers that are intervals with the product's keys."""
-    target, drafter = HFTarget(models[0]), SmallLM(models[1], sample="drawn", **shape)
+    target, drafter = HFTarget(models[0]), make(models[1], sample="drawn", **shape)
     drafter.bind(target)
     settings, seen, current = Settings(temperature=1.0, seed=1), Counter[str](), list[Any]()
 

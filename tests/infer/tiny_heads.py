@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tiny_models import tiny_model
+from transformers import LlamaConfig
 
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.medusa import MedusaHeads
@@ -55,9 +56,14 @@ def planted_medusa(heads: int = 4) -> MedusaHeads:
 
 
 @torch.no_grad()
-def planted_hydra(heads: int = 4, reads: str = "path") -> HydraHeads:
-    """`reads`: the state, or the last token of the path, or the newest token of the row."""
-    made = HydraHeads(32, PLANTED_VOCAB, heads).double()
+def planted_hydra(heads: int = 4, reads: str = "path", prefix: bool = False) -> HydraHeads:
+    """`reads`: the state, or the last token of the path, or the newest token of the row. `prefix`: with a layer that
+    adds little to the states."""
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        made = HydraHeads(32, PLANTED_VOCAB, heads, prefix_config=config if prefix else None).double().eval()
     for number, head in enumerate(made.heads):
         block, places = head.blocks[0], {"state": number + 2, "path": 1, "newest": number + 1}[reads]
         start = 32 * {"state": 0, "path": number + 1, "newest": 1}[reads]
@@ -70,20 +76,31 @@ def planted_hydra(heads: int = 4, reads: str = "path") -> HydraHeads:
     return made
 
 
-def fitted(kind: str, model: Any, texts: Sequence[Sequence[int]], heads: int = 3, steps: int = 40) -> Any:
+def random_heads(kind: str, vocab: int, heads: int = 3, seed: int = 3) -> Any:
+    """Heads that know nothing, and are sure of it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: Any = (MedusaHeads if kind == "medusa" else HydraHeads)(32, vocab, heads).double()
+        for head in made.heads:
+            torch.nn.init.normal_(head.lm_head.weight, std=0.3)
+    return made.requires_grad_(False)
+
+
+def fitted(kind: str, model: Any, texts: Sequence[Sequence[int]], heads: int = 3, steps: int = 30) -> Any:
     """Heads overfitted to a target's own texts: right often, and wrong often."""
     vocab, width = model.config.vocab_size, model.config.hidden_size
+    table = model.get_input_embeddings().weight.detach()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        made: Any = (MedusaHeads if kind == "medusa" else HydraHeads)(width, vocab, heads).double()
+        made: Any = (MedusaHeads if kind == "medusa" else HydraHeads)(width, vocab, heads).to(table)
     states_NH, ids_NT = _places(model, texts, heads)
-    table = model.get_input_embeddings().weight.detach()
+    embedded_NTH = model.get_input_embeddings()(ids_NT).detach()
     optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
     for _ in range(steps):
         if kind == "medusa":
             logits = list(made(states_NH).unbind(1))
         else:
-            embedded = table[ids_NT].unbind(1)
+            embedded = embedded_NTH.unbind(1)
             logits = [made.logits(i, states_NH, embedded[: i + 1]) for i in range(heads)]
         losses = [torch.nn.functional.cross_entropy(one, ids_NT[:, i + 1]) for i, one in enumerate(logits)]
         optimiser.zero_grad()
@@ -97,8 +114,8 @@ def _places(model: Any, texts: Sequence[Sequence[int]], heads: int) -> tuple[tor
     states, ids, taps = [], [], Taps(model)
     for text in texts:
         with torch.no_grad(), taps.taking(["last"]) as taken:
-            model(torch.tensor([text]), use_cache=False)
+            model(torch.tensor([text], device=model.device), use_cache=False)
         last = len(text) - heads - 1
         states.append(taken["last"][0, :last])
         ids.append(torch.tensor([text[at + 1 : at + heads + 2] for at in range(last)]))
-    return torch.cat(states), torch.cat(ids)
+    return torch.cat(states), torch.cat(ids).to(model.device)

@@ -74,6 +74,7 @@ class HydraRows:
 
     name = NAME
     at_once = False
+    depth_sources: tuple[str, ...] = ()
 
     def __init__(self, heads: HydraHeads, depth: int) -> None:
         self.heads = heads

@@ -22,7 +22,6 @@ from draftsmith.infer.contract.row import Row
 from draftsmith.infer.drafters.draft_model import Sample, given_limits
 from draftsmith.infer.drafters.draft_reader import DraftOutput
 from draftsmith.infer.drafters.heads.state_reader import Path, RunHeads, StateReader, depth_of, follows, loaded
-from draftsmith.infer.drafters.learned_rates import LearnedRates
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.heads.folders import load_medusa
 from draftsmith.infer.heads.medusa import MedusaHeads
@@ -74,7 +73,7 @@ def Medusa(
         depth, depth, top_k, nodes, nodes, min_confidence, sample, replacement, peaked, children=CHILDREN
     )
     reader = StateReader(MedusaRows(heads, depth), origin, *follows(origin, dtype, device))
-    return LMDrafter(NAME, reader, limits, {depth: NAME}, calibration, costs, LearnedRates())
+    return LMDrafter(NAME, reader, limits, {depth: NAME}, calibration, costs)
 
 
 class MedusaRows:
@@ -86,6 +85,7 @@ class MedusaRows:
     def __init__(self, heads: MedusaHeads, depth: int) -> None:
         self.heads = heads
         self.depth = depth
+        self.depth_sources = tuple(f"{NAME}:{number + 1}" for number in range(depth))
         self._logits: dict[Row, torch.Tensor] = {}
 
     def lend(self, embedding: nn.Module) -> None:
@@ -106,7 +106,7 @@ class MedusaRows:
             self._logits |= {rows[b]: logits_KV for b, logits_KV in zip(new, logits_BKV)}
         at = [[len(path) - 1 for path in some] for some in paths]
         logits_NV = torch.cat([self._logits[row][depths] for row, depths in zip(rows, at)])
-        return DraftOutput(logits_NV, sources=[f"{NAME}:{depth + 1}" for depths in at for depth in depths])
+        return DraftOutput(logits_NV, sources=[self.depth_sources[depth] for depths in at for depth in depths])
 
     def timed(self, nodes: int) -> torch.Tensor:
         weight = next(self.heads.parameters())

@@ -75,7 +75,7 @@ class Mixed:
         self.origin = ""
         self.nodes = nodes
         self.min_confidence = min_confidence
-        self.features = tuple(dict.fromkeys(name for drafter in self.drafters for name in drafter.features))
+        self.features = self._features()
         self._asked = {number: one for number, one in enumerate(self.drafters) if isinstance(one, Expands)}
         self._proposing = {number: one for number, one in enumerate(self.drafters) if number not in self._asked}
         self._measured = SourceMeasurements({}, None)
@@ -123,8 +123,13 @@ class Mixed:
     def bind(self, target: Target) -> None:
         for drafter in self.drafters:
             drafter.bind(target)
+        self.features = self._features()
         self._vocab_size = target.vocab_size
         self._measured = SourceMeasurements.of(self.drafters, target)
+
+    def _features(self) -> tuple[str, ...]:
+        """Those of all its drafters. Some know theirs once they are bound."""
+        return tuple(dict.fromkeys(name for drafter in self.drafters for name in drafter.features))
 
     def open(self, rows: Sequence[Row]) -> None:
         opened: list[Drafter] = []

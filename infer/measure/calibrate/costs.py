@@ -19,6 +19,7 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, measure_together
 from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.drafters.tree_builder import Expands
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
@@ -81,7 +82,9 @@ def overhead(target: Target, answers: Sequence[Answered]) -> float:
 def around(target: Target, drafter: Drafter, answers: Sequence[Answered], idle: float) -> float:
     """Seconds that a step of one row spends around each pass of the draft; `idle` are spent without a draft."""
     traces = [trace for trace in _traces(Engine(target, drafter, policy=Policy()), answers) if trace.depth]
-    return max(median((_outside(trace) - idle) / trace.depth for trace in traces), 0.0) if traces else 0.0
+    once = isinstance(drafter, Expands) and drafter.at_once
+    found = [(_outside(trace) - idle) / (1 if once else trace.depth) for trace in traces]
+    return max(median(found), 0.0) if found else 0.0
 
 
 def _outside(trace: StepTrace) -> float:

@@ -13,12 +13,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, Target
+from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, NamesDepths, Target
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import (
@@ -142,12 +143,16 @@ def calibrate(
         raise ValueError(f"{drafter.name} proposed nothing along these answers, so there is nothing to calibrate")
     curves: dict[str, Calibrator] = {}
     scores, held_out = {}, {}
+    by_depth = drafter.depth_sources if isinstance(drafter, NamesDepths) else ()
     for source, observed in seen.items():
         mine_N = np.isin(observed.prompt_N, list(fit_on))
+        if source in by_depth[1:] and not mine_N.any():
+            continue
         held_out[source] = observed.where(~mine_N)
         fitted, method = fit_curves(source, observed.where(mine_N))
         curves |= fitted
         scores[source] = score(source, fitted, held_out[source]) | {"method": method, "fitted_to": int(mine_N.sum())}
+    curves |= deeper_curves(by_depth, curves)
     covered, errors = cover(readings, fit_on)
     facts = {"prompts": len({one.number for one in answers}), "temperature": settings.temperature,
              "date": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
@@ -182,6 +187,21 @@ def _fit(seen: Observations) -> Calibrator:
 
 def _often(seen: Observations) -> bool:
     return len(seen) >= MANY and int(seen.accepted_N.sum()) >= MANY_ACCEPTED
+
+
+def deeper_curves(by_depth: Sequence[str], curves: Mapping[str, Calibrator]) -> dict[str, Calibrator]:
+    """For depths that no answer to fit to came to, the curves of the last one that was reached."""
+    found: dict[str, Calibrator] = {}
+    for above, source in pairwise(by_depth):
+        if source not in curves:
+            log.warning("no answer to fit to was drafted down to %s: it takes the curves of %s", source, above)
+            known = {**curves, **found}
+            found |= {
+                source + name.removeprefix(above): curve
+                for name, curve in known.items()
+                if name.partition("#")[0] == above
+            }
+    return found
 
 
 def apply_curves(source: str, curves: Mapping[str, Calibrator], seen: Observations) -> np.ndarray:

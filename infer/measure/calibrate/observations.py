@@ -28,6 +28,7 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.coupled import Race
+from draftsmith.infer.drafters.tree_builder import Expands
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
@@ -221,11 +222,25 @@ def listen(
     if not drafter.features:
         recorded = {one.key: one.answer for one in answers}
         judge = RecordedTarget(recorded, target.vocab_size, target.tokenizer, sampled=not settings.greedy)
+    if isinstance(drafter, Expands):
+        with drafter.only_outright():
+            return _listen(drafter, judge, answers, settings, stops, progress)
+    return _listen(drafter, judge, answers, settings, stops, progress)
+
+
+def _listen(
+    drafter: Drafter,
+    judge: Target,
+    answers: Sequence[Answered],
+    settings: Settings,
+    stops: Stops,
+    progress: Progress | None,
+) -> dict[str, Observations]:
     listener = Listener(drafter, {one.key: one.number for one in answers})
     engine = Engine(judge, listener, policy=Policy(raw=True))  # which limits nothing: all candidates are wanted
     for done, one in enumerate(answers, start=1):
         ends = stops if drafter.features else Stops(len(one.answer))
-        engine.run([Row(one.key, list(one.prompt), settings, ends, target.tokenizer)], strict=True)
+        engine.run([Row(one.key, list(one.prompt), settings, ends, judge.tokenizer)], strict=True)
         if progress is not None:
             progress(done, len(answers))
     return {source: Observations(*(np.array(each) for each in zip(*some))) for source, some in listener.noted.items()}
