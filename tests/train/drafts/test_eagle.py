@@ -1,8 +1,8 @@
-"""EAGLE-3 heads to train: how they start, what they can draft, what is refused, and that they learn a planted target."""
+"""EAGLE-3 heads to train: how they start, what they can draft, what is refused; and they learn a planted target."""
 
 import pytest
 import torch
-from tiny_eagle import CYCLE, cyclic, cyclic_target
+from tiny_eagle import cyclic, cyclic_target
 
 from draftsmith.infer.heads.folders import TrainedFor, load_eagle
 from draftsmith.infer.models.hf_target import HFTarget
@@ -19,7 +19,9 @@ from draftsmith.train.run.validation import accepted_lengths
 
 def build(target, corpus, special=(), dtype=torch.float64, **options):
     trained_for = TrainedFor("target", "weights", "tokens", target.config.num_hidden_layers)
-    return EagleBuilder(**options).build(BuildContext(target, corpus, dtype, 3, trained_for=trained_for, special_ids=special))
+    return EagleBuilder(**options).build(
+        BuildContext(target, corpus, dtype, 3, trained_for=trained_for, special_ids=special)
+    )
 
 
 def test_the_draft_vocabulary_is_what_the_answers_use_most(make_corpus):
@@ -124,23 +126,25 @@ def planted_corpus(count=12, length=24):
     tokens = torch.tensor([[start, *cyclic(start, length - 1)] for start in range(count)]).int().numpy().ravel()
     masks = torch.ones(count, length).bool().numpy().ravel().astype("uint8")
     offsets = torch.arange(count + 1).numpy() * length
-    return Corpus(tokens, masks, offsets, offsets[:-1].astype("uint64"), offsets[:-1] * 1.0, offsets[1:] * 0 + length - 1, {})
+    return Corpus(
+        tokens, masks, offsets, offsets[:-1].astype("uint64"), offsets[:-1] * 1.0, offsets[1:] * 0 + length - 1, {}
+    )
 
 
-def learned(target, corpus, steps=80, **options):
-    """accepted_length of a chain of 4, before and after training."""
+def learned(target, corpus, steps=40, **options):
+    """accepted_length of drafts 4 tokens deep, before and after training."""
     draft = build(target, corpus, dtype=torch.float32, layers=[1, 2, 1], **options)
     objective = EagleObjective()
     objective.begin(TrainContext(target, draft.model, corpus, 64, "cpu"))
     batch = assemble(corpus, [[i, i + 1] for i in range(0, len(corpus), 2)], 48)
-    optimiser = torch.optim.Adam([weight for weight in draft.parameters() if weight.requires_grad], lr=3e-3)
+    optimiser = torch.optim.Adam([weight for weight in draft.parameters() if weight.requires_grad], lr=1e-2)
     engine_target = HFTarget(target, None)
-    prompts = [[start, *cyclic(start, 5)] for start in (13, 17, 22)]
+    prompts = [[start, *cyclic(start, 5)] for start in (13, 16, 22)]
     found = []
     for step in range(steps + 1):
         if step in (0, steps):
             draft.eval()
-            found.append(accepted_lengths(engine_target, draft.drafters(4), prompts, 21)["accepted_length"])
+            found.append(accepted_lengths(engine_target, draft.drafters(4), prompts, 11)["accepted_length"])
             draft.train()
         optimiser.zero_grad()
         objective(draft, batch).total.div(500).backward()
@@ -152,5 +156,5 @@ def test_a_head_learns_a_planted_target_to_its_whole_depth():
     target = cyclic_target().float()
     before, after = learned(target, planted_corpus(), draft_vocab=0)
     assert before < 2
-    assert after > 4.5
-    assert CYCLE == 24
+    # The first token is the target's own; then two steps of four drafted tokens and one of the target's.
+    assert after == pytest.approx(11 / 3)
