@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from draftsmith.infer.heads.folders import load_hydra, load_medusa
 from draftsmith.recipes.cli.argv import parameters
 from draftsmith.recipes.cli.main import run
 from draftsmith.recipes.commands.train import sft, soft
@@ -69,13 +70,31 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert not (tmp_path / "out" / "start").exists()
 
 
-# One of the three in every run; the others follow the same lines.
+@pytest.mark.parametrize("name", ["train_medusa", "train_hydra", "train_medusa_small", "train_hydra_small"])
+def test_a_recipe_trains_heads(name, target, chats, tmp_path, capsys):
+    kind = name.split("_")[1]
+    words = ["train", kind, "--config", str(RECIPES / f"{name}.yaml"), "--target", str(target), "--data", str(chats),
+             "--out", str(tmp_path / "out"), "--max_steps", "2", "--minutes", "null", "--text.cache",
+             str(tmp_path / "cache"), "--json", *TINY]  # fmt: skip
+    assert run(words) == 0
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    kept = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
+    assert kept["optim"]["lr"] == recipe["optim"]["lr"]
+    assert kept["objective"]["losses"] == recipe["losses"]
+    made = (load_medusa if kind == "medusa" else load_hydra)(tmp_path / "out")
+    assert (len(made.heads), made.num_layers) == (recipe["num_heads"], recipe["num_layers"])
+    assert (getattr(made, "prefix", None) is not None) == recipe.get("prefix", False)
+
+
+# One of them in every run; the others follow the same lines.
 @pytest.mark.parametrize(
     "name",
     [
         "train_sft_small",
         pytest.param("train_soft_small", marks=pytest.mark.slow),
         pytest.param("train_distil_small", marks=pytest.mark.slow),
+        pytest.param("train_medusa_small", marks=pytest.mark.slow),
+        pytest.param("train_hydra_small", marks=pytest.mark.slow),
     ],
 )
 def test_the_small_script_is_the_documented_way_in(name, target, chats, tmp_path):

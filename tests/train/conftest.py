@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,3 +35,24 @@ def make_corpus() -> Callable[..., Corpus]:
         return Corpus(tokens, masks, offsets, groups, np.full(len(lengths), np.nan), counts, {})
 
     return make
+
+
+@pytest.fixture
+def kill_at_step() -> Callable[[Sequence[Any], Path, int], None]:
+    """Starts a run and kills it once metrics.csv has a row of the step."""
+
+    def kill(words: Sequence[Any], out: Path, step: int) -> None:
+        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        try:
+            while time.monotonic() < until and process.poll() is None:
+                path = out / "metrics.csv"
+                if path.exists() and sum(",train," in line for line in path.read_text().splitlines()) >= step:
+                    break
+                time.sleep(0.002)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+
+    return kill

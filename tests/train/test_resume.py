@@ -3,10 +3,8 @@
 import csv
 import random
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -56,26 +54,12 @@ def finished(target_folder, chats, tmp_path_factory):
     return out
 
 
-def kill_at(words, out, step):
-    """Start the run and kill it once metrics.csv tells of `step`."""
-    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    try:
-        while time.monotonic() < until and process.poll() is None:
-            path = out / "metrics.csv"
-            if path.exists() and sum(",train," in line for line in path.read_text().splitlines()) >= step:
-                break
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-
-
-def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, chats, finished, tmp_path, capsys):
+def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(
+    target_folder, chats, finished, tmp_path, capsys, kill_at_step
+):
     out = tmp_path / "out"
     words = command(target_folder, chats, out)
-    kill_at(words, out, random.randrange(4, STEPS - 4))
+    kill_at_step(words, out, random.randrange(4, STEPS - 4))
     (good,) = (out / "resume").glob("step-*.ckpt")
     content = good.read_bytes()
 
@@ -96,13 +80,15 @@ def test_killed_and_out_of_room_it_ends_as_if_nothing_had_been(target_folder, ch
 
 
 @pytest.mark.slow
-def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(target_folder, chats, tmp_path, capsys):
+def test_minutes_fix_max_steps_once_and_a_killed_run_keeps_to_them(
+    target_folder, chats, tmp_path, capsys, kill_at_step
+):
     """The run beside it has the same max_steps from its beginning, and nobody kills it."""
     out, beside = tmp_path / "out", tmp_path / "beside"
     words = [str(word) for word in command(target_folder, chats, out, "--minutes", "0.15")]
     at = words.index("--max_steps")
     del words[at : at + 2]
-    kill_at(words, out, random.randrange(MEASURED + 2, MEASURED + 6))
+    kill_at_step(words, out, random.randrange(MEASURED + 2, MEASURED + 6))
     before = RunRecord(out).read()
     assert before["max_steps"] > MEASURED
     assert before["state"] == "running"

@@ -1,8 +1,8 @@
 """Medusa's and Hydra's heads in training: the states that each head's output matrix is applied to.
 
 The target has read the text up to position s and predicts token s + 1. So does head i, from the target's state at
-s - 1 - i; Hydra's heads also from the tokens after that state, up to token s. A head learns where all tokens from
-s - i to s + 1 are learned ones of one answer: elsewhere it never drafts.
+s - 1 - i; Hydra's heads also from the tokens after that state, up to token s. A head learns where it drafts, in an
+answer of which the target has written at least one token: where all tokens from s - i to s + 1 are learned ones.
 
 Legend: B rows, T positions, K heads, N positions at which the first head learns, H width.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from draftsmith.infer.heads.hydra import HydraHeads
-from draftsmith.infer.heads.medusa import MedusaHeads
+from draftsmith.infer.heads.hydra import HydraHead, HydraHeads
+from draftsmith.infer.heads.medusa import MedusaHead, MedusaHeads
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.drafts.exits import document_mask
@@ -84,11 +84,11 @@ class HeadsDraft(nn.Module):
 
     @property
     def outputs(self) -> list[nn.Linear]:
-        return [head.lm_head for head in self.model.heads]  # type: ignore[misc]
+        return [head.lm_head for head in _heads(self.model)]
 
     def forward(self, batch: Batch, last_BTH: torch.Tensor) -> tuple[list[torch.Tensor], FutureRows]:
         """([N, H] what each head's output matrix is applied to, the positions); `last_BTH`: the target's states."""
-        heads = self.model.heads
+        heads = _heads(self.model)
         rows = future_rows(batch["labels"], len(heads))
         dtype = self.outputs[0].weight.dtype
         read_BTH = last_BTH.to(dtype)
@@ -105,7 +105,7 @@ class HeadsDraft(nn.Module):
                 path = [ids_P[(rows.at_N - back).clamp_min(0)] for back in range(number, -1, -1)]
                 given += [self._embed(ids_N).to(dtype) for ids_N in path]
             state = torch.cat(given, -1) if len(given) > 1 else given[0]
-            for block in head.blocks:  # type: ignore[union-attr]
+            for block in head.blocks:
                 state = block(self.dropout(state))
             found.append(self.dropout(state))
         return found, rows
@@ -144,23 +144,29 @@ class HeadsDraft(nn.Module):
         self._write(folder, self.model)
 
 
+def _heads(model: MedusaHeads | HydraHeads) -> list[MedusaHead | HydraHead]:
+    return list(model.heads)  # type: ignore[arg-type]
+
+
 @torch.no_grad()
 def begin_heads(heads: MedusaHeads | HydraHeads, run: BuildContext) -> None:
     """Start as the target's own output on the unchanged state, but for a cap on its logits: with its output matrix, and
     with blocks that give the state alone."""
     parts = find_parts(run.target)
-    for head in heads.heads:
+    theirs: Any = parts.head
+    for head in _heads(heads):
         for block in head.blocks:
-            nn.init.zeros_(block.linear.weight)
-            nn.init.zeros_(block.linear.bias)
+            inner: Any = block.linear
+            nn.init.zeros_(inner.weight)
+            nn.init.zeros_(inner.bias)
             if isinstance(first := getattr(block, "res_connection", None), nn.Linear):
                 nn.init.eye_(first.weight)
                 nn.init.zeros_(first.bias)
-        head.lm_head.weight.copy_(parts.head.weight * parts.scale)
+        head.lm_head.weight.copy_(theirs.weight * parts.scale)
         if head.lm_head.bias is not None:
             nn.init.zeros_(head.lm_head.bias)
-            if parts.head.bias is not None:
-                head.lm_head.bias.copy_(parts.head.bias * parts.scale)
+            if theirs.bias is not None:
+                head.lm_head.bias.copy_(theirs.bias * parts.scale)
 
 
 def check_trained(name: str, heads: MedusaHeads | HydraHeads, num_heads: int, num_layers: int) -> None:
@@ -176,7 +182,7 @@ def check_trained(name: str, heads: MedusaHeads | HydraHeads, num_heads: int, nu
 def ready(heads: MedusaHeads | HydraHeads, run: BuildContext) -> Any:
     """`heads` as they are trained."""
     if run.compile:
-        for head in heads.heads:
+        for head in _heads(heads):
             for block in head.blocks:
                 block.compile()
     return heads.to(run.dtype).requires_grad_(True).train()

@@ -91,7 +91,8 @@ class _Chunked(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         device = states_END[0].device
         with torch.autocast(device.type, enabled=False):
-            heads = [_Head(*tensors[2 * i : 2 * i + 2], dtype, *needed[2 * i : 2 * i + 2]) for i in range(count)]
+            places = range(0, 2 * count, 2)
+            heads = [_Head(tensors[i], tensors[i + 1], dtype, needed[i], needed[i + 1]) for i in places]
             exact = heads[0].exact
             grad_END = [torch.empty_like(states_ND) for states_ND in states_END] if any(needed[2 * count :]) else None
             sums_E = torch.zeros(len(states_END), dtype=exact, device=device)

@@ -166,6 +166,15 @@ class RunConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadsConfig(RunConfig):
+    """The options of a run that trains Medusa or Hydra heads: those of every run. Heads begin untrained, and learn at
+    higher rates than language models that begin as their target's layers."""
+
+    _: KW_ONLY
+    optim: Optim = Optim(lr=1e-3, warmup=0.1)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig(RunConfig):
     """The options of a run that trains a small language model: those of every run, and the draft's shape and start.
 

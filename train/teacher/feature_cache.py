@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.infer.models.layers import check_parts, find_parts
 from draftsmith.train.data.batches import Batch, assemble, rank
 from draftsmith.train.data.packing import pack
 from draftsmith.train.drafts.exits import TrainContext
@@ -83,10 +82,8 @@ class CachedFeatures:
     """Reads the states of a batch's tokens; those of a row's unused end are zero."""
 
     def __init__(self, records: ShardReader, identity: FeatureIdentity, target: Any) -> None:
-        parts = find_parts(target.requires_grad_(False))
-        check_parts(target, parts)
-        self.output = OutputHead(parts.head, parts.scale, parts.softcap)
-        self.vocab_size = int(parts.head.out_features)
+        self.output = OutputHead.of(target.requires_grad_(False))
+        self.vocab_size = self.output.head.out_features
         self.names = identity.names
         self._dtype = getattr(torch, identity.dtype)
         self._records = records

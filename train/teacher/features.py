@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 
-from draftsmith.infer.models.layers import check_parts, find_parts
 from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.train.data.batches import Batch
 from draftsmith.train.drafts.exits import packed_inputs, packs_by_positions
@@ -47,11 +46,9 @@ class LiveFeatures:
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         self.model = model.requires_grad_(False).eval()
-        parts = find_parts(model)
-        check_parts(model, parts)
         self.names = tuple(dict.fromkeys([*names, "last"]))
-        self.output = OutputHead(parts.head, parts.scale, parts.softcap)
-        self.vocab_size = int(parts.head.out_features)
+        self.output = OutputHead.of(model)
+        self.vocab_size = self.output.head.out_features
         self._masked = not packs_by_positions(model)
         self._taps = Taps(model)
         for name in self.names:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from draftsmith.infer.models.layers import shaped_logits
+from draftsmith.infer.models.layers import check_parts, find_parts, shaped_logits
 from draftsmith.train.data.batches import Batch
 from draftsmith.train.drafts.exits import ExitStates
 
@@ -69,6 +69,14 @@ class OutputHead:
     head: nn.Linear
     scale: float
     softcap: float
+
+    @classmethod
+    def of(cls, model: Any) -> OutputHead:
+        """ValueError where `model` does more than a norm and a head after its last layer."""
+        parts = find_parts(model)
+        check_parts(model, parts)
+        assert isinstance(parts.head, nn.Linear)
+        return cls(parts.head, parts.scale, parts.softcap)
 
 
 class LiveBatch:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.drafts.medusa import MedusaBuilder
+from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.run.memory import memory_estimate, saved_bytes, shards_of
 from draftsmith.train.run.target import random_llama, train_tokenizer
 
@@ -34,6 +36,20 @@ def test_the_memory_estimate_counts_what_is_there_and_what_is_spread(make_model)
     assert draft.training == model.training
     assert shards_of("ddp", 4) == {}
     assert shards_of("deepspeed_stage_2", 4) == {"optimiser": 4, "gradients": 4}
+
+
+def test_heads_cost_their_weights_the_frozen_target_and_the_states_that_they_read(make_model, make_corpus):
+    target = make_model("llama", dtype=torch.float32, vocab_size=8192, hidden_size=256)
+    draft = MedusaBuilder(3).build(BuildContext(target, make_corpus([12]), torch.float32))
+    common = {"rows": 64, "length": 2048, "optimiser": "adamw", "autocast": None, "checkpointing": False, "shards": {}}
+    parts = memory_estimate(draft, target=target, cuda=True, **common)
+    each = 8192 * 256 * 4 / 2**30
+    assert parts["target"] == pytest.approx(sum(weight.nbytes for weight in target.parameters()) / 2**30, abs=0.001)
+    assert parts["weights"] == parts["gradients"] == pytest.approx(3 * each, abs=0.002)
+    assert parts["optimiser"] == pytest.approx(6 * each, abs=0.003)
+    assert parts["features"] == pytest.approx(64 * 2048 * 256 * 4 / 2**30, abs=0.001)
+    assert parts["loss"] > 3 * each
+    assert parts["activations"] > 3 * parts["features"]
 
 
 def test_the_estimate_does_not_depend_on_where_tensors_happen_to_lie():
@@ -70,8 +86,17 @@ def test_the_estimate_is_within_a_quarter_of_the_peak_of_the_process(
     layers, rows, precision, wide_target, chats, tmp_path
 ):
     """Once most of it is weights and their states, once activations."""
-    words = ["train", "sft", "--target", wide_target, "--data", chats, "--out", tmp_path / "out",
-             "--num_layers", layers, "--max_steps", "2", "--text.max_length", "512", "--text.held_out", "0.2",
+    check_peak(["sft", "--num_layers", layers], rows, precision, wide_target, chats, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_estimate_for_heads_is_within_a_quarter_of_the_peak_of_the_process(wide_target, chats, tmp_path):
+    check_peak(["hydra", "--num_heads", "3"], 8, "32-true", wide_target, chats, tmp_path)
+
+
+def check_peak(kind, rows, precision, wide_target, chats, tmp_path):
+    words = ["train", *kind, "--target", wide_target, "--data", chats, "--out", tmp_path / "out", "--max_steps", "2",
+             "--text.max_length", "512", "--text.held_out", "0.2",
              "--text.cache", tmp_path / "cache", "--optim.batch_size", rows, "--optim.micro_batch_size", rows,
              "--machine.device", "cpu", "--machine.workers", "0", "--machine.precision", precision,
              "--watch.val_prompts", "1", "--watch.val_new_tokens", "2", "--watch.val_packs", "1"]  # fmt: skip
