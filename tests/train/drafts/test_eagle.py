@@ -38,7 +38,7 @@ def test_the_draft_vocabulary_is_what_the_answers_use_most(make_corpus):
     assert 7 not in found or counts[7]
     others = set(found) - {0, 2}
     assert min(counts[token] for token in others) >= max(counts[token] for token in range(61) if token not in found)
-    with pytest.raises(ValueError, match="draft_vocab 2: the target has 2 special and stop tokens"):
+    with pytest.raises(ValueError, match="--draft_vocab 2: the target has 2 special and stop tokens"):
         draft_vocabulary(corpus, 61, 2, always=(0, 2))
 
 
@@ -114,7 +114,7 @@ def test_options_that_do_not_fit_are_refused(make_model, make_corpus):
     EagleBuilder().check("ddp", True)
     target = make_model("llama")
     for options, said in [
-        ({"layers": [1, 9]}, "the target has"),
+        ({"layers": [1, 9]}, "the target's last state is that before layer"),
         ({"layers": [1], "shape": {"num_attention_heads": 3, "num_key_value_heads": 2}}, "a head of 3 attention heads"),
     ]:
         with pytest.raises(ValueError, match=said):
