@@ -114,7 +114,7 @@ def test_options_that_do_not_fit_are_refused(make_model, make_corpus):
     EagleBuilder().check("ddp", True)
     target = make_model("llama")
     for options, said in [
-        ({"layers": [1, 9]}, "the target's last state is that before layer"),
+        ({"layers": [1, 9]}, "the target's last state is before layer"),
         ({"layers": [1], "shape": {"num_attention_heads": 3, "num_key_value_heads": 2}}, "a head of 3 attention heads"),
     ]:
         with pytest.raises(ValueError, match=said):

@@ -35,8 +35,8 @@ def rows(out):
 
 def test_a_run_leaves_a_head_that_loads_and_learned(target_folder, chats, tmp_path, capsys):
     out = tmp_path / "out"
-    more = ["--watch.val_prompts", "2", "--watch.val_new_tokens", "8", "--norm_output", "--machine.gradient_checkpointing",
-            "true", "--max_steps", "12", "--json"]  # fmt: skip
+    more = ["--watch.val_prompts", "2", "--watch.val_new_tokens", "8", "--norm_output", "--max_steps", "12", "--json",
+            "--machine.gradient_checkpointing", "true"]  # fmt: skip
     assert run(command(target_folder, chats, out, *more)[3:]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(told["results"]) == {"step", "loss_unroll_0", "loss_unroll_1", "accepted_length"}
@@ -75,7 +75,7 @@ def test_killed_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, ki
         (["--decay", "2"], "--decay 2.0: it must be above 0 and at most 1"),
         (["--draft_vocab", "3"], "draft_vocab 3: the target has 6 special and stop tokens"),
         (["--losses", "{cross_entropy: 1}"], "cross_entropy learns the text's tokens"),
-        (["--layers", "2", "7"], "--layers [2, 7]: the target's last state is that before layer 4"),
+        (["--layers", "2", "7"], "--layers [2, 7]: the target's last state is before layer 4"),
         (["--outside", "weigh"], "--outside takes keep or drop"),
         (["--init", "missing"], "--init missing: neither fresh nor the folder of a head"),
     ],
