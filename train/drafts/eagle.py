@@ -96,7 +96,7 @@ class EagleBuilder:
     def _fresh(self, run: BuildContext) -> EagleHead:
         from draftsmith.infer.heads.eagle import EagleHead, rows_of
         from draftsmith.train.drafts.draft_vocabulary import draft_vocabulary
-        from draftsmith.train.drafts.eagle_start import start_from
+        from draftsmith.train.drafts.eagle_draft import start_from
 
         config = self._config(run.target)
         ids_V = None

@@ -10,7 +10,7 @@ from draftsmith.train.data.batches import assemble
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.drafts.draft_vocabulary import draft_vocabulary
 from draftsmith.train.drafts.eagle import EagleBuilder
-from draftsmith.train.drafts.eagle_start import norm_weight
+from draftsmith.train.drafts.eagle_draft import norm_weight
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.objectives.eagle import EagleObjective
