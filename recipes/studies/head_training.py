@@ -107,7 +107,7 @@ def steps_of(config: RunConfig, drafts: Sequence[TrainedDraft], seconds: float, 
     """The number of steps of each draft, from one measurement in which they took turns."""
     path = Path(config.out) / "calibration.json"
     if not path.is_file():
-        timed = {draft.name: _Steps(draft, draft.config(config)) for draft in drafts}
+        timed = {draft.name: TimedSteps(draft, draft.config(config)) for draft in drafts}
         found: dict[str, list[float]] = {name: [] for name in timed}
         for turn in range(rounds + 1):
             for name, one in timed.items():
@@ -119,7 +119,7 @@ def steps_of(config: RunConfig, drafts: Sequence[TrainedDraft], seconds: float, 
     return {draft.name: max(round(seconds / each[draft.name]), 1) for draft in drafts}
 
 
-class _Steps:
+class TimedSteps:
     """A draft's optimiser steps alone, without what a run does between them."""
 
     def __init__(self, draft: TrainedDraft, shared: RunConfig) -> None:
