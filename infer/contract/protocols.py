@@ -14,6 +14,7 @@ Legend: B rows, N nodes, V vocabulary, D hidden, T positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -216,9 +217,7 @@ class Drafter(Protocol):
     `features` names the target states that it reads, and `top:K` for the K likeliest tokens at every node
     (infer/contract/top_tokens.py). `origin` is the folder or Hub name that it was made from, beside
     which its calibration is kept; "" if there is none. It may have the attributes `calibration` and `costs`: what the
-    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py). One that has
-    `drafts_unread`, and it is true, proposes for a row before the end of its prompt is read, and hears of those tokens
-    from `observe`.
+    user gave to be used with it, a file, "auto" or "none" (see Policy.of in infer/costs/policy.py).
     """
 
     name: str
@@ -270,6 +269,45 @@ class Drafter(Protocol):
     def pass_timers(self) -> dict[str, PassTimer]:
         """The passes of its draft model, by the name that their measured costs go by; empty without one."""
         ...
+
+
+@runtime_checkable
+class DraftsUnread(Protocol):
+    """A drafter that may propose for a row before the end of its prompt is read; if `drafts_unread` is true it does,
+    and hears of those tokens from `observe`."""
+
+    @property
+    def drafts_unread(self) -> bool: ...
+
+
+@runtime_checkable
+class Couples(Protocol):
+    """A drafter whose drafts for rows with a temperature may share the noise of the target's own draws (infer/drafters/
+    coupled.py); `couples`: whether they do. They fit texts that were drawn with this noise, and no others."""
+
+    @property
+    def couples(self) -> bool: ...
+
+
+@runtime_checkable
+class DraftsOutright(Protocol):
+    """A drafter that can be made to draw nothing: calibrations are measured of outright candidates. `may_couple`:
+    whether those share the noise of the target's draws."""
+
+    @property
+    def may_couple(self) -> bool: ...
+
+    def outright(self) -> AbstractContextManager[None]:
+        """Inside, all its candidates are outright, as in a mix."""
+        ...
+
+
+def drafts_unread(drafter: Drafter) -> bool:
+    return isinstance(drafter, DraftsUnread) and drafter.drafts_unread
+
+
+def couples(drafter: Drafter) -> bool:
+    return isinstance(drafter, Couples) and drafter.couples
 
 
 @runtime_checkable

@@ -73,13 +73,14 @@ class DraftOutput:
 class DraftReader(Protocol):
     """A draft model with what it keeps of its rows.
 
-    `entry`: the name of the pass that every new node goes through; `features`: as of a Drafter. `draft_vocab_size`: how
-    many ids the draft has, `vocab_size`: how many of them the target has too, once bound. `max_depth`: how deep it can
-    draft. `at_once`: the pass over the ROOT gives the candidates of every depth, which do not depend on the path;
-    `depth_sources`: their sources by depth.
+    `entry`: the name of the pass that every new node goes through, `reading`: of the passes that `read` makes;
+    `features`: as of a Drafter. `draft_vocab_size`: how many ids the draft has, `vocab_size`: how many of them the
+    target has too, once bound. `max_depth`: how deep it can draft. `at_once`: the pass over the ROOT gives the
+    candidates of every depth, which do not depend on the path; `depth_sources`: their sources by depth.
     """
 
     entry: str
+    reading: str
     features: tuple[str, ...]
     origin: str
     tokenizer: PreTrainedTokenizerBase | None
@@ -171,6 +172,17 @@ class ReadsAlong(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A reader whose distribution at a token depends on where its step started, too."""
+
+    def ahead(self, ids: Sequence[int], start: int, depth: int) -> Iterator[list[torch.Tensor]]:
+        """Of the steps that start behind each position of a text, from `start` to the last but one, or to the end of
+        the draft's context, chunk by chunk: for each of `depth` depths the logits [N, V], if the text is drafted that
+        far. What would lie beyond the text is left out. Columns are the target's ids."""
+        ...
+
+
 class DraftForward(Protocol):
     """How TextReader's model is run. `lm` is its cache and forward pass, `entry` as of a DraftReader."""
 
@@ -244,7 +256,7 @@ class TextReader:
         self._draft = draft
         self._make_forward = make_forward
         self._forward = make_forward(draft.model)
-        self.entry = self._forward.entry
+        self.entry = self.reading = self._forward.entry
         self._drafts: dict[Row, DraftEntries] = {}
 
     @property

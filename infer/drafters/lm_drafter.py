@@ -58,7 +58,7 @@ class LMDrafter:
         self.limits = limits
         self.width = limits.likeliest.width if limits.likeliest.top_k > 1 else 1
         self.most_rounds = (limits.coupled or limits.likeliest).num_draft_tokens
-        self._only_outright = False
+        self._in_a_mix = False
         self.least_reach = limits.likeliest.min_confidence
         self.exit_sources = exit_sources
         self.max_positions = reader.max_positions
@@ -111,22 +111,22 @@ class LMDrafter:
     @property
     def draws(self) -> bool:
         """Whether it draws for rows with a temperature."""
-        return self.limits.drawn is not None and not self._only_outright
+        return self.limits.drawn is not None and not self._in_a_mix
+
+    @contextmanager
+    def outright(self) -> Iterator[None]:
+        """Inside, all its candidates are outright, as in a mix."""
+        before, self._in_a_mix = self._in_a_mix, True
+        try:
+            yield
+        finally:
+            self._in_a_mix = before
 
     def join_mix(self) -> None:
         """From now on all its candidates are outright; ValueError if the user asked for drawn ones."""
         if self.limits.coupled is None and self.limits.drawn is not None:
             raise ValueError(f"a mix cannot draw its tokens: leave out sample=drawn of {self.name}")
-        self._only_outright = True
-
-    @contextmanager
-    def only_outright(self) -> Iterator[None]:
-        """All candidates are outright in here, for a calibration to be measured."""
-        before, self._only_outright = self._only_outright, True
-        try:
-            yield
-        finally:
-            self._only_outright = before
+        self._in_a_mix = True
 
     def bind(self, target: Target) -> None:
         self.reader.bind(target)
@@ -204,11 +204,13 @@ class LMDrafter:
             coverage = account.coverage * account.trust
             paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
             behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
-            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage):
+            reading = self.reader.reading
+            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage, reading):
                 behind = {}
             # Rows that join are read with their prompts if reading all of such rows pays.
             whole = {row: row.prompt_tokens for row in rows}
-            self._pays = account.reading_pays(whole, {row: row.stops.max_new_tokens for row in rows}, entry, coverage)
+            left = {row: row.stops.max_new_tokens for row in rows}
+            self._pays = account.reading_pays(whole, left, entry, coverage, reading)
         self.reader.read([(row, len(row.ids) - 1) for row in behind])
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:

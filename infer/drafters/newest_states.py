@@ -1,6 +1,6 @@
 """What a drafter keeps of a target's states if it reads the newest one only.
 
-Legend: T positions, D hidden.
+Legend: T positions, H width.
 """
 
 from __future__ import annotations
@@ -12,28 +12,52 @@ import torch
 from draftsmith.infer.contract.protocols import Feedback
 from draftsmith.infer.contract.row import Row
 
+# No positions of its own.
+ANY_LENGTH = 1 << 30
+
 
 class NewestStates:
-    """The state `feature` of each row's newest token but one, whose successor is the newest: the target has not read
-    the newest token itself before it verifies the next draft."""
+    """The state `feature` of each row's newest token but one, which predicted the newest: the target has not read that
+    itself before it verifies the next draft."""
+
+    max_positions = ANY_LENGTH
 
     def __init__(self, feature: str) -> None:
         self.feature = feature
         self._found: dict[Row, tuple[int, torch.Tensor]] = {}
 
-    def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        """Take over what has entered the target's cache."""
-        for row, given in zip(rows, feedback):
-            states_TD = given.features.get(self.feature)
-            if states_TD is not None and len(states_TD):
-                # A copy: a view would hold the states of the whole prompt.
-                self._found[row] = given.start + len(states_TD) - 1, states_TD[-1].clone()
-
-    def of(self, row: Row) -> torch.Tensor | None:
-        """[D]; None where no state predicted the newest token: a prompt of one token, a new turn, a lost step."""
-        position, state_D = self._found.get(row, (-1, None))
-        return state_D if position == len(row.ids) - 2 else None
+    def open(self, row: Row, nodes: int) -> None:
+        """Nothing is held for a row before its first state."""
 
     def close(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._found.pop(row, None)
+
+    def abandon(self, row: Row) -> None:
+        """Nothing is kept of a step before its end."""
+
+    def take(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
+        """Note what has entered the target's cache."""
+        for row, given in zip(rows, feedback):
+            states_TH = given.features.get(self.feature)
+            if states_TH is not None and len(states_TH):
+                # A copy: a view would hold the states of the whole prompt.
+                self._found[row] = given.start + len(states_TH) - 1, states_TH[-1].clone()
+
+    def there(self, row: Row) -> bool:
+        """Whether the state that predicted the row's newest token is known: not of a prompt of one token, nor of a new
+        turn or after a lost step."""
+        return row in self._found and self._found[row][0] == len(row.ids) - 2
+
+    def unread(self, row: Row) -> int:
+        return 0
+
+    def read(self, upto: Sequence[tuple[Row, int]]) -> None:
+        """There is nothing to run."""
+
+    def pending(self, rows: Sequence[Row]) -> dict[Row, int]:
+        return {}
+
+    def newest(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """[H] of each row."""
+        return [self._found[row][1] for row in rows]

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
+from draftsmith.infer.contract.protocols import (
+    Budget,
+    Drafter,
+    Feedback,
+    PassTimer,
+    Target,
+    Verdict,
+    drafts_unread,
+)
 from draftsmith.infer.contract.rng import uniform
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.policy import Policy
@@ -24,7 +32,7 @@ class SimulatedDrafter:
         self.inner = inner
         self.name = inner.name
         self.features = inner.features
-        self.drafts_unread = getattr(inner, "drafts_unread", False)
+        self.drafts_unread = drafts_unread(inner)
         self.origin = ""
         self.calibration = getattr(inner, "calibration", "auto")
         self.costs = getattr(inner, "costs", "auto")

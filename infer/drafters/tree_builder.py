@@ -10,7 +10,6 @@ pass, and kept only while it is worth the target's; the tree may then be empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -67,8 +66,8 @@ class Expands(Protocol):
     """A drafter that can be asked for the candidates below any leaf of trees that others build with it.
 
     `width`: how many leaves of a row it takes per pass; `most_rounds`: how many passes per step; it is not asked below
-    leaves of less reach than `least_reach`, nor for tokens beyond the depth `max_depth`. `at_once`: the
-    first pass gives the candidates of every depth.
+    leaves of less reach than `least_reach`, nor for tokens beyond the depth `max_depth`. `at_once`:
+    the first pass gives the candidates of every depth.
     """
 
     width: int
@@ -80,10 +79,6 @@ class Expands(Protocol):
 
     def join_mix(self) -> None:
         """All its candidates will be outright; ValueError if it was made to draw them."""
-        ...
-
-    def only_outright(self) -> AbstractContextManager[None]:
-        """All candidates are outright in here, for a calibration to be measured."""
         ...
 
     def expansion(

@@ -8,7 +8,16 @@ from collections import Counter
 from collections.abc import MutableMapping, Sequence
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Rule, Scores, Target, Verdict
+from draftsmith.infer.contract.protocols import (
+    Budget,
+    Drafter,
+    Feedback,
+    Rule,
+    Scores,
+    Target,
+    Verdict,
+    drafts_unread,
+)
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.policy import Policy
@@ -39,7 +48,7 @@ def step(
     t0 = time.perf_counter()
     joining = {} if joining is None else joining
     unread = {row: target.unread(row) for row in joining}
-    apart = () if getattr(drafter, "drafts_unread", False) else frozenset(joining)
+    apart = () if drafts_unread(drafter) else frozenset(joining)
     drafted = [row for row in rows if row not in apart]
     proposed = dict(zip(drafted, _propose(target, drafter, drafted, budget, policy))) if drafted else {}
     drafts = [proposed[row] if row in proposed else Draft() for row in rows]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter, LearnsAnswers
+from draftsmith.infer.contract.protocols import Budget, DocumentLearner, Drafter, LearnsAnswers, couples
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings, resolve_settings
 from draftsmith.infer.contract.trace import Generation, StepTrace
@@ -185,7 +185,7 @@ class Replay:
     def _check_coupled(self, drafters: Mapping[str, Drafter]) -> None:
         """Coupled drafts are outright, but fit only texts drawn with the noise that they share."""
         for name, drafter in drafters.items():
-            if self.temperature > 0 and getattr(drafter, "couples", False):
+            if self.temperature > 0 and couples(drafter):
                 raise ValueError(
                     f"{name}: coupled drafts share the noise of the target's draws, which recorded answers do not "
                     "hold: add [sample=likeliest] to replay outright drafts only, or [sample=drawn] to forecast chains"

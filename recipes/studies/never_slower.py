@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from draftsmith.infer.contract.protocols import couples
 from draftsmith.infer.contract.sampling import resolve_settings
 from draftsmith.infer.costs.calibration import band_of, costs_path, find_calibration, find_costs
 from draftsmith.infer.files.atomic import write_json
@@ -168,7 +169,7 @@ def uncalibrated(specs: Mapping[str, str], target: HFTarget, temperatures: Seque
     missing = []
     for spec, drafter in drafters.items():
         known = find_calibration(home(drafter), target)
-        bands = {band_of(one, getattr(drafter, "couples", False)) for one in temperatures}
+        bands = {band_of(one, couples(drafter)) for one in temperatures}
         if find_costs(home(drafter), target) is None or known is None or not bands <= set(known.bands):
             missing.append(spec)
     return missing

@@ -5,7 +5,6 @@ Every test asserts that its own run accepted deep, rejected, and varied: a run t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_heads import fitted
+from tiny_eagle import fitted_eagle, tiny_eagle
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
@@ -22,7 +21,7 @@ from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import SD2, Hydra, Lookahead, Medusa, Mixed, Recycling, SmallLM
+from draftsmith.infer.drafters import SD2, Eagle, Lookahead, Mixed, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
@@ -115,14 +114,6 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         ]
     ),
 }
-# Made of the target: they read its states.
-HEADS: dict[str, Callable[[Any], Drafter]] = {
-    "medusa": lambda target: Medusa(
-        heads_of(target, "medusa"), top_k=3, nodes=12, min_confidence=0.0, sample="likeliest"
-    ),
-    "hydra": lambda target: Hydra(heads_of(target, "hydra"), top_k=3, nodes=12, min_confidence=0.0, sample="likeliest"),
-    "medusa mixed": lambda target: Mixed([PromptLookup(), Medusa(heads_of(target, "medusa"), top_k=3)], nodes=16),
-}
 # For rows with a temperature these share the noise of the target's draws, and so come deep.
 COUPLED: dict[str, Callable[[Any], Drafter]] = {
     "coupled": lambda model: SmallLM(model, top_k=3, nodes=12, min_confidence=0.0, sample="coupled"),
@@ -133,6 +124,13 @@ COUPLED: dict[str, Callable[[Any], Drafter]] = {
     "coupled sd2 by cost": lambda model: SD2(
         model, [1, 2], nodes=16, costs=COSTS, calibration=WARM_CALIBRATION, sample="coupled"
     ),
+}
+# Heads read the target's states; this one drafts from a part of the vocabulary.
+EAGLE = {"num_draft_tokens": 4, "top_k": 3, "nodes": 12, "width": 3, "min_confidence": 0.0}
+HEADS: dict[str, Callable[[Any], Drafter]] = {
+    "eagle": lambda head: Eagle(head, **EAGLE, sample="coupled"),
+    "eagle by cost": lambda head: Eagle(head, nodes=16, costs=EAGLE_COSTS, calibration="none", sample="coupled"),
+    "eagle in a mix": lambda head: Mixed([PromptLookup(), Eagle(head, **EAGLE)], nodes=16),
 }
 # Noise has no confidence: the first exit is right by chance, the second nearly always, whatever they say.
 CALIBRATION = Calibration(
@@ -150,6 +148,7 @@ COSTS = Costs({
 })  # fmt: skip
 # In a mix, what others found makes a draft's pass worth less: verifying costs little, so that trees stay deep.
 CHEAP_TO_VERIFY = Costs({**COSTS.passes, **CHEAP.passes})
+EAGLE_COSTS = Costs({"target": PassCost((1, 16), (1.0, 1.1)), "eagle": PassCost((1, 16), (0.002, 0.004))})
 SMALL_COSTS = Costs({"target": PassCost((1, 16), (1.0, 1.5)), "small": PassCost((1, 16), (0.02, 0.04))})
 WARM_CALIBRATION = Calibration(
     "any",
@@ -158,18 +157,6 @@ WARM_CALIBRATION = Calibration(
     temperature=0.9,
     coupled=True,
 )
-
-
-@functools.cache
-def heads_of(target: Any, kind: str) -> Any:
-    """Heads that know the target's answers to these rows, most of the time."""
-    answered = [*make_rows(Settings()), *make_rows(SAMPLED)]
-    decode(HFTarget(target), Empty(), answered, 2 * ROWS)
-    return fitted(kind, target, [row.ids for row in answered])
-
-
-def made(name: str, pair: tuple[Any, Any]) -> Drafter:
-    return HEADS[name](pair[0]) if name in HEADS else DRAFTERS[name](pair[1])
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -192,12 +179,69 @@ def test_plain_decoding_equals_transformers_generate(pair: tuple[Any, Any], plai
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_greedy_tokens_equal_plain_decoding(
     pair: tuple[Any, Any], plain: list[list[int]], name: str, batch_size: int
 ) -> None:
-    generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(Settings()), batch_size)
+    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(Settings()), batch_size)
     assert tokens(generations) == plain
+    assert_tried_hard(generations)
+
+
+@pytest.fixture(scope="module")
+def sampled(pair: tuple[Any, Any]) -> list[list[int]]:
+    return tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED), 8))
+
+
+@pytest.fixture(scope="module")
+def eagle_head(pair: tuple[Any, Any], plain: list[list[int]], sampled: list[list[int]]) -> Any:
+    """Right often, and wrong often. It cannot draft one token in twelve."""
+    texts = [row.ids + answer for answers in (plain, sampled) for row, answer in zip(make_rows(Settings()), answers)]
+    ids = [token for token in range(61) if token % 12]
+    return fitted_eagle(tiny_eagle(features=("layer:1", "layer:2", "last"), ids=ids), pair[0], texts, 40)
+
+
+def slow(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [("eagle", 1), slow("eagle", 3), ("eagle", 8), ("eagle in a mix", 3), slow("eagle by cost", 3)],
+)
+def test_heads_give_plain_decoding_s_tokens(
+    pair: tuple[Any, Any], plain: list[list[int]], eagle_head: Any, name: str, batch_size: int
+) -> None:
+    generations = decode(HFTarget(pair[0]), HEADS[name](eagle_head), make_rows(Settings()), batch_size)
+    assert tokens(generations) == plain
+    assert_tried_hard(generations)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [slow("eagle", 1), ("eagle", 3), slow("eagle in a mix", 8), slow("eagle by cost", 8)]
+)
+def test_heads_give_plain_sampling_s_tokens(
+    pair: tuple[Any, Any], sampled: list[list[int]], eagle_head: Any, name: str, batch_size: int
+) -> None:
+    generations = decode(HFTarget(pair[0]), HEADS[name](eagle_head), make_rows(SAMPLED), batch_size)
+    assert tokens(generations) == sampled
+    assert_tried_hard(generations)
+
+
+def test_a_stop_token_within_the_path_of_a_head_ends_the_row_there(
+    pair: tuple[Any, Any], plain: list[list[int]], eagle_head: Any
+) -> None:
+    rows = make_rows(Settings())
+    for row, answer in zip(rows, plain):
+        row.stops = Stops(row.stops.max_new_tokens, frozenset(answer[len(answer) // 2 :][:1]))
+    wanted = [
+        answer[: next(i for i, token in enumerate(answer) if token in row.stops.ids) + 1]
+        for row, answer in zip(rows, plain)
+    ]
+    generations = decode(HFTarget(pair[0]), HEADS["eagle"](eagle_head), rows, 3)
+    assert tokens(generations) == wanted
+    last = [one.traces[-1] for one in generations]
+    assert any(trace.accepted == trace.committed for trace in last), "a drafted stop token was accepted"
     assert_tried_hard(generations)
 
 
@@ -218,12 +262,12 @@ def test_the_controls_are_lossless_and_bound_the_rest(
     assert steps["oracle"] == sum(-(-len(answer) // 9) for answer in plain)
 
 
-@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_outright_drafts_give_the_same_tokens_as_plain_sampling_with_the_same_seed(
     pair: tuple[Any, Any], name: str
 ) -> None:
     wanted = tokens(decode(HFTarget(pair[0]), Empty(), make_rows(SAMPLED)))
-    generations = decode(HFTarget(pair[0]), made(name, pair), make_rows(SAMPLED), 3)
+    generations = decode(HFTarget(pair[0]), DRAFTERS[name](pair[1]), make_rows(SAMPLED), 3)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1)
 
@@ -337,7 +381,7 @@ CAPTURED = {"gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2",
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
+@pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_tokens_of_captured_passes_equal_plain_eager_decoding_on_cuda(
     make_model: Any,
@@ -356,6 +400,6 @@ def test_tokens_of_captured_passes_equal_plain_eager_decoding_on_cuda(
     assert kind not in CAPTURED or not target.lm.captured.refusal
     eager.lm.captured = None
     wanted = tokens(decode(eager, Empty(), make_rows(settings)))
-    generations = decode(target, made(name, (model, shake(model, 0.06))), make_rows(settings), batch_size)
+    generations = decode(target, DRAFTERS[name](shake(model, 0.06)), make_rows(settings), batch_size)
     assert tokens(generations) == wanted
     assert_tried_hard(generations, deep=1 if settings is SAMPLED else 2)

@@ -1,4 +1,4 @@
-"""Sampled drafting by the real SmallLM and SD2: exact over a tiny vocabulary, in frequency through the whole loop."""
+"""Sampled drafts of the real SmallLM, SD2 and Eagle: exact over a tiny vocabulary, in frequency through the loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from joining import admit, release
 from planted import plant
+from tiny_eagle import tiny_eagle
 
 import draftsmith.infer.contract.distribution as distribution_module
 import draftsmith.infer.contract.rng as rng_module
@@ -27,7 +28,7 @@ from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters import SD2, SmallLM
+from draftsmith.infer.drafters import SD2, Eagle, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.engine.step import step
@@ -48,6 +49,8 @@ SHAPES = {
     "exits by level": {"exits": [1, 2], "selection": "level_threshold", "thresholds": [0.8, 0.0],
                        "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "replacement": True},
     "exits by cost": {"exits": [1, 2], "num_draft_tokens": 2, "top_k": 2, "nodes": 3, "costs": "cheap"},
+    "a head's chain": {"head": True, "num_draft_tokens": 2, "top_k": 1},
+    "a head's tree": {"head": True, "num_draft_tokens": 2, "top_k": 2, "nodes": 4, "peaked": 1.0},
     "int8 chain": {"num_draft_tokens": 2, "top_k": 1, "int8": True},
     "int8 exits": {"exits": [1, 2], "selection": "threshold", "thresholds": [0.8, 0.0], "num_draft_tokens": 2,
                    "top_k": 2, "nodes": 4, "int8": True},
@@ -85,6 +88,8 @@ def sampled(draft_model: Any, **shape: Any) -> Any:
     if "calibration" in shape:
         shape["calibration"] = CURVES
     shape.setdefault("sample", "drawn")
+    if shape.pop("head", False):  # one of the three tokens it cannot draft
+        return Eagle(tiny_eagle(vocab=V, ids=[0, 2], features=("layer:1", "last")), **shape)
     return (SD2 if "exits" in shape else SmallLM)(draft_model, **shape)
 
 

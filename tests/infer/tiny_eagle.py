@@ -35,12 +35,13 @@ def cyclic_target() -> Any:
     model.model.embed_tokens.weight.copy_(torch.eye(CYCLE, 32, dtype=torch.float64))
     model.lm_head.weight.zero_()
     for token in range(CYCLE):
-        model.lm_head.weight[(token + STEP) % CYCLE, token] = 1.0
+        model.lm_head.weight[(token + STEP) % CYCLE, token] = 20.0
     return model
 
 
 def tiny_eagle(
     width: int = 32,
+    hidden: int = 32,
     vocab: int = 61,
     version: int = 3,
     features: Sequence[str] = ("layer:0", "layer:1", "layer:2"),
@@ -51,8 +52,9 @@ def tiny_eagle(
 ) -> EagleHead:
     """A random head. Version 1 takes the target's embedding and head."""
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=vocab, max_position_embeddings=512, initializer_range=0.15, attn_implementation="sdpa",
+        hidden_size=hidden, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=vocab, max_position_embeddings=512, initializer_range=0.15,
+        attn_implementation="sdpa",
     )  # fmt: skip
     design = EagleDesign(version, ("last",) if version == 1 else tuple(features), width, **switches)
     ids_V = None if ids is None else torch.tensor(sorted(ids))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tiny_models import tiny_model
+from transformers import LlamaConfig
 
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.medusa import MedusaHeads
@@ -55,9 +56,14 @@ def planted_medusa(heads: int = 4) -> MedusaHeads:
 
 
 @torch.no_grad()
-def planted_hydra(heads: int = 4, reads: str = "path") -> HydraHeads:
-    """`reads`: the state, or the last token of the path, or the newest token of the row."""
-    made = HydraHeads(32, PLANTED_VOCAB, heads).double()
+def planted_hydra(heads: int = 4, reads: str = "path", prefix: bool = False) -> HydraHeads:
+    """`reads`: the state, or the last token of the path, or the newest token of the row. `prefix`: with a layer that
+    adds little to the states."""
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        made = HydraHeads(32, PLANTED_VOCAB, heads, prefix_config=config if prefix else None).double().eval()
     for number, head in enumerate(made.heads):
         block, places = head.blocks[0], {"state": number + 2, "path": 1, "newest": number + 1}[reads]
         start = 32 * {"state": 0, "path": number + 1, "newest": 1}[reads]

@@ -82,7 +82,7 @@ class HydraRows:
         self._embedding: nn.Module | None = None
 
     def lend(self, embedding: nn.Module) -> None:
-        width = int(embedding.weight.shape[-1])  # type: ignore[arg-type, union-attr, index]
+        width = next(embedding.parameters()).shape[-1]
         if width != self.heads.width:
             raise ValueError(
                 f"the target embeds tokens {width} wide, and Hydra heads of width {self.heads.width} cannot read them"

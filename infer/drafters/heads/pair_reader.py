@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from draftsmith.infer.contract.draft import ROOT
 from draftsmith.infer.contract.protocols import Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.pass_costs import Costs
-from draftsmith.infer.drafters.draft_model import Reaches, follow
+from draftsmith.infer.drafters.draft_model import Reaches, Rows, follow
 from draftsmith.infer.drafters.draft_reader import DraftEntries, DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.models.layers import find_parts, stack_path
+from draftsmith.infer.drafters.heads.pair_head import LoadHead, check_head, lend
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.clock import PassClock
@@ -39,32 +38,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-class PairHead(Protocol):
-    """What infer/heads/eagle.py and mtp.py have in common. `feature_width`: of the target's states."""
-
-    features: tuple[str, ...]
-    recurrent: str
-    ids_V: torch.Tensor | None
-    config: Any
-    feature_width: int
-
-    def lend(self, embedding: nn.Module, head: nn.Module | None, scale: float = 1.0, softcap: float = 0.0) -> None: ...
-
-    def joined(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor: ...
-
-    def pairs(self, tokens_N: torch.Tensor, states_NH: torch.Tensor) -> torch.Tensor: ...
-
-
-# The head for a target, and the folder or name that it came from.
-LoadHead = Callable[[Target], tuple[Any, str]]
+# Steps whose chains are run together along a text: bounds the memory of the logits.
+AHEAD_CHUNK = 32
 
 
 @dataclass(slots=True)
 class _RowPairs:
-    """The pairs of one row: `known` true ones there are, and the states [n, H] of those that were not run are `waiting`.
-    `drafted` are the states that are fed back, by uncommitted entry. `lost`: the target's states of a step are
-    missing."""
+    """The pairs of one row: `known` true ones there are, and the states [n, H] of those that were not run are
+    `waiting`. `drafted` are the states that are fed back, by uncommitted entry. `lost`: the target's states of a step
+    are missing."""
 
     waiting: torch.Tensor
     known: int = 0
@@ -100,7 +82,7 @@ class PairReader:
     def __init__(
         self, name: str, load: LoadHead, origin: str = "", follows_dtype: bool = False, follows_device: bool = False
     ) -> None:
-        self.entry = name
+        self.entry = self.reading = name
         self.origin = origin
         # Known once it is bound: which states a head reads may depend on the target's number of layers.
         self.features: tuple[str, ...] = ()
@@ -108,7 +90,7 @@ class PairReader:
         self.max_positions = 0
         self._load = load
         self._follows = (follows_dtype, follows_device)
-        self._bound: Any = None
+        self._target: Target | None = None
         self._lm: ModelRunner | None = None
         self._rows: dict[Row, _RowPairs] = {}
 
@@ -140,16 +122,17 @@ class PairReader:
             raise ValueError(
                 f"{self.entry} reads the target's states, and recorded answers have none: it needs the target itself"
             )
-        if target.model is self._bound:
+        if self._target is not None and target.model is self._target.model:
+            self._target = target
             return
         head, self.origin = self._load(target)
         what = self.origin or self.entry
-        _check(what, head, target)
+        check_head(what, head, target)
         follow(head, target.model.get_input_embeddings().weight, *self._follows)
-        _lend(what, head, target.model)
+        lend(what, head, target.model)
         self._lm = ModelRunner(head.eval(), MaskPlan())
         self._joining = PassClock(self._lm.device)
-        self._bound = target.model
+        self._target = target
         self._nothing = torch.empty((0, head.config.hidden_size), dtype=self._lm.dtype, device=self._lm.device)
         self.features = tuple(head.features)
         self.draft_vocab_size = int(head.config.vocab_size)
@@ -267,8 +250,10 @@ class PairReader:
                 self._rows[rows[b]].drafted.update(zip(own, states_NH[-len(own) :]))
             left = [[node for node in some if node not in ran] for some, ran in zip(left, level)]
         logits_NV = torch.stack([found[b, node] for b, some in enumerate(nodes) for node in some])
-        ids_V = self.head.ids_V
-        return DraftOutput(logits_NV[:, : self.vocab_size], ids_V=ids_V)
+        return self._output(logits_NV)
+
+    def _output(self, logits_NV: torch.Tensor) -> DraftOutput:
+        return DraftOutput(logits_NV[:, : self.vocab_size], ids_V=self.head.ids_V)
 
     def _ready(self, row: Row, nodes: Sequence[int], tree: DraftTree) -> list[int]:
         """The nodes whose parents were run: the ROOT, before anything else."""
@@ -295,9 +280,7 @@ class PairReader:
         return Entries(entries.tokens, entries.parents, self._rows[row].waiting[:count])
 
     @torch.inference_mode()
-    def _forward(
-        self, rows: Sequence[Row], entries: Sequence[Entries], wanted: Sequence[int] | None = None
-    ) -> PassOutput:
+    def _forward(self, rows: Rows, entries: Sequence[Entries], wanted: Sequence[int] | None = None) -> PassOutput:
         """Run `entries`, which hold tokens and the states before them. The logits are those of each row's last `wanted`
         pairs; None: neither these nor the states that are fed back."""
         counts = [len(one.tokens) for one in entries]
@@ -308,6 +291,67 @@ class PairReader:
         if wanted is None:
             return self.lm.forward(rows, made, wanted=[0] * len(rows))
         return self.lm.forward(rows, made, [self.head.recurrent], wanted)
+
+    # texts
+
+    @torch.inference_mode()
+    def ahead(self, ids: Sequence[int], start: int, depth: int) -> Iterator[list[torch.Tensor]]:
+        """Every true pair of a chunk starts a chain of its own: each pass adds a token to all of them."""
+        row, lm = object(), self.lm
+        states_TH = self._states_of(ids)
+        last = min(len(ids), self.max_positions) - 1
+        lm.open(row, last + AHEAD_CHUNK * depth)
+        try:
+            if start == 0 and last:  # nothing was read before the first token
+                yield [self._nothing.new_full((1, self.vocab_size), -torch.inf)] * depth
+            # The pair before a position is the last true one of a step that starts there.
+            first = 0
+            for end in [*range(max(start, 1), last, AHEAD_CHUNK), last]:
+                chunk = range(first, max(end - 1, first))
+                if chunk and end > max(start, 1):
+                    yield self._chains(row, ids, states_TH, chunk, depth)
+                elif chunk:
+                    self._forward([row], [self._chain(ids, states_TH, chunk)])
+                lm.commit([row], [range(len(chunk))])
+                first = chunk.stop
+        finally:
+            lm.close(row)
+
+    def _chain(self, ids: Sequence[int], states_TH: torch.Tensor, pairs: range) -> Entries:
+        tokens = list(ids[pairs.start + 1 : pairs.stop + 1])
+        return Entries(tokens, list(range(-1, len(pairs) - 1)), states_TH[pairs.start : pairs.stop])
+
+    def _chains(
+        self, row: object, ids: Sequence[int], states_TH: torch.Tensor, pairs: range, depth: int
+    ) -> list[torch.Tensor]:
+        """[N, V] of each depth below these pairs, which follow on what the row holds."""
+        entries, above, found = self._chain(ids, states_TH, pairs), list(range(len(pairs))), list[torch.Tensor]()
+        for step in range(depth):
+            output = self._forward([row], [entries], [len(entries.tokens)])
+            found.append(
+                DraftOutput(output.logits_NV[:, : self.vocab_size], ids_V=self.head.ids_V).over(self.vocab_size)
+            )
+            tokens = list(ids[pairs.start + step + 2 : pairs.stop + step + 2])
+            if not tokens:
+                break
+            fed_back = output.taps[self.head.recurrent][: len(tokens)]
+            entries = Entries(tokens, above[: len(tokens)], fed_back)
+            above = list(range(self.lm.uncommitted(row), self.lm.uncommitted(row) + len(tokens)))
+        return found
+
+    def _states_of(self, ids: Sequence[int]) -> torch.Tensor:
+        """[T - 1, H] what the true pairs of a text hold."""
+        target, row = self._target, Row("text", list(ids))
+        assert target is not None, "bind the drafter first"
+        target.admit([row], self.features)
+        parts = [self._nothing]
+        try:
+            while target.unread(row):
+                (given,) = target.prefill([row], PREFILL_CHUNK)
+                parts.append(self.head.joined({name: given.features[name].to(self._nothing) for name in self.features}))
+        finally:
+            target.release([row])
+        return torch.cat(parts)
 
     def blank(self, count: int) -> torch.Tensor:
         """[N, 2 H] pairs of nothing, to time passes with."""
@@ -350,37 +394,3 @@ class PairPassTimer:
     def close(self) -> None:
         if self._made is not None:
             self._made.close()
-
-
-def _check(what: str, head: PairHead, target: Target) -> None:
-    """ValueError unless this head reads this target's states."""
-    assert target.model is not None
-    text = target.model.config.get_text_config()
-    if head.feature_width != text.hidden_size:
-        raise ValueError(
-            f"{what} reads states of width {head.feature_width}, and the target's are {text.hidden_size} wide: it is "
-            "the head of another target"
-        )
-    last = max((int(name.partition(":")[2]) for name in head.features if name.startswith("layer:")), default=0)
-    if last > text.num_hidden_layers:
-        raise ValueError(f"{what} reads layer:{last}, and the target has {text.num_hidden_layers} layers")
-    if head.ids_V is not None and int(head.ids_V.max()) >= target.vocab_size:
-        raise ValueError(f"{what} drafts token {int(head.ids_V.max())}, and the target has {target.vocab_size} tokens")
-    if stack_path(head) != "model.layers":
-        raise ValueError(f"{what} has as many norms of features as layers, and its layers cannot be told from them")
-
-
-def _lend(what: str, head: Any, target: Any) -> None:
-    """Give the head what it lacks: the target's embedding, and its output head."""
-    embedding = target.get_input_embeddings()
-    head.lend(embedding, None)
-    rows, width = head.get_input_embeddings().weight.shape
-    if rows < embedding.weight.shape[0]:
-        raise ValueError(f"{what} embeds {rows} tokens, and the target has {embedding.weight.shape[0]}")
-    if width != head.config.hidden_size:
-        raise ValueError(
-            f"{what} is {head.config.hidden_size} wide and has no embedding of its own; the target's is {width} wide"
-        )
-    if head.get_output_embeddings() is None:
-        parts = find_parts(target)
-        head.lend(embedding, parts.head, parts.scale, parts.softcap)

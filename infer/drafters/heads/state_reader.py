@@ -19,9 +19,11 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.draft_model import Reaches, follow
 from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.newest_states import NewestStates
+from draftsmith.infer.drafters.heads.prefixed_states import PrefixedStates
+from draftsmith.infer.drafters.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.models.layers import parameter_bytes
 from draftsmith.infer.models.load import check_model, choose_device
+from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.runner.clock import PassClock
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Heads have no positions of their own.
-ANY_LENGTH = 1 << 30
+# The state that heads read.
+LAST = "last"
 
 # The tokens from a row's newest one down to a node: of the ROOT, the newest alone.
 Path = list[int]
@@ -91,12 +93,11 @@ def depth_of(asked: int | None, heads: int, what: str) -> int:
 
 
 class StateReader:
-    """A DraftReader over `method`. `follows_dtype`, `follows_device`: the heads take their target's, because none was
-    asked for."""
+    """A DraftReader over `method`, whose heads may have a `prefix` layer. `follows_dtype`, `follows_device`: the heads
+    take their target's, because none was asked for."""
 
-    features: tuple[str, ...] = ("last",)
+    features: tuple[str, ...] = (LAST,)
     tokenizer: PreTrainedTokenizerBase | None = None
-    max_positions = ANY_LENGTH
 
     def __init__(
         self, method: StatelessHeads, origin: str = "", follows_dtype: bool = False, follows_device: bool = False
@@ -108,18 +109,38 @@ class StateReader:
         self.at_once = method.at_once
         self.depth_sources = method.depth_sources
         self.draft_vocab_size = self.vocab_size = int(method.heads.vocab_size)
-        self.bytes_moved = 0
-        self.states = NewestStates("last")
         self._follows = (follows_dtype, follows_device)
-        self._weight = next(method.heads.parameters())
+        self._place()
+
+    def _place(self) -> None:
+        """Set up what depends on the heads' dtype and device."""
+        self._weight = next(self.method.heads.heads.parameters())
         self._clock = PassClock(self._weight.device)
+        self._moved = 0
+        prefix = getattr(self.method.heads, "prefix", None)
+        self.states = NewestStates(LAST) if prefix is None else PrefixedStates(LAST, prefix)
+        self.max_positions = self.states.max_positions
+        # States wait for the prefix layer alone.
+        self.reading = self.entry if prefix is None else f"{self.entry} prefix"
+
+    @property
+    def prefix(self) -> PrefixedStates | None:
+        return self.states if isinstance(self.states, PrefixedStates) else None
 
     @property
     def forward_seconds(self) -> float:
-        return self._clock.seconds
+        return self._clock.seconds + (self.prefix.lm.forward_seconds if self.prefix else 0.0)
+
+    @property
+    def bytes_moved(self) -> int:
+        return self._moved + (self.prefix.lm.bytes_moved if self.prefix else 0)
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        return {self.entry: HeadPassTimer(self.method, self._weight.device)}
+        found: dict[str, PassTimer] = {self.entry: HeadPassTimer(self.method, self._weight.device)}
+        if self.prefix is not None:
+            blank = self._weight.new_zeros((1, self.method.heads.width))
+            found[self.reading] = CachedPassTimer(self.prefix.lm, lambda tokens: blank.expand(tokens, -1))
+        return found
 
     def assumed_costs(self, target: Target) -> Costs | None:
         return None
@@ -141,12 +162,11 @@ class StateReader:
                 f"{target.vocab_size}: they are another target's"
             )
         follow(heads, model.get_input_embeddings().weight, *self._follows)
-        self._weight = next(heads.parameters())
-        self._clock = PassClock(self._weight.device)
+        self._place()
         self.method.lend(model.get_input_embeddings())
 
     def open(self, row: Row, nodes: int) -> None:
-        pass
+        self.states.open(row, nodes)
 
     def close(self, row: Row) -> None:
         self.method.begin([row])
@@ -154,18 +174,19 @@ class StateReader:
 
     def abandon(self, row: Row) -> None:
         self.method.begin([row])
+        self.states.abandon(row)
 
     def take(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
-        self.states.read(rows, feedback)
+        self.states.take(rows, feedback)
 
     def can_draft(self, row: Row) -> bool:
-        return self.states.of(row) is not None
+        return self.states.there(row)
 
     def unread(self, row: Row) -> int:
-        return 0
+        return self.states.unread(row)
 
     def read(self, upto: Sequence[tuple[Row, int]]) -> None:
-        pass
+        self.states.read(upto)
 
     def begin(self, rows: Sequence[Row]) -> None:
         self.method.begin(rows)
@@ -180,11 +201,10 @@ class StateReader:
         pricing: Pricing | None,
     ) -> DraftOutput:
         paths = [[path_to(row, node, tree) for node in some] for row, some, tree in zip(rows, nodes, trees)]
-        states = []
-        for row in rows:
-            state_H = self.states.of(row)
-            assert state_H is not None, "can_draft says whether a row has its state"
-            states.append(state_H.to(device=self._weight.device, dtype=self._weight.dtype))
+        waiting = self.states.pending(rows)
+        if waiting and pricing is not None:
+            pricing.policy.charge(self.reading, waiting, entering=False)
+        states = [state_H.to(self._weight) for state_H in self.states.newest(rows)]
         passes = 0
 
         def run(compute: Callable[[], torch.Tensor], tokens: Mapping[Row, int], read: Sequence[nn.Module]) -> Any:
@@ -195,7 +215,7 @@ class StateReader:
             begun = self._clock.begin()
             made = compute()
             self._clock.end(begun)
-            self.bytes_moved += parameter_bytes(read)
+            self._moved += parameter_bytes(read)
             return made
 
         return self.method.score(rows, states, paths, run)
@@ -204,7 +224,7 @@ class StateReader:
         pass
 
     def keep(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
-        self.states.read(rows, feedback)
+        self.states.take(rows, feedback)
 
 
 def path_to(row: Row, node: int, tree: DraftTree) -> Path:

@@ -25,6 +25,7 @@ from draftsmith.infer.contract.protocols import (
     PassTimer,
     Target,
     Verdict,
+    couples,
 )
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import Tried
@@ -103,7 +104,7 @@ class Mixed:
     @property
     def couples(self) -> bool:
         """Whether any of its drafters does (infer/drafters/lm_drafter.py)."""
-        return any(getattr(drafter, "couples", False) for drafter in self.drafters)
+        return any(map(couples, self.drafters))
 
     @property
     def calibration(self) -> str:

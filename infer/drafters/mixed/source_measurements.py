@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, Target, couples
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.calibration import BandedCalibration, Calibration
 from draftsmith.infer.costs.pass_costs import Costs
@@ -37,7 +37,7 @@ class SourceMeasurements:
                 costs.insert(0, own.costs)
             else:
                 costs.append(own.costs)
-        coupled = frozenset(number for number, one in enumerate(drafters) if getattr(one, "couples", False))
+        coupled = frozenset(number for number, one in enumerate(drafters) if couples(one))
         return cls(calibrations, _joined(costs) if costs and not missing else None, coupled)
 
     def calibration(self, number: int, row: Row) -> Calibration | None:

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.contract.protocols import Drafter, LeavesEarly, NamesDepths, Target
+from draftsmith.infer.contract.protocols import Drafter, DraftsOutright, LeavesEarly, NamesDepths, Target
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import (
@@ -130,7 +131,7 @@ def calibrate(
 ) -> Calibrated:
     """The curves of a drafter that is bound to `target`, fitted to the prompts `fit_on` and scored on the others."""
     readings: dict[int, ExitProbabilities] = {}
-    coupled = getattr(drafter, "may_couple", False) and not settings.greedy
+    coupled = isinstance(drafter, DraftsOutright) and drafter.may_couple and not settings.greedy
     if isinstance(drafter, LeavesEarly):
         sources = _chosen(drafter.exit_sources, exits)
         vocab = min(int(drafter.model.config.get_text_config().vocab_size), target.vocab_size)
@@ -138,7 +139,8 @@ def calibrate(
         readings = read_exits(drafter.model, list(sources), answers, vocab, progress, race=race, settings=settings)
         seen = {source: readings[exit].observations() for exit, source in sources.items()}
     else:
-        seen = listen(drafter, target, answers, settings, stops, progress)
+        with drafter.outright() if isinstance(drafter, DraftsOutright) else nullcontext():
+            seen = listen(drafter, target, answers, settings, stops, progress)
     if not seen:
         raise ValueError(f"{drafter.name} proposed nothing along these answers, so there is nothing to calibrate")
     curves: dict[str, Calibrator] = {}

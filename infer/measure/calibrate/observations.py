@@ -1,8 +1,9 @@
 """Candidates along the target's own answers: their confidence, and whether each was the answer's next token.
 
-A draft model with exits is read in one pass over prompt and answer (`read_exits`): along a given text its candidates do
-not depend on how it is run. Any other drafter runs in the decoding loop, with the recorded answer for the target, and
-the candidates at every node on the answer's path are noted (`listen`); other nodes were never up for acceptance.
+A draft model that reads text is read in one pass over prompt and answer (`read_exits`): along a given text its
+candidates do not depend on how it is run. Any other drafter runs in the decoding loop, with the recorded answer for the
+target, and the candidates at every node on the answer's path are noted (`listen`); other nodes were never up for
+acceptance.
 
 Confidences are read before any draw and at temperature 1, as drafters state them. Sampled answers count like greedy
 ones: for outright candidates, the probability of acceptance is that of being the token drawn. Coupled candidates
@@ -22,13 +23,12 @@ import numpy as np
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, Target, Verdict, drafts_unread
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import TOP
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.coupled import Race
-from draftsmith.infer.drafters.tree_builder import Expands
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.models.layers import check_parts, find_parts, state_of
@@ -175,7 +175,7 @@ class Listener:
         self.numbers = numbers
         self.noted: dict[str, list[tuple[int, int, float, bool]]] = {}
         self.name, self.features, self.origin = drafter.name, drafter.features, drafter.origin
-        self.drafts_unread = getattr(drafter, "drafts_unread", False)
+        self.drafts_unread = drafts_unread(drafter)
         self.bind, self.open, self.close = drafter.bind, drafter.open, drafter.close
         self.read, self.abandon, self.pass_timers = drafter.read, drafter.abandon, drafter.pass_timers
         self._drafts: dict[Row, Draft] = {}
@@ -222,25 +222,11 @@ def listen(
     if not drafter.features:
         recorded = {one.key: one.answer for one in answers}
         judge = RecordedTarget(recorded, target.vocab_size, target.tokenizer, sampled=not settings.greedy)
-    if isinstance(drafter, Expands):
-        with drafter.only_outright():
-            return _listen(drafter, judge, answers, settings, stops, progress)
-    return _listen(drafter, judge, answers, settings, stops, progress)
-
-
-def _listen(
-    drafter: Drafter,
-    judge: Target,
-    answers: Sequence[Answered],
-    settings: Settings,
-    stops: Stops,
-    progress: Progress | None,
-) -> dict[str, Observations]:
     listener = Listener(drafter, {one.key: one.number for one in answers})
     engine = Engine(judge, listener, policy=Policy(raw=True))  # which limits nothing: all candidates are wanted
     for done, one in enumerate(answers, start=1):
         ends = stops if drafter.features else Stops(len(one.answer))
-        engine.run([Row(one.key, list(one.prompt), settings, ends, judge.tokenizer)], strict=True)
+        engine.run([Row(one.key, list(one.prompt), settings, ends, target.tokenizer)], strict=True)
         if progress is not None:
             progress(done, len(answers))
     return {source: Observations(*(np.array(each) for each in zip(*some))) for source, some in listener.noted.items()}

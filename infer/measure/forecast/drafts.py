@@ -1,9 +1,11 @@
-"""The log-probabilities that a draft model gives the tokens of a text, at each of its exits, in one pass over the text.
+"""The log-probabilities that a draft model gives the tokens of a text.
 
 The model is run by the drafter's own reader, and its distribution is the one that a drawn draft comes from: after the
-row's temperature and truncation.
+row's temperature and truncation. Of a draft that reads text, one pass over the text gives them all, at each exit. Those
+of a head depend on where the step began as well, because it reads its own states from there on: it makes one more pass
+for each depth.
 
-Legend: T tokens of the answer, N tokens of a pass, V vocabulary.
+Legend: T tokens of the answer, K depths, N tokens of a pass, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import torch
 
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.drafters.draft_reader import DraftReader, ReadsAlong
+from draftsmith.infer.drafters.draft_reader import DraftReader, ReadsAhead, ReadsAlong
+from draftsmith.infer.measure.forecast.lengths import ahead
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
 if TYPE_CHECKING:
@@ -39,8 +42,11 @@ class DrawsChains(Protocol):
 
 
 def check_draws(label: str, drafter: Any) -> DrawsChains:
-    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter."""
-    if not isinstance(drafter, DrawsChains) or not isinstance(drafter.reader, ReadsAlong):
+    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter, and for heads that have a
+    distribution for each depth."""
+    if isinstance(drafter, DrawsChains) and not isinstance(drafter.reader, ReadsAlong | ReadsAhead):
+        raise ValueError(f"{label} has a head for each depth, which no forecast knows: `draftsmith bench` measures it")
+    if not isinstance(drafter, DrawsChains) or not isinstance(drafter.reader, ReadsAlong | ReadsAhead):
         raise ValueError(f"{label} draws nothing from a model of its own: `draftsmith replay` is exact for it")
     return drafter
 
@@ -48,7 +54,7 @@ def check_draws(label: str, drafter: Any) -> DrawsChains:
 def drawn_chains(drafters: Mapping[str, Any]) -> dict[str, DrawsChains]:
     """Those of `drafters` that draw chains for rows with a temperature."""
     chains = {label: one for label, one in drafters.items() if isinstance(one, DrawsChains) and one.drawn_chain}
-    return {label: one for label, one in chains.items() if isinstance(one.reader, ReadsAlong)}
+    return {label: one for label, one in chains.items() if isinstance(one.reader, ReadsAlong | ReadsAhead)}
 
 
 def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -59,6 +65,34 @@ def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTraine
         known = known if tokenizer is None else min(len(tokenizer), known)
         target = RecordedTarget({}, known, tokenizer)
     drafter.bind(target)
+
+
+def logprobs_ahead(
+    drafter: DrawsChains, prompt: Sequence[int], answer: Sequence[int], settings: Settings, depth: int
+) -> dict[str, np.ndarray]:
+    """[T, K] by source: log(draft_probs) of the `depth` answer tokens from each on, in a step that starts there; -inf
+    where the draft cannot draw it, and beyond the draft's context."""
+    if isinstance(drafter.reader, ReadsAlong):
+        found = draft_logprobs(drafter, prompt, answer, settings)
+        return {source: ahead(logs_T, depth) for source, logs_T in found.items()}
+    assert isinstance(drafter.reader, ReadsAhead), "checked by check_draws"
+    (source,) = drafter.exit_sources.values()
+    return {source: _unrolled(drafter.reader, [*prompt, *answer], len(prompt), settings, depth)}
+
+
+@torch.inference_mode()
+def _unrolled(reader: ReadsAhead, ids: Sequence[int], first: int, settings: Settings, depth: int) -> np.ndarray:
+    logs_TK = np.full((len(ids) - first, depth), -np.inf)
+    at = first - 1  # the position that predicts the answer's first token
+    for steps in reader.ahead(ids, first - 1, depth):
+        for k, logits_NV in enumerate(steps):
+            following = ids[at + k + 1 : at + k + 1 + len(logits_NV)]
+            if following:
+                following_N = torch.tensor(following, device=logits_NV.device)
+                chosen_N = _chosen(logits_NV[: len(following)], following_N, settings)
+                logs_TK[at + 1 - first : at + 1 - first + len(following), k] = chosen_N
+        at += len(steps[0])
+    return logs_TK
 
 
 @torch.inference_mode()

@@ -15,8 +15,8 @@ import numpy as np
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.measure.bootstrap import ratio_interval
-from draftsmith.infer.measure.forecast.drafts import DrawsChains, draft_logprobs
-from draftsmith.infer.measure.forecast.lengths import RULES, ExpectedSteps, RuleName, expected_steps
+from draftsmith.infer.measure.forecast.drafts import DrawsChains, logprobs_ahead
+from draftsmith.infer.measure.forecast.lengths import RULES, ExpectedSteps, RuleName, ahead, expected_steps
 from draftsmith.infer.measure.forecast.texts import DrawnText
 from draftsmith.infer.measure.predicted import BATCH_SIZES, predict
 
@@ -104,10 +104,11 @@ class Forecast:
             (source, rule): [] for source in drafter.exit_sources.values() for rule in self.rules
         }
         for number, text in enumerate(self.texts, start=1):
-            logs = draft_logprobs(drafter, text.prompt, text.answer, self.settings)
+            depth = max(self.lengths)
+            logs = logprobs_ahead(drafter, text.prompt, text.answer, self.settings, depth)
             for source, rule in sums:
                 expected = expected_steps(
-                    logs[source] - text.target_logprobs_T,
+                    logs[source] - ahead(text.target_logprobs_T, depth),
                     self.lengths,
                     rule,
                     prompt_tokens=len(text.prompt),

@@ -37,20 +37,27 @@ class ExpectedSteps:
     context_L: np.ndarray
 
 
-def survival(log_ratios_T: np.ndarray, depth: int, rule: RuleName) -> np.ndarray:
+def ahead(logs_T: np.ndarray, depth: int) -> np.ndarray:
+    """[T, K] of each token and the `depth` - 1 that follow it; 0 beyond the end of the text."""
+    padded = np.concatenate([logs_T, np.zeros(depth)])
+    return np.lib.stride_tricks.sliding_window_view(padded[: len(logs_T) + depth - 1], depth)
+
+
+def survival(log_ratios: np.ndarray, depth: int, rule: RuleName) -> np.ndarray:
     """[T, K + 1] of a step that starts at each token: the probability that at least 0, 1, ... `depth` draft tokens are
-    accepted, if that many are drafted. What lies beyond the end of the text means nothing."""
-    padded = np.concatenate([log_ratios_T, np.zeros(depth)])
-    ahead_TK = np.lib.stride_tricks.sliding_window_view(padded[: len(log_ratios_T) + depth - 1], depth)
+    accepted, if that many are drafted. What lies beyond the end of the text means nothing.
+
+    `log_ratios`: [T], or [T, K] if a token's depends on where the step starts."""
+    ahead_TK = ahead(log_ratios, depth) if log_ratios.ndim == 1 else log_ratios[:, :depth]
     if rule == "token":
         logs_TK = np.cumsum(np.minimum(ahead_TK, 0.0), axis=1)
     else:
         logs_TK = np.minimum(np.minimum.accumulate(np.cumsum(ahead_TK, axis=1), axis=1), 0.0)
-    return np.concatenate([np.ones((len(log_ratios_T), 1)), np.exp(logs_TK)], axis=1)
+    return np.concatenate([np.ones((len(ahead_TK), 1)), np.exp(logs_TK)], axis=1)
 
 
 def expected_steps(
-    log_ratios_T: np.ndarray,
+    log_ratios: np.ndarray,
     lengths: Sequence[int],
     rule: RuleName,
     *,
@@ -58,13 +65,13 @@ def expected_steps(
     max_new_tokens: int,
     max_positions: int,
 ) -> ExpectedSteps:
-    """How a text would be decoded with chains of each of `lengths`.
+    """How a text would be decoded with chains of each of `lengths`. `log_ratios`: as of `survival`.
 
     `max_new_tokens`: the limit that the engine would decode with; a draft is never deeper than what is left less one.
     `max_positions`: the draft model's context.
     """
-    count, most = len(log_ratios_T), max(lengths)
-    reach_TK = survival(log_ratios_T, most, rule)
+    count, most = len(log_ratios), max(lengths)
+    reach_TK = survival(log_ratios, most, rule)
     at_T = np.arange(count)
     room_T = np.minimum(max_new_tokens - at_T - 1, max_positions - prompt_tokens - at_T)
     room_T[:1] = 0  # the first step
