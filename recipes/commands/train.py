@@ -74,7 +74,7 @@ def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: b
     return _finished(lambda: train_draft(cast(Objective, objective), config), names if json else ())
 
 
-def eagle(config: RunConfig, builder: EagleBuilder, objective: EagleObjective, /, *, json: bool = False) -> int:
+def eagle(config: HeadsConfig, builder: EagleBuilder, objective: EagleObjective, /, *, json: bool = False) -> int:
     """Train an EAGLE-3 head on a target that stays frozen. Run again with the same options, it resumes.
 
     Example: draftsmith train eagle --target MODEL --data answers.jsonl --out head

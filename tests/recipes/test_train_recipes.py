@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoConfig
 
-from draftsmith.infer.heads.folders import load_hydra, load_medusa
+from draftsmith.infer.heads.folders import load_eagle, load_hydra, load_medusa
 from draftsmith.recipes.cli.argv import parameters
 from draftsmith.recipes.cli.main import run
 from draftsmith.recipes.commands.train import sft, soft
@@ -86,6 +87,21 @@ def test_a_recipe_trains_heads(name, target, chats, tmp_path, capsys):
     assert (getattr(made, "prefix", None) is not None) == recipe.get("prefix", False)
 
 
+@pytest.mark.parametrize("name", ["train_eagle", "train_eagle_small"])
+def test_a_recipe_trains_an_eagle_head(name, target, chats, tmp_path, capsys):
+    words = ["train", "eagle", "--config", str(RECIPES / f"{name}.yaml"), "--target", str(target), "--data", str(chats),
+             "--out", str(tmp_path / "out"), "--max_steps", "2", "--minutes", "null", "--text.cache",
+             str(tmp_path / "cache"), "--json", *TINY]  # fmt: skip
+    assert run(words) == 0
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    kept = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
+    assert kept["optim"]["lr"] == recipe["optim"]["lr"]
+    assert kept["draft"]["unrolls"] == recipe["unrolls"]
+    made = load_eagle(tmp_path / "out", AutoConfig.from_pretrained(target))
+    assert made.features == ("layer:2", "layer:6", "layer:9")
+    assert made.ids_V is None  # the target has fewer tokens
+
+
 # One of them in every run; the others follow the same lines.
 @pytest.mark.parametrize(
     "name",
@@ -95,6 +111,7 @@ def test_a_recipe_trains_heads(name, target, chats, tmp_path, capsys):
         pytest.param("train_distil_small", marks=pytest.mark.slow),
         pytest.param("train_medusa_small", marks=pytest.mark.slow),
         pytest.param("train_hydra_small", marks=pytest.mark.slow),
+        pytest.param("train_eagle_small", marks=pytest.mark.slow),
     ],
 )
 def test_the_small_script_is_the_documented_way_in(name, target, chats, tmp_path):

@@ -30,7 +30,7 @@ def draft_vocabulary(corpus: Corpus, vocab_size: int, size: int, always: Iterabl
     kept = sorted({token for token in always if 0 <= token < vocab_size})
     if size < len(kept) + 1:
         raise ValueError(
-            f"draft_vocab {size}: the target has {len(kept)} special and stop tokens, which are always in it; give more"
+            f"--draft_vocab {size}: the target has {len(kept)} special and stop tokens, which are in it too; give more"
         )
     counts[kept] = np.iinfo(np.int64).max
     return sorted(np.argsort(-counts, kind="stable")[:size].tolist())

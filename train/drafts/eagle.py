@@ -96,7 +96,7 @@ class EagleBuilder:
     def _fresh(self, run: BuildContext) -> EagleHead:
         from draftsmith.infer.heads.eagle import EagleHead, rows_of
         from draftsmith.train.drafts.draft_vocabulary import draft_vocabulary
-        from draftsmith.train.drafts.eagle_start import start_from
+        from draftsmith.train.drafts.eagle_draft import start_from
 
         config = self._config(run.target)
         ids_V = None
@@ -144,7 +144,9 @@ class EagleBuilder:
         features = default_features(count) if self.layers is None else tuple(f"layer:{k}" for k in self.layers)
         beyond = [k for k in self.layers or () if k > count]
         if beyond:
-            raise ValueError(f"layers {list(self.layers or ())}: the target has layers 0 to {count - 1}")
+            raise ValueError(
+                f"--layers {list(self.layers or ())}: the target's last state is that before layer {count}"
+            )
         return EagleDesign(3, features, int(text.hidden_size), **{name: getattr(self, name) for name in SWITCHES})
 
     def _trained_before(self, run: BuildContext) -> EagleHead:

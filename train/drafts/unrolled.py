@@ -52,7 +52,7 @@ class UnrolledHead(nn.Module):
         """`features`: the target's states [B, T, W] by name."""
         positions_BT, dtype = batch["position_ids"], self.model.fc.weight.dtype
         norm = self.model.model.norm
-        learned_KBT = learned_pairs(batch["labels"], positions_BT, self.unrolls)
+        learned_KBT = learned_pairs(batch["labels"], self.unrolls)
         going = GoingOn(learned_KBT[min(1, self.unrolls - 1)])
         seen = document_mask(positions_BT, self._attention_dtype(dtype))
         fed = self.model.joined({name: features[name].to(dtype) for name in self.model.features}).to(dtype)
@@ -103,12 +103,10 @@ class UnrolledHead(nn.Module):
         return run(pairs)
 
 
-def learned_pairs(labels_BT: torch.Tensor, positions_BT: torch.Tensor, unrolls: int) -> torch.Tensor:
-    """[K, B, T] whether what pair i predicts at unroll t, token i + 2 + t, is learned: it lies in the pair's document,
-    and so do the tokens that are drafted before it, which are learned as well.
-
-    Token i + 1 need not be learned: a row's first draft starts from the last token of its prompt."""
-    reached_BT = ahead(positions_BT != 0, 1, False)
+def learned_pairs(labels_BT: torch.Tensor, unrolls: int) -> torch.Tensor:
+    """[K, B, T] whether what pair i predicts at unroll t, token i + 2 + t, is learned: all tokens from i + 1 on are, so
+    they lie in one answer of one document. An answer's first token is never drafted, and not learned here."""
+    reached_BT = labels_BT != IGNORED
     learned = []
     for t in range(unrolls):
         reached_BT = reached_BT & ahead(labels_BT != IGNORED, 1 + t, False)

@@ -1,8 +1,8 @@
-"""EAGLE-3 heads to train: their start, their vocabulary, what is refused, and that they learn a planted target."""
+"""EAGLE-3 heads to train: how they start, what they can draft, what is refused; and they learn a planted target."""
 
 import pytest
 import torch
-from tiny_eagle import CYCLE, cyclic, cyclic_target
+from tiny_eagle import cyclic, cyclic_target
 
 from draftsmith.infer.heads.folders import TrainedFor, load_eagle
 from draftsmith.infer.models.hf_target import HFTarget
@@ -10,7 +10,7 @@ from draftsmith.train.data.batches import assemble
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.drafts.draft_vocabulary import draft_vocabulary
 from draftsmith.train.drafts.eagle import EagleBuilder
-from draftsmith.train.drafts.eagle_start import norm_weight
+from draftsmith.train.drafts.eagle_draft import norm_weight
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.objectives.eagle import EagleObjective
@@ -38,7 +38,7 @@ def test_the_draft_vocabulary_is_what_the_answers_use_most(make_corpus):
     assert 7 not in found or counts[7]
     others = set(found) - {0, 2}
     assert min(counts[token] for token in others) >= max(counts[token] for token in range(61) if token not in found)
-    with pytest.raises(ValueError, match="draft_vocab 2: the target has 2 special and stop tokens"):
+    with pytest.raises(ValueError, match="--draft_vocab 2: the target has 2 special and stop tokens"):
         draft_vocabulary(corpus, 61, 2, always=(0, 2))
 
 
@@ -114,7 +114,7 @@ def test_options_that_do_not_fit_are_refused(make_model, make_corpus):
     EagleBuilder().check("ddp", True)
     target = make_model("llama")
     for options, said in [
-        ({"layers": [1, 9]}, "the target has"),
+        ({"layers": [1, 9]}, "the target's last state is before layer"),
         ({"layers": [1], "shape": {"num_attention_heads": 3, "num_key_value_heads": 2}}, "a head of 3 attention heads"),
     ]:
         with pytest.raises(ValueError, match=said):
@@ -131,20 +131,20 @@ def planted_corpus(count=12, length=24):
     )
 
 
-def learned(target, corpus, steps=80, **options):
-    """accepted_length of a chain of 4, before and after training."""
+def learned(target, corpus, steps=40, **options):
+    """accepted_length of drafts 4 tokens deep, before and after training."""
     draft = build(target, corpus, dtype=torch.float32, layers=[1, 2, 1], **options)
     objective = EagleObjective()
     objective.begin(TrainContext(target, draft.model, corpus, 64, "cpu"))
     batch = assemble(corpus, [[i, i + 1] for i in range(0, len(corpus), 2)], 48)
-    optimiser = torch.optim.Adam([weight for weight in draft.parameters() if weight.requires_grad], lr=3e-3)
+    optimiser = torch.optim.Adam([weight for weight in draft.parameters() if weight.requires_grad], lr=1e-2)
     engine_target = HFTarget(target, None)
-    prompts = [[start, *cyclic(start, 5)] for start in (13, 17, 22)]
+    prompts = [[start, *cyclic(start, 5)] for start in (13, 16, 22)]
     found = []
     for step in range(steps + 1):
         if step in (0, steps):
             draft.eval()
-            found.append(accepted_lengths(engine_target, draft.drafters(4), prompts, 21)["accepted_length"])
+            found.append(accepted_lengths(engine_target, draft.drafters(4), prompts, 11)["accepted_length"])
             draft.train()
         optimiser.zero_grad()
         objective(draft, batch).total.div(500).backward()
@@ -156,5 +156,5 @@ def test_a_head_learns_a_planted_target_to_its_whole_depth():
     target = cyclic_target().float()
     before, after = learned(target, planted_corpus(), draft_vocab=0)
     assert before < 2
-    assert after > 4.5
-    assert CYCLE == 24
+    # The first token is the target's own; then two steps of four drafted tokens and one of the target's.
+    assert after == pytest.approx(11 / 3)

@@ -53,7 +53,7 @@ def plain(target, draft, corpus, sample, unrolls):
         # Pairs 0 to i, then what is drafted below pair i, each step run as a whole.
         states, entries = [joined[j] for j in range(i + 1)], list(tokens[1 : i + 2])
         for t in range(unrolls):
-            if i + 2 + t >= len(tokens) or not mask[i + 2 : i + 3 + t].all():
+            if i + 2 + t >= len(tokens) or not mask[i + 1 : i + 3 + t].all():
                 break
             pairs = head.pairs(torch.stack(entries), torch.stack(states))
             count = len(entries)
@@ -86,7 +86,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(target, make_corpus
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], msg=name)
     # By the number of labels, as the trainer divides, it gives the mean of each unroll's own predictions.
-    counts = [sum(max(length - max(length // 2, 2) - t, 0) for length in LENGTHS) for t in range(3)]
+    counts = [sum(max(length - length // 2 - 1 - t, 0) for length in LENGTHS) for t in range(3)]
     labels = int((batch["labels"] >= 0).sum())
     means = expected.detach() / torch.tensor(counts)
     torch.testing.assert_close((sums.per_exit_E / labels).double(), means, rtol=1e-6, atol=1e-6)
