@@ -135,8 +135,8 @@ class _Drawing:
             return most
         reach, nodes = self.reaches[parent], len(self.draft)
         if most == 1:
-            left = self.limit.depth - nodes
-            return int(account.lengthen(reach, accepted, nodes, left, self.entry, unread=0, at_once=self.at_once))
+            room = self.limit.depth - nodes
+            return int(account.lengthen(reach, accepted, nodes, room, self.entry, unread=0, at_once=self.at_once))
         count, gain, left = 0, reach * accepted, reach * (1 - accepted)
         while count < most and gain * account.seconds_per_token > account.next_node(nodes + count):
             gain, left = left * account.found, left * (1 - account.found)
