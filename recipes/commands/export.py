@@ -32,7 +32,6 @@ def export(
     else, is refused. Medusa's are written as v0.1, which TGI and TensorRT-LLM read; Hydra's only Draftsmith reads.
 
     Example: draftsmith export draft --target MODEL --out draft-hf --dtype bfloat16
-    Example: draftsmith export HEAD --target MODEL --out head-vllm --engine vllm
 
     Args:
         checkpoint: folder of a finished training run, a published draft or head, or a peft adapter.

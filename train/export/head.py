@@ -109,7 +109,7 @@ def config_of(target: str, reach: bool) -> Any | None:
 
 
 def _compare(checkpoint: str, origin: TrainedFor, target: str, reach: bool) -> bool:
-    """Refuse a target with another tokenizer than the head was trained with; False if that cannot be told."""
+    """Refuse a target with another tokenizer than the head was trained with; False where neither is at hand."""
     tokenizer = tokenizer_of(target, reach) if origin.tokenizer else None
     if tokenizer is None:
         return False

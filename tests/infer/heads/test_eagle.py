@@ -36,8 +36,8 @@ def test_every_switch_changes_what_a_head_says(switch):
 
 
 def test_the_order_of_the_states_matters():
-    head, other = eagle3(), eagle3(features=FEATURES[::-1])
-    assert not torch.allclose(said(head), said(other))
+    states = {name: torch.full((1, WIDTH), float(number)) for number, name in enumerate(FEATURES)}
+    assert not torch.allclose(eagle3().joined(states), eagle3(features=FEATURES[::-1]).joined(states))
 
 
 def test_a_pass_reads_the_targets_head_and_no_embedding():
