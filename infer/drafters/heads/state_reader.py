@@ -19,8 +19,8 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.draft_model import Reaches, follow
 from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.heads.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.drafters.heads.prefixed_states import PrefixedStates
-from draftsmith.infer.drafters.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.models.layers import parameter_bytes
 from draftsmith.infer.models.load import check_model, choose_device
 from draftsmith.infer.models.pass_timer import CachedPassTimer
