@@ -36,7 +36,7 @@ LAST = "last"
 
 # The tokens from a row's newest one down to a node: of the ROOT, the newest alone.
 Path = list[int]
-# Runs some heads: in a pass that is timed and counted, over so many nodes of each row.
+# Runs some heads: in a pass that is timed and counted, over these numbers of nodes of the rows.
 RunHeads = Callable[[Callable[[], torch.Tensor], Mapping[Row, int], Sequence[nn.Module]], torch.Tensor]
 
 
