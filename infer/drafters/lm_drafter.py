@@ -27,7 +27,7 @@ from draftsmith.infer.drafters.draft_model import DraftLimits, DrawnLimits, Limi
 from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftReader, TextReader
 from draftsmith.infer.drafters.drawn import MAY_WAIT, Asked, draw
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.learned_rates import LearnedRates
+from draftsmith.infer.drafters.heads.learned_rates import LearnedRates
 from draftsmith.infer.drafters.lm_expansion import Calibrated, LMExpansion
 from draftsmith.infer.drafters.tree_builder import Expandable, Growth, TreePricing, grow
 

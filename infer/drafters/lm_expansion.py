@@ -14,7 +14,7 @@ from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.draft_reader import DraftOutput
 from draftsmith.infer.drafters.drawn import Asked
 from draftsmith.infer.drafters.exit_choice import Pricing
-from draftsmith.infer.drafters.learned_rates import LearnedRates
+from draftsmith.infer.drafters.heads.learned_rates import LearnedRates
 from draftsmith.infer.drafters.tree_builder import Candidate, Expandable, TreePricing
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ SURE = 20
 
 
 def follower(token: int, places: int = 1) -> int:
-    """The token that a planted target has so many places after `token`."""
+    """The token that a planted target has `places` places after `token`."""
     return (token + PLANTED_STEP * places) % PLANTED_VOCAB
 
 

@@ -19,8 +19,8 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.draft_model import Reaches, follow
 from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
+from draftsmith.infer.drafters.heads.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.drafters.heads.prefixed_states import PrefixedStates
-from draftsmith.infer.drafters.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.models.layers import parameter_bytes
 from draftsmith.infer.models.load import check_model, choose_device
 from draftsmith.infer.models.pass_timer import CachedPassTimer
@@ -36,7 +36,7 @@ LAST = "last"
 
 # The tokens from a row's newest one down to a node: of the ROOT, the newest alone.
 Path = list[int]
-# Runs some heads: in a pass that is timed and counted, over so many nodes of each row.
+# Runs some heads: in a pass that is timed and counted, over these numbers of nodes of the rows.
 RunHeads = Callable[[Callable[[], torch.Tensor], Mapping[Row, int], Sequence[nn.Module]], torch.Tensor]
 
 

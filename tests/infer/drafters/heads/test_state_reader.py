@@ -16,7 +16,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters import Hydra, Medusa
 from draftsmith.infer.drafters.heads import state_reader
-from draftsmith.infer.drafters.newest_states import NewestStates
+from draftsmith.infer.drafters.heads.newest_states import NewestStates
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.engine.step import step
