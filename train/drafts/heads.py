@@ -209,4 +209,4 @@ def check_head_options(strategy: str, checkpointing: bool, **counts: int) -> Non
     if strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(f"strategy {strategy} shards large models, and heads are small: use ddp")
     if checkpointing:
-        raise ValueError("gradient checkpointing saves what layers keep, and these heads have none: leave it out")
+        raise ValueError("gradient checkpointing is for drafts of many layers, and heads keep little: leave it out")

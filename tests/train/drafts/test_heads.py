@@ -75,7 +75,7 @@ def test_dropout_acts_in_training_alone(make_model, make_corpus):
         (HydraBuilder(2, dropout=1.0), "auto", False, "--dropout 1.0: it must be at least 0 and below 1"),
         (MedusaBuilder(2), "fsdp", False, "fsdp shards large models, and heads are small: use ddp"),
         (HydraBuilder(2), "deepspeed_stage_2", False, "heads are small: use ddp"),
-        (MedusaBuilder(2), "auto", True, "gradient checkpointing saves what layers keep"),
+        (MedusaBuilder(2), "auto", True, "gradient checkpointing is for drafts of many layers"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(builder, strategy, checkpointing, said):

@@ -207,7 +207,7 @@ def test_two_gloo_processes_train_to_the_losses_of_one(target_folder, chats, tmp
         (["--num_heads", "0"], "--num_heads 0: it must be at least 1"),
         (["--dropout", "1"], "--dropout 1.0: it must be at least 0 and below 1"),
         (["--strategy", "fsdp"], "strategy fsdp needs CUDA devices"),
-        (["--machine.gradient_checkpointing", "true"], "gradient checkpointing saves what layers keep"),
+        (["--machine.gradient_checkpointing", "true"], "gradient checkpointing is for drafts of many layers"),
         (["--features", "run.json"], "run.json is a file: features are `live` or the folder of a cache"),
         (["--init", "missing"], "missing"),
         (["--features_dtype", "int8"], "--features_dtype takes bfloat16 or float32"),
