@@ -144,9 +144,7 @@ class EagleBuilder:
         features = default_features(count) if self.layers is None else tuple(f"layer:{k}" for k in self.layers)
         beyond = [k for k in self.layers or () if k > count]
         if beyond:
-            raise ValueError(
-                f"--layers {list(self.layers or ())}: the target's last state is that before layer {count}"
-            )
+            raise ValueError(f"--layers {list(self.layers or ())}: the target's last state is before layer {count}")
         return EagleDesign(3, features, int(text.hidden_size), **{name: getattr(self, name) for name in SWITCHES})
 
     def _trained_before(self, run: BuildContext) -> EagleHead:

@@ -53,13 +53,12 @@ class EagleDraft(UnrolledHead):
         )
 
     def edges(self) -> list[nn.Parameter]:
-        assert self.model.lm_head is not None
-        return [self.model.lm_head.weight]
+        return list(self.model.lm_head.parameters()) if self.model.lm_head is not None else []
 
     def try_pass(self, batch: Batch) -> Predictions:
         shape = (*batch["input_ids"].shape, self.model.design.feature_width)
         state = torch.zeros(shape, dtype=self._target_dtype, device=batch["input_ids"].device)
-        return self(batch, dict.fromkeys(self.model.features, state))  # type: ignore[no-any-return]
+        return self.forward(batch, dict.fromkeys(self.model.features, state))
 
     def drafters(self, num_draft_tokens: int) -> dict[str, Drafter]:
         from draftsmith.infer.drafters.heads.eagle import Eagle
@@ -85,9 +84,13 @@ def start_from(target: Any, head: EagleHead) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=head.config.initializer_range)
     assert head.lm_head is not None
-    rows_VD = parts.head.weight if head.ids_V is None else parts.head.weight[head.ids_V.to(parts.head.weight.device)]
-    head.lm_head.weight.copy_(rows_VD * parts.scale)
-    head.model.norm.weight.copy_(norm_weight(parts.norm, width))
+    (rows_VD, *_) = parts.head.parameters()
+    if head.ids_V is not None:
+        rows_VD = rows_VD[head.ids_V.to(rows_VD.device)]
+    (own_VD,) = head.lm_head.parameters()
+    (norm_D,) = head.model.norm.parameters()
+    own_VD.copy_(rows_VD * parts.scale)
+    norm_D.copy_(norm_weight(parts.norm, width))
 
 
 def norm_weight(norm: nn.Module, width: int) -> torch.Tensor:

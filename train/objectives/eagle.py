@@ -94,6 +94,8 @@ class EagleObjective:
         from draftsmith.train.objectives.divergences import Distributions, find_divergence, mixed
         from draftsmith.train.objectives.objective import LossSums
 
+        head = draft.model.lm_head
+        assert head is not None
         features = self.read(batch)
         found = draft(batch, self._noisy(features, draft))
         learned_KN = found.learned_KN
@@ -114,7 +116,7 @@ class EagleObjective:
 
         sums = chunked_loss(
             found.states_KND,
-            draft.model.lm_head,
+            head,
             [self.decay**t for t in range(draft.unrolls)],
             [of_unroll(learned_N) for learned_N in learned_KN],
             chunk_entries=chunk_entries(labels_N.device.type),

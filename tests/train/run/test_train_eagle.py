@@ -73,7 +73,7 @@ def test_killed_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, ki
         (["--lora_rank", "4"], "unknown option --lora_rank"),
         (["--unrolls", "0"], "--unrolls 0: it must be at least 1"),
         (["--decay", "2"], "--decay 2.0: it must be above 0 and at most 1"),
-        (["--draft_vocab", "3"], "draft_vocab 3: the target has 6 special and stop tokens"),
+        (["--draft_vocab", "3"], "draft_vocab 3: the target has 3 special and stop tokens"),
         (["--losses", "{cross_entropy: 1}"], "cross_entropy learns the text's tokens"),
         (["--layers", "2", "7"], "--layers [2, 7]: the target's last state is before layer 4"),
         (["--outside", "weigh"], "--outside takes keep or drop"),
