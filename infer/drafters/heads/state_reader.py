@@ -21,6 +21,7 @@ from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.heads.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.drafters.heads.prefixed_states import PrefixedStates
+from draftsmith.infer.heads.folders import trained_for
 from draftsmith.infer.models.layers import parameter_bytes
 from draftsmith.infer.models.load import check_model, choose_device
 from draftsmith.infer.models.pass_timer import CachedPassTimer
@@ -161,6 +162,9 @@ class StateReader:
                 f"{self.origin or name}: the heads draft {heads.vocab_size} tokens, and the target has "
                 f"{target.vocab_size}: they are another target's"
             )
+        made_for = trained_for(self.origin) if self.origin else None
+        if made_for is not None and made_for.fingerprint not in ("", target.fingerprint()):
+            log.warning("%s was trained with another target, %s: expect little of it", self.origin, made_for.name)
         follow(heads, model.get_input_embeddings().weight, *self._follows)
         self._place()
         self.method.lend(model.get_input_embeddings())
