@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,8 +113,8 @@ class OpenAIApp:
                 response, kind = _error(ApiError(499, "the client went away")), "client_gone"
             except Exception:
                 log.exception("a request to %s failed", endpoint)
-                problem = failed("this is a bug of the server: its log has the traceback")
-                response, kind = _error(problem), "internal_error"
+                error = failed("this is a bug of the server: its log has the traceback")
+                response, kind = _error(error), "internal_error"
             self.thread.metrics.request(endpoint, response.status_code, kind)
             return response
 
@@ -281,7 +281,7 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + json_bytes(content) + b"\n\n"
 
 
-async def beside_client(receive: Any, work: Coroutine[Any, Any, T]) -> T:
+async def beside_client(receive: Any, work: Awaitable[T]) -> T:
     """The result of `work`, unless the client goes away first."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:

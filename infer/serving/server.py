@@ -71,9 +71,9 @@ def serve_until_stopped(
     server = uvicorn.Server(config)
     aborted = False
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(sig: int, frame: Any) -> None:
         nonlocal aborted
-        name = signal.Signals(number).name
+        name = signal.Signals(sig).name
         if not server.should_exit:
             notice(f"{name}: finishing what runs; again to end at once")
             server.should_exit = True

@@ -63,7 +63,7 @@ def chat(
     read = _reader()
     conversation: LocalConversation | RemoteConversation
     load: Callable[[str], Any] | None = None
-    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
     if server is not None:
         if drafters:
             raise ValueError("--drafters needs --target: a server has its own")

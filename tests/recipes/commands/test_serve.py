@@ -153,8 +153,7 @@ def test_rest_learns_from_answers_as_they_finish_if_asked_to(folders):
     drafted = {}
     for words in ([], ["--learn"]):
         with serving(folders, "--drafters", "rest", *words) as (_, client):
-            texts = [ask(client, max_tokens=60).choices[0].text for _ in range(2)]
-            assert texts[0] == texts[1]
+            assert len({ask(client, max_tokens=60).choices[0].text for _ in range(4)}) == 1
             url = str(client.base_url).removesuffix("/v1/")
             with urllib.request.urlopen(f"{url}/metrics") as response:
                 text = response.read().decode()
