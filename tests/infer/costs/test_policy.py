@@ -20,8 +20,8 @@ from draftsmith.infer.costs.calibration import BandedCalibration, Calibration, c
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.identity import TargetIdentity, machine
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.costs.policy import Policy, drawn_share
-from draftsmith.infer.drafters import SD2, SmallLM
+from draftsmith.infer.costs.policy import Policy
+from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.files.atomic import write_json
@@ -342,87 +342,3 @@ def test_a_draft_model_that_is_always_wrong_is_soon_left_alone(make_model: Any) 
     assert sum(trace.accepted for trace in done.traces) < 0.2 * len(confidences)
     late = [trace for trace in done.traces if trace.context > 53]
     assert sum(trace.nodes > 0 for trace in late) < 0.15 * len(late)
-
-
-DRAWN = {
-    "chain": lambda model: SmallLM(model, sample="drawn", costs=costs_of(0.04, small=0.06)),
-    "small": lambda model: SmallLM(
-        model, sample=True, top_k=3, nodes=8, num_draft_tokens=5, costs=costs_of(0.04, small=0.06)
-    ),
-    "sd2": lambda model: SD2(
-        model, [1, 2], sample=True, top_k=3, nodes=8, costs=costs_of(0.04, **{"sd2:1": 0.03, "sd2:2": 0.05})
-    ),
-}
-
-
-def test_a_drawn_chain_is_shorter_where_rows_share_their_passes(make_model: Any, shake: Any) -> None:
-    """One more token of one row costs nothing beside its weights; of eight rows, as much as another row."""
-    model = make_model("llama")
-    dear = Costs({"target": PassCost((1, 8, 80), (1.0, 1.0, 10.0)), "small": PassCost((1, 8, 80), (0.1, 0.1, 1.0))})
-    drawn = {}
-    for batch_size in (1, 8):
-        target, drafter = HFTarget(model), SmallLM(shake(model, 0.02), sample="drawn", costs=dear)
-        drafter.bind(target)
-        rows = [Row(str(i), [5 + i, 9], Settings(temperature=0.9, seed=4), Stops(24)) for i in range(8)]
-        policy = Policy.of(target, drafter, batch_size=batch_size)
-        done = generate(target, drafter, rows, batch_size=8, policy=policy)
-        drawn[batch_size] = sum(trace.nodes for one in done for trace in one.traces)
-    assert drawn[8] < 0.5 * drawn[1]
-
-
-def test_a_drawn_row_is_not_read_for_what_little_is_left_of_it(make_model: Any, shake: Any) -> None:
-    """The prompt goes through the draft before its first draft: ten times a plain step here."""
-    model = make_model("llama")
-    costs = Costs({"target": PassCost((1, 16), (1.0, 1.2)), "small": PassCost((1, 32), (0.05, 10.0))})
-    prompt = [5 + i % 40 for i in range(33)]
-    drafted = {}
-    for new in (6, 120):
-        drafter = SmallLM(shake(model, 0.02), costs=costs, calibration="none", sample="drawn")
-        target = HFTarget(model)
-        drafter.bind(target)
-        row = Row("0", prompt, Settings(temperature=0.9, seed=4), Stops(new))
-        (done,) = generate(target, drafter, [row], policy=Policy(costs))
-        drafted[new] = sum(trace.nodes for trace in done.traces)
-    assert drafted[6] == 0
-    assert drafted[120] > 20
-
-
-@pytest.mark.parametrize(("accepted", "drafts"), [(0.05, False), (0.8, True)])
-def test_what_calibration_measured_decides_whether_a_row_begins_to_draw(accepted: float, drafts: bool) -> None:
-    known = Calibration("t", {}, measured={"s": {"first_accepted": accepted}}, temperature=0.8, coupled=True)
-    policy, row = Policy(costs_of(0.1, s=0.2), BandedCalibration.of(known)), Row("0", [5] * 10, Settings(0.8))
-    policy.begin([row])
-    account = policy.alone(row)
-    assert account.lengthen(1.0, account.found, 0, 8, "s", 1) is drafts
-    assert drawn_share(accepted) == pytest.approx(account.found)
-    assert accepted < drawn_share(accepted) < 2 * accepted / (1 + accepted)
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_drawn_rows_text_depends_neither_on_its_batch_nor_on_what_ran_before(
-    make_model: Any, shake: Any, name: str
-) -> None:
-    """Contexts grow by different amounts, so passes of other rows cost otherwise than its own."""
-    model = make_model("llama")
-    costs = DRAWN[name](shake(model, 0.08)).costs
-    target = HFTarget(model)
-    drafter = DRAWN[name](shake(model, 0.08))
-    drafter.bind(target)
-
-    def rows(keys: Sequence[int]) -> list[Row]:
-        prompts = {key: [5 + key, 9, *range(3, 3 + 7 * key), 12 + key] for key in keys}
-        return [Row(str(k), prompts[k], Settings(temperature=0.9, seed=4), Stops(40 + 3 * k)) for k in keys]
-
-    def run(keys: Sequence[int], batch_size: int, policy: Policy) -> dict[str, tuple[list[int], list[int]]]:
-        done = generate(target, drafter, rows(keys), batch_size=batch_size, policy=policy)
-        return {one.row: (one.token_ids, [trace.nodes for trace in one.traces]) for one in done}
-
-    alone = {key: found for k in range(5) for key, found in run([k], 1, Policy(costs)).items()}
-    assert run(range(5), 5, Policy(costs)) == alone
-    used = Policy(costs)
-    generate(target, drafter, [Row("x", [7, 7, 8], Settings(temperature=1.3, seed=1), Stops(60))], policy=used)
-    generate(target, drafter, [Row("y", [3, 4], Settings(), Stops(30))], policy=used)
-    assert run([3, 0, 4, 1, 2], 3, used) == alone
-    assert not used._alone, "rows that left are forgotten"
-    assert len({token for tokens, _ in alone.values() for token in tokens}) >= 8
-    assert len({count for _, counts in alone.values() for count in counts}) > 2, "the sizes of drafts varied"

@@ -11,8 +11,8 @@ from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
-    from draftsmith.infer.serving.conversation import LocalConversation
-    from draftsmith.infer.serving.remote_conversation import RemoteConversation
+    from draftsmith.infer.serving.chat.conversation import LocalConversation
+    from draftsmith.infer.serving.chat.remote_conversation import RemoteConversation
 
 
 def chat(
@@ -54,8 +54,8 @@ def chat(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
     """
-    from draftsmith.infer.serving.chat_terminal import ChatTerminal
-    from draftsmith.infer.serving.remote_conversation import RemoteConversation
+    from draftsmith.infer.serving.chat.remote_conversation import RemoteConversation
+    from draftsmith.infer.serving.chat.terminal import ChatTerminal
     from draftsmith.recipes.cli.inputs import one_drafter
 
     if (target is None) == (server is None):
@@ -71,7 +71,7 @@ def chat(
         conversation = RemoteConversation(server, model, key, max_tokens=max_new_tokens, **sampling)
     else:
         from draftsmith.infer.models.load import check_model, load_target
-        from draftsmith.infer.serving.conversation import LocalConversation
+        from draftsmith.infer.serving.chat.conversation import LocalConversation
         from draftsmith.infer.text.templates import find_template
 
         assert target is not None
