@@ -36,6 +36,12 @@ class ChatTerminal:
         self._ended = False
         self._colours: dict[str, int] = {}
 
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far, with its system message."""
+        system = self.conversation.system
+        return [*([Message("system", system)] if system else []), *self.conversation.messages]
+
     def run(self) -> None:
         """Until `/quit` or the end of the input. An interrupt stops an answer, and never the chat."""
         while not self._ended:
@@ -119,8 +125,7 @@ class ChatTerminal:
         """/save FILE: append the conversation to a JSON Lines file"""
         if not rest:
             raise ValueError("/save needs the name of a file")
-        system = self.conversation.system
-        messages = [*([Message("system", system)] if system else []), *self.conversation.messages]
+        messages = self.messages
         if not self.conversation.messages:
             raise ValueError("there is nothing to save yet")
         row = {"messages": [message.to_chat() for message in messages]}
