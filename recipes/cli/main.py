@@ -82,8 +82,8 @@ COMMANDS: dict[str, Command] = {
         f"{_IN}.store.quality:quality", "estimate how well a dense store drafts, without decoding", STORES
     ),
     "generate": Command(f"{_IN}.generate:generate", "generate text with a target and a drafter", DECODE),
-    "chat": Command(f"{_IN}.chat:chat", "chat in the terminal, with a target or a server", DECODE),
-    "serve": Command(f"{_IN}.serve:serve", "serve a target and a drafter to OpenAI's clients", DECODE),
+    "chat": Command(f"{_IN}.serving.chat:chat", "chat in the terminal, with a target or a server", DECODE),
+    "serve": Command(f"{_IN}.serving.serve:serve", "serve a target and a drafter to OpenAI's clients", DECODE),
     "bench": Command(f"{_IN}.bench:bench", "measure drafters against plain decoding", MEASURE),
     "compare": Command(f"{_IN}.compare:compare", "compare the speed and the answers of two or more runs", MEASURE),
     "report": Command(

@@ -11,7 +11,7 @@ from contextlib import closing
 from http.client import HTTPException
 from typing import Any
 
-from draftsmith.infer.serving.conversation import SaidText
+from draftsmith.infer.serving.chat.conversation import SaidText
 from draftsmith.infer.text.record import Message
 
 

@@ -12,8 +12,8 @@ from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
-from draftsmith.infer.serving.conversation import LocalConversation
-from draftsmith.infer.serving.remote_conversation import RemoteConversation
+from draftsmith.infer.serving.chat.conversation import LocalConversation
+from draftsmith.infer.serving.chat.remote_conversation import RemoteConversation
 from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
 from draftsmith.retrieval import PromptLookup

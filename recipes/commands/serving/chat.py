@@ -12,8 +12,8 @@ from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import Above0To1, FloatFrom0, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
-    from draftsmith.infer.serving.conversation import LocalConversation
-    from draftsmith.infer.serving.remote_conversation import RemoteConversation
+    from draftsmith.infer.serving.chat.conversation import LocalConversation
+    from draftsmith.infer.serving.chat.remote_conversation import RemoteConversation
 
 
 def chat(
@@ -57,8 +57,8 @@ def chat(
         device: device of the target, such as cuda or cpu.
         json: at the end, print the conversation as one JSON object on the last line.
     """
-    from draftsmith.infer.serving.chat_terminal import ChatTerminal
-    from draftsmith.infer.serving.remote_conversation import RemoteConversation
+    from draftsmith.infer.serving.chat.chat_terminal import ChatTerminal
+    from draftsmith.infer.serving.chat.remote_conversation import RemoteConversation
     from draftsmith.recipes.cli.inputs import one_drafter
 
     if (target is None) == (server is None):
@@ -74,7 +74,7 @@ def chat(
         conversation = RemoteConversation(server, model, key, max_tokens=max_new_tokens, **sampling)
     else:
         from draftsmith.infer.models.load import check_model, load_target
-        from draftsmith.infer.serving.conversation import LocalConversation
+        from draftsmith.infer.serving.chat.conversation import LocalConversation
         from draftsmith.infer.text.templates import find_template
 
         assert target is not None

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
 
-from draftsmith.infer.serving.conversation import TARGET, Conversation, LocalConversation
+from draftsmith.infer.serving.chat.conversation import TARGET, LocalConversation, TurnByTurn
 from draftsmith.infer.text.record import Message
 
 # Of sources, in the order in which they appear; the target's own tokens keep the terminal's colour.
@@ -23,7 +23,7 @@ class ChatTerminal:
 
     def __init__(
         self,
-        conversation: Conversation,
+        conversation: TurnByTurn,
         read: Callable[[str], str],
         out: TextIO,
         load: Callable[[str], Any] | None = None,

@@ -1,0 +1,1 @@
+"""A chat in a terminal: the conversation, here or through a server, and the screen."""

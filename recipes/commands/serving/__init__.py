@@ -1,0 +1,1 @@
+"""Commands that answer as they are asked: the server and the chat."""
