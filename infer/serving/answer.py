@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class TextPiece:
+class NewText:
     """New text of the answer `index`, with the log-probabilities of its tokens and where in the text each begins.
 
     `tokens`: those that were committed since the last piece. `finish`: OpenAI's finish_reason, empty if it goes on.
@@ -31,7 +31,7 @@ class TextPiece:
     offsets: list[int] = field(default_factory=list)
     finish: str = ""
 
-    def add(self, other: TextPiece) -> None:
+    def add(self, other: NewText) -> None:
         self.text += other.text
         self.tokens += other.tokens
         self.logprobs += other.logprobs
@@ -56,7 +56,7 @@ class Usage:
         }
 
 
-class ServedAnswer:
+class PendingAnswer:
     """The answer to a request of `rows`, `samples` for each prompt. `submit` it, and `cancel` it in any case."""
 
     def __init__(
@@ -99,7 +99,7 @@ class ServedAnswer:
         if self._left:
             self._thread.cancel([self._tickets[index] for index in self._left])
 
-    async def pieces(self) -> AsyncIterator[TextPiece]:
+    async def pieces(self) -> AsyncIterator[NewText]:
         """What the rows commit, as it comes, to the end of all; ApiError if one of them fails."""
         while self._left:
             index, news = await self._news.get()
@@ -110,14 +110,14 @@ class ServedAnswer:
             self.completion_tokens += len(news.tokens)
             yield self._piece(index, news)
 
-    async def whole(self) -> list[TextPiece]:
+    async def whole(self) -> list[NewText]:
         """All answers, in order."""
-        found = [TextPiece(index) for index in range(len(self._tickets))]
+        found = [NewText(index) for index in range(len(self._tickets))]
         async for piece in self.pieces():
             found[piece.index].add(piece)
         return found
 
-    def _piece(self, index: int, news: RowNews) -> TextPiece:
+    def _piece(self, index: int, news: RowNews) -> NewText:
         stream, unshown = self._texts[index], self._unshown[index]
         text = stream.add(news.tokens, news.stop)
         unshown += news.logprobs
@@ -125,7 +125,7 @@ class ServedAnswer:
         offsets = stream.offsets[len(stream.offsets) - len(unshown) :]
         shown = next((i for i, offset in enumerate(offsets) if offset >= stream.given), len(offsets))
         logprobs, unshown[:] = unshown[:shown], unshown[shown:]
-        return TextPiece(index, text, news.tokens, logprobs, offsets[:shown], finish_reason(news.stop))
+        return NewText(index, text, news.tokens, logprobs, offsets[:shown], finish_reason(news.stop))
 
     def _from_thread(self, index: int, news: RowNews) -> None:
         if not self._loop.is_closed():

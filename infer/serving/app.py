@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.serving.answer import ServedAnswer
+from draftsmith.infer.serving.answer import PendingAnswer
 from draftsmith.infer.serving.engine_thread import EngineThread
 from draftsmith.infer.serving.errors import ApiError, bad_request, failed, unavailable
 from draftsmith.infer.serving.formats import ChatFormat, CompletionFormat
@@ -205,7 +205,7 @@ class OpenAIApp:
             raise bad_request(f"n must be at most {self.thread.most_rows} on this server, not {asked.samples}", "n")
         made = await self.encoded(make_rows)
         top = asked.wanted_logprobs
-        answer = ServedAnswer(self.thread, made, self.rows.tokenizer, asked.samples, top)
+        answer = PendingAnswer(self.thread, made, self.rows.tokenizer, asked.samples, top)
         form = kind(self.model, self.rows.tokenizer, top is not None, bool(asked.return_token_ids))
         answer.submit()
         if asked.stream:
@@ -226,7 +226,11 @@ class PieceStream:
     status_code = 200
 
     def __init__(
-        self, answer: ServedAnswer, pieces: AsyncIterator[bytes], on_error: Callable[[ApiError], bytes], media_type: str
+        self,
+        answer: PendingAnswer,
+        pieces: AsyncIterator[bytes],
+        on_error: Callable[[ApiError], bytes],
+        media_type: str,
     ) -> None:
         self._answer = answer
         self._pieces = pieces
@@ -251,7 +255,7 @@ class PieceStream:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _streamed(request: Request, answer: ServedAnswer, form: Format, count: int, with_usage: bool) -> PieceStream:
+async def _streamed(request: Request, answer: PendingAnswer, form: Format, count: int, with_usage: bool) -> PieceStream:
     """The response begins after the first piece, so that what fails before it has a status of its own."""
     pieces = answer.pieces()
     try:

@@ -20,7 +20,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.contract.row import Row
-from draftsmith.infer.serving.answer import ServedAnswer, TextPiece, Usage
+from draftsmith.infer.serving.answer import NewText, PendingAnswer, Usage
 from draftsmith.infer.serving.app import OpenAIApp, PieceStream, beside_client, json_bytes, reply
 from draftsmith.infer.serving.errors import ApiError, bad_request
 from draftsmith.infer.serving.requests import ChatMessage, ChatRequest, CompletionRequest, parse
@@ -171,7 +171,7 @@ class FastChatWorker:
             answer = await self._answer(params)
         except ApiError as problem:
             return reply(_error(problem), end=b"\0")
-        whole = TextPiece(0)
+        whole = NewText(0)
 
         async def pieces() -> AsyncIterator[bytes]:
             async for piece in answer.pieces():
@@ -229,14 +229,14 @@ class FastChatWorker:
             del messages[-1]
         return messages
 
-    async def _answer(self, params: dict[str, Any]) -> ServedAnswer:
+    async def _answer(self, params: dict[str, Any]) -> PendingAnswer:
         rows = await self._rows(params)
-        answer = ServedAnswer(self.app.thread, rows, self.app.rows.tokenizer, 1)
+        answer = PendingAnswer(self.app.thread, rows, self.app.rows.tokenizer, 1)
         answer.submit()
         return answer
 
 
-def _result(params: dict[str, Any], found: TextPiece, finish: str, usage: Usage) -> dict[str, Any]:
+def _result(params: dict[str, Any], found: NewText, finish: str, usage: Usage) -> dict[str, Any]:
     before = params["prompt"] if params.get("echo") else ""
     return {
         "text": before + found.text,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from draftsmith.infer.serving.answer import TextPiece, Usage
+from draftsmith.infer.serving.answer import NewText, Usage
 from draftsmith.infer.serving.noted_logprobs import TokenLogprobs
 from draftsmith.infer.serving.text_stream import UNFINISHED
 
@@ -30,7 +30,7 @@ class ChatFormat:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[TextPiece], usage: Usage, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[NewText], usage: Usage, prompts: Sequence[list[int]]) -> dict[str, Any]:
         choices = [
             {
                 "index": one.index,
@@ -48,7 +48,7 @@ class ChatFormat:
         """The first chunk of an answer."""
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, piece: TextPiece) -> list[dict[str, Any]]:
+    def piece(self, piece: NewText) -> list[dict[str, Any]]:
         """The chunks of a piece: its text, and the end."""
         made = []
         if piece.text or piece.logprobs or (self.token_ids and piece.tokens):
@@ -72,7 +72,7 @@ class ChatFormat:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _logprobs(self, piece: TextPiece) -> dict[str, Any] | None:
+    def _logprobs(self, piece: NewText) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         content = []
@@ -98,7 +98,7 @@ class CompletionFormat:
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[TextPiece], usage: Usage, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[NewText], usage: Usage, prompts: Sequence[list[int]]) -> dict[str, Any]:
         samples = len(answers) // len(prompts)
         choices = [self._choice(one, one.finish) for one in answers]
         if self.token_ids:
@@ -110,7 +110,7 @@ class CompletionFormat:
         """None: a completion has no role to begin with."""
         return None
 
-    def piece(self, piece: TextPiece) -> list[dict[str, Any]]:
+    def piece(self, piece: NewText) -> list[dict[str, Any]]:
         if not (piece.text or piece.finish or piece.logprobs or (self.token_ids and piece.tokens)):
             return []
         return [self._head() | {"choices": [self._choice(piece, piece.finish)]}]
@@ -118,7 +118,7 @@ class CompletionFormat:
     def usage(self, usage: Usage) -> dict[str, Any]:
         return self._head() | {"choices": [], "usage": usage.to_json()}
 
-    def _choice(self, piece: TextPiece, finish: str) -> dict[str, Any]:
+    def _choice(self, piece: NewText, finish: str) -> dict[str, Any]:
         made = {
             "index": piece.index,
             "text": piece.text,
@@ -130,7 +130,7 @@ class CompletionFormat:
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
 
-    def _logprobs(self, piece: TextPiece) -> dict[str, Any] | None:
+    def _logprobs(self, piece: NewText) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         return {

@@ -1,7 +1,7 @@
 """Log-probabilities for clients: of each committed token and of the likeliest ones beside it.
 
 They are the model's own, before temperature and truncation, as OpenAI's and vLLM's are by default; so a greedy answer
-has some too. Rows are told apart as objects: requests with the same seed have rows with the same key.
+has some too. Notes are kept by row, not by its key: requests with the same seed have rows with the same key.
 """
 
 from __future__ import annotations

@@ -58,5 +58,5 @@ class PrefixCache:
 
 
 def _lots(tokens: int) -> int:
-    """How many tokens another row can share at most of one with so many: of all but its newest, whole lots."""
+    """The most tokens that another row can share of one with `tokens` tokens: whole lots, without its newest."""
     return (tokens - 1) - (tokens - 1) % SHARED_BY

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"
-# Tokens that are decoded together at most: so many without a whole character are no character.
+# The most tokens that are decoded together; bytes that make no character by then never will.
 WINDOW = 48
 
 

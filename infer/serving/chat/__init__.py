@@ -1,1 +1,1 @@
-"""A conversation in the terminal, with an engine or a server."""
+"""A chat in a terminal: the conversation, here or through a server, and the screen."""

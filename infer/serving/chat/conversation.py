@@ -29,7 +29,7 @@ class SaidText:
     source: str = ""
 
 
-class ChatConversation(Protocol):
+class TurnByTurn(Protocol):
     """A conversation so far, and how it goes on. `system`: the system message; empty for none."""
 
     messages: list[Message]

@@ -1,1 +1,1 @@
-"""`serve` and `chat`."""
+"""Commands that answer as they are asked: the server and the chat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.rules.named import DEFAULT, RuleName
@@ -30,6 +31,7 @@ def chat(
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    json: bool = False,
 ) -> None:
     """Chat in the terminal, with a target and a drafter or through an OpenAI-compatible server.
 
@@ -53,9 +55,10 @@ def chat(
             {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        json: at the end, print the conversation as one JSON object on the last line.
     """
+    from draftsmith.infer.serving.chat.chat_terminal import ChatTerminal
     from draftsmith.infer.serving.chat.remote_conversation import RemoteConversation
-    from draftsmith.infer.serving.chat.terminal import ChatTerminal
     from draftsmith.recipes.cli.inputs import one_drafter
 
     if (target is None) == (server is None):
@@ -89,7 +92,10 @@ def chat(
             return made
 
     conversation.system = system
-    ChatTerminal(conversation, read, sys.stdout, load).run()
+    terminal = ChatTerminal(conversation, read, sys.stdout, load)
+    terminal.run()
+    if json:
+        print(dumps({"messages": [message.to_chat() for message in terminal.messages]}, ensure_ascii=False))
 
 
 def _reader() -> Callable[[str], str]:

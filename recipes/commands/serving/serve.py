@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from json import dumps
 from pathlib import Path
 
 from draftsmith.infer.rules.named import DEFAULT, RuleName
@@ -32,6 +33,7 @@ def serve(
     worker_url: str = "",
     dtype: str = "auto",
     device: str = "auto",
+    json: bool = False,
 ) -> int:
     """Serve a target and a drafter to OpenAI's clients: chat completions, completions and models.
 
@@ -64,6 +66,7 @@ def serve(
         worker_url: where that controller reaches this server; by default its own address.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        json: at the end, print what was served as one JSON object on the last line.
     """
     import uvicorn  # noqa: F401  # before a model is loaded: without the extra nothing works
 
@@ -103,9 +106,13 @@ def serve(
             _say(f"anyone who reaches {host}:{port} can use this server: see --api_key")
         app = OpenAIApp(thread, rows, name, keys, body_bytes=body_kb << 10)
         worker = FastChatWorker(app, controller, worker_url or url_of(sock)) if controller else None
-        _say(f"serving {name} on {url_of(sock)}/v1")
+        url = f"{url_of(sock)}/v1"
+        _say(f"serving {name} on {url}")
         with worker.registered() if worker else nullcontext():
             finished = serve_until_stopped(app.starlette(worker.routes() if worker else ()), thread, sock, _say)
+        if json:
+            tokens = thread.metrics.registry.get_sample_value("draftsmith_generated_tokens_total")
+            print(dumps({"model": name, "url": url, "tokens": int(tokens or 0), "finished": finished}))
     return 0 if finished else 1
 
 

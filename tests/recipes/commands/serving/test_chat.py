@@ -46,6 +46,11 @@ def test_commands_in_a_chat(chat, folders, tmp_path):
     assert "never read" not in given.out
 
 
+def test_json_is_the_conversation_at_the_end(chat):
+    given = chat("/system a fox", "hello", words=("--max_new_tokens", 4, "--json"))
+    assert [message["role"] for message in given.json["messages"]] == ["system", "user", "assistant"]
+
+
 def test_wrong_commands_are_one_line_each_and_the_chat_goes_on(chat):
     given = chat("/nothing", "/drafter", "/drafter nonsense", "/save", "a " * 900, "/help", "hello", "/stats")
     lines = given.out.splitlines()

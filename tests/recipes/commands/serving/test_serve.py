@@ -67,7 +67,7 @@ def test_an_empty_file_of_keys_is_refused(call, folders, tmp_path):
 
 
 @contextmanager
-def serving(folders, *words):
+def serving(folders, *words, key="none"):
     """The command as a process, and its client."""
     command = [sys.executable, "-m", "draftsmith.recipes", "serve", "--target", folders.target, "--port", "0"]
     command += ["--max_new_tokens", "480", *map(str, words)]
@@ -80,7 +80,7 @@ def serving(folders, *words):
                     break
             else:
                 pytest.fail("".join(lines))
-            with openai.OpenAI(base_url=found[1], api_key="none", max_retries=0) as client:
+            with openai.OpenAI(base_url=found[1], api_key=key, max_retries=0) as client:
                 for _ in range(200):
                     try:
                         client.models.list()
@@ -165,10 +165,10 @@ def test_rest_learns_from_answers_as_they_finish_if_asked_to(folders):
 def test_keys_are_read_from_a_file(folders, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("one\ntwo\n")
-    with serving(folders, "--api_key", keys) as (_, client):
+    with serving(folders, "--api_key", keys, key="two") as (_, client):
         with pytest.raises(openai.AuthenticationError):
-            ask(client, max_tokens=1)
-        assert ask(client.with_options(api_key="two"), max_tokens=1).usage.completion_tokens == 1
+            ask(client.with_options(api_key="three"), max_tokens=1)
+        assert ask(client, max_tokens=1).usage.completion_tokens == 1
         url = str(client.base_url).removesuffix("/v1/")
         with urllib.request.urlopen(f"{url}/health") as response:
             assert json.load(response)["model"] == "target"

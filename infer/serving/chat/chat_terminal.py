@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
 
-from draftsmith.infer.serving.chat.conversation import TARGET, ChatConversation, LocalConversation
+from draftsmith.infer.serving.chat.conversation import TARGET, LocalConversation, TurnByTurn
 from draftsmith.infer.text.record import Message
 
 # Of sources, in the order in which they appear; the target's own tokens keep the terminal's colour.
@@ -23,7 +23,7 @@ class ChatTerminal:
 
     def __init__(
         self,
-        conversation: ChatConversation,
+        conversation: TurnByTurn,
         read: Callable[[str], str],
         out: TextIO,
         load: Callable[[str], Any] | None = None,
@@ -35,6 +35,12 @@ class ChatTerminal:
         self.colour = False
         self._ended = False
         self._colours: dict[str, int] = {}
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far, with its system message."""
+        system = self.conversation.system
+        return [*([Message("system", system)] if system else []), *self.conversation.messages]
 
     def run(self) -> None:
         """Until `/quit` or the end of the input. An interrupt stops an answer, and never the chat."""
@@ -119,8 +125,7 @@ class ChatTerminal:
         """/save FILE: append the conversation to a JSON Lines file"""
         if not rest:
             raise ValueError("/save needs the name of a file")
-        system = self.conversation.system
-        messages = [*([Message("system", system)] if system else []), *self.conversation.messages]
+        messages = self.messages
         if not self.conversation.messages:
             raise ValueError("there is nothing to save yet")
         row = {"messages": [message.to_chat() for message in messages]}
