@@ -38,7 +38,7 @@ class TimedRows:
         self.lm.place(self.rows, context)
 
     def entries(self, tokens: int, states: Callable[[int], torch.Tensor] | None = None) -> list[Entries]:
-        """`states`: made for so many tokens, to be run in place of their embeddings."""
+        """`states`: makes what is run in place of the embeddings of that number of tokens."""
         chains = [Entries.chain([0] * tokens) for _ in self.rows]
         return chains if states is None else [replace(one, states=states(tokens)) for one in chains]
 

@@ -84,7 +84,7 @@ def start_from(target: Any, head: EagleHead) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=head.config.initializer_range)
     assert head.lm_head is not None
-    (rows_VD, *_) = parts.head.parameters()
+    rows_VD: torch.Tensor = next(parts.head.parameters())
     if head.ids_V is not None:
         rows_VD = rows_VD[head.ids_V.to(rows_VD.device)]
     (own_VD,) = head.lm_head.parameters()

@@ -50,7 +50,7 @@ def check_head(what: str, head: PairHead, target: Target) -> None:
     if head.ids_V is not None and int(head.ids_V.max()) >= target.vocab_size:
         raise ValueError(f"{what} drafts token {int(head.ids_V.max())}, and the target has {target.vocab_size} tokens")
     if stack_path(head) != "model.layers":
-        raise ValueError(f"{what} has as many norms of features as layers, and its layers cannot be told from them")
+        raise ValueError(f"{what} has as many norms of features as layers, which cannot be distinguished")
 
 
 def lend(what: str, head: Any, target: Any) -> None:

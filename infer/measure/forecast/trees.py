@@ -56,9 +56,11 @@ def replayed_steps(
     )
     # Drafts may reach beyond the end, where nothing is accepted.
     answers = {text.key: [*text.answer, *[text.answer[-1]] * tree.depth] for text in texts}
-    largest = max(max((*text.prompt, *text.answer)) for text in texts)
-    target = RecordedTarget(answers, max(drafter.reader.vocab_size, largest + 1), sampled=not settings.greedy)
+    # The tokenizers were compared when the drafter was bound; a draft's vocabulary may be padded beyond its target's.
+    target = RecordedTarget(answers, drafter.reader.draft_vocab_size, sampled=not settings.greedy)
     grown.bind(target)
+    grown.reader.vocab_size = drafter.reader.vocab_size
+    target.vocab_size = max(drafter.reader.vocab_size, *(token + 1 for text in texts for token in text.answer))
     # Penalties and truncations shaped the text, which is given.
     sampling = replace(Settings(), temperature=settings.temperature, seed=settings.seed)
     found = []

@@ -251,9 +251,3 @@ def _speeds(
             )  # fmt: skip
         found[str(temperature)] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return found
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    print(json.dumps(auto_cli(head_training), indent=1))
