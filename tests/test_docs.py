@@ -42,12 +42,12 @@ def run_python(page: Path) -> dict[str, Any]:
     return vars(module)
 
 
-def test_there_are_the_six_pages_and_the_figure() -> None:
+def test_there_are_the_seven_pages_and_the_figure() -> None:
     # The picture is the README's, and tested with it.
     names = {path.name for path in DOCS.iterdir()} - {"picture.svg"}
     assert names == {
         "how-it-works.md", "choosing-a-drafter.md", "adding-a-drafter.md", "heads.md", "python.md", "numbers.md",
-        "step.svg",
+        "serving.md", "step.svg",
     }  # fmt: skip
 
 
