@@ -91,7 +91,8 @@ def compare_with_steps(head, corpus, packs, length, unrolls, checkpointing=False
     return worst, counted
 
 
-@pytest.mark.parametrize("switches", list(itertools.product([False, True], repeat=4)))
+# One norm over all states, or one for each: not both.
+@pytest.mark.parametrize("switches", [some for some in itertools.product([False, True], repeat=4) if not all(some[2:])])
 def test_unrolled_logits_are_those_of_drafting_step_by_step(make_corpus, switches):
     corpus = make_corpus([9, 12, 7])
     head = make_head(**dict(zip(SWITCHES, switches)))

@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from draftsmith.recipes.cli.main import run
 
 def command(target, data, out, *more):
     words = [
-        sys.executable, "-m", "draftsmith.recipes", "train", "eagle", "--target", target, "--data", data, "--out", out,
+        "train", "eagle", "--target", target, "--data", data, "--out", out,
         "--unrolls", "2", "--draft_vocab", "60", "--noise", "0.1", "--max_steps", "16", "--text.max_length", "128",
         "--text.held_out", "0.2", "--text.cache", Path(out).parent / "cache", "--optim.batch_size", "4",
         "--optim.micro_batch_size", "2", "--optim.lr", "1e-2", "--machine.workers", "0", "--machine.precision",
@@ -37,7 +36,7 @@ def test_a_run_leaves_a_head_that_loads_and_learned(target_folder, chats, tmp_pa
     out = tmp_path / "out"
     more = ["--watch.val_prompts", "2", "--watch.val_new_tokens", "8", "--norm_output", "--max_steps", "12", "--json",
             "--machine.gradient_checkpointing", "true"]  # fmt: skip
-    assert run(command(target_folder, chats, out, *more)[3:]) == 0
+    assert run(command(target_folder, chats, out, *more)) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(told["results"]) == {"step", "loss_unroll_0", "loss_unroll_1", "accepted_length"}
     assert told["results"]["accepted_length"] >= 1
@@ -56,11 +55,11 @@ def test_a_run_leaves_a_head_that_loads_and_learned(target_folder, chats, tmp_pa
 def test_killed_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, kill_at_step, capsys):
     """With noise, and states from a cache."""
     whole, killed, features = tmp_path / "whole", tmp_path / "killed", ["--features", tmp_path / "features"]
-    assert run(command(target_folder, chats, whole, *features)[3:]) == 0
+    assert run(command(target_folder, chats, whole, *features)) == 0
     words = command(target_folder, chats, killed, *features)
     kill_at_step(words, killed, random.randrange(3, 10))
     capsys.readouterr()
-    assert run(words[3:]) == 0
+    assert run(words) == 0
     assert "resuming from step-" in capsys.readouterr().err
     ours, theirs = load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -81,6 +80,6 @@ def test_killed_it_ends_as_if_it_had_not_been(target_folder, chats, tmp_path, ki
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(more, said, target_folder, chats, tmp_path, capsys):
-    assert run(command(target_folder, chats, tmp_path / "out", *more)[3:]) == 2
+    assert run(command(target_folder, chats, tmp_path / "out", *more)) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out" / "run.json").exists()
