@@ -190,10 +190,9 @@ def weight_bytes(model: Any) -> int:
     own = {id(parameter) for parameter in model.parameters()}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     total = sum(parameter.nbytes for parameter in model.parameters()) - _saved_bytes(model)
-    output = getattr(head, "weight", None)
-    if output is not None and id(output) not in own:
+    output, table = (getattr(module, "weight", None) for module in (head, embedding))
+    if isinstance(output, torch.Tensor) and id(output) not in own:  # of a quantised layer it is a method
         total += output.nbytes
-    table = getattr(embedding, "weight", None)
     if head is None or table is None or table is output or id(table) not in own:
         return total
     return total - table.nbytes

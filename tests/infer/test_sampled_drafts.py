@@ -284,11 +284,11 @@ def test_no_step_reads_a_number_that_an_earlier_one_has_read(
 def test_frequencies_through_the_whole_loop_pass_a_chi_square_test(
     target_model: Any, draft_model: Any, shape: str, rule: str
 ) -> None:
-    """2,400 rows of their own seeds, batched, three tokens each; 1 % level on all pairs of first tokens."""
+    """2,400 rows of their own seeds, batched, four tokens each; 1 % level on all pairs of first tokens."""
     target, drafter = HFTarget(target_model), sampled(draft_model, **SHAPES[shape])
     drafter.bind(target)
     count = 2400
-    rows = [Row(str(i), list(PROMPT), Settings(temperature=1.0, seed=9), Stops(3)) for i in range(count)]
+    rows = [Row(str(i), list(PROMPT), Settings(temperature=1.0, seed=9), Stops(4)) for i in range(count)]
     done = generate(target, drafter, rows, batch_size=200, rule=rule)
     wanted = en.plain_distribution(lambda path: target_distribution(target_model, path, Settings(temperature=1.0)), 2)
     observed = Counter(tuple(generation.token_ids[:2]) for generation in done)

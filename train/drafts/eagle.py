@@ -7,7 +7,6 @@ the final norm from the target's; the rest is random.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ SIZES = tuple(name for name in SHAPE if name != "hidden_size")
 SWITCHES = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm")
 
 
-@dataclass(frozen=True)
 class EagleBuilder:
     """The options of a head; those that change nothing for engines are the default (vLLM and SGLang take such heads).
 
@@ -46,18 +44,33 @@ class EagleBuilder:
         init: fresh, or the folder of a head to go on from.
     """
 
-    unrolls: int = 3
-    num_layers: int = 1
-    layers: Sequence[int] | None = None
-    draft_vocab: int = 32000
-    shape: dict[str, int] | None = None
-    rope_theta: float = 10000.0
-    norm_before_residual: bool = False
-    norm_output: bool = False
-    norm_before_fc: bool = False
-    fc_norm: bool = False
-    freeze_head: bool = False
-    init: str = "fresh"
+    def __init__(
+        self,
+        unrolls: int = 3,
+        num_layers: int = 1,
+        layers: Sequence[int] | None = None,
+        draft_vocab: int = 32000,
+        shape: dict[str, int] | None = None,
+        rope_theta: float = 10000.0,
+        norm_before_residual: bool = False,
+        norm_output: bool = False,
+        norm_before_fc: bool = False,
+        fc_norm: bool = False,
+        freeze_head: bool = False,
+        init: str = "fresh",
+    ) -> None:
+        self.unrolls = unrolls
+        self.num_layers = num_layers
+        self.layers = layers
+        self.draft_vocab = draft_vocab
+        self.shape = shape
+        self.rope_theta = rope_theta
+        self.norm_before_residual = norm_before_residual
+        self.norm_output = norm_output
+        self.norm_before_fc = norm_before_fc
+        self.fc_norm = fc_norm
+        self.freeze_head = freeze_head
+        self.init = init
 
     def check(self, strategy: str, checkpointing: bool) -> None:
         """ValueError for options that do not fit together, or not to the run's; reads no file."""
@@ -154,7 +167,7 @@ class EagleBuilder:
         head = load_eagle(self.init, run.target.config)
         if head.design.version != 3 or head.lm_head is None or head.embed_tokens is not None:
             raise ValueError(f"{self.init} is not an EAGLE-3 head with an output head and the target's embedding")
-        given = {one.name for one in fields(self) if getattr(self, one.name) != one.default}
+        given = {name for name, default in vars(EagleBuilder()).items() if getattr(self, name) != default}
         other = given & {"num_layers", "layers", "draft_vocab", "shape", "rope_theta", *SWITCHES}
         if other:
             raise ValueError(f"{self.init} keeps its shape: leave out --{' and --'.join(sorted(other))}")

@@ -139,11 +139,11 @@ def check_nothing_is_left(server):
     """After the server's end: no row, seat, note or slot."""
     target, drafter = server.target, server.drafter
     assert len(server.engine) == len(server.thread.rule) == 0
-    for lm in (target.lm, drafter.lm):
+    for lm in (target.lm, drafter.reader.lm):
         assert not lm._rows
         assert not lm.cache._regions
         assert lm.cache.size <= 300
-    for held in (target._features, target._states, target._pending, target._given, drafter._rows):
+    for held in (target._features, target._states, target._pending, target._given, drafter.reader._drafts):
         assert not held
 
 

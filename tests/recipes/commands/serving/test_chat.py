@@ -59,7 +59,7 @@ def test_wrong_commands_are_one_line_each_and_the_chat_goes_on(chat):
     assert "unknown drafter 'nonsense'" in lines[2]
     assert "/save needs the name" in lines[3]
     assert "context ends at 512" in lines[4]
-    assert sum(line.startswith("/") for line in lines) == 8
+    assert sum(line.startswith("/") for line in lines) == 10, "eight commands, and the two used wrongly"
     assert "10 tokens" in lines[-1]
     assert given.code == 0
 
