@@ -16,12 +16,13 @@ from draftsmith.infer.measure.run_folder import RunFolder
 QUESTIONS, STEPS, DRAFTERS = 480, 300, 6
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 began = time.perf_counter()
 from draftsmith.recipes.cli.main import run
 code = run(["report", sys.argv[1]])
 print(json.dumps({"code": code, "seconds": time.perf_counter() - began,
-                  "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+                  "peak_mb": int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024}))
 """
 
 

@@ -13,11 +13,13 @@ from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.run.memory import memory_estimate, saved_bytes, shards_of
 from draftsmith.train.run.target import random_llama, train_tokenizer
 
+# ru_maxrss would be the peak of the process that started this one, where that is higher.
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from draftsmith.recipes.cli.main import run
 code = run(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
 sys.exit(code)
 """
 
