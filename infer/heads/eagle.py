@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from transformers import LlamaConfig, Qwen3Config
-from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -30,8 +29,8 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3MLP
 
+from draftsmith.infer.heads.pair_module import PairModule
 from draftsmith.infer.heads.rotary import KeptRotary
-from draftsmith.infer.models.layers import shaped_logits
 
 HeadConfig: TypeAlias = LlamaConfig | Qwen3Config
 # Whose decoder layers a head may have, by its config's model_type. Qwen3's norm queries and keys.
@@ -136,7 +135,7 @@ class EagleStack(nn.Module):
         return (self.norm(states),)
 
 
-class EagleHead(nn.Module):
+class EagleHead(PairModule):
     """A head, as a ModelRunner runs it. The target lends what the head does not have: `lend`.
 
     `ids_V`: the target's token id of each id of the draft vocabulary, if that is a part of the target's.
@@ -169,8 +168,6 @@ class EagleHead(nn.Module):
         self.lm_head = nn.Linear(width, rows, bias=False) if own_head else None
         self.embed_tokens = nn.Embedding(config.vocab_size, width) if own_embedding else None
         self.register_buffer("ids_V", ids_V, persistent=False)
-        self._lent: tuple[Any, ...] = (None, None)
-        self._shaping = (1.0, 0.0)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -186,18 +183,6 @@ class EagleHead(nn.Module):
         normed = self.design.norm_output or self.design.version == 1
         return "last" if normed else f"layer:{self.config.num_hidden_layers}"
 
-    def lend(self, embedding: nn.Module, head: nn.Module | None, scale: float = 1.0, softcap: float = 0.0) -> None:
-        """Take the target's embedding and head for those that this head lacks; they are not among its parameters."""
-        self._lent = (embedding, head)
-        if self.lm_head is None:
-            self._shaping = (scale, softcap)
-
-    def get_input_embeddings(self) -> Any:
-        return self.embed_tokens if self.embed_tokens is not None else self._lent[0]
-
-    def get_output_embeddings(self) -> Any:
-        return self.lm_head if self.lm_head is not None else self._lent[1]
-
     def joined(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[N, H] what pairs hold of the target's states [N, W] by name."""
         states = [features[name] for name in self.design.features]
@@ -209,31 +194,8 @@ class EagleHead(nn.Module):
         fused: torch.Tensor = self.fc(joined if self.input_norm is None else self.input_norm(joined))
         return fused
 
-    def pairs(self, tokens_N: torch.Tensor, states_NH: torch.Tensor) -> torch.Tensor:
-        """[N, 2 H] what the head is run on: each token's embedding, then the state before it: `joined`, or one that was
-        fed back."""
-        embedded_NH = self.get_input_embeddings()(tokens_N).to(states_NH.dtype)
-        return torch.cat([embedded_NH, states_NH], -1)
-
-    def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """[..., V] of states after the final norm."""
-        return shaped_logits(self.get_output_embeddings()(normed), *self._shaping)
-
-    def forward(
-        self,
-        *,
-        inputs_embeds: torch.Tensor,
-        position_ids: torch.Tensor,
-        past_key_values: Any = None,
-        attention_mask: Any = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-    ) -> CausalLMOutput:
-        """`inputs_embeds`: pairs [1, N, 2 H]. As a transformers' causal LM for the rest."""
-        given = inputs_embeds if self.design.version == 3 else self.fc(inputs_embeds)
-        (normed,) = self.model(given, position_ids, past_key_values, attention_mask)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutput(logits=self.logits(normed[:, keep]))
+    def entering(self, pairs: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return pairs if self.design.version == 3 else self.fc(pairs)
 
 
 def rows_of(ids_V: Sequence[int], vocab_size: int) -> torch.Tensor:
