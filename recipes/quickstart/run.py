@@ -37,8 +37,8 @@ def quickstart(
     Example: draftsmith quickstart --scale smoke
 
     Args:
-        scale: smoke (a minute), small (about ten minutes) or full (about an hour); by default that of the environment
-            variable SCALE, else small.
+        scale: smoke (a minute), small (about thirteen minutes) or full (about an hour); by default that of the
+            environment variable SCALE, else small.
         out: the output folder; quickstart/SCALE by default.
         seed: random seed for the text's order, training and measuring.
     """
