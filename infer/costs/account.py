@@ -253,17 +253,14 @@ class Account:
         n, m = divmod(int(net_NM.argmax()), MOST_AHEAD)
         return FirstGain(n + 1, float(net_NM[n, m]), float(tokens_NM[n, m]))
 
-    def reading_pays(
-        self, unread: Mapping[Row, int], left: Mapping[Row, int], entry: str, coverage: float, reading: str = ""
-    ) -> bool:
-        """Whether to let the draft read `unread` tokens of these rows, which may commit `left` more: what drafting for
-        all rows gains per token that it commits, against the seconds of reading. `reading`: the pass that reads, if it
-        is not `entry`."""
-        if not unread:
+    def reading_pays(self, found: FirstGain, unread: Mapping[Row, int], left: Mapping[Row, int], reading: str) -> bool:
+        """Whether to let the draft read `unread` tokens of these rows through its pass `reading`; they may commit
+        `left` more. `found`: what drafting gains once they are read; per token that it commits it is weighed against
+        the seconds of reading."""
+        if not unread or not found.offers:
             return False
-        found = self.first_gain([(1.0, row) for row in self._contexts], {}, entry, coverage)
-        gain = found.seconds / (found.offers + found.tokens) if found.offers else 0.0
-        return gain * sum(left[row] for row in unread) > self.displaced * self.seconds(reading or entry, unread)
+        gain = found.seconds / (found.offers + found.tokens)
+        return gain * sum(left[row] for row in unread) > self.displaced * self.seconds(reading, unread)
 
     def lengthen(
         self, reach: float, accepted: float, nodes: int, left: int, name: str, unread: int, at_once: bool = False

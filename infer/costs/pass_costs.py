@@ -91,8 +91,8 @@ class PassCost:
 class Costs:
     """A machine's pass costs by name: "target", and the names of a drafter's `pass_timers`.
 
-    `overhead`: seconds of a step outside all forward passes. `asking`: seconds to propose for one row, of a drafter
-    without passes. `target`: whose passes they are; a file always has one.
+    `overhead`: seconds of a step outside all forward passes. `asking`: seconds to propose for one row, of a
+    drafter with passes if it runs none. `target`: whose passes they are; a file always has one.
     """
 
     passes: Mapping[str, PassCost]

@@ -149,10 +149,11 @@ class Policy:
             if draft.whole and row in counts and len(counts[row]) < len(draft):
                 counts[row] = set()
         kept = {row: [reach for reach, node in some if node in counts[row]] for row, some in reaches.items()}
-        self._outright |= {row for row, draft in zip(rows, drafts) if row in reaches and len(draft)}
-        self._outright -= fixed.keys()
-        asked = self._outright - self._waiting
-        self._gains = {row: gain for row, gain in self._joint.gains(kept, fixed).items() if row in asked}
+        self._outright |= self._built | {row for row, draft in zip(rows, drafts) if row in reaches and len(draft)}
+        self._outright -= fixed.keys() - self._built
+        gains = self._joint.gains(kept, fixed)
+        gains |= {row: self._asking.built(len(draft)) for row, draft in zip(rows, drafts) if row in self._built}
+        self._gains = {row: gain for row, gain in gains.items() if row in self._outright - self._waiting}
         return [draft if row in fixed else _only(draft, counts[row]) for row, draft in zip(rows, drafts)]
 
     def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:

@@ -191,27 +191,29 @@ class LMDrafter:
         drawn = limits.drawn if self.draws else None
         return drawn or limits.coupled or limits.likeliest
 
-    def _catch_up(self, rows: Sequence[Row], policy: Policy) -> None:
-        """Read what the draft has not read of the rows for which drafting would pay if it had read them.
+    def _catch_up(self, rows: Sequence[Row], policy: Policy) -> list[Row]:
+        """The rows for which drafting pays, once what the draft has not read of them is read; reads what is worth it.
 
         A draft that does not pay need not read at all. Reading serves all later steps, so it is weighed against what
         drafting gains in all the steps that a row may still take.
         """
+        paying = list(rows)
         behind = {row: pending for row, pending in zip(rows, self.pending(rows)) if pending > MAY_WAIT}
-        paying = len(rows)
         if policy.costs is not None:
             account, entry = policy.joint, self.reader.entry
-            coverage = account.coverage * account.trust
-            paying = account.expand([(1.0, row) for row in rows], {}, entry, coverage)
-            behind = {row: pending for row, pending in behind.items() if row in set(rows[:paying])}
+            coverage, at_once = account.coverage * account.trust, self.reader.at_once
+            found = account.first_gain([(1.0, row) for row in rows], {}, entry, coverage, at_once=at_once)
+            paying = paying[: found.offers]
+            behind = {row: pending for row, pending in behind.items() if row in set(paying)}
             reading = self.reader.reading
-            if not account.reading_pays(behind, {row: row.left for row in behind}, entry, coverage, reading):
+            if not account.reading_pays(found, behind, {row: row.left for row in behind}, reading):
                 behind = {}
             # Rows that join are read with their prompts if reading all of such rows pays.
             whole = {row: row.prompt_tokens for row in rows}
             left = {row: row.stops.max_new_tokens for row in rows}
-            self._pays = account.reading_pays(whole, left, entry, coverage, reading)
+            self._pays = account.reading_pays(found, whole, left, reading)
         self.reader.read([(row, len(row.ids) - 1) for row in behind])
+        return paying
 
     def _with_costs(self, rows: Sequence[Row], policy: Policy | None) -> Policy:
         """`policy`; if it has no costs and this draft needs some, one that has no past."""
@@ -245,7 +247,12 @@ class LMDrafter:
         if learned is not None:
             learned.begin(rows)
             calibrated = partial(learned.corrected, policy, coupled=self.couples)
-        expansion = self._expansion(rows, limits, growths, policy, calibrated, learned)
+        self.reader.begin(rows)
+        paying = set(self._catch_up(rows, policy))
+        for row, growth in zip(rows, growths):
+            if row not in paying:
+                growth.budget = Budget(0, 0)
+        expansion = LMExpansion(self, rows, limits, growths, policy, calibrated, learned)
         grow(
             growths,
             expansion.expand,
@@ -271,22 +278,12 @@ class LMDrafter:
     ) -> LMExpansion:
         """This draft model's part in trees that others build; for rows without a limit it has none."""
         limits = [self._limit(row, budget, priced=False) for row, budget in zip(rows, budgets)]
-        return self._expansion(rows, limits, trees, self._with_costs(rows, policy), calibrated)
-
-    def _expansion(
-        self,
-        rows: Sequence[Row],
-        limits: Sequence[Budget],
-        trees: Sequence[Expandable],
-        policy: Policy,
-        calibrated: Calibrated,
-        learned: LearnedRates | None = None,
-    ) -> LMExpansion:
+        policy = self._with_costs(rows, policy)
         able = [row for row, limit in zip(rows, limits) if limit.nodes and limit.depth]
         self.reader.begin(rows)
         if able:
             self._catch_up(able, policy)
-        return LMExpansion(self, rows, limits, trees, policy, calibrated, learned)
+        return LMExpansion(self, rows, limits, trees, policy, calibrated)
 
     def best(
         self, row: Row, output: DraftOutput, start: int, positions: Sequence[int]
@@ -336,4 +333,5 @@ class LMDrafter:
     def _reading_pays(self, row: Row, unread: int, policy: Policy) -> bool:
         """Whether a row that draws is to be read: what all its drafts gain, by its own account, against reading."""
         account = policy.alone(row)
-        return account.reading_pays({row: unread}, {row: row.left}, self.reader.entry, account.found)
+        found = account.first_gain([(1.0, row)], {}, self.reader.entry, account.found)
+        return account.reading_pays(found, {row: unread}, {row: row.left}, self.reader.reading)

@@ -10,17 +10,17 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.draft import Draft
+from draftsmith.infer.contract.protocols import Budget, Drafter, Target, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.identity import TargetIdentity, machine
-from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.costs.timing import PassShape, fit, grid, left_out, measure_together
 from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.drafters.tree_builder import Expands
-from draftsmith.infer.engine.engine import Engine
+from draftsmith.infer.engine.engine import BUDGET, Engine
 from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 
@@ -29,6 +29,8 @@ TREE, BLOCK = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
 CONTEXTS = (64, 512)
 # Answers, and tokens of each, that the time outside passes is taken from.
 STEPS_OF, STEPS = 3, 24
+# How far these steps draft: about where drafting one token more is a close call.
+DEPTH = 3
 # The share of these steps, fastest first, that the mean time of a proposal is taken from.
 COUNTED = 0.95
 
@@ -62,13 +64,12 @@ def measure_costs(
     for label, drafter in drafters.items():
         own = [place for place in timers if place[0] in ("", label)]
         costs = Costs({place[1]: passes[place] for place in own}, idle, here, identity)
-        first = next(iter(drafter.pass_timers()), None)
-        if first is None:
+        if drafter.pass_timers():
+            more = around(target, drafter, answers, costs)
+            slower = {name: cost if name == "target" else _slower(cost, more) for name, cost in costs.passes.items()}
+            costs = replace(costs, passes=slower, asking=asking(target, drafter, answers, _never_pays(costs)))
+        else:
             costs = replace(costs, asking=asking(target, drafter, answers, costs))
-        else:  # every new node goes through the first pass
-            more, cost = around(target, drafter, answers, idle), costs.of(first)
-            slower = replace(cost, seconds=[one + more for one in cost.seconds])
-            costs = replace(costs, passes={**costs.passes, first: slower})
         found[label] = (costs, {place[1]: errors[place] for place in own})
     return found
 
@@ -79,12 +80,51 @@ def overhead(target: Target, answers: Sequence[Answered]) -> float:
     return max(median(map(_outside, _traces(Engine(target), answers))), 0.0)
 
 
-def around(target: Target, drafter: Drafter, answers: Sequence[Answered], idle: float) -> float:
-    """Seconds that a step of one row spends around each pass of the draft; `idle` are spent without a draft."""
-    traces = [trace for trace in _traces(Engine(target, drafter, policy=Policy()), answers) if trace.depth]
-    once = isinstance(drafter, Expands) and drafter.at_once
-    found = [(_outside(trace) - idle) / (1 if once else trace.depth) for trace in traces]
+def around(target: Target, drafter: Drafter, answers: Sequence[Answered], costs: Costs) -> float:
+    """Seconds that a step of one row spends around each pass of the draft, pricing included: the median over steps that
+    draft as far as DEPTH."""
+    policy = _CountsPasses(_always_pays(costs))
+    engine = Engine(target, drafter, policy=policy, budget=Budget(BUDGET.nodes, DEPTH))
+    traces = [trace for trace in _traces(engine, answers) if trace.nodes]
+    found = [(_outside(trace) - costs.overhead) / count for trace, count in zip(traces, policy.passes, strict=True)]
     return max(median(found), 0.0) if found else 0.0
+
+
+class _CountsPasses(Policy):
+    """`passes`: of the draft, in each step with one."""
+
+    def __init__(self, costs: Costs) -> None:
+        super().__init__(costs)
+        self.passes: list[int] = []
+        self._run = 0
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        super().begin(rows)
+        self._run = 0
+
+    def charge(self, name: str, tokens: Mapping[Row, int], entering: bool = True) -> None:
+        super().charge(name, tokens, entering)
+        self._run += 1
+
+    def settle(self, rows: Sequence[Row], drafts: Sequence[Draft], verdicts: Sequence[Verdict]) -> None:
+        super().settle(rows, drafts, verdicts)
+        if any(map(len, drafts)):
+            self.passes.append(max(self._run, 1))
+
+
+def _always_pays(costs: Costs) -> Costs:
+    """With these drafting always pays: the target's passes take much longer, whatever goes through them."""
+    slow = PassCost([1.0], [100 * costs.of("target")(1.0)])
+    return replace(costs, passes={**costs.passes, "target": slow})
+
+
+def _never_pays(costs: Costs) -> Costs:
+    """With these drafting never pays: the target's passes take no time."""
+    return replace(costs, passes={**costs.passes, "target": PassCost([1.0], [0.0])}, overhead=0.0)
+
+
+def _slower(cost: PassCost, seconds: float) -> PassCost:
+    return replace(cost, seconds=[one + seconds for one in cost.seconds])
 
 
 def _outside(trace: StepTrace) -> float:

@@ -33,20 +33,22 @@ def test_a_draft_runs_only_where_it_pays_with_the_caches_displaced(share: float,
 
 def test_a_prompt_is_read_only_if_the_tokens_that_are_left_repay_it() -> None:
     account, (row,) = begun(0.1)
-    _, gain, tokens = account.first_gain([(1.0, row)], {}, "small", 0.8)
+    found = account.first_gain([(1.0, row)], {}, "small", 0.8)
+    _, gain, tokens = found
     reading = DISPLACED * account.seconds("small", {row: 400})
     enough = int(reading / gain * (1 + tokens)) + 1
     assert 5 < enough < 1000
-    assert account.reading_pays({row: 400}, {row: enough}, "small", 0.8)
-    assert not account.reading_pays({row: 400}, {row: enough - 2}, "small", 0.8)
-    assert not account.reading_pays({}, {}, "small", 0.8)
+    assert account.reading_pays(found, {row: 400}, {row: enough}, "small")
+    assert not account.reading_pays(found, {row: 400}, {row: enough - 2}, "small")
+    assert not account.reading_pays(found, {}, {}, "small")
 
 
 def test_reading_never_pays_for_a_draft_that_does_not() -> None:
     account, rows = begun(0.9, rows=3)
     unread, left = dict.fromkeys(rows, 9), dict.fromkeys(rows, 10**9)
-    assert account.first_gain([(1.0, row) for row in rows], {}, "small", 0.2) == (0, 0.0, 0.0)
-    assert not account.reading_pays(unread, left, "small", 0.2)
+    found = account.first_gain([(1.0, row) for row in rows], {}, "small", 0.2)
+    assert found == (0, 0.0, 0.0)
+    assert not account.reading_pays(found, unread, left, "small")
 
 
 def test_a_pass_is_weighed_with_those_that_may_follow_it() -> None:

@@ -17,8 +17,10 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.asking import SHARE, Asking
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.controls import adversary, oracle
+from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters.controls import Empty, adversary, oracle
 from draftsmith.infer.engine.generate import generate
+from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.recorded_target import RecordedTarget
 
 VOCAB, LENGTH, ROWS = 50, 300, 4
@@ -92,6 +94,25 @@ def test_a_drafter_that_becomes_right_is_found_again():
     done = decode(late, COSTS)
     after = [trace for one in done for trace in one.traces if trace.context >= 2 + LENGTH * 3 // 4]
     assert sum(trace.accepted for trace in after) > 2 * len(after)
+
+
+@pytest.mark.parametrize(("draft_seconds", "least", "most"), [(5.0, 0.1, 0.35), (0.01, 0.9, 1.0)])
+def test_a_draft_model_that_never_pays_is_asked_seldom_and_one_that_pays_always(
+    make_model: Any, shake: Any, draft_seconds: float, least: float, most: float
+) -> None:
+    """It decides while it builds its drafts, and that takes time as well: every fifth step here, once that is clear."""
+    model = make_model("llama")
+    small = PassCost((1, 201), (draft_seconds, 1.1 * draft_seconds))
+    costs = replace(COSTS, passes={"target": PassCost((1, 201), (1.0, 1.1)), "small": small})
+    target, drafter = HFTarget(model), Listener(SmallLM(shake(model, 0.005), costs=costs, top_k=2, nodes=6))
+    rows = [Row(str(i), [5 + i, 9], Settings(), Stops(100)) for i in range(2)]
+    drafter.bind(target)
+    done = generate(target, drafter, rows, batch_size=2, policy=Policy(costs))
+    assert least * drafter.steps < drafter.asked <= most * drafter.steps
+    again = [Row(str(i), [5 + i, 9], Settings(), Stops(100)) for i in range(2)]
+    assert [one.token_ids for one in done] == [one.token_ids for one in generate(target, Empty(), again)]
+    accepted = sum(trace.accepted for one in done for trace in one.traces)
+    assert (accepted > 20) == (draft_seconds < 1)
 
 
 def test_drawn_drafts_are_asked_for_whatever_they_gain():

@@ -2,11 +2,13 @@
 
 import inspect
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.calibration import Calibration, calibration_path, find_calibration, find_costs
@@ -17,6 +19,7 @@ from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.mixed.mixed import Mixed
 from draftsmith.infer.drafters.sd2 import SD2
 from draftsmith.infer.drafters.small_lm import SmallLM
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.calibrate import costs as costs_module
 from draftsmith.infer.measure.calibrate.answers import Answered, answer_prompts
 from draftsmith.infer.measure.calibrate.costs import measure_costs
@@ -193,6 +196,30 @@ def test_costs_hold_the_target_s_passes_and_those_that_a_drafter_lends(make_mode
     assert 0 < costs.of("small").even(1, 1, 64) < costs.of("target").even(4, 64, 64)
     assert costs.overhead > 0
     assert costs.machine["dtype"] == "float32"
+
+
+def test_what_is_done_around_each_pass_of_a_draft_counts_and_asking_alone_runs_none(make_model, monkeypatch):
+    """Twenty milliseconds per pass that no timer of passes sees."""
+    target = HFTarget(make_model("llama", dtype=torch.float32))
+    drafter = SmallLM(make_model("llama", dtype=torch.float32, num_hidden_layers=1), num_draft_tokens=6)
+    drafter.bind(target)
+    own = drafter.best
+
+    def slow(*given):
+        time.sleep(0.02)
+        return own(*given)
+
+    monkeypatch.setattr(drafter, "best", slow)
+    asked = [Answered(0, "0/0", [5, 9, 2], [7, 8])]
+    passes = {name: PassCost((1, 201), (0.01, 0.02)) for name in ("target", "small")}
+    costs = Costs(passes, 0.001)
+    assert 0.018 < costs_module.around(target, drafter, asked, costs) < 0.04
+    policy = costs_module._CountsPasses(costs_module._always_pays(costs))
+    traces = costs_module._traces(Engine(target, drafter, policy=policy, budget=Budget(64, 3)), asked)
+    depths = [trace.depth for trace in traces if trace.nodes]
+    assert len(policy.passes) == len(depths) > 10
+    assert all(depth <= passes <= 3 for depth, passes in zip(depths, policy.passes))
+    assert 0 < costs_module.asking(target, drafter, asked, costs_module._never_pays(costs)) < 0.018
 
 
 def test_a_draft_is_timed_within_its_own_context(make_model, monkeypatch):
