@@ -33,10 +33,10 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0))
 
 
-def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
+def assemble(corpus: Corpus, packs: list[list[int]], length: int, first: int = 0) -> Batch:
     """[B, T] token ids; position ids, which restart in each document; labels, the next token of the same document where
-    it is learned, else IGNORED; places, the index of each token in the corpus, or -1. The unused end of a row is a
-    document of its own."""
+    it is learned, else IGNORED; places, the index of each token in the corpus, or -1. [B] rows: their numbers in the
+    run, from `first`. The unused end of a row is a document of its own."""
     input_ids_BT = np.zeros((len(packs), length), dtype=np.int64)
     position_ids_BT = np.zeros((len(packs), length), dtype=np.int64)
     labels_BT = np.full((len(packs), length), IGNORED, dtype=np.int64)
@@ -53,7 +53,8 @@ def assemble(corpus: Corpus, packs: list[list[int]], length: int) -> Batch:
             at = end
         position_ids_BT[b, at:] = np.arange(length - at)
     arrays = {"input_ids": input_ids_BT, "position_ids": position_ids_BT, "labels": labels_BT, "places": places_BT}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    rows_B = torch.arange(first, first + len(packs))
+    return {**{name: torch.from_numpy(array) for name, array in arrays.items()}, "rows": rows_B}
 
 
 class MicroBatches(Dataset[Batch]):
@@ -72,7 +73,8 @@ class MicroBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         step, part = divmod(number, self.per_step)
         first = step * self.batch_size + (part * self.ranks + self.rank) * self.micro
-        batch = assemble(self.corpus, [self.stream.pack(first + i) for i in range(self.micro)], self.stream.capacity)
+        rows = [self.stream.pack(first + i) for i in range(self.micro)]
+        batch = assemble(self.corpus, rows, self.stream.capacity, first)
         packs = range(step * self.batch_size, (step + 1) * self.batch_size)
         batch["loss_tokens"] = torch.tensor(max(sum(map(self.stream.loss_tokens, packs)), 1))
         batch["number"] = torch.tensor(number)

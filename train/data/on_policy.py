@@ -1,10 +1,10 @@
-"""On-policy batches: the draft answers itself, and learns what the target would have said there.
+"""On-policy rows: the draft answers itself, and learns what the target would have said there.
 
 Drafts are asked in contexts that the target wrote, but inside a draft they continue their own tokens, and their
-mistakes add up (DistillSpec, arXiv 2310.08461; on-policy distillation, 2306.13649). In every document of such a batch
+mistakes add up (DistillSpec, arXiv 2310.08461; on-policy distillation, 2306.13649). In every document of such a row
 the first learned answer is sampled anew from the current draft, up to its old length or an end token; nothing after it
-is learned. The choice of batches and every draw depend only on the seed and the micro-batch's number, so a resumed run
-draws the same.
+is learned. The choice of rows and every draw depend only on the seed and the row's number in the run, so a resumed run
+draws the same, on however many ranks.
 
 Legend: B rows, T positions.
 """
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 32
 
 
 class OnPolicy:
-    """Rewrites `share` of the micro-batches with the draft sampled at `temperature`."""
+    """Rewrites `share` of the rows with the draft sampled at `temperature`."""
 
     def __init__(self, share: float, temperature: float, seed: int) -> None:
         check_share(share)
@@ -39,8 +39,9 @@ class OnPolicy:
         """`batch`, or a copy with answers by `model`. Batches without a number (held-out ones) are never on-policy."""
         if "number" not in batch or not self.share:
             return batch
-        number = int(batch["number"])
-        if uniform(self.seed, "micro-batch", number, "on-policy") >= self.share:
+        numbers = batch["rows"].tolist()
+        chosen = {b for b, row in enumerate(numbers) if uniform(self.seed, "row", row, "on-policy") < self.share}
+        if not chosen:
             return batch
         training = model.training
         device = batch["labels"].device
@@ -48,16 +49,17 @@ class OnPolicy:
             self._decoder = HFTarget(model)
         try:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                return self._rewritten(self._decoder, batch, number)
+                return self._rewritten(self._decoder, batch, numbers, chosen)
         finally:
             model.train(training)
 
-    def _rewritten(self, decoder: HFTarget, batch: Batch, number: int) -> Batch:
+    def _rewritten(self, decoder: HFTarget, batch: Batch, numbers: list[int], chosen: set[int]) -> Batch:
         decoder.model.eval()
-        ids_BT, labels_BT = batch["input_ids"].clone(), torch.full_like(batch["labels"], IGNORED)
-        spans = answer_spans(batch)
+        ids_BT, labels_BT = batch["input_ids"].clone(), batch["labels"].clone()
+        labels_BT[sorted(chosen)] = IGNORED
+        spans = [span for span in answer_spans(batch) if span[0] in chosen]
         rows = [
-            Row(f"{number}-{b}-{first}", ids_BT[b, start : first + 1].tolist(), self.settings,
+            Row(f"{numbers[b]}-{first}", ids_BT[b, start : first + 1].tolist(), self.settings,
                 Stops(count, decoder.eos_ids))
             for b, start, first, count in spans
         ]  # fmt: skip
@@ -71,7 +73,7 @@ class OnPolicy:
 
 def check_share(share: float) -> None:
     if not 0 <= share <= 1:
-        raise ValueError(f"on_policy is {share}: give a share of the batches, from 0 to 1")
+        raise ValueError(f"on_policy is {share}: give a share of the rows, from 0 to 1")
 
 
 def answer_spans(batch: Batch) -> list[tuple[int, int, int, int]]:

@@ -22,6 +22,7 @@ from draftsmith.infer.heads.hydra import HydraHead, HydraHeads
 from draftsmith.infer.heads.medusa import MedusaHead, MedusaHeads
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.train.data.batches import IGNORED, Batch
+from draftsmith.train.data.row_streams import row_generators
 from draftsmith.train.drafts.exits import document_mask
 from draftsmith.train.drafts.trainable import BuildContext, DraftSizes, Weights
 
@@ -62,6 +63,7 @@ class HeadsDraft(nn.Module):
         feature_bytes: of the target's state of a token.
         embedding: the target's, for heads that read tokens.
         dropout: before each block, and before the output matrix.
+        seed: of the dropout.
     """
 
     def __init__(
@@ -72,10 +74,12 @@ class HeadsDraft(nn.Module):
         feature_bytes: int,
         embedding: nn.Module | None = None,
         dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
-        self.dropout = nn.Dropout(dropout)
+        self._dropout = dropout
+        self._seed = seed
         self.prefix = getattr(model, "prefix", None)
         self._drafter = drafter
         self._write = write
@@ -98,6 +102,7 @@ class HeadsDraft(nn.Module):
                 inputs_embeds=read_BTH, position_ids=batch["position_ids"], attention_mask=mask
             ).logits
         states_PH, ids_P = read_BTH.flatten(0, 1), batch["input_ids"].flatten()
+        dropped = self._dropped(batch, rows)
         found = []
         for number, head in enumerate(heads):
             given = [states_PH[(rows.at_N - 1 - number).clamp_min(0)]]
@@ -106,9 +111,25 @@ class HeadsDraft(nn.Module):
                 given += [self._embed(ids_N).to(dtype) for ids_N in path]
             state = torch.cat(given, -1) if len(given) > 1 else given[0]
             for block in head.blocks:
-                state = block(self.dropout(state))
-            found.append(self.dropout(state))
+                state = block(dropped(state))
+            found.append(dropped(state))
         return found, rows
+
+    def _dropped(self, batch: Batch, rows: FutureRows) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Dropout whose draws are a row's own."""
+        if not (self.training and self._dropout):
+            return lambda state: state
+        device, keep = rows.at_N.device, 1 - self._dropout
+        count, length = batch["labels"].shape
+        own_B = (rows.at_N // length).bincount(minlength=count).tolist()
+        streams = row_generators(batch["rows"].tolist(), self._seed, "dropout", device)
+
+        def dropped(state: torch.Tensor) -> torch.Tensor:
+            drawn = [torch.rand((own, state.shape[1]), generator=stream, device=device)
+                     for own, stream in zip(own_B, streams)]  # fmt: skip
+            return state * (torch.cat(drawn) < keep) / keep
+
+        return dropped
 
     @torch.no_grad()
     def _embed(self, ids_N: torch.Tensor) -> torch.Tensor:

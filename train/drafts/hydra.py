@@ -67,7 +67,8 @@ class HydraBuilder:
                 raise ValueError(f"{self.init} {has} prefix layer: give --prefix {str(not self.prefix).lower()}")
         write = partial(save_hydra, trained_for=run.trained_for)
         item, embedding = run.target.dtype.itemsize, run.target.get_input_embeddings()
-        return HeadsDraft(ready(heads, run), hydra_drafter, write, item * heads.width, embedding, self.dropout)
+        width = item * heads.width
+        return HeadsDraft(ready(heads, run), hydra_drafter, write, width, embedding, self.dropout, run.seed)
 
 
 def hydra_drafter(heads: Any, depth: int) -> Drafter:

@@ -42,7 +42,7 @@ class Distil:
         sharpness: the losses greedy and topk replace the argmax by softmax(sharpness x logits).
         teacher: live, or the folder of a cache of the target's distributions, which is built if it is missing.
         teacher_top_k: tokens per position in that cache.
-        on_policy: share of the batches whose answers the draft writes itself.
+        on_policy: share of the rows whose answers the draft writes itself.
     """
 
     def __init__(

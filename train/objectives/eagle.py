@@ -87,9 +87,9 @@ class EagleObjective:
             )
         self.read: Features = open_features(self.features, run, run.draft.features, self.features_dtype)
         self.rows = DraftRows(run.draft.ids_V)
+        self._seed = run.seed
 
     def __call__(self, draft: EagleDraft, batch: dict[str, torch.Tensor]) -> LossSums:
-        from draftsmith.train.data.batches import IGNORED
         from draftsmith.train.objectives.chunked_loss import chunked_loss
         from draftsmith.train.objectives.divergences import Distributions, find_divergence, mixed
         from draftsmith.train.objectives.objective import LossSums
@@ -97,7 +97,7 @@ class EagleObjective:
         head = draft.model.lm_head
         assert head is not None
         features = self.read(batch)
-        found = draft(batch, self._noisy(features, draft))
+        found = draft(batch, self._noisy(features, draft, batch))
         learned_KN = found.learned_KN
         if self.outside == "drop":
             learned_KN = learned_KN & self.rows.have_choice(features, found.places_N)
@@ -121,16 +121,26 @@ class EagleObjective:
             [of_unroll(learned_N) for learned_N in learned_KN],
             chunk_entries=chunk_entries(labels_N.device.type),
         )
-        # Reported as if an unroll predicted as much as there are labels, by whose number the sums will be divided.
-        share_K = learned_KN.sum(1) / (batch["labels"] != IGNORED).sum().clamp_min(1)
-        return LossSums(sums.total, sums.per_exit_E / share_K.clamp_min(1e-9))
+        return LossSums(sums.total, sums.per_exit_E, learned_KN.sum(1))
 
-    def _noisy(self, features: FeatureBatch, draft: EagleDraft) -> dict[str, torch.Tensor]:
+    def _noisy(
+        self, features: FeatureBatch, draft: EagleDraft, batch: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """The states that the head reads; noise makes it bear with states that are not quite the target's."""
         import torch
+
+        from draftsmith.train.data.row_streams import row_generators
 
         given = {name: features[name] for name in draft.model.features}
         if not (draft.training and self.noise):
             return given
-        draw = torch.randn_like if self.noise_kind == "normal" else lambda state: torch.rand_like(state) * 2 - 1
-        return {name: state + self.noise * draw(state) for name, state in given.items()}
+        device = batch["labels"].device
+        streams = row_generators(batch["rows"].tolist(), self._seed, "noise", device)
+
+        def drawn(state: torch.Tensor) -> torch.Tensor:
+            draw = torch.randn if self.noise_kind == "normal" else torch.rand
+            rows = [draw(state.shape[1:], generator=stream, dtype=state.dtype, device=device) for stream in streams]
+            noise = torch.stack(rows)
+            return noise if self.noise_kind == "normal" else noise * 2 - 1
+
+        return {name: state + self.noise * drawn(state) for name, state in given.items()}

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 class LossSums(NamedTuple):
-    """`total` is differentiated; `per_exit_E` are the unweighted token sums, for reporting."""
+    """`total` is differentiated; `per_exit_E` are the unweighted token sums, for reporting: divided by `counts_E`, the
+    tokens that each is a sum over, or by the number of loss tokens where that is None."""
 
     total: torch.Tensor
     per_exit_E: torch.Tensor
+    counts_E: torch.Tensor | None = None
 
 
 class Losses(Protocol):

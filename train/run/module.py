@@ -45,23 +45,31 @@ class Training(lightning.LightningModule):
         self.seed = seed
         self.grad_norm = float("nan")
         self._sums: list[torch.Tensor] = []
+        self._counts: list[torch.Tensor | None] = []
+        self._loss_tokens: torch.Tensor
         self._losses_E: torch.Tensor
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        # Seeded per micro-batch, so that a resumed run has the same dropout.
+        # Seeded per micro-batch, so that a resumed run draws the same. What must not depend on the number of ranks
+        # draws by row instead (row_streams.py).
         torch.manual_seed((self.seed << 32) + (int(batch["number"]) << 12) + self.global_rank)
         sums = self.objective(self.draft, batch)
-        self._sums.append(sums.per_exit_E.detach() / batch["loss_tokens"])
+        self._sums.append(sums.per_exit_E.detach())
+        self._counts.append(sums.counts_E)
+        self._loss_tokens = batch["loss_tokens"]
         # Lightning averages over ranks and micro-batches; undo both, because the sum is already divided.
         trainer = self.trainer
         return sums.total / batch["loss_tokens"] * (trainer.world_size * trainer.accumulate_grad_batches)
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> tuple[LossSums, int]:
-        return self.objective(self.draft, batch), int((batch["labels"] != IGNORED).sum())
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> tuple[LossSums, torch.Tensor]:
+        sums = self.objective(self.draft, batch)
+        learned = int((batch["labels"] != IGNORED).sum())
+        return sums, torch.full_like(sums.per_exit_E, learned) if sums.counts_E is None else sums.counts_E
 
     def take_sums(self) -> torch.Tensor:
         """[E] the last step's mean losses, over all ranks."""
         self._sums.clear()
+        self._counts.clear()
         return self._losses_E
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -72,7 +80,10 @@ class Training(lightning.LightningModule):
         return make_optimiser(named, self.optimiser, lr, self.weight_decay, self.betas, outside)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self._losses_E = reduced(self, torch.stack(self._sums).sum(0))
+        sums_E = reduced(self, torch.stack(self._sums).sum(0))
+        counts = [counts_E for counts_E in self._counts if counts_E is not None]
+        divisor = reduced(self, torch.stack(counts).sum(0).to(sums_E)).clamp_min(1) if counts else self._loss_tokens
+        self._losses_E = sums_E / divisor
         if not self._losses_E.isfinite().all():
             losses = ", ".join(f"{loss:.3g}" for loss in self._losses_E.tolist())
             raise diverged(self.trainer.global_step + 1, f"the loss is {losses}")

@@ -28,19 +28,19 @@ ROWS_AT_ONCE = 8
 def held_out_losses(module: Training, data: Batches) -> list[float]:
     """The mean losses on the held-out rows; empty if there are none."""
     trainer = module.trainer
-    sums, count = None, 0
+    sums: torch.Tensor | None = None
     with torch.no_grad():
         for batch in data.val_batches(trainer.global_rank, trainer.world_size):
             moved = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.val_step_context():
                 output: Any = trainer.strategy.validation_step(moved, 0)
-            (_, per_exit_E), learned = output
-            sums = per_exit_E.detach() if sums is None else sums + per_exit_E.detach()
-            count += learned
+            (_, per_exit_E, _), counts_E = output
+            both_2E = torch.stack([per_exit_E.detach(), counts_E.to(per_exit_E)])
+            sums = both_2E if sums is None else sums + both_2E
     if sums is None:
         return []
-    total = reduced(module, torch.cat([sums, torch.tensor([count], dtype=sums.dtype, device=sums.device)]))
-    return [float(value) for value in total[:-1] / total[-1].clamp_min(1)]
+    sums_E, counts_E = reduced(module, sums)
+    return [float(value) for value in sums_E / counts_E.clamp_min(1)]
 
 
 def held_out_prompts(corpus: Corpus, held_out: np.ndarray, count: int, longest: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""On-policy batches: the draft's own answers in the old places, the same for the same number, nothing else changed."""
+"""On-policy rows: the draft's own answers in the old places, the same for the same row, nothing else changed."""
 
 import pytest
 import torch
@@ -37,18 +37,29 @@ def test_answers_are_the_drafts_own_greedy_ones_where_the_targets_stood(make_mod
     assert ((rewritten["labels"] != IGNORED) <= (batch["labels"] != IGNORED)).all()
 
 
-def test_draws_depend_on_the_number_and_the_seed_alone(make_model, batch):
+def test_draws_depend_on_the_row_and_the_seed_alone(make_model, batch):
+    """Not on what else is in the micro-batch."""
     model = make_model("llama")
-    draw = lambda seed, number: OnPolicy(1.0, 1.0, seed)(model, {**batch, "number": torch.tensor(number)})  # noqa: E731
-    assert draw(0, 3)["input_ids"].equal(draw(0, 3)["input_ids"])
-    assert not draw(0, 3)["input_ids"].equal(draw(0, 4)["input_ids"])
-    assert not draw(0, 3)["input_ids"].equal(draw(1, 3)["input_ids"])
+    draw = lambda seed, rows: OnPolicy(1.0, 1.0, seed)(model, {**batch, "rows": torch.tensor(rows)})  # noqa: E731
+    both = draw(0, [3, 4])["input_ids"]
+    assert both.equal(draw(0, [3, 4])["input_ids"])
+    assert not both.equal(draw(0, [4, 3])["input_ids"])
+    assert not both.equal(draw(1, [3, 4])["input_ids"])
+    second = {name: value[1:] if value.ndim else value for name, value in batch.items()}
+    alone = OnPolicy(1.0, 1.0, 0)(model, {**second, "rows": torch.tensor([4]), "number": torch.tensor(9)})
+    assert alone["input_ids"].equal(both[1:])
 
 
-def test_about_the_share_of_batches_is_rewritten_and_none_without_a_number(make_model, batch):
+def test_about_the_share_of_rows_is_rewritten_and_none_without_a_number(make_model, batch):
     model = make_model("llama")
     half = OnPolicy(0.5, 0.0, seed=0)
-    count = sum(half(model, one) is not one for one in ({**batch, "number": torch.tensor(n)} for n in range(40)))
+    count = 0
+    for row in range(0, 40, 2):
+        done = half(model, {**batch, "rows": torch.tensor([row, row + 1])})
+        other = [not done["input_ids"][b].equal(batch["input_ids"][b]) for b in range(2)]
+        for b in range(2):
+            assert other[b] or done["labels"][b].equal(batch["labels"][b])
+        count += sum(other)
     assert 10 <= count <= 30
     held_out = {name: value for name, value in batch.items() if name != "number"}
     assert OnPolicy(1.0, 0.0, seed=0)(model, held_out) is held_out

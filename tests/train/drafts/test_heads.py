@@ -61,10 +61,22 @@ def test_dropout_acts_in_training_alone(make_model, make_corpus):
     batch = assemble(corpus, [[0, 1]], 40)
     last = torch.randn(1, 40, 32, dtype=torch.float64)
     calm = [draft.eval()(batch, last)[0][1] for _ in range(2)]
-    wild = [draft.train()(batch, last)[0][1] for _ in range(2)]
+    wild, again, later = (draft.train()({**batch, "rows": torch.tensor([row])}, last)[0][1] for row in (3, 3, 4))
     assert calm[0].equal(calm[1])
-    assert not wild[0].equal(wild[1])
+    assert not wild.equal(calm[0])
+    assert wild.equal(again)
+    assert not wild.equal(later)
     assert (batch["labels"] != IGNORED).any()
+
+
+def test_a_row_drops_the_same_whatever_micro_batch_it_falls_to(make_model, make_corpus):
+    target, corpus = make_model("llama"), make_corpus([12, 20, 16])
+    draft = HydraBuilder(2, dropout=0.5).build(BuildContext(target, corpus, torch.float64)).train()
+    last = torch.randn(2, 40, 32, dtype=torch.float64)
+    both, _ = draft(assemble(corpus, [[0, 1], [2]], 40, first=6), last)
+    apart = [draft(assemble(corpus, [row], 40, 6 + b), last[b : b + 1])[0] for b, row in enumerate([[0, 1], [2]])]
+    for head, states in enumerate(both):
+        torch.testing.assert_close(torch.cat([found[head] for found in apart]), states)
 
 
 @pytest.mark.parametrize(

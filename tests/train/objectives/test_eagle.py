@@ -85,11 +85,9 @@ def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(target, make_corpus
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], msg=name)
-    # By the number of labels, as the trainer divides, it gives the mean of each unroll's own predictions.
     counts = [sum(max(length - length // 2 - 1 - t, 0) for length in LENGTHS) for t in range(3)]
-    labels = int((batch["labels"] >= 0).sum())
-    means = expected.detach() / torch.tensor(counts)
-    torch.testing.assert_close((sums.per_exit_E / labels).double(), means, rtol=1e-6, atol=1e-6)
+    assert sums.counts_E.tolist() == counts
+    torch.testing.assert_close(sums.per_exit_E.double(), expected.detach(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("unrolls", [1, 3])
@@ -147,6 +145,17 @@ def test_noise_is_added_in_training_only(target, make_corpus):
         assert total(noisy, draft.train(), batch) != total(plain_objective, draft, batch)
         assert total(noisy, draft.eval(), batch) == total(plain_objective, draft, batch)
         draft.train()
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_a_rows_noise_is_its_own_whatever_micro_batch_it_falls_to(target, make_corpus, kind):
+    corpus = make_corpus(LENGTHS)
+    objective, draft = begun(target, corpus, EagleObjective(decay=0.5, noise=0.2, noise_kind=kind))
+    draft.train()
+    both = total(objective, draft, assemble(corpus, [[0, 1], [2, 3]], 40, first=6))
+    apart = [total(objective, draft, assemble(corpus, [row], 40, first)) for first, row in [(6, [0, 1]), (7, [2, 3])]]
+    assert sum(apart) == pytest.approx(both, rel=1e-9)
+    assert total(objective, draft, assemble(corpus, [[2, 3]], 40, first=8)) != apart[1]
 
 
 def test_a_batch_without_anything_to_learn_has_loss_zero_and_gradients(target, make_corpus):
