@@ -117,6 +117,28 @@ def test_other_settings_are_not_mixed_into_a_run_but_free_ones_may_change(tmp_pa
         RunRecord(tmp_path).open({"settings": {**settings, "optim": {"lr": 0.002}}})
 
 
+def test_a_run_may_resume_on_other_ranks_but_deepspeeds_only_on_those_that_wrote_its_checkpoint(tmp_path):
+    def settings(strategy, devices, micro):
+        return {"strategy": strategy, "devices": devices, "num_nodes": 1, "optim": {"micro_batch_size": micro}}
+
+    def begun(name, strategy):
+        record = RunRecord(tmp_path / name)
+        record.begin(record.open({"settings": settings(strategy, 2, 2), "state": "running"}))
+        return record
+
+    whole = begun("whole", "ddp")
+    whole.open({"settings": settings("auto", 1, 4)})
+    whole.open({"settings": settings("ddp", 4, 1)})
+    with pytest.raises(ValueError, match=r"other settings: strategy \('ddp', now 'fsdp'\)"):
+        whole.open({"settings": settings("fsdp", 2, 2)})
+    split = begun("split", "deepspeed_stage_2")
+    split.open({"settings": settings("deepspeed_stage_2", 2, 2)})
+    with pytest.raises(ValueError, match=r"resume only on the ranks that wrote them: give --devices 2, --optim\.micro"):
+        split.open({"settings": settings("deepspeed_stage_2", 4, 1)})
+    with pytest.raises(ValueError, match="other settings: strategy"):
+        split.open({"settings": settings("ddp", 2, 2)})
+
+
 def test_a_folder_that_cannot_be_written_or_holds_other_things_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to: Not a directory"):

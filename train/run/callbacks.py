@@ -272,6 +272,14 @@ class AtSteps(Callback):
         if self._micro_in_step and self._loops:
             checkpoint["loops"]["fit_loop"] = self._loops
 
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts micro-batches, of which a step has others on another number of ranks."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            missing = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["ready"]
+            for name in counts:
+                counts[name] += missing
+
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """After SIGTERM save the last finished step; after a loss that is not finite only if there is no state yet."""
         alone = trainer.world_size == 1

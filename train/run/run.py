@@ -30,6 +30,7 @@ from draftsmith.train.run.data_module import Batches, load_data
 from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import LearningRateSchedule
+from draftsmith.train.run.ranks import RankWatch, check_launch, lost_a_rank
 from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves, state_step
 from draftsmith.train.run.stops import TERMINATED, Stopped
 from draftsmith.train.run.trainers import final_state, make_trainer
@@ -73,6 +74,7 @@ def _train(
             "use ddp"
         )
     config = resolved(config)
+    check_launch(config.devices, config.num_nodes)
     builder.check(config.strategy, config.machine.gradient_checkpointing)
     record = RunRecord(Path(config.out))
     learned = {"name": type(objective).__name__, **{key.lstrip("_"): value for key, value in vars(objective).items()}}
@@ -238,8 +240,10 @@ def fit(
         warnings.filterwarnings("ignore", module="lightning.*")
         warnings.filterwarnings("ignore", message=".*find_unused_parameters.*")
         watcher.trainer = make_trainer(config, module, watcher, record, max_steps or ENDLESS)
+        watch = RankWatch(lambda: _kept(record))
         try:
-            watcher.trainer.fit(module, datamodule=data, ckpt_path=newest)
+            with watch.running():
+                watcher.trainer.fit(module, datamodule=data, ckpt_path=newest)
         except Stopped as stop:
             raise _explained(stop, record) from stop
         except OSError as error:
@@ -253,18 +257,24 @@ def fit(
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt("run the same command again to resume from the last checkpoint") from stop
         except RuntimeError as error:
+            if config.world > 1 and lost_a_rank(error):
+                watch.end()
             # A worker that the same SIGTERM ended.
             if not watcher.sigterm.received:
                 raise
             raise _explained(Stopped("stopped by SIGTERM", TERMINATED), record) from error
 
 
+def _kept(record: RunRecord) -> str:
+    newest = record.newest_state()
+    kept = f"after step {state_step(newest)}" if newest else "before the first step was finished"
+    return f" {kept}; run the same command again to {'resume' if newest else 'start over'}"
+
+
 def _explained(stop: Stopped, record: RunRecord) -> Stopped:
     """`stop` with what is kept of the run, and what to do."""
     newest = record.newest_state()
     if stop.exit_code == TERMINATED:
-        kept = f"after step {state_step(newest)}" if newest else "before the first step was finished"
-        again = "resume" if newest else "start over"
-        return Stopped(f"{stop} {kept}; run the same command again to {again}", TERMINATED)
+        return Stopped(f"{stop}{_kept(record)}", TERMINATED)
     kept = f"the last good state is {newest}" if newest else "no state was saved"
     return Stopped(f"{stop} ({kept})", stop.exit_code)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Settings that may change when a run resumes: they affect its speed, not its result.
 FREE = {"workers", "save_every", "loggers", "cache"}
+# Those of its ranks may change too, if every rank reads the same checkpoint.
+RANKS = {"devices", "num_nodes", "micro_batch_size"}
+WHOLE = {"auto", "ddp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,16 @@ class RunRecord:
 
     def _same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         before, now = _flat(before), _flat(json.loads(json.dumps(now)))
-        other = [key for key in now if key.split(".")[-1] not in FREE and before.get(key) != now[key]]
+        strategies = {before.get("strategy"), now.get("strategy")}
+        split = any(str(name).startswith("deepspeed") for name in strategies)
+        free = FREE if split else FREE | RANKS | ({"strategy"} if strategies <= WHOLE else set())
+        other = [key for key in now if key.split(".")[-1] not in free and before.get(key) != now[key]]
+        if split and other and RANKS.issuperset(key.split(".")[-1] for key in other):
+            changed = ", ".join(f"--{key} {before.get(key)}" for key in other)
+            raise ValueError(
+                f"{self.path}: DeepSpeed's checkpoints resume only on the ranks that wrote them: give {changed}, or "
+                "start over with ddp or fsdp"
+            )
         if other:
             listed = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in other)
             raise ValueError(f"{self.path} holds a run that was started with other settings: {listed}")

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from draftsmith.train.run.muon import orthogonalised
-from draftsmith.train.run.optimisers import LearningRateSchedule, make_optimiser
+from draftsmith.train.run.optimisers import LearningRateSchedule, make_optimiser, orthogonalised
 
 
 def test_the_learning_rate_climbs_to_its_peak_and_falls_to_its_floor():
