@@ -42,7 +42,10 @@ def check_exits(
     for exit in exits:
         own, guess = means[exit - 1], GUESSING * math.log(vocab_size)
         if own > guess:
-            return Finding.wrong(CHECK, f"exit {exit} hardly predicts ({own:.2f} nats a token): not trained", untrained)
+            by_layer = ", ".join(f"{one:.2f}" for one in means)
+            return Finding.wrong(
+                CHECK, f"exit {exit} hardly predicts ({own:.2f} nats a token; by layer {by_layer})", untrained
+            )
         shallower = min(range(exit), key=lambda at: means[at])
         if shallower + 1 < exit and gain(losses[exit - 1], losses[shallower]):
             return Finding.wrong(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +14,13 @@ import torch
 from draftsmith.infer.drafters.heads.eagle import Eagle
 from draftsmith.infer.drafters.heads.hydra import Hydra
 from draftsmith.infer.drafters.heads.medusa import Medusa
+from draftsmith.infer.drafters.heads.pair_head import lend
 from draftsmith.infer.heads.eagle import EagleHead
 from draftsmith.infer.heads.eagle_folder import LAYER_IDS
 from draftsmith.infer.heads.folders import Kind, TrainedFor, load_eagle, load_hydra, load_medusa, trained_for
 from draftsmith.infer.heads.head_files import HeadFiles
+from draftsmith.infer.heads.hydra import HydraHeads
+from draftsmith.infer.heads.medusa import MedusaHeads
 from draftsmith.infer.measure.doctor import rotary, weights
 from draftsmith.infer.measure.doctor.acceptance import CHECK as ACCEPTANCE
 from draftsmith.infer.measure.doctor.acceptance import check_acceptance
@@ -23,6 +28,7 @@ from draftsmith.infer.measure.doctor.exam import Exam, gain, head_losses
 from draftsmith.infer.measure.doctor.finding import Finding
 from draftsmith.infer.measure.doctor.weights import MendTried, best_of
 from draftsmith.infer.models.layers import find_parts
+from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 
 LOAD: dict[Kind, Callable[..., Any]] = {"eagle": load_eagle, "medusa": load_medusa, "hydra": load_hydra}
@@ -64,15 +70,20 @@ def examine_head(name: str, kind: Kind, exam: Exam, reference: str | None = None
     trained = HeadSubject.read(reference, kind, exam) if reference is not None else None
     files = HeadFiles.open(name)
     origin = trained_for(name) or TrainedFor()
-    common = [_tokenizer(origin, exam), _dtype(files, exam)]
+    stored = list(files.read(files.shapes).items())
+    run_in = exam.model.dtype
     try:
-        subject = HeadSubject.read(name, kind, exam)
+        with noted() as assumed:
+            subject = HeadSubject.read(name, kind, exam)
     except ValueError as problem:
         refused = _refused(name, kind, str(problem))
         rest = [] if refused.check == TARGET else [_target(origin, exam)]
+        dtype = weights.check_dtype(stored, run_in, None)
         unmeasured = Finding.unknown(ACCEPTANCE, "not measured: the head cannot be loaded")
-        return [refused, *rest, *common, unmeasured]
-    found = [Finding.ok("files", _described(subject)), _target(origin, exam), *common]
+        return [refused, *rest, _tokenizer(origin, exam), dtype, unmeasured]
+    found = [Finding.ok("files", _described(subject)), _target(origin, exam), _tokenizer(origin, exam)]
+    found += [Finding.unknown("assumed", one.removeprefix(f"{name}: ")) for one in assumed]
+    found.append(weights.check_dtype(stored, run_in, lambda: _finite(subject, exam)))
     if kind == "eagle":
         exam.say("trying what may be wrong with the head")
         found += _of_eagle(subject, trained, exam)
@@ -119,9 +130,45 @@ def _tokenizer(origin: TrainedFor, exam: Exam) -> Finding:
     return Finding.wrong("tokenizer", "trained with another one: its ids mean other text", MENDS[TARGET])
 
 
-def _dtype(files: HeadFiles, exam: Exam) -> Finding:
-    stored = files.read(files.shapes)
-    return weights.check_dtype(stored.items(), exam.model.dtype, lambda: True)
+@contextlib.contextmanager
+def noted() -> Iterator[list[str]]:
+    """What readers of heads log inside: assumptions about what a folder does not say. It is not printed."""
+    found: list[str] = []
+    logger, handler = logging.getLogger("draftsmith.infer.heads"), logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+
+
+@torch.inference_mode()
+def _finite(subject: HeadSubject, exam: Exam) -> bool:
+    """Whether the head's logits over an answer of the target are numbers."""
+    head, model, one = subject.head, exam.model, exam.answers[0]
+    embedding = model.get_input_embeddings()
+    ids_T = torch.tensor([*one.prompt, *one.answer], device=embedding.weight.device)
+    taps = Taps(model)
+    with taps.taking(list(head.features)) as taken:
+        model(ids_T[None], use_cache=False)
+    states = {name: taken[name][0, :-1] for name in head.features}
+    if isinstance(head, MedusaHeads):
+        logits = head(states["last"])
+    elif isinstance(head, HydraHeads):
+        logits = head.logits(0, states["last"], [embedding(ids_T[1:])])
+    else:
+        lend(subject.name, head, model)
+        count = len(ids_T) - 1
+        mask = torch.full((count, count), torch.finfo(exam.model.dtype).min, device=ids_T.device).triu(1)
+        logits = head(
+            inputs_embeds=head.pairs(ids_T[1:], head.joined(states))[None],
+            position_ids=torch.arange(count, device=ids_T.device)[None],
+            attention_mask=mask[None, None].to(exam.model.dtype),
+        ).logits
+    return bool(logits.isfinite().all())
 
 
 def _of_eagle(subject: HeadSubject, trained: HeadSubject | None, exam: Exam) -> list[Finding]:
@@ -140,7 +187,7 @@ def _of_eagle(subject: HeadSubject, trained: HeadSubject | None, exam: Exam) -> 
     target = exam.model.config.get_text_config()
     return [
         _layers(head, before, [] if before is not None else _layer_trials(head, target.num_hidden_layers, tried)),
-        _vocabulary(head, before, tried, exam),
+        _vocabulary(head, before, losses_N, tried, exam),
         rotary.check_rotary(head, head.config, before, target, orders),
         *_tables(head, before, exam),
     ]
@@ -151,7 +198,7 @@ def _layer_trials(head: EagleHead, layers: int, tried: Tried) -> list[MendTried]
     for step in (1, -1):
         moved = tuple(_moved(name, step, layers) for name in head.features)
         if moved != head.features:
-            what = f"it reads {_listed(head.features)}, where {_listed(moved)} fits"
+            what = f"it reads {_listed(head.features)}, where {_listed(moved)} fit"
             mend = f'write "features": {list(moved)} into draftsmith.json'.replace("'", '"')
             found.append(tried(what, mend, lambda moved=moved: reading(head, moved)))
     return found
@@ -179,7 +226,9 @@ def reading(head: EagleHead, features: tuple[str, ...]) -> Iterator[None]:
         head.design = before
 
 
-def _vocabulary(head: EagleHead, trained: EagleHead | None, tried: Tried, exam: Exam) -> Finding:
+def _vocabulary(
+    head: EagleHead, trained: EagleHead | None, losses_N: torch.Tensor, tried: Tried, exam: Exam
+) -> Finding:
     """Whether its ids are the right tokens: the reference's, not shifted, and such as the target's answers have."""
     if head.ids_V is None:
         return Finding.ok(VOCABULARY, f"all {head.config.vocab_size} tokens")
@@ -201,6 +250,11 @@ def _vocabulary(head: EagleHead, trained: EagleHead | None, tried: Tried, exam: 
         return trial.finding(VOCABULARY)
     if covered < COVERED:
         return Finding.wrong(VOCABULARY, found, MENDS[VOCABULARY])
+    inside_N = torch.tensor([token in held for token in said])
+    if not bool(stored.any()) and float(losses_N[inside_N].mean()) > math.log(len(held)):
+        return Finding.wrong(
+            VOCABULARY, f"d2t is all zeros, and the head predicts worse than guessing ({found})", MENDS[VOCABULARY]
+        )
     return Finding.ok(VOCABULARY, found)
 
 

@@ -48,8 +48,9 @@ def check_rotary(
         return trial.finding(CHECK)
     theirs = rope_of(target_config)
     as_target = "the target's" if own == theirs else f"the target has {shown(theirs)}"
-    tried = f"; {len(trials)} faults tried, none there" if trials else ""
-    return Finding.ok(CHECK, f"{shown(own)} ({as_target}){tried}")
+    if not trials:
+        return Finding.unknown(CHECK, f"{shown(own)} ({as_target}); no fault could be tried", "give --reference")
+    return Finding.ok(CHECK, f"{shown(own)} ({as_target}); {len(trials)} faults tried, none there")
 
 
 def rope_of(config: Any) -> dict[str, Any]:

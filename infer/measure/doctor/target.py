@@ -105,7 +105,7 @@ def _tree(target: HFTarget) -> Finding:
         return Finding.ok("tree", "its layers carry a state, so it takes chains and no trees; a chain comes out right")
     errors = [error for error in tree_errors(target.model, probed_plan(target.model), CONTEXTS) if error == error]
     if not errors:
-        return Finding.wrong("tree", "all logits are NaN or infinite", "load it in another dtype")
+        return Finding.unknown("tree", "its logits are NaN or infinite: see dtype")
     # Of the nodes, the median: an expert that rounding chooses differently is no fault.
     error = statistics.median(errors)
     return Finding.ok("tree", f"a tree's logits are those of its paths, to {error:.1g} of their spread")

@@ -66,7 +66,7 @@ def check_dtype(
         if not bool(one.isfinite().all()):
             return Finding.wrong(
                 check,
-                f"{name} holds NaN or infinity, as stored in {_named(one.dtype)}",
+                f"{name} holds NaN or infinity, in {_named(one.dtype)}",
                 "export it again from the trained weights, in bfloat16 or float32 if float16 cannot hold them",
             )
         if bool((one.abs() > largest).any()):
@@ -101,7 +101,7 @@ def check_table(
         near = _cosine(own_VD, target_VD[:tokens])
         moved = _shift(own_VD, target_VD[:tokens], max(near + RELATED, RELATED))
         if moved:
-            return Finding.wrong(check, f"row i is like the target's row i {-moved:+d}: ids are shifted", again)
+            return Finding.wrong(check, f"row i is like the target's row i{-moved:+d}: ids are shifted", again)
         if near >= RELATED:
             return Finding.ok(check, f"like the target's (cosine {near:.2f})")
     if (trial := best_of(trials)) is not None:
@@ -142,7 +142,7 @@ def check_equal(
     others = sorted((name for name, far in apart.items() if not far <= ROUNDING), key=lambda name: -apart[name])
     first = " (its first layers)" if depths[0] < depths[1] else ""
     if not others:
-        return Finding.ok(check, f"all {len(own)} others are the reference's{first}, up to rounding")
+        return Finding.ok(check, f"the {len(own)} of no other check are the reference's{first}, up to rounding")
     if len(others) > len(own) / 2:
         return Finding.unknown(check, f"{len(others)} of {len(own)} differ: it was trained apart from the reference")
     return Finding.wrong(
@@ -179,7 +179,7 @@ def _as_reference(check: str, own_VD: torch.Tensor, reference_VD: torch.Tensor, 
     if near >= SAME:
         return Finding.ok(check, "the reference's")
     if moved := _shift(own_VD, reference_VD, SAME):
-        return Finding.wrong(check, f"row i is the reference's row i {-moved:+d}: ids are shifted", again)
+        return Finding.wrong(check, f"row i is the reference's row i{-moved:+d}: ids are shifted", again)
     if near >= RELATED:
         return Finding.unknown(check, f"like the reference's (cosine {near:.2f}), and trained apart from it")
     random = ", and like random numbers" if looks_random(own_VD) else ""
