@@ -21,7 +21,7 @@ from draftsmith.infer.models.load import load_target
 from draftsmith.infer.text.templates import find_template
 
 Tensors = dict[str, torch.Tensor]
-HEAD_DIM = 8
+WIDTH_OF_HEADS = 8
 PROMPTS, TOKENS = 8, 20
 
 
@@ -30,15 +30,15 @@ def ill(
     place: Path,
     weights: Callable[[Tensors], None] | None = None,
     files: dict[str, Callable[[dict[str, Any]], None]] | None = None,
+    weights_file: str = "model.safetensors",
 ) -> str:
     """A copy of a folder, with its weights and JSON files changed in place."""
     shutil.copytree(healthy, place)
     if weights is not None:
-        tensors = load_file(place / "model.safetensors")
+        tensors = load_file(place / weights_file)
         weights(tensors)
-        save_file(
-            {name: one.contiguous() for name, one in tensors.items()}, place / "model.safetensors", {"format": "pt"}
-        )
+        whole = {name: one.contiguous() for name, one in tensors.items()}
+        save_file(whole, place / weights_file, {"format": "pt"})
     for name, change in (files or {}).items():
         path = place / name
         held = json.loads(path.read_text())
@@ -65,7 +65,7 @@ def permuted_rotary(tensors: Tensors) -> None:
     """Queries and keys with neighbours to rotate, as Meta's own checkpoints store them."""
     for name, one in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            by_head = one.unflatten(0, (-1, 2, HEAD_DIM // 2))
+            by_head = one.unflatten(0, (-1, 2, WIDTH_OF_HEADS // 2))
             tensors[name] = by_head.transpose(1, 2).flatten(0, 2).clone()
 
 
@@ -75,11 +75,17 @@ def shifted_ids(tensors: Tensors) -> None:
         tensors[name] = tensors[name].roll(1, 0)
 
 
-def overflowing(tensors: Tensors) -> None:
+def overflowing(tensors: Tensors, prefix: str = "model.layers.0.mlp.") -> None:
     """The same function in float32; in float16 the product within the first layer's MLP overflows."""
-    prefix = "model.layers.0.mlp."
     tensors[f"{prefix}up_proj.weight"] = tensors[f"{prefix}up_proj.weight"] * 2.0**15
     tensors[f"{prefix}down_proj.weight"] = tensors[f"{prefix}down_proj.weight"] / 2.0**15
+
+
+def overflowing_head(tensors: Tensors) -> None:
+    """The same of an EAGLE head."""
+    overflowing(
+        tensors, next(name for name in tensors if name.endswith("mlp.up_proj.weight")).removesuffix("up_proj.weight")
+    )
 
 
 @torch.no_grad()
@@ -130,6 +136,12 @@ def without_d2t(tensors: Tensors) -> None:
 def zero_d2t(tensors: Tensors) -> None:
     del tensors["t2d"]
     tensors["d2t"] = tensors["d2t"] * 0
+
+
+def shifted_d2t(tensors: Tensors) -> None:
+    """Each draft id one token too high."""
+    del tensors["t2d"]
+    tensors["d2t"] = tensors["d2t"] + 1
 
 
 def absolute_d2t(tensors: Tensors) -> None:

@@ -33,7 +33,7 @@ Progress = Callable[[str], None]
 # A token's loss is at most this: one that the draft rules out must not outweigh all others.
 WORST = 20.0
 # A mend has to gain this many nats per token, and this many standard errors.
-LEAST_GAIN, LEAST_ERRORS = 0.1, 4.0
+LEAST_GAIN, LEAST_ERRORS = 0.1, 3.0
 
 
 @dataclass(frozen=True, slots=True)
