@@ -124,9 +124,10 @@ def head_losses(drafter: Any, exam: Exam) -> torch.Tensor:
 def gain(before_N: torch.Tensor, after_N: torch.Tensor) -> float:
     """The nats per token that a mend gains; 0 if that may be chance."""
     gained_N = (before_N - after_N).double()
-    mean = float(gained_N.mean())
-    error = float(gained_N.std()) / max(len(gained_N), 2) ** 0.5 if len(gained_N) > 1 else mean
-    return mean if mean >= LEAST_GAIN and mean >= LEAST_ERRORS * error else 0.0
+    if len(gained_N) < 2:
+        return 0.0
+    mean, error = float(gained_N.mean()), float(gained_N.std()) / len(gained_N) ** 0.5
+    return mean if mean >= max(LEAST_GAIN, LEAST_ERRORS * error) else 0.0
 
 
 def _forward(model: Any, one: Answered, layers: bool = False) -> Any:

@@ -97,6 +97,6 @@ def test_a_folder_without_a_tokenizer_and_damaged_weights_are_findings(folders: 
 
 
 def test_other_families_pass_too(folders: Folders, tmp_path: Path) -> None:
-    model = tiny_model("gemma2", torch.float32, vocab_size=300)
+    model = tiny_model("gemma2", torch.float32, vocab_size=300, eos_token_id=1)
     found = examine(save(tmp_path / "gemma2", model, folders.tokenizer))
     assert wrong(found) == set(), found
