@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from draftsmith.infer.measure.doctor.finding import Finding
-from draftsmith.infer.measure.doctor.weights import ROUNDING, MendTried, best_of, difference
+from draftsmith.infer.measure.doctor.weights import ROUNDING, Mend, MendTried, best_of, difference
 
 CHECK = "rotary"
 # The usual bases, to be tried in place of a draft's own.
@@ -67,29 +68,21 @@ def shown(rope: dict[str, Any]) -> str:
     return f"rope_theta {rope['rope_theta']:g}{scaled}"
 
 
-def suspects(
-    model: Any, config: Any, bases: Sequence[float]
-) -> list[tuple[str, str, Callable[[], contextlib.AbstractContextManager[None]]]]:
+def suspects(model: Any, config: Any, bases: Sequence[float]) -> list[tuple[str, str, Mend]]:
     """What may be wrong, its mend, and the mend in memory. `bases`: of the target, to be tried as well."""
-    found: list[tuple[str, str, Callable[[], contextlib.AbstractContextManager[None]]]] = []
+    found: list[tuple[str, str, Mend]] = []
     rope = rope_of(config)
     own = rope.get("rope_theta")
-    plain = rope.get("rope_type", "default") == "default" and isinstance(own, int | float) and own > 1
-    if plain and _frequencies(model):
+    if isinstance(own, int | float) and own > 1 and rope.get("rope_type", "default") == "default" and turning(model):
         for base in dict.fromkeys([*bases, *BASES]):
             if base != own:
-                found.append(
-                    (
-                        f"rope_theta {own:g}, where {base:g} fits",
-                        f"write rope_theta {base:g} into config.json, if it was trained so",
-                        lambda base=base: with_base(model, float(own), float(base)),
-                    )
-                )
+                what = f"rope_theta {own:g}, where {base:g} fits"
+                mend = f"write rope_theta {base:g} into config.json, if it was trained so"
+                found.append((what, mend, partial(with_base, model, float(own), base)))
     if projections(model) and float(rope.get("partial_rotary_factor") or 1.0) == 1.0:
         for order in ORDERS:
-            found.append(
-                (f"queries and keys are stored as {order}", MEND, lambda order=order: reordered(model, config, order))
-            )
+            what = f"queries and keys are stored as {order}"
+            found.append((what, MEND, partial(reordered, model, config, order)))
     return found
 
 
@@ -129,7 +122,7 @@ def head_width(config: Any) -> int:
 @contextlib.contextmanager
 def with_base(model: nn.Module, own: float, base: float) -> Iterator[None]:
     """Inside, positions rotate by frequencies of another base."""
-    held = [(module, module.inv_freq) for module in _frequencies(model)]
+    held = [(module, module.inv_freq) for module in turning(model)]
     try:
         for module, before in held:
             module.inv_freq = before ** (math.log(base) / math.log(own))
@@ -139,7 +132,8 @@ def with_base(model: nn.Module, own: float, base: float) -> Iterator[None]:
             module.inv_freq = before
 
 
-def _frequencies(model: nn.Module) -> list[Any]:
+def turning(model: nn.Module) -> list[Any]:
+    """The modules that hold frequencies of rotations."""
     return [module for module in model.modules() if "inv_freq" in module._buffers]
 
 
@@ -155,8 +149,8 @@ def _order(model: Any, reference: Any) -> Finding | None:
         for order in ORDERS:
             if difference(in_order(one.weight.data, width, order), wanted) <= ROUNDING:
                 return Finding.wrong(CHECK, f"{name} is the reference's, stored as {order}", MEND)
-        rows = (torch.sort(weight.detach().float().sum(1)).values for weight in (one.weight, wanted))
-        if torch.allclose(*rows, atol=1e-3):
+        mine, other = (torch.sort(weight.detach().float().sum(1)).values for weight in (one.weight, wanted))
+        if torch.allclose(mine, other, atol=1e-3):
             return Finding.wrong(CHECK, f"{name} has the reference's rows in another order", MEND)
         return Finding.unknown(CHECK, f"{name} differs from the reference's")
     return None
