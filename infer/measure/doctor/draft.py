@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from draftsmith.infer.measure.doctor.acceptance import CHECK as ACCEPTANCE
 from draftsmith.infer.measure.doctor.acceptance import check_acceptance
 from draftsmith.infer.measure.doctor.exam import Exam, gain, logits_finite, losses_by_layer, token_losses
 from draftsmith.infer.measure.doctor.finding import Finding
-from draftsmith.infer.measure.doctor.weights import MendTried
+from draftsmith.infer.measure.doctor.weights import Mend, MendTried
 from draftsmith.infer.models.load import read_model
 from draftsmith.infer.models.probe import quiet
 from draftsmith.infer.text.tokenizer import load_tokenizer
@@ -184,14 +185,14 @@ def _trials(subject: Subject, exam: Exam, answers: Sequence[Answered]) -> dict[s
     lent = {"embedding": target.get_input_embeddings().weight, "head": target.get_output_embeddings().weight}
     again = "copy the embedding and the head from the trained draft, or train it again"
 
-    def tried(suspected: str, mend: str, mended: Callable[[], contextlib.AbstractContextManager[None]]) -> MendTried:
+    def tried(suspected: str, mend: str, mended: Mend) -> MendTried:
         with mended():
             return MendTried(suspected, gain(before_N, token_losses(subject.model, answers)), mend)
 
     found: dict[str, list[MendTried]] = {}
     for step in (1, -1):
         moved = {id(one): (one, one.data.roll(step, 0)) for one in tables.values()}
-        trial = tried(f"its ids are shifted by {-step:+d}", again, lambda moved=moved: replaced([*moved.values()]))
+        trial = tried(f"its ids are shifted by {-step:+d}", again, partial(replaced, [*moved.values()]))
         for check in tables:
             found.setdefault(check, []).append(trial)
     for check, own in tables.items():
@@ -200,7 +201,7 @@ def _trials(subject: Subject, exam: Exam, answers: Sequence[Answered]) -> dict[s
             count = min(len(rows), len(lent[check]))
             rows[:count] = lent[check][:count].to(rows)
             what = f"the {check} does not fit the layers, and the target's would"
-            found[check].append(tried(what, again, lambda own=own, rows=rows: replaced([(own, rows)])))
+            found[check].append(tried(what, again, partial(replaced, [(own, rows)])))
     base = rotary.rope_of(target.config.get_text_config()).get("rope_theta")
     bases = [float(base)] if isinstance(base, int | float) else []
     found[rotary.CHECK] = [tried(*one) for one in rotary.suspects(subject.model, subject.config, bases)]

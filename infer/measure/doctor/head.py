@@ -7,7 +7,8 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
@@ -26,7 +27,7 @@ from draftsmith.infer.measure.doctor.acceptance import CHECK as ACCEPTANCE
 from draftsmith.infer.measure.doctor.acceptance import check_acceptance
 from draftsmith.infer.measure.doctor.exam import Exam, gain, head_losses
 from draftsmith.infer.measure.doctor.finding import Finding
-from draftsmith.infer.measure.doctor.weights import MendTried, best_of
+from draftsmith.infer.measure.doctor.weights import Mend, MendTried, best_of
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
@@ -44,7 +45,7 @@ MENDS = {
     "files": "export or copy it again",
 }
 # Mends a suspected fault in memory, and measures: (suspected, its mend, the mend in memory).
-Tried = Callable[[str, str, Callable[[], contextlib.AbstractContextManager[None]]], MendTried]
+Tried: TypeAlias = Callable[[str, str, Mend], MendTried]
 # A draft vocabulary that holds less of the target's answers than this is another one.
 COVERED = 0.5
 
@@ -181,7 +182,7 @@ def _of_eagle(subject: HeadSubject, trained: HeadSubject | None, exam: Exam) -> 
     except ValueError as problem:
         return [Finding.unknown(LAYERS, f"not tried: {problem}")]
 
-    def tried(suspected: str, mend: str, mended: Callable[[], contextlib.AbstractContextManager[None]]) -> MendTried:
+    def tried(suspected: str, mend: str, mended: Mend) -> MendTried:
         with mended():
             return MendTried(suspected, gain(losses_N, head_losses(Eagle(head, **CHAIN), exam)), mend)
 
@@ -202,7 +203,7 @@ def _layer_trials(head: EagleHead, layers: int, tried: Tried) -> list[MendTried]
         if moved != head.features:
             what = f"it reads {_listed(head.features)}, where {_listed(moved)} fit"
             mend = f'write "features": {list(moved)} into draftsmith.json'.replace("'", '"')
-            found.append(tried(what, mend, lambda moved=moved: reading(head, moved)))
+            found.append(tried(what, mend, partial(reading, head, moved)))
     return found
 
 
@@ -244,7 +245,7 @@ def _vocabulary(
         return Finding.wrong(VOCABULARY, f"{found}, and not the reference's", "copy d2t and t2d from the reference")
     limit = int(exam.target.vocab_size)
     ways = {f"its ids are shifted by {-step:+d}": (head.ids_V + step) % limit for step in (1, -1)}
-    trials = [tried(what, MENDS[VOCABULARY], lambda ids_V=ids_V: drafting(head, ids_V)) for what, ids_V in ways.items()]
+    trials = [tried(what, MENDS[VOCABULARY], partial(drafting, head, ids_V)) for what, ids_V in ways.items()]
     if (trial := best_of(trials)) is not None:
         return trial.finding(VOCABULARY)
     if covered < COVERED:
@@ -269,19 +270,19 @@ def drafting(head: EagleHead, ids_V: torch.Tensor) -> Iterator[None]:
         head.ids_V = before
 
 
-def _tables(head: EagleHead, trained: EagleHead | None, exam: Exam) -> list[Finding]:
+def _tables(head: Any, trained: Any | None, exam: Exam) -> list[Finding]:
     """Its own embedding and output head, where it has them."""
-    parts, found = find_parts(exam.model), []
+    output = find_parts(exam.model).head.weight
+    tables = {
+        "embedding": (head.embed_tokens, trained and trained.embed_tokens, exam.model.get_input_embeddings().weight),
+        "head": (head.lm_head, trained and trained.lm_head, output if head.ids_V is None else output[head.ids_V]),
+    }
     tokens = len(exam.target.tokenizer or ())
-    if head.embed_tokens is not None:
-        before = trained.embed_tokens.weight if trained is not None and trained.embed_tokens is not None else None
-        theirs = exam.model.get_input_embeddings().weight
-        found.append(weights.check_table("embedding", head.embed_tokens.weight, theirs, before, [], tokens))
-    if head.lm_head is not None:
-        before = trained.lm_head.weight if trained is not None and trained.lm_head is not None else None
-        theirs = parts.head.weight if head.ids_V is None else parts.head.weight[head.ids_V]
-        found.append(weights.check_table("head", head.lm_head.weight, theirs, before, [], tokens))
-    return found
+    return [
+        weights.check_table(check, own.weight, theirs, before.weight if before is not None else None, [], tokens)
+        for check, (own, before, theirs) in tables.items()
+        if own is not None
+    ]
 
 
 def _others(subject: HeadSubject) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.recycling import Recycling
+from draftsmith.infer.measure.calibrate.answers import Answered
 from draftsmith.infer.measure.doctor import weights, words
 from draftsmith.infer.measure.doctor.exam import Exam, logits_finite
 from draftsmith.infer.measure.doctor.finding import Finding
@@ -19,7 +20,7 @@ from draftsmith.infer.measure.runners import Prompt
 from draftsmith.infer.measure.ties import TieJudge
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import read_model
-from draftsmith.infer.models.probe import probed_plan, quiet, tree_errors
+from draftsmith.infer.models.probe import probed_plan, quiet, tokens_to_try, tree_errors
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.infer.text.record import Record
 from draftsmith.infer.text.templates import find_template
@@ -69,11 +70,15 @@ def examine_target(
         exam = Exam.sit(target, name, form, records, max_new_tokens, say=say)
     except ValueError as problem:
         found.append(Finding.unknown("greedy", f"not tried: {problem}"))
-        return [*found, weights.check_dtype(model.state_dict().items(), model.dtype, lambda: False)]
+        ids = tokens_to_try(model, 16, 0)
+        return [*found, _dtype(model, [Answered(0, "0", ids[:8], ids[8:])])]
     say("comparing with transformers' generate")
     found.append(_greedy(exam))
-    finite = lambda: logits_finite(model, exam.answers)  # noqa: E731
-    return [*found, weights.check_dtype(model.state_dict().items(), model.dtype, finite)]
+    return [*found, _dtype(model, exam.answers)]
+
+
+def _dtype(model: Any, answers: Sequence[Answered]) -> Finding:
+    return weights.check_dtype(model.state_dict().items(), model.dtype, lambda: logits_finite(model, answers))
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> Finding:

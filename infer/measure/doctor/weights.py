@@ -6,7 +6,9 @@ Legend: V vocabulary, D hidden, N tokens of answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -20,6 +22,10 @@ SAME, RELATED = 0.99, 0.3
 ROUNDING = 2**-7
 # How far the largest eigenvalue of a random matrix may lie beyond its limit, and the spread of its rows' norms.
 BEYOND_LIMIT, BEYOND_SPREAD = 1.25, 1.6
+
+
+# Mends a suspected fault in memory, as long as one is inside.
+Mend: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,11 @@ def test_a_folder_without_a_tokenizer_and_damaged_weights_are_findings(folders: 
     assert wrong(examine(str(place))) == {"files"}
 
 
+def test_prompts_that_do_not_fit_leave_the_other_checks(folders: Folders, tmp_path: Path) -> None:
+    found = verdicts(examine(save(tmp_path / "short", tiny_llama(max_position_embeddings=24), folders.tokenizer)))
+    assert (found["greedy"], found["tree"], found["dtype"]) == ("cannot tell", "ok", "ok")
+
+
 def test_other_families_pass_too(folders: Folders, tmp_path: Path) -> None:
     model = tiny_model("gemma2", torch.float32, vocab_size=300, eos_token_id=1)
     found = examine(save(tmp_path / "gemma2", model, folders.tokenizer))
