@@ -272,7 +272,7 @@ def drafting(head: EagleHead, ids_V: torch.Tensor) -> Iterator[None]:
 
 def _tables(head: Any, trained: Any | None, exam: Exam) -> list[Finding]:
     """Its own embedding and output head, where it has them."""
-    output = find_parts(exam.model).head.weight
+    output: Any = find_parts(exam.model).head.weight
     tables = {
         "embedding": (head.embed_tokens, trained and trained.embed_tokens, exam.model.get_input_embeddings().weight),
         "head": (head.lm_head, trained and trained.lm_head, output if head.ids_V is None else output[head.ids_V]),

@@ -100,14 +100,14 @@ def check_table(
 ) -> Finding:
     """An embedding or a head, row by row: the reference's, the target's, shifted, or random numbers?"""
     own_VD = own_VD[:tokens]
-    again = "copy it from the trained draft (--reference), or train the draft again"
+    again = "export it again from the trained draft, with the ids of its tokenizer, or train it again"
     if reference_VD is not None and reference_VD.shape[1] == own_VD.shape[1]:
         return _as_reference(check, own_VD, reference_VD[:tokens], again)
     if own_VD.shape[1] == target_VD.shape[1]:
         near = _cosine(own_VD, target_VD[:tokens])
         moved = _shift(own_VD, target_VD[:tokens], max(near + RELATED, RELATED))
         if moved:
-            return Finding.wrong(check, f"row i is like the target's row i{-moved:+d}: ids are shifted", again)
+            return Finding.wrong(check, f"its row i is like the target's row i{-moved:+d}: ids are shifted", again)
         if near >= RELATED:
             return Finding.ok(check, f"like the target's (cosine {near:.2f})")
     if (trial := best_of(trials)) is not None:
@@ -185,7 +185,7 @@ def _as_reference(check: str, own_VD: torch.Tensor, reference_VD: torch.Tensor, 
     if near >= SAME:
         return Finding.ok(check, "the reference's")
     if moved := _shift(own_VD, reference_VD, SAME):
-        return Finding.wrong(check, f"row i is the reference's row i{-moved:+d}: ids are shifted", again)
+        return Finding.wrong(check, f"its row i is the reference's row i{-moved:+d}: ids are shifted", again)
     if near >= RELATED:
         return Finding.unknown(check, f"like the reference's (cosine {near:.2f}), and trained apart from it")
     random = ", and like random numbers" if looks_random(own_VD) else ""
