@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -179,7 +180,7 @@ def _of_weights(subject: Subject, trained: Subject | None, exam: Exam, answers: 
 
 def _trials(subject: Subject, exam: Exam, answers: Sequence[Answered]) -> dict[str, list[MendTried]]:
     """What was tried, by check."""
-    before_N = token_losses(subject.model, answers)
+    before_N, guessing = token_losses(subject.model, answers), math.log(subject.config.vocab_size)
     target = exam.model
     tables = {"embedding": subject.embedding, "head": subject.head}
     lent = {"embedding": target.get_input_embeddings().weight, "head": target.get_output_embeddings().weight}
@@ -187,7 +188,7 @@ def _trials(subject: Subject, exam: Exam, answers: Sequence[Answered]) -> dict[s
 
     def tried(suspected: str, mend: str, mended: Mend) -> MendTried:
         with mended():
-            return MendTried(suspected, gain(before_N, token_losses(subject.model, answers)), mend)
+            return MendTried(suspected, gain(before_N, token_losses(subject.model, answers), guessing), mend)
 
     found: dict[str, list[MendTried]] = {}
     for step in (1, -1):
@@ -205,7 +206,7 @@ def _trials(subject: Subject, exam: Exam, answers: Sequence[Answered]) -> dict[s
     base = rotary.rope_of(target.config.get_text_config()).get("rope_theta")
     bases = [float(base)] if isinstance(base, int | float) else []
     found[rotary.CHECK] = [tried(*one) for one in rotary.suspects(subject.model, subject.config, bases)]
-    return found
+    return weights.likeliest(found)
 
 
 @contextlib.contextmanager

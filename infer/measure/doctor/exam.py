@@ -8,6 +8,7 @@ Legend: N tokens of answers, T positions of a text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,10 +122,12 @@ def head_losses(drafter: Any, exam: Exam) -> torch.Tensor:
     return _capped(-torch.cat(found))
 
 
-def gain(before_N: torch.Tensor, after_N: torch.Tensor) -> float:
-    """The nats per token that a mend gains; 0 if that may be chance."""
-    gained_N = (before_N - after_N).double()
-    if len(gained_N) < 2:
+def gain(before_N: torch.Tensor, after_N: torch.Tensor, guessing: float = math.inf) -> float:
+    """The nats per token that a mend gains; 0 if that may be chance, or if what is mended still predicts no better than
+    `guessing`. Tokens that cannot be drafted either way do not count."""
+    drafted_N = (before_N < WORST) | (after_N < WORST)
+    gained_N = (before_N - after_N)[drafted_N].double()
+    if len(gained_N) < 2 or float(after_N[drafted_N].mean()) >= guessing:
         return 0.0
     mean, error = float(gained_N.mean()), float(gained_N.std()) / len(gained_N) ** 0.5
     return mean if mean >= max(LEAST_GAIN, LEAST_ERRORS * error) else 0.0

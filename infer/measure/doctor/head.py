@@ -182,16 +182,23 @@ def _of_eagle(subject: HeadSubject, trained: HeadSubject | None, exam: Exam) -> 
     except ValueError as problem:
         return [Finding.unknown(LAYERS, f"not tried: {problem}")]
 
+    guessing = math.log(head.config.vocab_size)
+
     def tried(suspected: str, mend: str, mended: Mend) -> MendTried:
         with mended():
-            return MendTried(suspected, gain(losses_N, head_losses(Eagle(head, **CHAIN), exam)), mend)
+            return MendTried(suspected, gain(losses_N, head_losses(Eagle(head, **CHAIN), exam), guessing), mend)
 
-    orders = [] if before is not None else [tried(*one) for one in rotary.suspects(head, head.config, [])]
     target = exam.model.config.get_text_config()
+    trials: dict[str, list[MendTried]] = {LAYERS: [], VOCABULARY: [], rotary.CHECK: []}
+    if before is None:
+        trials[LAYERS] = _layer_trials(head, target.num_hidden_layers, tried)
+        trials[VOCABULARY] = _vocabulary_trials(head, exam.target.vocab_size, tried)
+        trials[rotary.CHECK] = [tried(*one) for one in rotary.suspects(head, head.config, [])]
+    trials = weights.likeliest(trials)
     return [
-        _layers(head, before, [] if before is not None else _layer_trials(head, target.num_hidden_layers, tried)),
-        _vocabulary(head, before, losses_N, tried, exam),
-        rotary.check_rotary(head, head.config, before, target, orders),
+        _layers(head, before, trials[LAYERS]),
+        _vocabulary(head, before, trials[VOCABULARY], losses_N, exam),
+        rotary.check_rotary(head, head.config, before, target, trials[rotary.CHECK]),
         *_tables(head, before, exam),
     ]
 
@@ -229,8 +236,15 @@ def reading(head: EagleHead, features: tuple[str, ...]) -> Iterator[None]:
         head.design = before
 
 
+def _vocabulary_trials(head: EagleHead, vocab_size: int, tried: Tried) -> list[MendTried]:
+    if head.ids_V is None:
+        return []
+    ways = {f"its ids are shifted by {-step:+d}": (head.ids_V + step) % vocab_size for step in (1, -1)}
+    return [tried(what, MENDS[VOCABULARY], partial(drafting, head, ids_V)) for what, ids_V in ways.items()]
+
+
 def _vocabulary(
-    head: EagleHead, trained: EagleHead | None, losses_N: torch.Tensor, tried: Tried, exam: Exam
+    head: EagleHead, trained: EagleHead | None, trials: Sequence[MendTried], losses_N: torch.Tensor, exam: Exam
 ) -> Finding:
     """Whether its ids are the right tokens: the reference's, not shifted, and such as the target's answers have."""
     if head.ids_V is None:
@@ -243,9 +257,6 @@ def _vocabulary(
         if torch.equal(head.ids_V, trained.ids_V):
             return Finding.ok(VOCABULARY, f"{found}, the reference's")
         return Finding.wrong(VOCABULARY, f"{found}, and not the reference's", "copy d2t and t2d from the reference")
-    limit = int(exam.target.vocab_size)
-    ways = {f"its ids are shifted by {-step:+d}": (head.ids_V + step) % limit for step in (1, -1)}
-    trials = [tried(what, MENDS[VOCABULARY], partial(drafting, head, ids_V)) for what, ids_V in ways.items()]
     if (trial := best_of(trials)) is not None:
         return trial.finding(VOCABULARY)
     if covered < COVERED:

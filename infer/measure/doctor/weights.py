@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -45,6 +45,15 @@ def best_of(trials: Sequence[MendTried]) -> MendTried | None:
     """The trial that gains most; None if none does."""
     best = max(trials, key=lambda one: one.gained, default=None)
     return best if best is not None and best.gained > 0 else None
+
+
+def likeliest(trials: Mapping[str, Sequence[MendTried]]) -> dict[str, list[MendTried]]:
+    """By check, with the gains of the best mend alone: another gains by chance, or by what the best one mends better."""
+    most = max((one.gained for some in trials.values() for one in some), default=0.0)
+    return {
+        check: [one if one.gained == most else replace(one, gained=0.0) for one in some]
+        for check, some in trials.items()
+    }
 
 
 def check_files(missing: Sequence[str], kind: str) -> Finding:

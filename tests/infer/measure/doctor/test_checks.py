@@ -13,7 +13,7 @@ from tiny_folders import Folders, tiny_llama
 from draftsmith.infer.contract.trace import Generation, StepTrace
 from draftsmith.infer.measure.doctor import rotary, weights
 from draftsmith.infer.measure.doctor.acceptance import check_acceptance
-from draftsmith.infer.measure.doctor.exam import gain
+from draftsmith.infer.measure.doctor.exam import WORST, gain
 from draftsmith.infer.measure.doctor.exits import check_exits
 from draftsmith.infer.measure.doctor.finding import Finding, lines, report, summary
 from draftsmith.infer.measure.doctor.words import check_context, check_special_tokens
@@ -32,6 +32,16 @@ def test_a_gain_that_may_be_chance_is_none() -> None:
     noisy = before - 0.2 + 4 * numbers(1, 400)
     assert gain(before, noisy) == 0, "within three standard errors"
     assert gain(before[:1], before[:1] - 1) == 0, "of one token nothing is known"
+    assert gain(before, before - 0.5, guessing=2.0) == 0, "what is mended still guesses"
+    impossible = torch.full((400,), WORST)
+    assert gain(torch.cat([before, impossible]), torch.cat([before - 0.5, impossible])) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_only_the_mend_that_gains_most_counts() -> None:
+    first, second = weights.MendTried("a", 2.0, ""), weights.MendTried("b", 0.4, "")
+    found = weights.likeliest({"embedding": [first], "head": [first], "rotary": [second]})
+    assert [found[name][0].gained for name in ("embedding", "head", "rotary")] == [2.0, 2.0, 0.0]
+    assert weights.best_of(found["rotary"]) is None
 
 
 def test_a_random_table_looks_random_and_a_trained_one_does_not() -> None:
