@@ -239,9 +239,8 @@ def drafter_of(name: str, exits: Sequence[int]) -> LMDrafter:
         "num_draft_tokens": LENGTH, "top_k": 1, "min_confidence": 0.0, "calibration": "none", "costs": "none",
         "int8": False,
     }  # fmt: skip
-    if not exits:
-        return SmallLM(name, **chain)
-    return SD2(name, exits, selection="fixed", exit=exits[-1], **chain)
+    with quiet():
+        return SD2(name, exits, selection="fixed", exit=exits[-1], **chain) if exits else SmallLM(name, **chain)
 
 
 def _bound(subject: Subject, exam: Exam) -> tuple[Any | None, str]:

@@ -48,7 +48,7 @@ def best_of(trials: Sequence[MendTried]) -> MendTried | None:
 
 
 def likeliest(trials: Mapping[str, Sequence[MendTried]]) -> dict[str, list[MendTried]]:
-    """By check, with the gains of the best mend alone: another gains by chance, or by what the best one mends better."""
+    """By check, with the gain of the best mend alone: others gain by chance, or what the best one gains better."""
     most = max((one.gained for some in trials.values() for one in some), default=0.0)
     return {
         check: [one if one.gained == most else replace(one, gained=0.0) for one in some]
