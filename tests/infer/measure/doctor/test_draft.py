@@ -68,7 +68,10 @@ def test_a_planted_fault_is_found_by_its_own_check_without_a_reference(
     assert all(one.mend for one in found if one.verdict == "wrong")
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[] if "rotary" in fault else pytest.mark.slow) for fault in FAULTS],
+)
 def test_a_planted_fault_is_found_by_its_own_check_with_a_reference(
     exam: Exam, folders: Folders, tmp_path: Path, fault: str
 ) -> None:
