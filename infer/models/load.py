@@ -33,26 +33,34 @@ def load_model(
     `for_decoding`: the model must be able to verify trees, and its weights will not change, so they may be packed
     (prepack.py).
     """
+    check_model(name, dtype, device)
+    tokenizer = load_tokenizer(name)
+    model, _ = read_model(name, dtype, for_decoding)
+    model = model.to(choose_device(device)).eval()
+    if for_decoding and can_prepack(model):
+        prepack(model)
+    return model, tokenizer
+
+
+def read_model(name: str, dtype: str = "auto", for_decoding: bool = False) -> tuple[Any, list[str]]:
+    """The model without its tokenizer, on the CPU, and the weights that its files lack: transformers makes these up."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    check_model(name, dtype, device)
-    tokenizer = load_tokenizer(name)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         reason = refusal(AutoConfig.from_pretrained(name)) if for_decoding else None
         if reason:
             raise ValueError(f"{name}: {reason}")
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
+        )
     except (OSError, SafetensorError, RuntimeError, EOFError, UnpicklingError) as problem:
         reason = _damaged(Path(name)) or (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"{name} could not be loaded: {reason}") from problem
-    model = model.to(choose_device(device)).eval()
-    if for_decoding and can_prepack(model):
-        prepack(model)
-    return model, tokenizer
+    return model, sorted(loading["missing_keys"])
 
 
 def check_model(name: str, dtype: str = "auto", device: str = "auto") -> None:

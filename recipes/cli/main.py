@@ -50,7 +50,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "recipes": Command(f"{_IN}.recipes:recipes", "list the packaged recipes: scripts and their settings", START),
     "recipes copy": Command(f"{_IN}.recipes:copy", "copy recipes into a folder of yours", START),
-    "env": Command(f"{_IN}.env:env", "show installed versions and this machine's hardware", START),
+    "env": Command(f"{_IN}.checking.env:env", "show installed versions and this machine's hardware", START),
     "data": Command(f"{_IN}.data:data", "show how your data files are read", BEFORE),
     "replay": Command(f"{_IN}.replay:replay", "try drafters on recorded answers, without a target", BEFORE),
     "forecast": Command(
@@ -68,6 +68,9 @@ COMMANDS: dict[str, Command] = {
     "train target": Command(f"{_IN}.train:target", "train a small target from scratch on your text", LEARNED),
     "calibrate": Command(
         f"{_IN}.calibrate:calibrate", "measure acceptance by confidence, and the cost of passes", LEARNED
+    ),
+    "doctor": Command(
+        f"{_IN}.checking.doctor:doctor", "check a draft, a head or a target, and how to mend it", LEARNED
     ),
     "export": Command(f"{_IN}.export:export", "write a draft as a plain model, to a folder or the Hub", LEARNED),
     "store build rest": Command(
