@@ -100,8 +100,8 @@ def difference_interval(
 
 def quantile(groups: Sequence[Values], share: float) -> float | None:
     """The value that `share` of all values do not exceed (nearest rank)."""
-    values = np.sort(np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])) if groups else []
-    return float(values[max(math.ceil(share * len(values) - 1e-9), 1) - 1]) if len(values) else None
+    values_N = np.sort(np.concatenate([np.zeros(0), *(np.asarray(group, dtype=np.float64) for group in groups)]))
+    return float(values_N[max(math.ceil(share * values_N.size - 1e-9), 1) - 1]) if values_N.size else None
 
 
 def quantile_interval(groups: Sequence[Values], share: float, *, seed: int, resamples: int = RESAMPLES) -> Interval:

@@ -103,7 +103,7 @@ def measure(
         name: [ServedLevel(many, {question.id: [] for question in questions}) for many in concurrency]
         for name in servers
     }
-    counter = _Progress(repeats * len(concurrency) * len(servers) * len(questions), progress)
+    counter = _LoadProgress(repeats * len(concurrency) * len(servers) * len(questions), progress)
     for repeat in range(repeats):
         for at, many in enumerate(concurrency):
             for name in order.sample(list(servers), len(servers)):
@@ -184,7 +184,7 @@ def _answer(server: Server, question: Question, settings: Settings, max_new_toke
     return answer
 
 
-class _Progress:
+class _LoadProgress:
     """Questions answered, and the speed of the load that runs, on one line."""
 
     def __init__(self, total: int, show: Callable[[str, bool], None] | None) -> None:

@@ -31,7 +31,7 @@ def tables(results: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[l
     named = [
         (str(level["concurrency"]), name, row) for level in results["levels"] for name, row in level["servers"].items()
     ]
-    speed = ["tokens/s"] + (["speedup"] if results["baseline"] else []) + ["in flight", "requests", "errors"]
+    speed = ["tokens/s"] + (["speedup"] if results["baseline"] else []) + ["requests", "errors", "in flight"]
     waits = ["TTFT p50 ms", "TTFT p95 ms", "TPOT p50 ms", "TPOT p95 ms", "answer p50 s", "answer p95 s"]
     made = {
         "Speed by number of concurrent requests": (
@@ -60,7 +60,7 @@ def tables(results: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[l
 def _speed(row: dict[str, Any], baseline: str | None) -> list[str]:
     beside = [with_interval(row["speedup"], row["speedup_interval"])] if baseline else []
     rate = with_interval(row["tokens_per_s"], row["tokens_per_s_interval"])
-    return [rate, *beside, number(row["in_flight"], 1), str(row["requests"]), str(row["errors"])]
+    return [rate, *beside, str(row["requests"]), str(row["errors"]), number(row["in_flight"], 1)]
 
 
 def _waits(row: dict[str, Any]) -> list[str]:
@@ -96,13 +96,14 @@ def _drafts_pay(results: dict[str, Any], name: str) -> str:
             kind = "faster" if ends[0] > 1 else "slower" if ends[1] < 1 else "even"
         shown = with_interval(row["speedup"], ends)
         speedup = shown.replace(" [", "x [", 1) if ends else shown if row["speedup"] is None else f"{shown}x"
-        found[kind].append(f"{level['concurrency']} ({speedup})")
+        many = level["concurrency"]
+        found[kind].append(f"{many} {'request' if many == 1 else 'requests'} ({speedup})")
     few = f"fewer than {MIN_PAIRS} questions give no interval"
     words = {
-        "faster": "drafts pay with {} requests at a time",
-        "even": "nothing is certain with {}",
-        "slower": "drafts cost time with {}",
-        "unknown": f"it is not known with {{}}, since {few}",
+        "faster": "drafts pay with {} at a time",
+        "even": "nothing is certain with {} at a time",
+        "slower": "drafts cost time with {} at a time",
+        "unknown": f"it is not known with {{}} at a time, since {few}",
     }
     return "; ".join(words[kind].format(", ".join(several)) for kind, several in found.items() if several)
 

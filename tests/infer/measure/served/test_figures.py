@@ -66,7 +66,7 @@ def test_speedup_is_the_ratio_of_the_two_servers_over_the_questions_that_both_an
     assert found["plain"]["speedup"] == pytest.approx(1.0)
     assert (found["server"]["equal"], found["server"]["total"]) == (1, 9)
     assert found["server"]["speedup_interval"][0] > 1
-    assert sentence(results) == "m (unknown server): drafts pay with 4 (2.22x [2.22, 2.22]) requests at a time."
+    assert sentence(results) == "m (unknown server): drafts pay with 4 requests (2.22x [2.22, 2.22]) at a time."
     assert "server: answers with the very text of plain: 1/9" in notes(results, {"temperature": 0.0})
     assert not any("very text" in note for note in notes(results, {"temperature": 0.7}))
 
@@ -78,7 +78,7 @@ def test_few_questions_have_no_interval_and_no_verdict():
     found = results["levels"][0]["servers"]["server"]
     assert found["speedup"] == pytest.approx(2.0)
     assert [key for key, value in found.items() if key.endswith("_interval") and value is not None] == []
-    assert "it is not known with 4 (2.00x), since fewer than 8 questions" in sentence(results)
+    assert "it is not known with 4 requests (2.00x) at a time, since fewer than 8 questions" in sentence(results)
 
 
 def test_answers_of_one_token_have_no_time_per_token():
