@@ -124,7 +124,7 @@ def test_the_wheel_holds_every_file_of_the_four_folders_and_nothing_else(built):
     held = {name for name in contents(built) if ".dist-info/" not in name}
     assert held == {f"draftsmith/{name}" for name in source_files()}
     kinds = {Path(name).suffix or Path(name).name for name in held}
-    assert {".py", ".yaml", ".sh", ".j2", ".css", ".typed"} <= kinds
+    assert {".py", ".yaml", ".sh", ".j2", ".css", ".ipynb", ".typed"} <= kinds
     assert any(name.endswith("entry_points.txt") for name in contents(built))
 
 
