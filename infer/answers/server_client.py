@@ -117,26 +117,26 @@ class Server:
         first = last = 0.0
         stop, usage = "", dict[str, Any]()
         began = time.perf_counter()
-        with closing(self.open("/chat/completions", body)) as response:
-            for chunk in self.events(response):
-                usage = chunk.get("usage") or usage
-                for choice in chunk.get("choices") or ():
-                    last = time.perf_counter() - began
-                    delta = choice.get("delta") or {}
-                    # Thoughts are tokens like others; their field has two names.
-                    piece = (delta.get("reasoning_content") or delta.get("reasoning") or "") + (
-                        delta.get("content") or ""
-                    )
-                    first = first or (last if piece else 0.0)
-                    pieces.append(piece)
-                    stop = choice.get("finish_reason") or stop
-        tokens, prompt_tokens = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        try:
+            with closing(self.open("/chat/completions", body)) as response:
+                for chunk in self.events(response):
+                    usage = chunk.get("usage") or usage
+                    for choice in chunk.get("choices") or ():
+                        last = time.perf_counter() - began
+                        pieces.append(_text_of(choice.get("delta") or {}))
+                        first = first or (last if pieces[-1] else 0.0)
+                        stop = choice.get("finish_reason") or stop
+            text, details = "".join(pieces), usage.get("prompt_tokens_details") or {}
+            tokens, prompt_tokens, cached = (
+                usage.get("completion_tokens"), usage.get("prompt_tokens"), details.get("cached_tokens")
+            )  # fmt: skip
+        except (AttributeError, TypeError) as problem:
+            raise ValueError(f"{self.root} sent a stream that is not OpenAI-compatible") from problem
         if not isinstance(tokens, int) or not isinstance(prompt_tokens, int):
             raise ValueError(
                 f"{self.root} counts no tokens of streamed answers: it must know stream_options.include_usage"
             )
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        return StreamedAnswer("".join(pieces), str(stop), first or last, last, tokens, prompt_tokens, cached)
+        return StreamedAnswer(text, str(stop), first or last, last, tokens, prompt_tokens, cached)
 
     def open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The response to GET, or to POST of `body`; RefusedError or NoAnswerError if there is none."""
@@ -208,6 +208,12 @@ class Server:
                     raise ValueError(f"{self.root} sent an answer that is not JSON: {problem}") from problem
             time.sleep(WAIT_S * 2 ** (attempt - 1))
         raise AssertionError("every way out of the loop returns or raises")
+
+
+def _text_of(delta: dict[str, Any]) -> str:
+    """Thoughts are tokens like others; their field has two names."""
+    thoughts: str = delta.get("reasoning_content") or delta.get("reasoning") or ""
+    return thoughts + (delta.get("content") or "")
 
 
 def _are_ids(value: Any) -> bool:

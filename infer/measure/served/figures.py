@@ -116,7 +116,7 @@ def _texts(several: Sequence[ServedAnswer]) -> list[list[str]]:
     return [[turn.text for turn in one.turns] for one in several]
 
 
-def _tokens(groups: Answers) -> list[float]:
+def _tokens(groups: Answers) -> list[int]:
     return [sum(one.tokens for one in several) for several in groups]
 
 

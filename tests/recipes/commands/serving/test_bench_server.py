@@ -213,6 +213,8 @@ def test_wrong_input_is_one_line(bench, words, says):
         ({}, (200, b'data: {"choices": []}\n\ndata: [DONE]\n\n'), [], "counts no tokens of streamed answers"),
         ({}, (200, {"choices": [{"message": {"content": "whole"}}]}), [], "counts no tokens of streamed answers"),
         ({}, (200, b"data: {oops\n\n"), [], "broke off the answer"),
+        ({}, (200, b'data: {"choices": [3]}\n\n'), [], "a stream that is not OpenAI-compatible"),
+        ({}, (200, b'data: {"choices": [], "usage": [4]}\n\n'), [], "a stream that is not OpenAI-compatible"),
         ({}, (200, b"data: [1]\n\n"), [], "is not OpenAI-compatible"),
     ],
 )
