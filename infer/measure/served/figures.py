@@ -79,7 +79,11 @@ def figures(level: ServedLevel, seed: int) -> dict[str, Any]:
         for label, share in QUANTILES.items():
             found[f"{name}_{label}_s"] = quantile(values, share)
             found[f"{name}_{label}_s_interval"] = quantile_interval(values, share, seed=seed)
-    return found | _drafts(level, sum(tokens), bool(failed))
+    found |= _drafts(level, sum(tokens), bool(failed))
+    cached = [turn.cached for own in turns for turn in own]
+    if cached and None not in cached:  # better than the server's counters: of our prompts alone
+        found["cached_share"] = ratio(sum(one or 0 for one in cached), found["prompt_tokens"])
+    return found
 
 
 def _drafts(level: ServedLevel, tokens: int, failed: bool) -> dict[str, Any]:

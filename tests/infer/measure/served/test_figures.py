@@ -81,6 +81,18 @@ def test_few_questions_have_no_interval_and_no_verdict():
     assert "it is not known with 4 requests (2.00x) at a time, since fewer than 8 questions" in sentence(results)
 
 
+def test_prompts_from_the_cache_are_pointed_out():
+    own = level(5.0)
+    own.answers[3] = [ServedAnswer([StreamedAnswer("a", "stop", 0.5, 2.5, 21, 7, 7)])]
+    results = summarise_load(load(server=own), {"server": FACTS})
+    assert results["levels"][0]["servers"]["server"]["cached_share"] is None, "nine answers do not say it"
+    for number in own.answers:
+        own.answers[number] = [ServedAnswer([StreamedAnswer("a", "stop", 0.5, 2.5, 21, 7, 6 if number else 0)])]
+    results = summarise_load(load(server=own), {"server": FACTS})
+    assert results["levels"][0]["servers"]["server"]["cached_share"] == pytest.approx(54 / 70)
+    assert any("77.1% were in its cache" in note for note in notes(results, {}))
+
+
 def test_answers_of_one_token_have_no_time_per_token():
     results = summarise_load(load(server=level(5.0, tokens=1)), {"server": FACTS})
     found = results["levels"][0]["servers"]["server"]
