@@ -30,7 +30,7 @@ ROOMS = {
         "drafters": {"contract", "files", "text", "costs", "models", "heads", "rules"},
         "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
         "answers": {"contract", "files", "text", "rules", "engine"},
-        "serving": {"contract", "text", "rules", "engine"},
+        "serving": {"contract", "text", "rules", "engine", "answers"},
         "measure": {"contract", "files", "text", "costs", "models", "heads", "rules", "drafters", "engine", "answers"},
     },
     "train": {

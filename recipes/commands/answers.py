@@ -147,7 +147,8 @@ def _through_server(
     server: str, model: str, form: Template, asked: Any, settings: Any, max_new_tokens: int,
     concurrency: int, file: Any,
 ) -> None:  # fmt: skip
-    from draftsmith.infer.answers.by_server import Server, answer_through
+    from draftsmith.infer.answers.by_server import answer_through
+    from draftsmith.infer.answers.server_client import Server
 
     to = Server(server, model, os.environ.get("OPENAI_API_KEY", ""))
     answer_through(to, asked, form, settings, max_new_tokens, file, concurrency=concurrency, progress=_Progress())
