@@ -12,6 +12,7 @@ it. Each worker holds one task at a time, and tasks are drawn only when a worker
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -36,6 +37,7 @@ LOCAL = "local"
 # How often a task is begun again after its worker died.
 RETRIES = 3
 CONNECT_S = 3.0
+START_S = 120.0
 POLL_S = 0.5
 # A Unix socket's path has at most 107 bytes, and Ray's add about 60 to its folder.
 LONGEST_FOLDER = 40
@@ -99,7 +101,7 @@ def check_workers(ray: str | None, ray_workers: int | None) -> None:
             raise ValueError("--ray_workers counts the workers of --ray: add --ray local, or --ray HOST:PORT")
         return
     host, port = _address(ray)
-    _import_ray()
+    _import_ray(ray)
     if ray == LOCAL:
         return
     try:
@@ -118,7 +120,7 @@ def _address(ray: str) -> tuple[str, int]:
 
 
 @contextmanager
-def open_workers(ray: str | None, ray_workers: int | None = None, cuda: bool = False) -> Iterator[Workers]:
+def open_workers(ray: str | None = None, ray_workers: int | None = None, cuda: bool = False) -> Iterator[Workers]:
     """This process, or as many workers of Ray as asked for: by default one for each core or, for work on CUDA, each
     device. They end with the block, however it ends."""
     check_workers(ray, ray_workers)
@@ -126,23 +128,25 @@ def open_workers(ray: str | None, ray_workers: int | None = None, cuda: bool = F
         yield InProcess()
         return
     with _connected(ray, ray_workers) as there:
-        name = "GPU" if cuda else "CPU"
-        there_are = int(there.cluster_resources().get(name, 0))
-        if not there_are:
-            raise ValueError(
-                f"the Ray cluster at {ray} has no {name}: give another --device, or start workers with one"
-            )
-        workers = OnRay(there, ray_workers or there_are, cuda)
+        kind = "GPU" if cuda else "CPU"
+        present = int(there.cluster_resources().get(kind, 0))
+        if not present:
+            raise ValueError(f"Ray finds no {kind} (--ray {ray}): give another --device, or a cluster that has one")
+        workers = OnRay(there, ray_workers or present, cuda)
         try:
+            workers.start()
             yield workers
         finally:
             workers.close()
 
 
-def _import_ray() -> Any:
-    # Before the import, which reads them: nothing is reported to Ray's makers.
+def _import_ray(address: str) -> Any:
+    # Before the import, which reads them. Nothing is reported to Ray's makers, nor printed where results are.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address == LOCAL:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # without a cluster Ray listens on loopback only
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -155,7 +159,7 @@ def _import_ray() -> Any:
 @contextmanager
 def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
     """The module ray, connected; a local Ray listens on loopback only and leaves no folder unless a worker failed."""
-    ray = _import_ray()
+    ray = _import_ray(address)
     if ray.is_initialized():
         raise ValueError("this process is connected to Ray already")
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
@@ -172,6 +176,8 @@ def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
         finally:
             ray.shutdown()
         return
+    # Keeps out the other users of this machine.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     folder = tempfile.mkdtemp(prefix="draftsmith-", dir=_short_folder())
     cores = ray_workers or len(os.sched_getaffinity(0))
     try:
@@ -257,6 +263,12 @@ class OnRay:
         options = {"num_cpus": 0 if cuda else 1, "num_gpus": int(cuda), "max_concurrency": 2}
         made = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **options)(_Worker)
         self._actors = [made.remote() for _ in range(count)]
+
+    def start(self) -> None:
+        """Wait until the first worker has started."""
+        calls = [actor.noted.remote() for actor in self._actors]
+        if not self._ray.wait(calls, num_returns=1, timeout=START_S)[0]:
+            raise ValueError(f"no worker of Ray has started within {START_S:.0f} s: all that the cluster has are taken")
 
     def close(self) -> None:
         for actor in self._actors:

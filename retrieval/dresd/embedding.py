@@ -86,7 +86,9 @@ def embed_all(
 
     def cut(number: int, kept: bool) -> KeyShard:
         parts = groups[number]
-        return KeyShard(number, kept, [sequences.ids(part) for part in parts], [sequences.keyed(part) for part in parts])
+        return KeyShard(
+            number, kept, [sequences.ids(part) for part in parts], [sequences.keyed(part) for part in parts]
+        )
 
     def run(shards: Iterable[int], kept: bool) -> None:
         nonlocal before, seconds, positions
