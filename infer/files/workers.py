@@ -146,7 +146,10 @@ def _import_ray(address: str) -> Any:
     os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address == LOCAL:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # without a cluster Ray listens on loopback only
+        # Without a cluster Ray listens on loopback only; the token keeps out the other users of this machine.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -176,8 +179,6 @@ def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
         finally:
             ray.shutdown()
         return
-    # Keeps out the other users of this machine.
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     folder = tempfile.mkdtemp(prefix="draftsmith-", dir=_short_folder())
     cores = ray_workers or len(os.sched_getaffinity(0))
     try:
