@@ -228,8 +228,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_are_the_same_bytes(workers: Workers, folders: Any, questions: Path, tmp_path: Path) -> None:
     asked = with_keys(read_records([questions], need="questions"))
     settings = Settings(temperature=0.7, top_p=0.95, seed=3)
-    where = {"dtype": "float32", "device": "cpu", "rule": "token", "logprobs": False, "max_new_tokens": TOKENS}
-    opened = partial(_by_engine, str(folders.target), "pld", "chat", settings, batch_size=3, **where)
+    how = ("float32", "cpu", "token", False, TOKENS, 3)
+    opened = partial(_by_engine, str(folders.target), "pld", "chat", settings, *how)
 
     def answer(out: Path, some: Workers) -> bytes:
         with AnswerFile(out, {"seed": 3}) as file:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +76,7 @@ class InProcess:
             work = work or open_work()
             began = time.process_time()
             number = task[0]
-            result = work(task[1], lambda rows, tokens, number=number: totals.note(number, rows, tokens))
+            result = work(task[1], partial(totals.note, number))
             self.cpu_seconds += time.process_time() - began
             yield number, result
 
@@ -145,6 +146,8 @@ def _import_ray(address: str) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # to join what is no Ray: a second each
     if address == LOCAL:
         # Without a cluster Ray listens on loopback only; the token keeps out the other users of this machine.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -259,7 +262,8 @@ class OnRay:
         self.in_process = False
         self.count = count
         self.cpu_seconds = 0.0
-        self._maps = 0
+        self._opened: OpenWork | None = None
+        self._key = 0
         # Two calls at once: `noted` answers while `run` runs.
         options = {"num_cpus": 0 if cuda else 1, "num_gpus": int(cuda), "max_concurrency": 2}
         made = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **options)(_Worker)
@@ -279,12 +283,13 @@ class OnRay:
     def map(
         self, open_work: OpenWork, tasks: Tasks, progress: Progress | None = None, shared: Path | None = None
     ) -> Iterator[tuple[int, Any]]:
-        self._maps += 1
+        if open_work != self._opened:  # what workers have opened serves further maps
+            self._opened, self._key = open_work, self._key + 1
         token = None if shared is None else shared.absolute() / f".seen-{uuid4().hex}"
         if token is not None:
             token.touch()
         try:
-            setup = _Setup(self._maps, open_work, str(token or ""), os.getcwd(), metadata.version("draftsmith"))
+            setup = _Setup(self._key, open_work, str(token or ""), os.getcwd(), metadata.version("draftsmith"))
             yield from _Map(self, self._ray, self._actors, self._ray.put(setup), iter(tasks), _Totals(progress)).run()
         finally:
             if token is not None:

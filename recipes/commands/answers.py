@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,11 +95,15 @@ def answers(
         "ray_workers",
     ):  # these do not change an answer
         del config[name]
+    from draftsmith.infer.files.locations import check_writable
+    from draftsmith.infer.files.workers import check_workers, open_workers
+
+    if ray is not None and server is not None:
+        raise ValueError("--ray spreads a target's decoding over machines; a --server takes concurrent requests itself")
+    check_workers(ray, ray_workers)
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.answers.sharded import answer_shards
     from draftsmith.infer.contract.sampling import resolve_settings
-    from draftsmith.infer.files.locations import check_writable
-    from draftsmith.infer.files.workers import check_workers, open_workers
     from draftsmith.infer.models.load import check_model, choose_device, load_generation_config, load_target
     from draftsmith.infer.text.templates import find_template, load_tokenizer
     from draftsmith.recipes.cli.inputs import one_drafter, read_questions
@@ -107,9 +112,6 @@ def answers(
         raise ValueError("give either --target or --server")
     if logprobs and server is not None:
         raise ValueError("--logprobs needs --target: a server's may be raw; `draftsmith forecast` reads its own logs")
-    if ray is not None and server is not None:
-        raise ValueError("--ray spreads a target's decoding over machines; a --server takes concurrent requests itself")
-    check_workers(ray, ray_workers)
     check_writable(out)
     if target is not None:
         check_model(target, dtype, device)
@@ -128,14 +130,16 @@ def answers(
     if logprobs and settings.greedy:
         raise ValueError("--logprobs needs a temperature above 0: greedy tokens are not drawn; give --temperature")
     began = time.perf_counter()
-    spent = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    if server is not None:
-        opened = partial(_through_server, server, model, form, settings, **spent)
+    opened: Callable[[], Answer]
+    if target is None:
+        assert server is not None
+        opened = partial(_through_server, server, model, form, settings, max_new_tokens, batch_size)
     else:
-        where = {"dtype": dtype, "device": device, "rule": rule, "logprobs": logprobs}
-        opened = partial(_by_engine, target, drafters, template, settings, **where, **spent)
-        if loaded is not None:
-            opened = partial(opened, loaded=loaded, drafter=drafter, form=form)
+        given = (None, None, None) if loaded is None else (loaded, drafter, form)
+        opened = partial(
+            _by_engine, target, drafters, template, settings, dtype, device, rule, logprobs, max_new_tokens, batch_size,
+            *given,
+        )  # fmt: skip
     cuda = target is not None and choose_device(device).type == "cuda"
     with AnswerFile(out, config | {"sampling": settings.to_json()}) as file:
         before = len(file.done)
@@ -157,7 +161,7 @@ def answers(
 
 
 def _by_engine(
-    target: str, drafters: str, template: str, settings: Any, *, dtype: str, device: str, rule: str, logprobs: bool,
+    target: str, drafters: str, template: str, settings: Any, dtype: str, device: str, rule: str, logprobs: bool,
     max_new_tokens: int, batch_size: int, loaded: HFTarget | None = None, drafter: Any = None,
     form: Template | None = None,
 ) -> Answer:  # fmt: skip
@@ -179,7 +183,7 @@ def _by_engine(
 
 
 def _through_server(
-    server: str, model: str, form: Template, settings: Any, *, max_new_tokens: int, batch_size: int
+    server: str, model: str, form: Template, settings: Any, max_new_tokens: int, batch_size: int
 ) -> Answer:
     from draftsmith.infer.answers.by_server import Server, answer_through
 
