@@ -11,10 +11,13 @@ it. Each worker holds one task at a time, and tasks are drawn only when a worker
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +38,7 @@ Tasks = Iterable[tuple[int, Any] | None]
 Progress = Callable[[int, int], None]
 
 LOCAL = "local"
+PR_SET_PDEATHSIG = 1
 # How often a task is begun again after its worker died.
 RETRIES = 3
 CONNECT_S = 3.0
@@ -219,6 +223,8 @@ class _Worker:
     """Lives in a process of its own, which Ray starts again if it dies."""
 
     def __init__(self) -> None:
+        if sys.platform == "linux":  # end with Ray, even in the middle of a task
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         self._key = -1
         self._work: Work | None = None
         self._noted = (0, 0)
