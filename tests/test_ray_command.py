@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -156,3 +160,46 @@ def test_four_workers_take_hardly_more_cpu_than_one(folders: Any, questions: Pat
     assert (tmp_path / "one").read_bytes() == (tmp_path / "four").read_bytes()
     assert alone > 5
     assert together < 1.15 * alone
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_joined_and_left_running(word_tokenizer: Path, tmp_path: Path) -> None:
+    """A head on loopback, as `ray start` starts it, and a store built on it with a relative path."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"id": f"r{i}", "text": f"number {i} is {i * i}; "}) + "\n" for i in range(600)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tempfile.mkdtemp(prefix="ray-")
+    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    env.pop("RAY_AUTH_MODE", None)
+    words = ["start", "--head", "--block", "--port", address.split(":")[1], "--num-cpus", "1", "--temp-dir", folder,
+             "--include-dashboard", "false", "--node-ip-address", "127.0.0.1"]  # fmt: skip
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    build = ["store", "build", "rest", "--data", "rows.jsonl", "--tokenizer", str(word_tokenizer)]
+    build += ["--chunk_tokens", "3000"]
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                check_workers(address, None)
+                break
+            except ValueError:
+                time.sleep(0.5)
+        time.sleep(10)
+        command = [sys.executable, "-c", processes.COMMAND, *build, "--out", "joined", "--ray", address]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert head.poll() is None
+    finally:
+        head.terminate()
+        head.communicate(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert run([*build[:4], str(data), *build[5:], "--out", str(tmp_path / "alone")]) == 0
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "joined").iterdir())
+    for name in names:
+        if name != "store.json":
+            assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

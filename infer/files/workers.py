@@ -168,7 +168,7 @@ def _import_ray(address: str) -> Any:
 
 @contextmanager
 def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
-    """The module ray, connected; a local Ray listens on loopback only and leaves no folder unless a worker failed."""
+    """The module ray, connected; a local Ray listens on loopback only and leaves no folder behind."""
     ray = _import_ray(address)
     if ray.is_initialized():
         raise ValueError("this process is connected to Ray already")
