@@ -136,11 +136,12 @@ def answers(
         opened = partial(_through_server, server, model, form, settings, max_new_tokens, batch_size)
     else:
         given = (None, None, None) if loaded is None else (loaded, drafter, form)
+        kind = choose_device(device).type  # a worker sees the devices that it may use
         opened = partial(
-            _by_engine, target, drafters, template, settings, dtype, device, rule, logprobs, max_new_tokens, batch_size,
+            _by_engine, target, drafters, template, settings, dtype, kind, rule, logprobs, max_new_tokens, batch_size,
             *given,
         )  # fmt: skip
-    cuda = target is not None and choose_device(device).type == "cuda"
+    cuda = target is not None and kind == "cuda"
     with AnswerFile(out, config | {"sampling": settings.to_json()}) as file:
         before = len(file.done)
         with open_workers(ray, ray_workers, cuda) as workers:

@@ -185,7 +185,8 @@ def build_dresd(
         served = {"name": form.name, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
         return {"template": served, "provenance": provenance(sys.argv, config | {"template": form.name}, seed)}
 
-    with open_workers(ray, ray_workers, choose_device(device).type == "cuda") as workers:
+    kind = choose_device(device).type  # a worker sees the devices that it may use
+    with open_workers(ray, ray_workers, kind == "cuda") as workers:
         manifest = build_store(
             loaded,
             samples,
@@ -201,7 +202,7 @@ def build_dresd(
             facts=facts,
             progress=_key_progress(),
             workers=workers,
-            load=partial(load_target, target, dtype=dtype, device=device),
+            load=partial(load_target, target, dtype=dtype, device=kind),
         )
     lines = report.lines() if report.rows else ["rows: read by the build that this one resumed"]
     print("\n".join(lines + [f"skipped: {count} x {reason}" for reason, count in skipped.items()]), file=sys.stderr)
