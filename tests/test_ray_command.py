@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -82,13 +83,17 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+RAYS = re.compile(rb"ray::|/ray/(core|_private|dashboard|autoscaler)/")
+
+
 def rays_of(mark: str) -> set[int]:
-    """The processes that were started with this mark, by a process that may have ended."""
+    """Ray's processes that were started with this mark, by a process that may have ended."""
     found = set()
-    for stat in Path("/proc").glob("[0-9]*/environ"):
+    for environ in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if f"DRAFTSMITH_TEST={mark}".encode() in stat.read_bytes():
-                found.add(int(stat.parent.name))
+            marked = f"DRAFTSMITH_TEST={mark}".encode() in environ.read_bytes()
+            if marked and RAYS.search(environ.with_name("cmdline").read_bytes()):
+                found.add(int(environ.parent.name))
         except OSError:
             continue
     return found
@@ -110,6 +115,7 @@ def test_a_stopped_run_ends_its_workers_and_resumes_to_the_same_bytes(
         assert process.poll() is None, process.stderr
         assert time.monotonic() < until
         time.sleep(0.01)
+    assert len(rays_of(mark)) >= 4
     process.send_signal(sent)
     code = process.wait(60)
     assert code == (130 if sent == signal.SIGINT else -signal.SIGKILL), process.stderr
