@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 
 from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
@@ -192,25 +193,11 @@ def listening(pid: int) -> set[str]:
     return found
 
 
-def descendants(root: int) -> set[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = stat.read_text()
-        except OSError:
-            continue
-        parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def test_a_local_ray_listens_on_loopback_only_and_reports_nothing(workers: Workers) -> None:
-    addresses = {pid: listening(pid) for pid in descendants(os.getpid())}
+    addresses = {pid: listening(pid) for pid in processes.descendants(os.getpid())}
     assert sum(map(len, addresses.values())) >= 3, "no listener was found at all"
     assert set().union(*addresses.values()) <= LOOPBACK
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

@@ -132,10 +132,8 @@ def test_a_stopped_run_ends_its_workers_and_resumes_to_the_same_bytes(
 
 def cpu_seconds() -> float:
     """Of this process and of all that come from it: Ray's own and its workers."""
-    from test_ray import descendants
-
     ticks = 0
-    for pid in descendants(os.getpid()):
+    for pid in processes.descendants(os.getpid()):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -177,8 +175,11 @@ def test_a_running_cluster_is_joined_and_left_running(word_tokenizer: Path, tmp_
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     folder = tempfile.mkdtemp(prefix="ray-")
-    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    env.pop("RAY_AUTH_MODE", None)
+    env = os.environ | {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
     words = ["start", "--head", "--block", "--port", address.split(":")[1], "--num-cpus", "1", "--temp-dir", folder,
              "--include-dashboard", "false", "--node-ip-address", "127.0.0.1"]  # fmt: skip
     head = subprocess.Popen(

@@ -7,8 +7,8 @@ record's key and the seed, not on the shard (contract/rng.py).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,7 @@ def answer_shards(
             out.take_over(shard.path)
         if lost := out.missing(shard.records):
             raise ValueError(f"{shard.path} lacks {len(lost)} of its answers: run the same command again")
-    with suppress(OSError):
-        out.shards.rmdir()
+    shutil.rmtree(out.shards, ignore_errors=True)
     out.put_in_order(records)
 
 

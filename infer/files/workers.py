@@ -175,11 +175,13 @@ def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if address != LOCAL:
         try:
-            ray.init(address=address, **quiet)
+            with _without_stderr():
+                ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as problem:
             line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise ValueError(
-                f"cannot join the Ray cluster at {address} ({line}): run this on one of its machines, with its Ray"
+                f"cannot join the Ray cluster at {address} ({line}): run this on one of its machines, with its version "
+                "of Ray and, if it asks for one, its RAY_AUTH_TOKEN"
             ) from problem
         try:
             yield ray
@@ -201,6 +203,19 @@ def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's own code prints a warning for each attempt to connect."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _short_folder() -> str | None:
@@ -293,6 +308,8 @@ class OnRay:
             self._opened, self._key = open_work, self._key + 1
         token = None if shared is None else shared.absolute() / f".seen-{uuid4().hex}"
         if token is not None:
+            for left in token.parent.glob(".seen-*"):  # by a run that was killed
+                left.unlink(missing_ok=True)
             token.touch()
         try:
             setup = _Setup(self._key, open_work, str(token or ""), os.getcwd(), metadata.version("draftsmith"))
