@@ -116,9 +116,7 @@ def check_workers(ray: str | None, ray_workers: int | None) -> None:
 
 
 def _address(ray: str) -> tuple[str, int]:
-    host, colon, port = ray.rpartition(":")
-    if ray == LOCAL:
-        return "127.0.0.1", 0
+    host, colon, port = ("127.0.0.1", ":", "1") if ray == LOCAL else ray.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 1 << 16) or "/" in host:
         raise ValueError(f"--ray {ray!r}: give `local`, or the HOST:PORT of a running cluster such as 10.0.0.1:6379")
     return host.strip("[]"), int(port)
@@ -188,7 +186,9 @@ def _connected(address: str, ray_workers: int | None) -> Iterator[Any]:
         finally:
             ray.shutdown()
         return
-    folder = tempfile.mkdtemp(prefix="draftsmith-", dir=_short_folder())
+    folder = tempfile.mkdtemp(
+        prefix="draftsmith-", dir=None if len(tempfile.gettempdir()) <= LONGEST_FOLDER else "/tmp"
+    )
     cores = ray_workers or len(os.sched_getaffinity(0))
     try:
         ray.init(
@@ -216,10 +216,6 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _short_folder() -> str | None:
-    return None if len(tempfile.gettempdir()) <= LONGEST_FOLDER else "/tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +378,7 @@ class _Map:
                 raise ValueError(str(error.cause)) from error
             raise
         except RayError as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+            lines = str(error).strip().splitlines() or [""]
             if "creation task" in lines[0]:
                 raise ValueError(f"a worker could not start: {lines[-1]}") from error
             raise ValueError(
