@@ -5,8 +5,8 @@
 
 A task is (number, payload). `open_work()` is called once in each process (it loads the model) and returns the function
 that does one task: work(payload, note), where note(rows, tokens) reports what is done of it so far. What a task leaves
-behind must be a whole file, or a file that is continued, since a worker that dies is started again and its task with
-it. Each worker holds one task at a time, and tasks are drawn only when a worker is free, so little is ever in flight.
+behind must be a whole file, or one that is continued: a worker that dies is started again, and its task with it. Each
+worker holds one task at a time, and tasks are drawn only when one is free, so little is ever in flight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -135,12 +135,9 @@ def open_workers(ray: str | None = None, ray_workers: int | None = None, cuda: b
         present = int(there.cluster_resources().get(kind, 0))
         if not present:
             raise ValueError(f"Ray finds no {kind} (--ray {ray}): give another --device, or a cluster that has one")
-        workers = OnRay(there, ray_workers or present, cuda)
-        try:
+        with closing(OnRay(there, ray_workers or present, cuda)) as workers:
             workers.start()
             yield workers
-        finally:
-            workers.close()
 
 
 def _import_ray(address: str) -> Any:
