@@ -61,6 +61,7 @@ OPTIONAL = {
     "prometheus_client",
     "prompt_toolkit",
     "openai",
+    "ray",
 }
 
 

@@ -26,9 +26,10 @@ def answer_through(
     out: AnswerFile,
     *,
     concurrency: int = 8,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Answer the records that `out` lacks, `concurrency` at a time; `progress(done, total, tokens)` after every row.
+    """Answer the records that `out` lacks, `concurrency` at a time; `progress(rows, tokens)`, of this call, after every
+    row.
 
     A prompt that does not fit the server's context is its row's error; any other refusal ends the run.
     """
@@ -39,7 +40,7 @@ def answer_through(
                 "wraps every prompt in its own template: give prompts without one, or answer with --target"
             )
     waiting = iter(out.missing(records))
-    tokens = 0
+    rows = tokens = 0
     with ThreadPoolExecutor(concurrency) as pool:
 
         def begin() -> dict[Future[dict[str, Any]], str]:
@@ -57,8 +58,9 @@ def answer_through(
                     key, row = running.pop(future), future.result()
                     out.write(key, row)
                     tokens += sum(map(len, row.get("token_ids_by_turn", [row.get("token_ids", [])])))
+                    rows += 1
                     if progress is not None:
-                        progress(len(out.done), len(records), tokens)
+                        progress(rows, tokens)
                     running |= begin()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

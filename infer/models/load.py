@@ -123,6 +123,16 @@ def load_target(name: str, *, dtype: str = "auto", device: str = "auto") -> HFTa
     return HFTarget(model, tokenizer)
 
 
+def load_generation_config(name: str) -> Any:
+    """The sampling defaults that the model `name` comes with; reads no weights."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+
+
 def check_same_tokenizer(
     draft: PreTrainedTokenizerBase | None,
     draft_vocab_size: int,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import lightning
 
 # Settings that may change when a run resumes: they affect its speed, not its result.
-FREE = {"workers", "save_every", "loggers", "cache"}
+FREE = {"workers", "save_every", "loggers", "cache", "ray", "ray_workers"}
 
 
 @dataclass(frozen=True, slots=True)
