@@ -206,6 +206,10 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     built = [
         each(**{key: arguments.pop(key) for key in inspect.signature(each).parameters}) for each in shared(function)
     ]
+    if (arguments.get("tp") or 1) > 1 and int(os.environ.get("RANK", "0")) > 0:  # one of those that torchrun started
+        from draftsmith.infer.models.tensor_parallel.follower import follow_launcher
+
+        return follow_launcher(*(arguments[name] for name in ("target", "dtype", "device", "tp")))
     code = function(*built, **arguments)
     # Other return values are for callers in Python.
     return int(code) if isinstance(code, int) else 0

@@ -43,6 +43,7 @@ def answers(
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     json: bool = False,
 ) -> int:
     """Answer every prompt and keep the token ids; run it again after an interruption to resume.
@@ -72,10 +73,13 @@ def answers(
             {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         json: print one JSON object on the last line.
     """
     config: dict[str, Any] = dict(locals())
-    for name in ("json", "out", "batch_size", "drafters", "rule", "limit", "on_bad"):  # these do not change an answer
+    # These do not change an answer.
+    for name in ("json", "out", "batch_size", "drafters", "rule", "limit", "on_bad", "tp"):
         del config[name]
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.contract.sampling import resolve_settings
@@ -88,9 +92,11 @@ def answers(
         raise ValueError("give either --target or --server")
     if logprobs and server is not None:
         raise ValueError("--logprobs needs --target: a server's may be raw; `draftsmith forecast` reads its own logs")
+    if tp > 1 and target is None:
+        raise ValueError("--tp is for a --target that is decoded here; a --server has its own")
     check_writable(out)
     if target is not None:
-        check_model(target, dtype, device)
+        check_model(target, dtype, device, tp)
     elif tokenizer is None:
         raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     asked = with_keys(read_questions(data, limit, on_bad))
@@ -99,7 +105,7 @@ def answers(
     if server and tokenizer is None:
         raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     drafter = one_drafter(drafters)
-    loaded = None if target is None else load_target(target, dtype=dtype, device=device)
+    loaded = None if target is None else load_target(target, dtype=dtype, device=device, tp=tp)
     form = find_template(template, load_tokenizer(str(tokenizer)) if loaded is None else loaded.tokenizer)
     config["template"] = form.name
     if not logprobs:  # files from before there were any can be resumed

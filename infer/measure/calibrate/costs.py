@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
-from draftsmith.infer.contract.protocols import Drafter, Target
+from draftsmith.infer.contract.protocols import Drafter, Target, ranks_of
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import StepTrace
@@ -55,7 +55,7 @@ def measure_costs(
         errors[place] = median(abs(error) for error in left_out(timed, timer.buckets))
     assert target.model is not None
     weight = next(target.model.parameters())
-    here = machine(weight.device, weight.dtype)
+    here = machine(weight.device, weight.dtype, ranks_of(target))
     tokenizer = tokenizer_fingerprint(target.tokenizer) if target.tokenizer is not None else ""
     identity = TargetIdentity.of(name, target, tokenizer)
     found, idle = {}, overhead(target, answers)
