@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from over_ranks import saved
 from test_eagle_lossless import MAKE, head_of
 from test_lossless import (
@@ -23,14 +24,17 @@ from test_lossless import (
     models,
     plain_tokens,
     retrieved,
+    spread,
     tokens,
 )
 
 from draftsmith.infer.contract.protocols import Drafter
+from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters import SmallLM
 from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import load_target
 
@@ -86,19 +90,18 @@ def test_the_shares_are_halves_and_the_whole_is_known(one: HFTarget, two: HFTarg
     assert two.lm.weight_bytes < one.lm.weight_bytes
 
 
-@pytest.mark.parametrize("settings", EITHER.values(), ids=EITHER)
-@pytest.mark.parametrize("name", OUTRIGHT)
+@pytest.mark.parametrize(("name", "settings"), spread(2, OUTRIGHT, EITHER))
 def test_outright_drafts(one: HFTarget, two: HFTarget, name: str, settings: Settings) -> None:
     deep = 2 if settings.greedy else 1
     check_same(one, two, lambda target: DRAFTERS[name](models(KIND)[1]), settings, plain=True, deep=deep)
 
 
-@pytest.mark.parametrize("name", ["coupled", "coupled sd2 by cost"])
+@pytest.mark.parametrize("name", ["coupled", pytest.param("coupled sd2 by cost", marks=pytest.mark.slow)])
 def test_coupled_drafts(one: HFTarget, two: HFTarget, name: str) -> None:
     check_same(one, two, lambda target: COUPLED[name](models(KIND)[1]), EITHER["sampled"], plain=True)
 
 
-@pytest.mark.parametrize("rule", ["token", "block", "traversal"])
+@pytest.mark.parametrize("rule", ["token", pytest.param("block", marks=pytest.mark.slow), "traversal"])
 def test_drawn_drafts(one: HFTarget, two: HFTarget, rule: str) -> None:
     """Their tokens are others than plain decoding's, and the same for any number of ranks."""
     found = []
@@ -110,16 +113,80 @@ def test_drawn_drafts(one: HFTarget, two: HFTarget, rule: str) -> None:
     assert_tried_hard(found[1])
 
 
-@pytest.mark.parametrize("settings", EITHER.values(), ids=EITHER)
-@pytest.mark.parametrize("name", [*MAKE])
+@pytest.mark.parametrize(("name", "settings"), spread(2, [*MAKE], EITHER))
 def test_an_eagle_head_on_the_targets_states(one: HFTarget, two: HFTarget, name: str, settings: Settings) -> None:
     check_same(one, two, lambda target: MAKE[name](head_of(KIND)), settings, plain=True)
 
 
-@pytest.mark.parametrize("settings", EITHER.values(), ids=EITHER)
-@pytest.mark.parametrize("name", ["rest", "dresd"])
+@pytest.mark.parametrize(("name", "settings"), spread(2, ["rest", "dresd"], EITHER))
 def test_retrieved_drafts(one: HFTarget, two: HFTarget, name: str, settings: Settings, tmp_path: Path) -> None:
     """The dense store is built with the states of each target itself."""
     answered = make_rows(settings)
     decode(one, Empty(), answered, 8)
     check_same(one, two, lambda target: retrieved(name, target, answered, tmp_path / str(target.ranks)), settings, True)
+
+
+def test_rows_join_leave_and_are_aborted_at_the_same_rounds(one: HFTarget, two: HFTarget) -> None:
+    """Rows are added while others decode, one is aborted while it is read and one while it decodes, and a kept row goes
+    on with a second turn."""
+    seen = []
+    for target in (one, two):
+        rows, events = make_rows(Settings()), []
+        drafter = DRAFTERS["mixed"](models(KIND)[1])
+        drafter.bind(target)
+        with Engine(target, drafter, batch_size=3, chunk=8) as engine:
+            waiting = list(rows)
+            for at in range(400):
+                if waiting and at % 2 == 0:
+                    engine.add(waiting.pop(0), keep=len(waiting) == 4)
+                if at in (5, 12):
+                    live = [row for row in rows if row in engine and not row.stop]
+                    engine.abort(live[-1] if at == 5 else live[0])
+                events.append([(event.row.key, event.tokens, event.done is not None) for event in engine.step()])
+                if rows[3].stop == "max_new_tokens" and rows[3].stops.max_new_tokens != 6:
+                    engine.resume(rows[3], [7, 8, 9], Stops(6))
+                if not engine.busy and not waiting:
+                    break
+        seen.append((events, [(row.ids, row.stop) for row in rows]))
+    assert seen[1] == seen[0]
+    assert [row[1] for row in seen[1][1]].count("aborted") == 2
+    assert len(seen[1][0]) < 400
+
+
+def test_passes_over_ranks_can_be_timed(two: HFTarget) -> None:
+    timer = two.pass_timers()["target"]
+    before = two.forward_seconds, two.bytes_moved
+    for rows, context in ((1, 16), (3, 40)):
+        timer.place(rows, context)
+        timer.run(4)
+    timer.close()
+    assert two.forward_seconds > before[0]
+    assert two.bytes_moved == before[1] + 2 * two.lm.weight_bytes
+    assert tokens(decode(two, Empty(), make_rows(Settings()), 8)) == plain_tokens(KIND, Settings())
+
+
+def test_the_model_itself_is_called_on_all_ranks_and_not_with_a_cache(one: HFTarget, two: HFTarget) -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = one.model(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(two.model(input_ids=ids, use_cache=False).logits, expected, atol=1e-12)
+    with pytest.raises(ValueError, match="cannot be called with a cache of keys and values"):
+        two.model.generate(ids, max_new_tokens=2)
+    assert tokens(decode(two, Empty(), make_rows(Settings()), 8)) == plain_tokens(KIND, Settings())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "gpt_neox", "mistral", "phi3", "qwen2", "qwen3"])
+def test_other_families(kind: str, tmp_path: Path) -> None:
+    one, folder = HFTarget(models(kind)[0]), saved(tmp_path / "target", models(kind)[0])
+    two = load_target(folder, tp=2)
+    two.tokenizer = None
+    try:
+        for settings in EITHER.values():
+            found = [
+                decode(target, DRAFTERS["mixed"](models(kind)[1]), make_rows(settings), 3) for target in (one, two)
+            ]
+            assert tokens(found[1]) == tokens(found[0])
+            assert trees(found[1]) == trees(found[0])
+            assert_tried_hard(found[1])
+    finally:
+        two.close()

@@ -31,6 +31,8 @@ from draftsmith.infer.models.tensor_parallel.ranks import TIMEOUT, Ranks
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
 
+# What ends the ranks that this process leads.
+_ends: list[Callable[[], None]] = []
 # Seconds that a rank gets to end by itself.
 END_S = 5.0
 LOOPBACK = "127.0.0.1"
@@ -58,11 +60,6 @@ def own_runner(model: Any, plan: MaskPlan | ChainPlan) -> ModelRunner:
     return ModelRunner(model, plan)
 
 
-def follows() -> bool:
-    """Whether a launcher started this process as another rank than 0."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
 def load_leading(name: str, dtype: str, device: str, tp: int) -> HFTarget:
     """The target `name` split over `tp` ranks, of which this process becomes rank 0."""
     from draftsmith.infer.models.hf_target import HFTarget
@@ -81,6 +78,7 @@ def load_leading(name: str, dtype: str, device: str, tp: int) -> HFTarget:
             shard = load_shard(name, dtype)
             target = HFTarget(shard.model, tokenizer, shares=Shares(ranks, end, shard.parameters, shard.fingerprint))
         except ValueError:  # the model's fault, which all ranks find
+            end()
             raise
         except Exception as problem:
             ranks.fail(problem)
@@ -113,16 +111,22 @@ def _started(name: str, dtype: str, tp: int) -> tuple[Ranks, Callable[[], None]]
     if "WORLD_SIZE" in os.environ:
         join(tp, 0, None)
         ranks = Ranks()
-        end = functools.partial(ranks.close, [END])
-        atexit.register(end)
-        return ranks, end
+        _ends.append(functools.partial(ranks.close, [END]))
+        return ranks, _ends[-1]
     store = dist.TCPStore(LOOPBACK, 0, tp, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
     children = [_start(name, dtype, tp, rank, store.port) for rank in range(1, tp)]
     watch = Watch(children)
-    atexit.register(watch.end)
+    _ends.append(watch.end)
     join(tp, 0, store)
     ranks = watch.ranks = Ranks()
     return ranks, watch.end
+
+
+@atexit.register
+def end_all() -> None:
+    """End the ranks that this process leads, if there are any."""
+    while _ends:
+        _ends.pop()()
 
 
 def _share_threads(tp: int) -> None:

@@ -130,9 +130,10 @@ class Ranks:
         if self.ended:
             return
         self.ended = True
-        if not self.broken:
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
+            if not self.broken:
                 self.send(last_message)
+            if not self.broken or not torch.cuda.is_available():  # NCCL would wait for a rank that is lost
                 dist.destroy_process_group()
 
 

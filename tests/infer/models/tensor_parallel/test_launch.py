@@ -28,7 +28,6 @@ from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
 target = load_target(sys.argv[1], tp=2)
 """
 IN_STEPS = """
-row = Row("0", [5, 6, 7], Settings(), Stops(10**6))
 with Engine(target, Empty()) as engine:
     while True:
         engine.add(Row("0", [5, 6, 7], Settings(), Stops(400)))
@@ -93,7 +92,12 @@ def started(tmp_path: Path) -> Iterator[object]:
         leader.kill()
 
 
-@pytest.mark.parametrize("work", [IN_PREFILL, IN_STEPS], ids=["in prefill", "in a step"])
+PREFILL, STEPS = pytest.param(IN_PREFILL, id="in prefill"), pytest.param(IN_STEPS, id="in a step")
+SLOW_PREFILL = pytest.param(IN_PREFILL, id="in prefill", marks=pytest.mark.slow)
+SLOW_STEPS = pytest.param(IN_STEPS, id="in a step", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("work", [SLOW_PREFILL, STEPS])
 def test_rank_0_ends_with_a_rank_that_is_killed(started, work):
     leader, follower = started(work)
     began = time.monotonic()
@@ -103,7 +107,7 @@ def test_rank_0_ends_with_a_rank_that_is_killed(started, work):
     assert leader.stderr == "draftsmith: the target is gone: rank 1 was ended by signal 9 (SIGKILL)\n"
 
 
-@pytest.mark.parametrize("work", [IN_PREFILL, IN_STEPS], ids=["in prefill", "in a step"])
+@pytest.mark.parametrize("work", [PREFILL, SLOW_STEPS])
 def test_a_rank_ends_with_rank_0(started, work):
     leader, follower = started(work)
     leader.kill()
@@ -111,6 +115,7 @@ def test_a_rank_ends_with_rank_0(started, work):
     assert leader.stderr == "draftsmith: rank 0 of the target is gone: the other ranks end\n"
 
 
+@pytest.mark.slow
 def test_an_idle_target_ends_with_a_rank_that_is_killed(started):
     leader, follower = started("print('again' * 9, flush=True)\nimport time\ntime.sleep(300)")
     os.kill(follower, signal.SIGKILL)

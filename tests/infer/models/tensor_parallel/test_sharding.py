@@ -30,7 +30,7 @@ def folder_of(tmp_path: Path) -> Any:
     [
         ("llama", {}, 8, "num_attention_heads=4, fewer than ranks"),
         ("llama", {}, 4, "num_key_value_heads=2, fewer than ranks"),
-        ("llama", {"num_attention_heads": 6, "num_key_value_heads": 6}, 4, "num_attention_heads=6, which 4 does not"),
+        ("llama", {"num_attention_heads": 8, "num_key_value_heads": 8}, 3, "num_attention_heads=8, which 3 does not"),
         ("llama", {"intermediate_size": 47}, 2, "the width 47 of model.layers.0.mlp.gate_proj does not divide by 2"),
         ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, 2, "its weights are quantised"),
         ("gpt2", {}, 2, "no tensor-parallel plan for gpt2"),
@@ -67,7 +67,7 @@ def test_half_a_launcher(folder_of: Any, monkeypatch: pytest.MonkeyPatch, variab
 
 def test_a_device_with_a_number(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftsmith.infer.models.load.choose_device", lambda name: None)
-    with pytest.raises(ValueError, match="a number|one device each"):
+    with pytest.raises(ValueError, match="one device each"):
         check_model(folder_of("llama"), device="cuda:1", tp=2)
 
 
