@@ -46,7 +46,7 @@ def answers(out: Path) -> dict[str, list[object]]:
     }
 
 
-@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("temperature", [0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_bench_decodes_the_same_tokens_and_trees(call, folders, asked, tmp_path, temperature):
     drafters = (
         f"pld,small:{folders.draft}[top_k=2],sd2:{folders.same_size_draft}[exits=[1,2]],mix=pld+small:{folders.draft}"
@@ -64,6 +64,7 @@ def test_bench_decodes_the_same_tokens_and_trees(call, folders, asked, tmp_path,
     assert facts[0]["target"] == facts[1]["target"]
 
 
+@pytest.mark.slow
 def test_answers_and_calibrate_over_two_ranks(call, folders, asked, tmp_path):
     files = {}
     for tp in (1, 2):

@@ -123,6 +123,7 @@ def test_an_idle_target_ends_with_a_rank_that_is_killed(started):
     assert leader.stderr == "draftsmith: the target is gone: rank 1 was ended by signal 9 (SIGKILL)\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_waits_for_the_pass_and_the_ranks_go_on(started):
     """Ctrl-C in the middle of passes leaves both ranks at the same place: what follows is decoded as before."""
     leader, follower = started(INTERRUPTED)
