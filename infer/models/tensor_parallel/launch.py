@@ -115,7 +115,7 @@ def _started(name: str, dtype: str, tp: int) -> tuple[Ranks, Callable[[], None]]
         return ranks, _ends[-1]
     store = dist.TCPStore(LOOPBACK, 0, tp, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
     children = [_start(name, dtype, tp, rank, store.port) for rank in range(1, tp)]
-    watch = Watch(children)
+    watch = RankWatch(children)
     _ends.append(watch.end)
     join(tp, 0, store)
     ranks = watch.ranks = Ranks()
@@ -167,7 +167,7 @@ def _start(name: str, dtype: str, tp: int, rank: int, port: int) -> subprocess.P
         os.close(words["stderr"])
 
 
-class Watch:
+class RankWatch:
     """Watches the processes of the other ranks, a thread for each."""
 
     def __init__(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
