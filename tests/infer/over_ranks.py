@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,6 @@ from small_tokenizer import make_tokenizer
 
 def saved(folder: Path, model: Any, dtype: torch.dtype = torch.float64) -> str:
     """The folder of `model` with a tokenizer, which is bigger than its vocabulary: rows are given as ids."""
-    model.to(dtype).save_pretrained(folder)
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return str(folder)

@@ -38,6 +38,8 @@ from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import load_target
 
+# Over gloo; two CUDA devices are tried in tests/infer/models/tensor_parallel/test_two_devices.py.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks on the CPU: hide the CUDA devices")
 KIND = "llama"
 OUTRIGHT = ("tree", "sd2", "sd2 by cost", "pld", "recycle", "lookahead", "mixed", "mixed by cost")
 
@@ -172,6 +174,47 @@ def test_the_model_itself_is_called_on_all_ranks_and_not_with_a_cache(one: HFTar
     with pytest.raises(ValueError, match="cannot be called with a cache of keys and values"):
         two.model.generate(ids, max_new_tokens=2)
     assert tokens(decode(two, Empty(), make_rows(Settings()), 8)) == plain_tokens(KIND, Settings())
+
+
+@pytest.mark.slow
+def test_all_of_them_in_float32(tmp_path: Path) -> None:
+    """Sums that are split round otherwise, and no draw and no choice lies that close."""
+    folder = saved(tmp_path / "target", models(KIND)[0], torch.float32)
+    targets = [load_target(folder), load_target(folder, tp=2)]
+    try:
+        for target in targets:
+            target.tokenizer = None
+        for settings in EITHER.values():
+            answered = make_rows(settings)
+            wanted = tokens(decode(targets[0], Empty(), answered, 8))
+            made: dict[str, Callable[[HFTarget], Drafter]] = {
+                name: lambda target, name=name: DRAFTERS[name](models(KIND)[1]) for name in ("tree", "sd2", "mixed")
+            }
+            made["eagle"] = lambda target: MAKE["eagle"](head_of(KIND))
+            for name in ("rest", "dresd"):
+                store = tmp_path / f"{name}-{settings.greedy}"
+                made[name] = lambda target, name=name, store=store, answered=answered: retrieved(
+                    name, target, answered, store / str(target.ranks)
+                )
+            for name, make in made.items():
+                found = [decode(target, make(target), make_rows(settings), 3) for target in targets]
+                assert tokens(found[1]) == tokens(found[0]) == wanted, name
+                assert rounded(trees(found[1])) == rounded(trees(found[0])), name
+                assert_tried_hard(found[1], deep=1)
+    finally:
+        targets[1].close()
+
+
+def rounded(steps: list[list[tuple[Any, ...]]]) -> list[Any]:
+    """Trees with confidences to three digits."""
+    return [
+        [
+            [[one._replace(confidence=round(one.confidence, 3)) for one in part] if i == 5 else part
+             for i, part in enumerate(step)]
+            for step in row
+        ]
+        for row in steps
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -77,7 +77,9 @@ def load_leading(name: str, dtype: str, device: str, tp: int) -> HFTarget:
         try:
             shard = load_shard(name, dtype)
             target = HFTarget(shard.model, tokenizer, shares=Shares(ranks, end, shard.parameters, shard.fingerprint))
-        except ValueError:  # the model's fault, which all ranks find
+        except ValueError as problem:  # the model's fault, which all ranks find
+            if isinstance(problem.__cause__, RuntimeError):  # a rank's
+                ranks.fail(problem)
             end()
             raise
         except Exception as problem:

@@ -13,7 +13,10 @@ from typing import Any
 
 import processes
 import pytest
+import torch
 
+# Over gloo; two CUDA devices are tried in tests/infer/models/tensor_parallel/test_two_devices.py.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks on the CPU: hide the CUDA devices")
 TIMES = ("propose_s", "score_s", "verify_s", "commit_s", "target_forward_s", "draft_forward_s", "bytes_moved", "step")
 
 

@@ -14,6 +14,8 @@ import torch
 from over_ranks import saved
 from tiny_models import tiny_model
 
+# Over gloo; two CUDA devices are tried in tests/infer/models/tensor_parallel/test_two_devices.py.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks on the CPU: hide the CUDA devices")
 # Seconds for all to end.
 MOST_S = 10.0
 LOAD = """

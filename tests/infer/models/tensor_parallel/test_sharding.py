@@ -13,8 +13,9 @@ from draftsmith.infer.models.load import check_model
 
 
 @pytest.fixture
-def folder_of(tmp_path: Path) -> Any:
-    """A folder with a config and no weights."""
+def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A folder with a config and no weights, on a machine without CUDA devices."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     def make(kind: str, **changes: Any) -> str:
         tiny_model(kind).config.save_pretrained(tmp_path)
@@ -72,7 +73,8 @@ def test_a_device_with_a_number(folder_of: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_fewer_devices_than_ranks(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of("llama")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match="--tp 2 needs 2 CUDA devices on this machine; it has 1"):
-        check_model(folder_of("llama"), tp=2)
+        check_model(folder, tp=2)
