@@ -134,7 +134,8 @@ def test_a_second_sigterm_ends_at_once_with_an_error(folders):
 
 
 @pytest.mark.slow
-def test_over_two_ranks_sigterm_finishes_what_runs(folders):
+def test_over_two_ranks_sigterm_finishes_what_runs(folders, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with serving(folders, "--drafters", "pld") as (_, client):
         wanted = ask(client).choices[0].text
     with serving(folders, "--drafters", "pld", "--tp", 2) as (running, client):
@@ -150,7 +151,8 @@ def test_over_two_ranks_sigterm_finishes_what_runs(folders):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_server_ends_with_a_rank_that_is_killed(folders, busy):
+def test_a_server_ends_with_a_rank_that_is_killed(folders, busy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with serving(folders, "--tp", 2) as (running, client):
         stream = ask(client, stream=True, max_tokens=480)
         for _ in range(1 if busy else 480):
