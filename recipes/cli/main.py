@@ -8,6 +8,7 @@ command or that command's help runs, so `draftsmith --help` is quick.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -209,8 +210,25 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     built = [
         each(**{key: arguments.pop(key) for key in inspect.signature(each).parameters}) for each in shared(function)
     ]
+    if (arguments.get("tp") or 1) > 1:
+        return _over_ranks(functools.partial(function, *built, **arguments), arguments)
     code = function(*built, **arguments)
     # Other return values are for callers in Python.
+    return int(code) if isinstance(code, int) else 0
+
+
+def _over_ranks(command: Callable[[], Any], arguments: Mapping[str, Any]) -> int:
+    """Run a command whose target is split over ranks, or follow it where torchrun started this process as another."""
+    from draftsmith.infer.models.tensor_parallel.launch import end_all
+
+    if int(os.environ.get("RANK", "0")) > 0:
+        from draftsmith.infer.models.tensor_parallel.follower import follow_launcher
+
+        return follow_launcher(*(arguments[name] for name in ("target", "dtype", "device", "tp")))
+    try:
+        code = command()
+    finally:
+        end_all()
     return int(code) if isinstance(code, int) else 0
 
 

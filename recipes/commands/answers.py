@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from draftsmith.infer.text.rendering import Template
 
 SHOWN = 5
+# Options that do not change an answer.
+NOT_ANSWERS = ("json", "out", "batch_size", "drafters", "rule", "limit", "on_bad", "tp", "ray", "ray_workers")
 PRESETS: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "nucleus": {"temperature": 0.7, "top_p": 0.95}}
 
 
@@ -46,6 +48,7 @@ def answers(
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     ray: str | None = None,
     ray_workers: IntFrom1 | None = None,
     json: bool = False,
@@ -77,29 +80,23 @@ def answers(
             {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         ray: answer on many workers with Ray: local (this machine), or the HOST:PORT of a running cluster. Each loads
             the target; all must see --out under the same path.
         ray_workers: workers of --ray; default: one per core, or per GPU.
         json: print one JSON object on the last line.
     """
     config: dict[str, Any] = dict(locals())
-    for name in (
-        "json",
-        "out",
-        "batch_size",
-        "drafters",
-        "rule",
-        "limit",
-        "on_bad",
-        "ray",
-        "ray_workers",
-    ):  # these do not change an answer
+    for name in NOT_ANSWERS:
         del config[name]
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.files.workers import check_workers, open_workers
 
     if ray is not None and server is not None:
         raise ValueError("--ray spreads a target's decoding over machines; a --server takes concurrent requests itself")
+    if ray is not None and tp > 1:
+        raise ValueError("--ray gives each worker a whole target, and --tp splits one over ranks: give either")
     check_workers(ray, ray_workers)
     from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
     from draftsmith.infer.answers.sharded import answer_shards
@@ -112,16 +109,20 @@ def answers(
         raise ValueError("give either --target or --server")
     if logprobs and server is not None:
         raise ValueError("--logprobs needs --target: a server's may be raw; `draftsmith forecast` reads its own logs")
+    if tp > 1 and target is None:
+        raise ValueError("--tp is for a --target that is decoded here; a --server has its own")
     check_writable(out)
     if target is not None:
-        check_model(target, dtype, device)
+        check_model(target, dtype, device, tp)
     elif tokenizer is None:
         raise ValueError("--server needs --tokenizer as well: answers keep token ids")
     asked = with_keys(read_questions(data, limit, on_bad))
     own = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = PRESETS[preset] | {key: value for key, value in own.items() if value is not None} | {"seed": seed}
     drafter = one_drafter(drafters)
-    loaded = None if target is None or ray is not None else load_target(target, dtype=dtype, device=device)
+    loaded = None
+    if target is not None and ray is None:
+        loaded = load_target(target, dtype=dtype, device=device, tp=tp)
     form = find_template(template, load_tokenizer(target or str(tokenizer)) if loaded is None else loaded.tokenizer)
     config["template"] = form.name
     if not logprobs:  # files from before there were any can be resumed

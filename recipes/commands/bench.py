@@ -31,6 +31,7 @@ def bench(
     rule: RuleName = DEFAULT,
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     seed: IntFrom0 = 0,
     out: str | None = None,
     json: bool = False,
@@ -69,6 +70,8 @@ def bench(
         rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         seed: random seed of sampling, of the order of runs and of the intervals.
         out: a new folder for answers, traces, results and report.html; the same command resumes a run that was stopped,
             but not one of a server.
@@ -112,8 +115,9 @@ def bench(
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 
-    check_model(target, dtype, device)
-    parse_peers(peers)
+    check_model(target, dtype, device, tp)
+    if parse_peers(peers) and tp > 1:
+        raise ValueError("--peers decode with a target on one device: leave them out, or --tp")
     folder = RunFolder.create(out, resumable=True) if out else None
     questions = _questions(data, limit)
     runners, encode, decode, judge, weights = _runners(config)
@@ -178,7 +182,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
 
     # Drafters first: a mistake in their names or arguments is found before the target's weights are read.
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
-    target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
+    target = load_target(config["target"], dtype=config["dtype"], device=config["device"], tp=config["tp"])
     tokenizer = target.tokenizer
     assert tokenizer is not None
     template = find_template(config["template"], tokenizer)
