@@ -90,11 +90,13 @@ class EagleBuilder:
     def build(self, run: BuildContext) -> EagleDraft:
         import torch
 
-        from draftsmith.train.drafts.eagle_draft import EagleDraft
+        from draftsmith.train.drafts.eagle_draft import EagleDraft, scale_states
 
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
             head = self._fresh(run) if self.init == "fresh" else self._trained_before(run)
+        if not (head.design.norm_before_fc or head.design.fc_norm):
+            scale_states(head, run, fresh=self.init == "fresh")
         head.requires_grad_(True)
         assert head.lm_head is not None
         head.lm_head.requires_grad_(not self.freeze_head)
@@ -106,12 +108,12 @@ class EagleBuilder:
 
     def _fresh(self, run: BuildContext) -> EagleHead:
         from draftsmith.infer.heads.eagle import EagleHead, rows_of
-        from draftsmith.infer.heads.eagle_config import eagle_config
+        from draftsmith.infer.heads.fresh_eagle_config import fresh_eagle_config
         from draftsmith.train.drafts.draft_vocabulary import draft_vocabulary
         from draftsmith.train.drafts.eagle_draft import start_from
 
         theirs = run.target.config.get_text_config()
-        config = eagle_config(theirs, self.num_layers, self.rope_theta, **(self.shape or {}))
+        config = fresh_eagle_config(theirs, self.num_layers, self.rope_theta, **(self.shape or {}))
         ids_V = None
         if 0 < self.draft_vocab < config.vocab_size:
             always = {*run.special_ids, *stop_ids(run.target)}

@@ -22,7 +22,7 @@ from draftsmith.infer.drafters.heads.hydra import HydraRows
 from draftsmith.infer.drafters.heads.medusa import MedusaRows
 from draftsmith.infer.drafters.heads.state_reader import HeadPassTimer
 from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, default_features
-from draftsmith.infer.heads.eagle_config import eagle_config
+from draftsmith.infer.heads.fresh_eagle_config import fresh_eagle_config
 from draftsmith.infer.heads.hydra import HydraHeads
 from draftsmith.infer.heads.medusa import MedusaHeads
 from draftsmith.infer.measure.forecast.drafting import Drafting
@@ -81,7 +81,7 @@ class CandidateHead:
             count, third = int(text.num_hidden_layers), self.kind == "eagle"
             features = default_features(max(count, 3)) if third else ("last",)
             ids_V = torch.arange(self.size) if self.size else None
-            found = EagleHead(eagle_config(text), EagleDesign(3 if third else 1, features, width), ids_V)
+            found = EagleHead(fresh_eagle_config(text), EagleDesign(3 if third else 1, features, width), ids_V)
         return found.to(dtype).eval()
 
     def timer(self, config: Any, dtype: torch.dtype, device: torch.device) -> PassTimer:

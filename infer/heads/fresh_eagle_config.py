@@ -7,7 +7,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 
-def eagle_config(target: Any, num_layers: int = 1, rope_theta: float = 10000.0, **shape: int) -> LlamaConfig:
+def fresh_eagle_config(target: Any, num_layers: int = 1, rope_theta: float = 10000.0, **shape: int) -> LlamaConfig:
     """`target`: its text config; `shape`: sizes that differ from the target's. ValueError if they do not divide."""
     width = int(target.hidden_size)
     heads = int(shape.get("num_attention_heads", target.num_attention_heads))
