@@ -81,7 +81,7 @@ def unrolled(model: Any, case: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def time_steps(case: dict[str, Any]) -> None:
-    """Training steps without an optimiser, as many as each line of standard input says. Losses are the eager ones, since
+    """Training steps without an optimiser, as many as each line of standard input says. The losses are the eager ones:
     the fused ones need a GPU."""
     from speculators.losses import resolve_loss_config
 

@@ -15,7 +15,7 @@ from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.teacher.channel_scale import ChannelScale, measured_scale
 
 NAMES = ("layer:1", "layer:2")
-TIMES = 40
+TIMES = 100
 
 
 @pytest.fixture
