@@ -176,8 +176,8 @@ class HeadsConfig(RunConfig):
 
 @dataclass(frozen=True, slots=True)
 class EagleConfig(RunConfig):
-    """The options of a run that trains an EAGLE head: those of every run. Its layer begins untrained, and learns several
-    times faster with Muon than with AdamW (LOG.md)."""
+    """The options of a run that trains an EAGLE head: those of every run. Its layer begins untrained, and learns
+    several times faster with Muon than with AdamW (LOG.md)."""
 
     _: KW_ONLY
     optim: Optim = Optim(name="muon", lr=1e-3, warmup=0.05)

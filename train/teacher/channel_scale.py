@@ -48,17 +48,17 @@ class ChannelScale(nn.Module):
 def measured_scale(target: Any, corpus: Corpus, names: Sequence[str]) -> torch.Tensor:
     """[F] the root mean square of each channel of the target's states `names`, side by side, where they are learned
     from: at the first tokens of a text some channels are a thousand times larger."""
-    features, total, count = LiveFeatures(target, names), 0.0, 0
+    features, squares, count = LiveFeatures(target, names), list[torch.Tensor](), 0
     for sample in range(len(corpus.lengths)):
         batch = assemble(corpus, [[sample]], int(corpus.lengths[sample]))
         learned_T = batch["labels"][0] != IGNORED
         read = features(batch)
         joined_TF = torch.cat([read[name][0][learned_T] for name in names], -1).float()
-        total, count = total + joined_TF.square().sum(0), count + len(joined_TF)
+        squares.append(joined_TF.square().sum(0))
+        count += len(joined_TF)
         if count >= MEASURED:
             break
-    assert isinstance(total, torch.Tensor), "a corpus has samples"
-    scale_F = (total / max(count, 1)).sqrt()
+    scale_F = (torch.stack(squares).sum(0) / max(count, 1)).sqrt()
     return scale_F.clamp_min(max(LEAST * float(scale_F.median()), 1e-6))
 
 
