@@ -16,9 +16,9 @@ from draftsmith.infer.heads.eagle import EagleHead
 from draftsmith.infer.heads.folders import save_eagle
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.train.data.batches import Batch
+from draftsmith.train.data.channel_scale import folded, measured_scale, scaled
 from draftsmith.train.drafts.trainable import BuildContext, DraftSizes, Weights
 from draftsmith.train.drafts.unrolled import Predictions, UnrolledHead
-from draftsmith.train.teacher.channel_scale import folded, measured_scale, scaled
 
 if TYPE_CHECKING:
     from draftsmith.infer.contract.protocols import Drafter

@@ -5,11 +5,11 @@ import torch
 
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
+from draftsmith.train.data.channel_scale import folded
 from draftsmith.train.drafts.eagle import EagleBuilder
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.objectives.eagle import EagleObjective
-from draftsmith.train.teacher.channel_scale import folded
 
 LENGTHS = [14, 9, 20, 11]
 

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 
+from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.train.data.batches import IGNORED, assemble
 from draftsmith.train.data.corpus import Corpus
-from draftsmith.train.teacher.features import LiveFeatures
 
 # Learned positions that are measured, at least, if there are as many.
 MEASURED = 512
@@ -48,12 +48,13 @@ class ChannelScale(nn.Module):
 def measured_scale(target: Any, corpus: Corpus, names: Sequence[str]) -> torch.Tensor:
     """[F] the root mean square of each channel of the target's states `names`, side by side, where they are learned
     from: at the first tokens of a text some channels are a thousand times larger."""
-    features, squares, count = LiveFeatures(target, names), list[torch.Tensor](), 0
+    taps, squares, count = Taps(target), list[torch.Tensor](), 0
     for sample in range(len(corpus.lengths)):
         batch = assemble(corpus, [[sample]], int(corpus.lengths[sample]))
         learned_T = batch["labels"][0] != IGNORED
-        read = features(batch)
-        joined_TF = torch.cat([read[name][0][learned_T] for name in names], -1).float()
+        with taps.taking(names) as taken:
+            target.base_model(input_ids=batch["input_ids"].to(target.device), use_cache=False)
+        joined_TF = torch.cat([taken[name][0][learned_T.to(target.device)] for name in names], -1).float()
         squares.append(joined_TF.square().sum(0))
         count += len(joined_TF)
         if count >= MEASURED:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.train.data.batches import assemble
+from draftsmith.train.data.channel_scale import ChannelScale, measured_scale
 from draftsmith.train.drafts.eagle import EagleBuilder
 from draftsmith.train.drafts.trainable import BuildContext
-from draftsmith.train.teacher.channel_scale import ChannelScale, measured_scale
 
 NAMES = ("layer:1", "layer:2")
 TIMES = 100
