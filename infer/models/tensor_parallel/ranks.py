@@ -93,9 +93,7 @@ class Ranks:
         return self.inside or bool(self.failure)
 
     def fail(self, problem: Exception) -> NoReturn:
-        """Raise RankLost for what went wrong while all ranks were running something, naming the rank to blame.
-        self, problem: Exception) -> None:
-        """
+        """Raise RankLost for what went wrong while all ranks were running something, naming the rank to blame."""
         self._reason_came.wait(REASON_S)
         time.sleep(ALL_REASONS_S)  # the rank that was killed, and not one that noticed
         first = (str(problem).splitlines() or [""])[0]
