@@ -146,11 +146,21 @@ def _train(
 
 def _reloaded(config: RunConfig) -> TrainContext:
     """The target and the corpus of a run, as another worker loads them to build a cache."""
-    from draftsmith.infer.models.load import load_model
-
-    loaded, tokenizer = load_model(config.target, device="cpu")
+    loaded, tokenizer = load_frozen(config.target, config.machine.device)
     corpus = load_run_corpus(config, run_template(config, tokenizer, lambda line: None))
     return TrainContext(loaded, None, corpus, config.text.max_length, config.machine.device, config.seed)
+
+
+def load_frozen(name: str, device: str) -> tuple[Any, Any]:
+    """A target that a draft is trained for, still on the CPU, and its tokenizer. If it is to run on a CPU without fast
+    products of bfloat16 it comes in float32, which takes a quarter of the time there."""
+    from draftsmith.infer.models.load import load_model
+    from draftsmith.infer.models.prepack import multiplies_bfloat16
+
+    loaded, tokenizer = load_model(name, device="cpu")
+    if device == "cpu" and loaded.dtype in (torch.bfloat16, torch.float16) and not multiplies_bfloat16():
+        loaded = loaded.float()
+    return loaded, tokenizer
 
 
 def run_template(config: RunConfig, tokenizer: Any, notice: Callable[[str], None]) -> Template:
@@ -201,9 +211,8 @@ def _warn_of_few_steps(config: RunConfig, data: Batches) -> None:
 def _target(config: RunConfig) -> tuple[Any, HFTarget | None]:
     """The target's model, and the target where validation decodes with it."""
     from draftsmith.infer.models.hf_target import HFTarget
-    from draftsmith.infer.models.load import load_model
 
-    loaded, tokenizer = load_model(config.target, device="cpu")
+    loaded, tokenizer = load_frozen(config.target, config.machine.device)
     longest = getattr(loaded.config.get_text_config(), "max_position_embeddings", config.text.max_length)
     if config.text.max_length > longest:
         raise ValueError(f"max_length {config.text.max_length} exceeds the target's {longest} positions")
