@@ -186,6 +186,7 @@ def head_training(
     heads_lr: float = 1e-3,
     small_lr: float = 3e-3,
     seeds: list[int] | None = None,
+    only: list[str] | None = None,
     max_new_tokens: int = 64,
     max_length: int = 256,
     limit: int | None = 2000,
@@ -209,6 +210,7 @@ def head_training(
         heads_lr: that of Medusa's and Hydra's (AdamW).
         small_lr: that of the small draft (Muon).
         seeds: default: 0, 1, 2.
+        only: the drafts to train and compare; default: all.
         max_new_tokens: tokens decoded per question.
         max_length: tokens of a packed row.
         limit: answers of the data to use.
@@ -218,6 +220,10 @@ def head_training(
         speed: only decode with the drafts of the first seed, beside plain decoding.
     """
     made = drafts(unrolls, draft_vocab, small_layers, lr, heads_lr, small_lr)
+    names = {one.name for one in made}
+    if unknown := sorted(set(only or names) - names):
+        raise ValueError(f"only: {', '.join(unknown)}: there are {', '.join(sorted(names))}")
+    made = [one for one in made if one.name in (only or names)]
     chosen = seeds or [0, 1, 2]
     if speed:
         return _speeds(target, questions, Path(out), made, chosen[0], max_new_tokens)
@@ -227,7 +233,7 @@ def head_training(
         machine=Machine(device="cpu", workers=0), watch=Watch(val_every=0, val_packs=4, val_prompts=0, save_every=20),
     )  # fmt: skip
     decoded = {name: way for name, way in WAYS.items() if name in (ways or WAYS)}
-    pairs = [(*pair, way) for pair in PAIRS for way in decoded]
+    pairs = [(*pair, way) for pair in PAIRS for way in decoded if names.intersection(only or names) >= set(pair)]
     plain = TrainConfig(target, data, out, num_layers=small_layers, text=shared.text)
     study = Study(plain, [], decoded, pairs, questions, max_new_tokens, chosen)
     steps = steps_of(shared, made, seconds)
