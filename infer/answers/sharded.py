@@ -16,7 +16,7 @@ from draftsmith.infer.answers.answer_file import AnswerFile, KeyedRecord
 from draftsmith.infer.files.workers import Note, Progress, Work, Workers
 
 # Rows of a shard, in batches: the last answers of a shard leave its batch partly empty.
-BATCHES_IN_SHARD = 16
+BATCHES_IN_SHARD = 32
 
 # (records, file, note): answers the records that the file lacks.
 Answer = Callable[[Sequence[KeyedRecord], AnswerFile, Note], None]
@@ -48,7 +48,7 @@ def answer_shards(
     if workers.in_process:
         into = out
     else:
-        size = max(min(BATCHES_IN_SHARD * batch_size, -(-len(missing) // (4 * workers.count))), 1)
+        size = max(min(BATCHES_IN_SHARD * batch_size, -(-len(missing) // (2 * workers.count))), 1)
         shards = [
             AnswerShard(missing[start : start + size], out.shards / f"{start:08d}.jsonl")
             for start in range(0, len(missing), size)
