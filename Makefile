@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing $(TORCH)"
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@echo "installing Draftsmith and its dependencies"
-	@$(PIP) install -c constraints.txt -e '.[train,retrieval,serve,dev]'
+	@$(PIP) install -c constraints.txt -e '.[train,retrieval,serve,ray,dev]'
 	@rm $(UNFINISHED) && touch $(READY)
 
 test: $(READY) ## the tests: CPU, offline, without the slow ones (gpu ones where there is CUDA)

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # A small target and prompts -> its own answers -> an EAGLE-3 head trained on them, on a laptop's CPU in minutes.
-# Size: small. Measured: not yet.
+# Size: small. Measured: in part, 2026-11-22.
+#
+# Measured as recipes/studies/head_training trains it (these settings for 60 CPU seconds on 700 answers, a 30M target, three
+# seeds; one core of an AMD EPYC without AVX-512, float32, 2026-11-22): accepted_length on held-out prompts, trees of 16 nodes, 1.99
+# greedy and 1.42 at temperature 0.8; Hydra 1.90 and 1.40, a distilled draft of two layers 1.93 and 1.45, Medusa 1.74 and 1.33.
 #
 #   recipes/train_target.sh out/target TEXT...          # if there is no target yet
 #   recipes/train_eagle_small.sh out/target prompts.jsonl out/eagle [--minutes 3] ...

@@ -82,6 +82,7 @@ LONGEST = (
     "test_train_recipes.py",
     "test_bench.py",
     "test_stops.py",
+    "test_ray.py",
 )
 
 

@@ -30,7 +30,7 @@ ROOMS = {
         "drafters": {"contract", "files", "text", "costs", "models", "heads", "rules"},
         "engine": {"contract", "files", "text", "costs", "models", "rules", "drafters"},
         "answers": {"contract", "files", "text", "rules", "engine"},
-        "serving": {"contract", "text", "rules", "engine"},
+        "serving": {"contract", "text", "rules", "engine", "answers"},
         "measure": {"contract", "files", "text", "costs", "models", "heads", "rules", "drafters", "engine", "answers"},
     },
     "train": {
@@ -61,6 +61,7 @@ OPTIONAL = {
     "prometheus_client",
     "prompt_toolkit",
     "openai",
+    "ray",
 }
 
 

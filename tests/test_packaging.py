@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("infer", "retrieval", "train", "recipes")
 # Scripts that check our own claims: in the repository and the source distribution, not in the wheel.
 STUDIES = "recipes/studies"
+# A container is built from the repository.
+DOCKER = "recipes/docker"
 # Files beside the modules, not for the wheel: to read, to build with, to test.
 BESIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "LOG.md", "MANIFEST.in", "Makefile",
           "README.md", "constraints.txt", "pyproject.toml", ".ci/run")  # fmt: skip
@@ -33,7 +35,7 @@ def files_of(*folders: str) -> set[str]:
 
 def source_files() -> set[str]:
     """What the wheel has to hold: modules, recipes, templates, styles, type markers, and no studies."""
-    return files_of(*FOLDERS) - files_of(STUDIES)
+    return files_of(*FOLDERS) - files_of(STUDIES, DOCKER)
 
 
 def source_folders() -> set[str]:
@@ -122,7 +124,7 @@ def test_the_wheel_holds_every_file_of_the_four_folders_and_nothing_else(built):
     held = {name for name in contents(built) if ".dist-info/" not in name}
     assert held == {f"draftsmith/{name}" for name in source_files()}
     kinds = {Path(name).suffix or Path(name).name for name in held}
-    assert {".py", ".yaml", ".sh", ".j2", ".css", ".typed"} <= kinds
+    assert {".py", ".yaml", ".sh", ".j2", ".css", ".ipynb", ".typed"} <= kinds
     assert any(name.endswith("entry_points.txt") for name in contents(built))
 
 
@@ -140,7 +142,7 @@ def test_the_source_distribution_holds_all_that_is_needed_to_read_build_and_test
     with tarfile.open(archive) as opened:
         held = {member.name.partition("/")[2]: member for member in opened.getmembers() if member.isfile()}
     assert files_of(*FOLDERS, "tests", "docs") | set(BESIDE) <= set(held)
-    assert files_of(STUDIES) <= set(held)
+    assert files_of(STUDIES, DOCKER) <= set(held)
     assert held[".ci/run"].mode & 0o111
 
 

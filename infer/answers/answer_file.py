@@ -1,14 +1,20 @@
 """The file of a target's answers, one JSON row per record, and the rows in it.
 
 Each row is on disk before the next is begun, and a killed run resumes where it stopped, with no row lost or doubled.
+Rows are written as they are finished and put in the order of the records at the end.
+
+    OUT                  the answers
+    OUT.run.json         their settings
+    OUT.part/*.jsonl     the answers of other workers, until the file takes them over (sharded.py)
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -40,12 +46,12 @@ def with_keys(records: Iterable[Record]) -> list[KeyedRecord]:
 
 
 class AnswerFile:
-    """An append-only JSONL file of answers, with its settings in a file beside it.
+    """An append-only JSONL file of answers, with its settings in a file beside it; without `config`, one of OUT.part.
 
     A record that cannot be answered has a row with `error`; `errors` holds those written since the file was opened.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: str | Path, config: dict[str, Any] | None) -> None:
         self.path = Path(path)
         self.config = config
         self.done: set[str] = set()
@@ -54,15 +60,42 @@ class AnswerFile:
 
     def __enter__(self) -> AnswerFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._check_config()
-        end = self._read_back()
+        if self.config is not None:
+            self._check_config(self.config)
         self._file = self.path.open("ab")
-        self._file.truncate(end)
+        try:
+            self._read_back(self._file)
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *problem: object) -> None:
         assert self._file is not None
         self._file.close()
+
+    @property
+    def shards(self) -> Path:
+        """The folder of answers that other workers are writing."""
+        return self.path.with_name(self.path.name + ".part")
+
+    def _read_back(self, file: BufferedWriter) -> None:
+        """Lock the file, cut off a torn last line, and take over what other workers left of a run that was killed."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{self.path} is being written by another process: wait until that ends") from error
+        end = 0
+        for key, _, line in _rows_of(self.path):
+            self.done.add(key)
+            end += len(line)
+        file.truncate(end)
+        for left in self._left():
+            self.take_over(left)
+        self.errors.clear()
+
+    def _left(self) -> list[Path]:
+        return sorted(self.shards.glob("*.jsonl"))
 
     def missing(self, records: Sequence[KeyedRecord]) -> list[KeyedRecord]:
         """The records without an answer in this file."""
@@ -72,18 +105,57 @@ class AnswerFile:
         """Append a row; it is on disk when this returns."""
         assert self._file is not None
         assert key not in self.done, f"{key} was answered already"
-        self._file.write(json.dumps({"question_id": key} | row, ensure_ascii=False).encode() + b"\n")
+        self._append([json.dumps({"question_id": key} | row, ensure_ascii=False).encode() + b"\n"])
+        self._note(key, row)
+
+    def take_over(self, shard: Path) -> None:
+        """Append the rows of a shard's file that are not here yet, and delete it."""
+        new: dict[str, tuple[dict[str, Any], bytes]] = {}
+        for key, row, line in _rows_of(shard):
+            if key not in self.done:
+                new.setdefault(key, (row, line))
+        self._append([line for _, line in new.values()])
+        for key, (row, _) in new.items():
+            self._note(key, row)
+        shard.unlink()
+
+    def put_in_order(self, records: Sequence[KeyedRecord]) -> None:
+        """Order the rows as `records`, after rows of other records; the file is replaced as a whole."""
+        place = {one.key: number for number, one in enumerate(records)}
+        rows, at = [], 0
+        for key, _, line in _rows_of(self.path):
+            rows.append((place.get(key, -1), at, len(line)))
+            at += len(line)
+        if rows == sorted(rows):
+            return
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            with self.path.open("rb") as lines, beside.open("wb") as file:
+                for _, at, length in sorted(rows):
+                    lines.seek(at)
+                    file.write(lines.read(length))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        assert self._file is not None
+        self._file.writelines(lines)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def _note(self, key: str, row: dict[str, Any]) -> None:
         self.done.add(key)
         if error := row.get("error"):
             self.errors[key] = error
 
-    def _check_config(self) -> None:
+    def _check_config(self, given: dict[str, Any]) -> None:
         """Refuse to continue answers of other settings, unless there is no answer yet."""
         beside = self.path.with_name(self.path.name + ".run.json")
-        config = json.loads(json.dumps(self.config))
-        begun = self.path.exists() and self.path.stat().st_size > 0
+        config = json.loads(json.dumps(given))
+        begun = bool(self._left()) or (self.path.exists() and self.path.stat().st_size > 0)
         if begun and beside.exists():
             known = json.loads(beside.read_text(encoding="utf-8"))
             changed = sorted(key for key in {*known, *config} if known.get(key) != config.get(key))
@@ -96,21 +168,19 @@ class AnswerFile:
             raise ValueError(f"{self.path} exists and was not written by `draftsmith answers`: use another --out")
         write_json(beside, config)
 
-    def _read_back(self) -> int:
-        """Fill `done`; returns where the last whole row ends. A torn last line is cut off."""
-        if not self.path.exists():
-            return 0
-        end = 0
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    self.done.add(json.loads(line)["question_id"])
-                except (ValueError, KeyError, TypeError) as problem:
-                    raise ValueError(f"{self.path}: row {number} is not an answer: {problem}") from problem
-                end += len(line)
-        return end
+
+def _rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any], bytes]]:
+    """(key, row, line) of every whole row; a torn last line is left out."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+                key = row["question_id"]
+            except (ValueError, KeyError, TypeError) as problem:
+                raise ValueError(f"{path}: row {number} is not an answer: {problem}") from problem
+            yield key, row, line
 
 
 class Conversation:

@@ -26,18 +26,18 @@ def answer_all(
     batch_size: int = 8,
     logprobs: bool = False,
     rule: str | Rule | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Answer every turn of the records that `out` lacks. `drafter` is bound already.
 
     An error of one turn (a prompt that does not fit the target's context, say) ends its record, and no other.
 
     `logprobs`: keep those of the tokens, after temperature and truncation, and the settings that they belong to.
-    `progress(done, total, tokens)` is called after every record.
+    `progress(records, tokens)`, of this call, is called after every record.
     """
     noting = NotingRule(rule)
     missing = iter(out.missing(records))
-    tokens = 0
+    ended = tokens = 0
     open_now: dict[Row, tuple[str, Conversation]] = {}
 
     def ask(key: str, conversation: Conversation) -> None:
@@ -54,9 +54,11 @@ def answer_all(
             open_now[row] = key, conversation
 
     def end(key: str, conversation: Conversation, error: str = "") -> None:
+        nonlocal ended
         out.write(key, conversation.row(error) | ({"sampling": settings.to_json()} if logprobs else {}))
+        ended += 1
         if progress is not None:
-            progress(len(out.done), len(records), tokens)
+            progress(ended, tokens)
 
     def take(row: Row, done: Generation) -> None:
         nonlocal tokens

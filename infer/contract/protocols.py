@@ -211,6 +211,22 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Sharded(Protocol):
+    """A target that may be split over several ranks: then `model` holds a share of its weights. `ranks`: how many;
+    `parameters`: those of the whole model."""
+
+    @property
+    def ranks(self) -> int: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+
+def ranks_of(target: Target) -> int:
+    return target.ranks if isinstance(target, Sharded) else 1
+
+
+@runtime_checkable
 class Drafter(Protocol):
     """Proposes a token tree per row.
 

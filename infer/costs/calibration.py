@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from draftsmith.infer.contract.protocols import Target
+from draftsmith.infer.contract.protocols import Target, ranks_of
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.identity import TargetIdentity, machine, machine_text, same_machine
 from draftsmith.infer.costs.pass_costs import WRITTEN_BY, Costs
@@ -232,6 +232,7 @@ def costs_path(draft: str | Path, target: Target) -> Path:
     weight = next(target.model.parameters())
     fingerprint = target.fingerprint()[:16]
     target_name = f"{fingerprint}-{str(weight.dtype).removeprefix('torch.')}"
+    target_name += f"-{ranks_of(target)}-ranks" if ranks_of(target) > 1 else ""
     return cache_folder() / "costs" / machine_name(weight.device.type) / f"{target_name}+{name}.json"
 
 
@@ -295,7 +296,7 @@ def checked_costs(costs: Costs, target: Target, what: str) -> Costs:
     if not costs.target.is_same(TargetIdentity.of("", target)):
         raise ValueError(f"{what} holds the costs of another target, {costs.describe()}: run {WRITTEN_BY} again")
     weight = next(target.model.parameters())
-    here = machine(weight.device, weight.dtype)
+    here = machine(weight.device, weight.dtype, ranks_of(target))
     if costs.machine.get("modelled"):
         raise ValueError(f"{what} holds modelled costs, and drafts are sized by measured ones: run {WRITTEN_BY}")
     if not same_machine(costs.machine, here):

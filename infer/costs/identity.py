@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.contract.protocols import Sharded
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,7 +31,7 @@ NOT_SHAPE = {
     "model_type",
 }
 # What two machines must share for the costs of one to hold on the other.
-MACHINE_KEYS = ("device", "name", "threads", "dtype")
+MACHINE_KEYS = ("device", "name", "threads", "dtype", "ranks")
 # A model's vocabulary may be padded beyond its tokenizer's by this share and number of ids.
 PADDING = (0.05, 256)
 
@@ -50,7 +52,10 @@ class TargetIdentity:
     def of(cls, name: str, target: Target, tokenizer: str = "") -> TargetIdentity:
         """A loaded target, under the name that it was loaded by."""
         assert target.model is not None
-        parameters = sum(parameter.numel() for parameter in target.model.parameters())
+        if isinstance(target, Sharded):
+            parameters = target.parameters
+        else:
+            parameters = sum(parameter.numel() for parameter in target.model.parameters())
         digest = config_hash(target.model.config)
         return cls(short_name(name), digest, parameters, target.vocab_size, target.fingerprint(), tokenizer)
 
@@ -88,8 +93,9 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The machine that costs were measured on; they do not hold for another."""
+def machine(device: torch.device, dtype: torch.dtype, ranks: int = 1) -> dict[str, Any]:
+    """The machine that costs were measured on; they do not hold for another. `ranks`: those that the target is split
+    over."""
     import torch
 
     from draftsmith.infer.files.provenance import hardware
@@ -103,7 +109,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "threads": facts["cpu"]["torch_threads"],
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
-    }
+    } | ({"ranks": ranks} if ranks > 1 else {})
 
 
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -119,6 +125,7 @@ def machine_text(facts: Mapping[str, Any]) -> str:
     """As in `AMD EPYC 9B14, 2 threads, bfloat16`."""
     threads = f", {facts['threads']} threads" if facts.get("device") == "cpu" else ""
     text = f"{facts.get('name') or 'an unnamed machine'}{threads}, {facts.get('dtype', 'unknown dtype')}"
+    text += f", {facts['ranks']} ranks" if facts.get("ranks") else ""
     return f"{text} ({modelled_on(facts)})" if facts.get("modelled") else text
 
 

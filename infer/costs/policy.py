@@ -57,6 +57,7 @@ class Policy:
         self.calibrations = calibration
         self._joint = None if costs is None else Account(costs)
         self._alone: dict[Row, Account] = {}
+        self._asking_alone: dict[Row, Asking] = {}
         self.batch_size = batch_size
         self._rates = Rates()
         self._built: set[Row] = set()
@@ -109,6 +110,7 @@ class Policy:
             if known is not None and known.first_accepted is not None:
                 account.expect_drawn(drawn_share(known.first_accepted))
             account.begin([row])
+            self._asking_alone[row] = Asking(self.costs.asking)
         return self._alone[row]
 
     # one step
@@ -125,13 +127,18 @@ class Policy:
     def limits(self, rows: Sequence[Row], budgets: Sequence[Budget]) -> list[Budget]:
         """The budgets, empty for rows that are not worth asking in this step (infer/costs/asking.py).
 
-        Only rows whose drafts were outright so far: what they draft does not change their text.
+        Only rows whose drafts were outright so far, as what they draft does not change their text, and rows that draw:
+        each of these by its own past.
         """
         if self._joint is None:
             return list(budgets)
-        plain = self._joint.plain_seconds
-        self._waiting = {row for row in rows if row in self._outright and not self._asking.wanted(row, plain)}
+        self._waiting = {row for row in rows if not self._wanted(row)}
         return [Budget(0, 0) if row in self._waiting else budget for row, budget in zip(rows, budgets)]
+
+    def _wanted(self, row: Row) -> bool:
+        if row in self._alone:
+            return self._asking_alone[row].wanted(row, self._alone[row].plain_seconds)
+        return row not in self._outright or self._asking.wanted(row, self.joint.plain_seconds)
 
     def cut(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts without the nodes that are not worth verifying. Nodes keep their order.
@@ -164,10 +171,12 @@ class Policy:
         self._joint.settle(nodes, sum(len(verdict.committed) for verdict in verdicts))
         right, reached, promised = 0, 0, 0.0
         self._rates.next_step()
-        self._asking.settle(self._gains, self._waiting)
+        self._asking.settle(self._gains, self._waiting - self._alone.keys())
         for row, draft, verdict in zip(rows, drafts, verdicts):
             found = _outcome(draft, verdict)
             if row in self._alone:
+                asked = {} if row in self._waiting else {row: self._asking.built(nodes[row])}
+                self._asking_alone[row].settle(asked, self._waiting & {row})
                 self._alone[row].settle({row: nodes[row]}, len(verdict.committed))
                 self._alone[row].checked(*found)
                 self._alone[row].drew(_drawn_first(draft, verdict))
@@ -181,6 +190,7 @@ class Policy:
         """Forget `rows`, which leave."""
         for row in rows:
             self._alone.pop(row, None)
+            self._asking_alone.pop(row, None)
             self._asking.close(row)
             self._outright.discard(row)
 

@@ -105,7 +105,7 @@ def _checked_all(specs: str, registry: Registry) -> dict[str, functools.partial[
 
 def _mixed(spec: Spec, registry: Registry) -> functools.partial[Any]:
     """Check a mix and its drafters; the result builds it, with its draft models on one device."""
-    builds = []
+    builds: list[functools.partial[Any]] = []
     for part in spec.parts:
         if part.label or part.parts:
             raise ValueError(f"{spec.name!r}: a mix is a plain list of drafters: no labels and no mixes inside it")
@@ -116,8 +116,22 @@ def _mixed(spec: Spec, registry: Registry) -> functools.partial[Any]:
     names = [(part.name, part.argument, str(part.init_args)) for part in spec.parts]
     if len(set(names)) < len(names):
         raise ValueError(f"{spec.name!r} names one drafter twice")
+    _check_options(spec, builds)
     mix = checked(spec.label or spec.name, MIXED, {"drafters": [], **spec.init_args})
     return functools.partial(_build_mixed, mix, builds)
+
+
+def _check_options(spec: Spec, builds: Sequence[functools.partial[Any]]) -> None:
+    """ValueError for an option of a mix that belongs to one of its drafters."""
+    own = inspect.signature(import_class(spec.name, MIXED)).parameters
+    for option, value in spec.init_args.items():
+        takes = [part for part, build in zip(spec.parts, builds) if option in inspect.signature(build).parameters]
+        if option not in own and takes:
+            written = [f"{part.name}{part.argument and f':{part.argument}'}[{option}={value}]" for part in takes]
+            raise ValueError(
+                f"{spec.name!r} is a mix and has no {option}: give it to the drafter that it is for, "
+                + " or ".join(written)
+            )
 
 
 def _build_mixed(mix: Callable[..., Any], builds: Sequence[functools.partial[Any]], device: str | None = None) -> Any:

@@ -5,11 +5,12 @@ on the same questions. Percentile intervals (Efron and Tibshirani 1993, chapter 
 scipy.stats.bootstrap would be a dependency for thirty lines. Rows of one batch share machine noise, which resampling
 single questions does not capture: at large batches the intervals are a little too narrow.
 
-Legend: R resamples, Q questions.
+Legend: R resamples, Q questions, N values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,32 @@ def difference_interval(
         return None
     sums = resampled_sums([above, below, base_above, base_below], seed=seed, resamples=resamples)
     return percentiles(_divide(sums[0], sums[1]) - _divide(sums[2], sums[3]))
+
+
+def quantile(groups: Sequence[Values], share: float) -> float | None:
+    """The value that `share` of all values do not exceed (nearest rank)."""
+    values_N = np.sort(np.concatenate([np.zeros(0), *(np.asarray(group, dtype=np.float64) for group in groups)]))
+    return float(values_N[max(math.ceil(share * values_N.size - 1e-9), 1) - 1]) if values_N.size else None
+
+
+def quantile_interval(groups: Sequence[Values], share: float, *, seed: int, resamples: int = RESAMPLES) -> Interval:
+    """Interval of that quantile; groups[i]: the values of question i, such as the waits for its turns."""
+    groups = [group for group in groups if len(group)]
+    if len(groups) < MIN_PAIRS:
+        return None
+    values_N = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
+    order_N = np.argsort(values_N, kind="stable")
+    group_N = np.repeat(np.arange(len(groups)), [len(group) for group in groups])[order_N]
+    rng = np.random.default_rng(seed)
+    found, left = [], resamples
+    while left > 0:
+        size = min(left, max(1, BLOCK // len(values_N)))
+        drawn_RQ = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=size)
+        reached_RN = drawn_RQ[:, group_N].cumsum(axis=1)
+        goal_R = share * reached_RN[:, -1:]
+        found.append(values_N[order_N][(reached_RN >= goal_R - 1e-9).argmax(axis=1)])
+        left -= size
+    return percentiles(np.concatenate(found))
 
 
 def _divide(above_R: np.ndarray, below_R: np.ndarray) -> np.ndarray:

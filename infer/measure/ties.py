@@ -156,6 +156,8 @@ class TieJudge:
 
 def _float32_copy(model: Any) -> Any:
     """The same weights in float32, in a fresh model without our packing and patching."""
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise RuntimeError("each rank of --tp holds a share of the weights, and a copy to judge by needs them all")
     with torch.random.fork_rng(devices=[]):
         copy = type(model)._from_config(model.config, dtype=torch.float32)
     copy.load_state_dict(model.state_dict())

@@ -29,10 +29,13 @@ from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import ChainPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
 from draftsmith.infer.models.top_reader import PromptTop, read_step, unpacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from draftsmith.infer.models.tensor_parallel.launch import Shares
 
 
 # Of the fingerprint: weights sampled evenly per parameter, so that a large model takes a moment, and the parts of the
@@ -50,10 +53,11 @@ def model_fingerprint(model: Any) -> str:
     facts: list[Any] = [[key, getattr(config, key, None)] for key in CONFIG_KEYS]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # from all ranks
+        flat = whole.detach().reshape(-1)
         where = torch.linspace(0, flat.numel() - 1, min(SAMPLED_WEIGHTS, flat.numel()), dtype=torch.float64)
         sample = flat[where.long().to(flat.device)].to("cpu", torch.float32).to(torch.bfloat16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(f"{name}{tuple(whole.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
@@ -76,19 +80,27 @@ class HFScores:
 
 class HFTarget:
     """Runs `model` as the target. `buckets`: numbers of tokens to pad passes to; None: those that are found to be fast.
+    `shares`: the ranks that `model` is split over, this being rank 0.
 
     A model with recurrent layers verifies chains. After a draft that was accepted in part, accepted tokens may stay
     unread there: they are pending again, and the next step's pass reads them."""
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, buckets: tuple[int, ...] | None = None
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        buckets: tuple[int, ...] | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         plan = prepare_target(model)
         self.draft_shape: DraftShape = "tree"
-        self.lm: ModelRunner | ChainRunner
-        if isinstance(plan, ChainPlan):
+        self.lm: ModelRunner | ChainRunner | LeadingRunner
+        self.shares = shares
+        if shares is not None:
+            self.lm = shares.runner(model, plan)
+        elif isinstance(plan, ChainPlan):
             self.draft_shape = "chain"
             self.lm = ChainRunner(model, plan)
         else:
@@ -149,8 +161,25 @@ class HFTarget:
         timer = ChainPassTimer(self.lm) if isinstance(self.lm, ChainRunner) else CachedPassTimer(self.lm)
         return {"target": timer}
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks hold the weights."""
+        return 1 if self.shares is None else self.shares.ranks.size
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        if self.shares is not None:
+            return self.shares.parameters
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def fingerprint(self) -> str:
-        return model_fingerprint(self.model)
+        return model_fingerprint(self.model) if self.shares is None else self.shares.fingerprint
+
+    def close(self) -> None:
+        """End the other ranks, if there are any: the target is of no use afterwards."""
+        if self.shares is not None:
+            self.shares.end()
 
     def admit(self, rows: Sequence[Row], features: Sequence[str] = ()) -> None:
         for row in rows:
@@ -169,7 +198,7 @@ class HFTarget:
 
     def _open(self, row: Row, features: Sequence[str]) -> None:
         """Open a row; what another row has read of the same beginning is not read again, unless features are wanted."""
-        if isinstance(self.lm, ModelRunner) and not features:
+        if not isinstance(self.lm, ChainRunner) and not features:
             shared = {
                 other: min(row.begins_as(other), self.lm.length(other))
                 for other in self._features

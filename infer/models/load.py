@@ -6,6 +6,8 @@ Missing paths raise; they are never tried as Hub names.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -33,30 +35,46 @@ def load_model(
     `for_decoding`: the model must be able to verify trees, and its weights will not change, so they may be packed
     (prepack.py).
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
     check_model(name, dtype, device)
     tokenizer = load_tokenizer(name)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        reason = refusal(AutoConfig.from_pretrained(name)) if for_decoding else None
-        if reason:
-            raise ValueError(f"{name}: {reason}")
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES.get(dtype, "auto"))
-    except (OSError, SafetensorError, RuntimeError, EOFError, UnpicklingError) as problem:
-        reason = _damaged(Path(name)) or (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise ValueError(f"{name} could not be loaded: {reason}") from problem
+    model, _ = read_model(name, dtype, for_decoding)
     model = model.to(choose_device(device)).eval()
     if for_decoding and can_prepack(model):
         prepack(model)
     return model, tokenizer
 
 
-def check_model(name: str, dtype: str = "auto", device: str = "auto") -> None:
-    """Refuse a name, dtype or device that `load_model` cannot use; reads no weights."""
+def read_model(name: str, dtype: str = "auto", for_decoding: bool = False) -> tuple[Any, list[str]]:
+    """The model without its tokenizer, on the CPU, and the weights that its files lack: transformers makes these up."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with loading(name):
+        reason = refusal(AutoConfig.from_pretrained(name)) if for_decoding else None
+        if reason:
+            raise ValueError(f"{name}: {reason}")
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
+        )
+    return model, sorted(found["missing_keys"])
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """ValueError in one line for files of the model `name` that cannot be read; progress only on a terminal."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, EOFError, UnpicklingError) as problem:
+        reason = _damaged(Path(name)) or (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"{name} could not be loaded: {reason}") from problem
+
+
+def check_model(name: str, dtype: str = "auto", device: str = "auto", tp: int = 1) -> None:
+    """Refuse a name, dtype, device or number of ranks that the model cannot be loaded with; reads no weights."""
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: auto, {', '.join(DTYPES)}")
     choose_device(device)
@@ -68,6 +86,10 @@ def check_model(name: str, dtype: str = "auto", device: str = "auto") -> None:
             raise ValueError(f"{name} is not a model folder: it has no config.json")
     elif not may_be_on_hub(name):
         raise ValueError(f"{name} does not exist, and is not a Hub name (owner/model)")
+    if tp > 1:
+        from draftsmith.infer.models.tensor_parallel.sharding import check_sharding
+
+        check_sharding(name, tp, device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -107,12 +129,28 @@ def _damaged(folder: Path) -> str:
     return ""
 
 
-def load_target(name: str, *, dtype: str = "auto", device: str = "auto") -> HFTarget:
-    """A Hugging Face causal LM as target."""
+def load_target(name: str, *, dtype: str = "auto", device: str = "auto", tp: int = 1) -> HFTarget:
+    """A Hugging Face causal LM as target. `tp`: how many ranks, with a device each, its weights are split over. They
+    are started here, unless torchrun has started this process as rank 0 of them."""
     from draftsmith.infer.models.hf_target import HFTarget
+
+    if tp > 1:
+        from draftsmith.infer.models.tensor_parallel.launch import load_leading
+
+        return load_leading(name, dtype, device, tp)
 
     model, tokenizer = load_model(name, dtype=dtype, device=device, for_decoding=True)
     return HFTarget(model, tokenizer)
+
+
+def load_generation_config(name: str) -> Any:
+    """The sampling defaults that the model `name` comes with; reads no weights."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
 
 
 def check_same_tokenizer(

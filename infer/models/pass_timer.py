@@ -16,6 +16,7 @@ from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
 
 # Buckets are sought among these numbers of tokens, behind this context, in models of SMALL bytes or more.
 TRIED = (1, 2, 3, 4, 8)
@@ -26,7 +27,7 @@ CLEARLY_LESS = 0.92
 class TimedRows:
     """The rows that a timer holds in a model's cache, all with the same context length."""
 
-    def __init__(self, lm: ModelRunner) -> None:
+    def __init__(self, lm: ModelRunner | LeadingRunner) -> None:
         self.lm = lm
         self.rows: list[object] = []
 
@@ -56,7 +57,7 @@ class TimedRows:
 class CachedPassTimer:
     """Times the passes of a target or a draft model. `states`: as of TimedRows.entries."""
 
-    def __init__(self, lm: ModelRunner, states: Callable[[int], torch.Tensor] | None = None) -> None:
+    def __init__(self, lm: ModelRunner | LeadingRunner, states: Callable[[int], torch.Tensor] | None = None) -> None:
         self.lm = lm
         self._states = states
         self.buckets, self.device = lm.buckets, lm.device

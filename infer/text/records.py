@@ -58,6 +58,13 @@ class ReadReport:
     def note(self, reason: str, place: str) -> None:
         self.notes.setdefault(reason, Tally()).add(place)
 
+    def take_notes(self, notes: dict[str, Tally]) -> None:
+        """Add the notes of another report, on rows that come after this one's."""
+        for reason, tally in notes.items():
+            own = self.notes.setdefault(reason, Tally())
+            own.count += tally.count
+            own.places = [*own.places, *tally.places][:SHOWN]
+
     def use(self, record: Record) -> None:
         self.used += 1
         self.kinds[record.kind] += 1

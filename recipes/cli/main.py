@@ -8,6 +8,7 @@ command or that command's help runs, so `draftsmith --help` is quick.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -50,7 +51,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "recipes": Command(f"{_IN}.recipes:recipes", "list the packaged recipes: scripts and their settings", START),
     "recipes copy": Command(f"{_IN}.recipes:copy", "copy recipes into a folder of yours", START),
-    "env": Command(f"{_IN}.env:env", "show installed versions and this machine's hardware", START),
+    "env": Command(f"{_IN}.checking.env:env", "show installed versions and this machine's hardware", START),
     "data": Command(f"{_IN}.data:data", "show how your data files are read", BEFORE),
     "replay": Command(f"{_IN}.replay:replay", "try drafters on recorded answers, without a target", BEFORE),
     "forecast": Command(
@@ -68,6 +69,9 @@ COMMANDS: dict[str, Command] = {
     "train target": Command(f"{_IN}.train:target", "train a small target from scratch on your text", LEARNED),
     "calibrate": Command(
         f"{_IN}.calibrate:calibrate", "measure acceptance by confidence, and the cost of passes", LEARNED
+    ),
+    "doctor": Command(
+        f"{_IN}.checking.doctor:doctor", "check a draft, a head or a target, and how to mend it", LEARNED
     ),
     "export": Command(f"{_IN}.export:export", "write a draft as a plain model, to a folder or the Hub", LEARNED),
     "store build rest": Command(
@@ -206,8 +210,25 @@ def _call(name: str, words: list[str], function: Callable[..., Any]) -> int:
     built = [
         each(**{key: arguments.pop(key) for key in inspect.signature(each).parameters}) for each in shared(function)
     ]
+    if (arguments.get("tp") or 1) > 1:
+        return _over_ranks(functools.partial(function, *built, **arguments), arguments)
     code = function(*built, **arguments)
     # Other return values are for callers in Python.
+    return int(code) if isinstance(code, int) else 0
+
+
+def _over_ranks(command: Callable[[], Any], arguments: Mapping[str, Any]) -> int:
+    """Run a command whose target is split over ranks, or follow it where torchrun started this process as another."""
+    from draftsmith.infer.models.tensor_parallel.launch import end_all
+
+    if int(os.environ.get("RANK", "0")) > 0:
+        from draftsmith.infer.models.tensor_parallel.follower import follow_launcher
+
+        return follow_launcher(*(arguments[name] for name in ("target", "dtype", "device", "tp")))
+    try:
+        code = command()
+    finally:
+        end_all()
     return int(code) if isinstance(code, int) else 0
 
 

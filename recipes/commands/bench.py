@@ -1,8 +1,10 @@
-"""`draftsmith bench`: drafters against plain decoding, with one target, on the same questions in one process."""
+"""`draftsmith bench`: drafters against plain decoding, with one target, on the same questions in one process; or
+servers under load."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
 def bench(
     *,
-    target: str,
     data: list[str],
+    target: str | None = None,
     drafters: str = "",
     max_new_tokens: IntFrom1 = 128,
     temperature: FloatFrom0 = 0.0,
@@ -29,6 +31,7 @@ def bench(
     rule: RuleName = DEFAULT,
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     seed: IntFrom0 = 0,
     out: str | None = None,
     json: bool = False,
@@ -38,14 +41,22 @@ def bench(
     repeats: IntFrom1 = 1,
     warmup: IntFrom0 = 1,
     template: str = "auto",
+    server: str | None = None,
+    plain_server: str | None = None,
+    model: str = "",
+    api_key_file: str = "",
+    concurrency: Sequence[IntFrom1] = (1, 4, 16),
 ) -> int:
     """Measure drafters against plain decoding: speed, acceptance, and whether the answers are equal.
+
+    With --server instead of --target: a running server's tokens/s, time to first token (TTFT) and per token (TPOT), at
+    several numbers of concurrent requests, and the acceptance that its /metrics show (Draftsmith, vLLM, SGLang).
 
     Example: draftsmith bench --target MODEL --data questions.jsonl --drafters pld,small:DRAFT --out runs/first
 
     Args:
-        target: folder or Hub name of the target model.
         data: questions: files, folders or `datasets` names.
+        target: folder or Hub name of the target model.
         drafters: comma-separated, such as pld,rest:STORE,small:MODEL,sd2:MODEL,more.yaml; a plus makes one of several,
             as mix=pld+small:MODEL. `rest` without a store drafts from each answer's own text only: nothing is learned
             from one question for the next.
@@ -59,18 +70,35 @@ def bench(
         rule: how drafts are verified: token, block (chains of drawn tokens as a whole), or traversal (trees as well).
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         seed: random seed of sampling, of the order of runs and of the intervals.
-        out: a new folder for answers, traces, results and report.html; the same command resumes a run that was stopped.
+        out: a new folder for answers, traces, results and report.html; the same command resumes a run that was stopped,
+            but not one of a server.
         json: print one JSON object on the last line instead of tables.
         limit: read at most this many questions.
         peers: other decoders to measure as well: generate, prompt_lookup, assistant:MODEL.
         min_distinct: leave answers that loop out of the figures: those with a smaller share of distinct 4-grams.
         repeats: how many times to measure each question.
-        warmup: batches that each runner answers first, without measuring them.
+        warmup: batches that each runner answers first, without measuring them; of a server, as many rounds of
+            concurrent requests.
         template: prompt template: auto (chat, or plain without one), chat (the tokenizer's own), plain, a format with
             {prompt}, or a FastChat name.
+        server: URL of an OpenAI-compatible server to measure, instead of a target.
+        plain_server: URL of one that serves the same model without drafts, asked in turn with it: for the speedup.
+        model: name of the model on the server; by default the first that it lists.
+        api_key_file: file with the servers' API key; by default it is read from OPENAI_API_KEY.
+        concurrency: numbers of concurrent requests, such as 1,4,16.
     """
     config = dict(locals())
+    from draftsmith.recipes.commands.serving.bench_server import SERVER_ONLY, bench_server, check_options
+
+    check_options(bench, config)
+    if server is not None:
+        return bench_server(config, lambda: _questions(data, limit))
+    assert target is not None
+    for name in SERVER_ONLY:  # they say nothing about a target's run
+        del config[name]
     from draftsmith.infer.costs.identity import TargetIdentity
     from draftsmith.infer.drafters.registry import short_names
     from draftsmith.infer.files.provenance import provenance
@@ -87,8 +115,9 @@ def bench(
     from draftsmith.recipes.cli.progress import progress
     from draftsmith.recipes.commands.report import report_beside
 
-    check_model(target, dtype, device)
-    parse_peers(peers)
+    check_model(target, dtype, device, tp)
+    if parse_peers(peers) and tp > 1:
+        raise ValueError("--peers decode with a target on one device: leave them out, or --tp")
     folder = RunFolder.create(out, resumable=True) if out else None
     questions = _questions(data, limit)
     runners, encode, decode, judge, weights = _runners(config)
@@ -153,7 +182,7 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
 
     # Drafters first: a mistake in their names or arguments is found before the target's weights are read.
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
-    target = load_target(config["target"], dtype=config["dtype"], device=config["device"])
+    target = load_target(config["target"], dtype=config["dtype"], device=config["device"], tp=config["tp"])
     tokenizer = target.tokenizer
     assert tokenizer is not None
     template = find_template(config["template"], tokenizer)

@@ -33,6 +33,7 @@ def calibrate(
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     seed: IntFrom0 = 0,
     out: str | None = None,
     json: bool = False,
@@ -62,6 +63,8 @@ def calibrate(
             {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         seed: random seed of sampling, and of the split into fitting and held-out prompts.
         out: a new folder for the results and a reliability plot per source.
         json: print one JSON object on the last line instead of tables.
@@ -78,14 +81,14 @@ def calibrate(
     from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.recipes.cli.inputs import parse_drafters, specs_by_label
 
-    check_model(target, dtype, device)
+    check_model(target, dtype, device, tp)
     folder = RunFolder.create(out) if out else None
     chosen = parse_drafters(drafters)
     if not chosen:
         raise ValueError("give --drafters, such as sd2:MODEL or rest:STORE")
     if out:
         check_plots()
-    loaded = load_target(target, dtype=dtype, device=device)
+    loaded = load_target(target, dtype=dtype, device=device, tp=tp)
     for drafter in chosen.values():
         drafter.bind(loaded)
     calibration.check_homes(chosen, loaded)

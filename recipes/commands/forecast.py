@@ -49,7 +49,8 @@ def forecast(
     Args:
         data: answers of the target, with log-probabilities if they were drawn at a temperature (`draftsmith answers
             --logprobs`, or a server's log).
-        drafters: comma-separated draft models, such as small:MODEL,sd2:SORTED; a sorted draft is forecast at each exit.
+        drafters: comma-separated draft models and heads, such as small:MODEL,eagle:HEAD; a sorted draft is forecast at
+            each exit, and heads need --target.
         target: folder or Hub name of the target, to compute log-probabilities that the logs lack or that are raw.
         tokenizer: folder or Hub name of the target's tokenizer; by default the target's, or the first draft's.
         temperature: at which the answers were drawn, if the logs do not say it; 0 is greedy.
@@ -83,7 +84,7 @@ def forecast(
     from draftsmith.infer.files.atomic import write_json
     from draftsmith.infer.files.locations import check_writable
     from draftsmith.infer.measure.forecast.drafting import Drafting
-    from draftsmith.infer.measure.forecast.drafts import bind_draft, check_draws
+    from draftsmith.infer.measure.forecast.drafts import bind_draft, check_draws, check_target
     from draftsmith.infer.measure.forecast.forecast import RULES, Forecast
     from draftsmith.infer.measure.forecast.tables import forecast_tables
     from draftsmith.infer.measure.forecast.texts import greedy_texts, logged_settings, logged_texts, scored_texts
@@ -106,6 +107,8 @@ def forecast(
         check_model(target, dtype, device)
     costs = Costs.load(latency) if latency else None
     chosen = {label: check_draws(label, drafter) for label, drafter in parse_drafters(drafters).items()}
+    for label, drafter in chosen.items() if target is None else ():
+        check_target(label, drafter)
     loaded = None if target is None else load_target(target, dtype=dtype, device=device)
     own = next(iter(chosen.values())).reader.tokenizer if loaded is None else loaded.tokenizer
     known = own if tokenizer is None else load_tokenizer(tokenizer)

@@ -35,6 +35,7 @@ def generate(
     template: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     stats: bool = False,
     json: bool = False,
 ) -> None:
@@ -64,6 +65,8 @@ def generate(
             {prompt}, or a FastChat name.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         stats: after the text, print tokens/s, accepted_length and times to standard error; the JSON always has them.
         json: print one JSON object on the last line.
     """
@@ -73,10 +76,10 @@ def generate(
     from draftsmith.infer.models.load import check_model, load_target
     from draftsmith.recipes.cli.inputs import PLAIN, one_drafter
 
-    check_model(target, dtype, device)
+    check_model(target, dtype, device, tp)
     prompts = _prompts(prompt, data, system)
     drafter = one_drafter(drafters)
-    loaded = load_target(target, dtype=dtype, device=device)
+    loaded = load_target(target, dtype=dtype, device=device, tp=tp)
     rows = rows_of(
         loaded, prompts, template=template, seed=seed, stop=stop or (), stop_ids=stop_ids or (),
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,

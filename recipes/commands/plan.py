@@ -42,8 +42,9 @@ def plan(
         target: folder, Hub name or config.json; only the config and the tokenizer are read.
         batch_sizes: rows decoded together.
         contexts: context lengths at which passes are timed; costs at other lengths come from a fit.
-        shapes: draft shapes to time: LAYERSxWIDTH or LAYERSxWIDTHxHEADS; by default 1, 2, 3 and 5 layers of the
-            target's width, and 2 and 4 of half of it.
+        shapes: draft shapes to time: LAYERSxWIDTH or LAYERSxWIDTHxHEADS, and heads: eagle, eagle:32000 (tokens of
+            its draft vocabulary), medusa:4, hydra:4, mtp; by default 1, 2, 3 and 5 layers of the target's width, and 2
+            and 4 of half of it.
         estimate: shapes whose costs are estimated from the timed ones.
         lengths: lengths of drafted chains.
         trees: sizes of drafted trees: NODESxDEPTH, or the children of each node by depth, such as 4-2-1.
@@ -127,17 +128,23 @@ def _tokenizer(target: str) -> str:
 def _asked(given: dict[str, Any]) -> tuple[Any, Any, Any, Any, list[Any]]:
     """Config, dtype, device, what to time, and the chains and trees to rank."""
     from draftsmith.infer.measure.forecast.drafting import Drafting
+    from draftsmith.infer.measure.plan.head_shapes import CandidateHead
     from draftsmith.infer.measure.plan.shapes import SurveyRequest, choose_dtype, load_config, parse_shapes
     from draftsmith.infer.models.load import choose_device
 
     config = load_config(given["target"])
     drafting = [Drafting.chain(length) for length in numbers("lengths", given["lengths"])]
     drafting += [Drafting.parse_tree(word) for word in words(given["trees"])]
+    named = words(given["shapes"])
+    heads = [CandidateHead.parse(word) for word in named if CandidateHead.names(word)]
+    models = [word for word in named if not CandidateHead.names(word)]
+    shapes = parse_shapes(models, config)
     asked = SurveyRequest(
         numbers("batch_sizes", given["batch_sizes"]),
         numbers("contexts", given["contexts"]),
         sorted({one.nodes for one in drafting}),
-        shapes=parse_shapes(words(given["shapes"]), config),
+        shapes=shapes[:1] if heads and not models else shapes,  # the loop is timed with one
+        heads=list(dict.fromkeys(heads)),
         estimated=parse_shapes(words(given["estimate"]), config) if given["estimate"] else [],
     )
     return config, choose_dtype(config, given["dtype"]), choose_device(given["device"]), asked, drafting

@@ -21,7 +21,7 @@ from draftsmith.train.objectives.future_tokens import FutureTokens
 from draftsmith.train.objectives.objective import HeadObjective, LossSums, Objective
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import HeadsConfig, Machine, Optim, RunConfig, Text, TrainConfig, Watch
+from draftsmith.train.run.config import EagleConfig, HeadsConfig, Machine, Optim, RunConfig, Text, TrainConfig, Watch
 
 
 def sft(config: TrainConfig, objective: SFT, /, *, json: bool = False) -> int:
@@ -74,7 +74,7 @@ def draft(config: TrainConfig, /, *, objective: Callable[..., LossSums], json: b
     return _finished(lambda: train_draft(cast(Objective, objective), config), names if json else ())
 
 
-def eagle(config: HeadsConfig, builder: EagleBuilder, objective: EagleObjective, /, *, json: bool = False) -> int:
+def eagle(config: EagleConfig, builder: EagleBuilder, objective: EagleObjective, /, *, json: bool = False) -> int:
     """Train an EAGLE-3 head on a target that stays frozen. Run again with the same options, it resumes.
 
     Example: draftsmith train eagle --target MODEL --data answers.jsonl --out head

@@ -57,6 +57,9 @@ def never_slower(
     sorted: str = "",
     store: str = "",
     dresd: str = "",
+    eagle: str = "",
+    medusa: str = "",
+    hydra: str = "",
     drafters: list[str] | None = None,
     batch_sizes: list[int] | None = None,
     temperatures: list[float] | None = None,
@@ -83,7 +86,11 @@ def never_slower(
         sorted: a sorted draft, for sd2.
         store: a store of documents, for rest.
         dresd: a store of the target's states.
-        drafters: measure only these of pld, small, sd2, rest, dresd and adversary; by default all that are given.
+        eagle: an EAGLE head of the target.
+        medusa: Medusa heads of it.
+        hydra: Hydra heads of it.
+        drafters: measure only these of pld, small, sd2, rest, dresd, eagle, medusa, hydra and adversary; by default all
+            that are given.
         batch_sizes: by default 1, 2, 4, 8 and 16.
         temperatures: by default 0 and 0.8.
         calibrate_on: other prompts, to calibrate with what was not calibrated before; by default the questions, which
@@ -101,7 +108,9 @@ def never_slower(
         out: a JSON file for the results, written after each batch size.
         json: print one JSON object before the last line instead of the table.
     """
-    specs = _specs(draft, sorted, store, dresd, drafters, "" if dtype == "auto" else f"[dtype={dtype}]")
+    models = {"small": draft, "sd2": sorted, "eagle": eagle, "medusa": medusa, "hydra": hydra}
+    stores = {"rest": store, "dresd": dresd}
+    specs = _specs(models, stores, drafters, "" if dtype == "auto" else f"[dtype={dtype}]")
     heats = [0.0, 0.8] if temperatures is None else temperatures
     loaded = load_target(target, dtype=dtype, device=device)
     if missing := uncalibrated(specs, loaded, heats):
@@ -147,10 +156,9 @@ def never_slower(
 
 
 def _specs(
-    draft: str, sorted: str, store: str, dresd: str, only: Sequence[str] | None, options: str = ""
+    models: Mapping[str, str], stores: Mapping[str, str], only: Sequence[str] | None, options: str = ""
 ) -> dict[str, str]:
     """Name -> what `--drafters` takes, of those with what they need; `options` of the draft models."""
-    models, stores = {"small": draft, "sd2": sorted}, {"rest": store, "dresd": dresd}
     specs = {LOOKUP: LOOKUP}
     specs |= {name: f"{name}:{path}{options}" for name, path in models.items() if path}
     specs |= {name: f"{name}:{path}" for name, path in stores.items() if path}

@@ -12,26 +12,23 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from draftsmith.infer.contract.protocols import Target
-from draftsmith.infer.contract.row import Row, Stops
+from draftsmith.infer.files.workers import InProcess, Workers
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd.calibration import calibrate
+from draftsmith.retrieval.dresd.embedding import Embedder, Progress, embed_all
 from draftsmith.retrieval.dresd.index import IndexKind, choose, load_faiss, make_index, write_index
-from draftsmith.retrieval.dresd.projection import Projection, fit
+from draftsmith.retrieval.dresd.projection import Projection
 from draftsmith.retrieval.dresd.store import ENDS, INDEX, KIND, PROJECTION, TOKENS, token_dtype
-from draftsmith.retrieval.dresd.work import BuildFolder, Sequences, gather, shards, whole_file
+from draftsmith.retrieval.dresd.work import BuildFolder, Sequences, gather, shards
 from draftsmith.retrieval.store.format import locked, part_of, parts_to_json, unfinished, write_array, write_manifest
-
-# (positions embedded, positions in total), after every shard.
-Progress = Callable[[int, int], None]
 
 
 def build_store(
@@ -50,6 +47,8 @@ def build_store(
     source: dict[str, Any] | None = None,
     facts: Callable[[], dict[str, Any]] = dict,
     progress: Progress | None = None,
+    workers: Workers | None = None,
+    load: Callable[[], Target] | None = None,
 ) -> dict[str, Any]:
     """Build a store of what the target emits in `samples`; returns its manifest.
 
@@ -66,7 +65,9 @@ def build_store(
         seed: of the order of documents and of the index.
         source: identifies the samples' data; a killed build is resumed only with the same source.
         facts: called at the end for further entries of the manifest.
-        progress: called after every shard.
+        progress: called after every shard, and by many workers also within them.
+        workers: what embeds the shards; default: this process.
+        load: how another worker loads the target.
     """
     load_faiss()
     for name, value in (("dims", dims), ("fit_positions", fit_positions), ("shard_positions", shard_positions)):
@@ -87,7 +88,10 @@ def build_store(
         work.begin(plan | {"source": source})
         sequences = work.sequences(lambda: _gather(samples(), target.vocab_size, max_length))
         groups = shards(sequences, shard_positions, seed)
-        projection, variance, speed = _embed_all(target, work, sequences, groups, plan, progress)
+        workers = workers or InProcess()
+        assert workers.in_process or load is not None
+        embedder = Embedder(work.folder.absolute(), plan, load if not workers.in_process and load else lambda: target)
+        projection, variance, speed = embed_all(embedder, work, sequences, groups, workers, progress)
         done = work.folder / "store"
         shutil.rmtree(done, ignore_errors=True)
         done.mkdir()
@@ -146,71 +150,6 @@ def _gather(samples: Iterable[Rendered], vocab_size: int, max_length: int) -> Se
     return sequences
 
 
-def _embed_all(
-    target: Target,
-    work: BuildFolder,
-    sequences: Sequences,
-    groups: list[np.ndarray],
-    plan: dict[str, Any],
-    progress: Progress | None,
-) -> tuple[Projection, float, float]:
-    """Save the keys of every shard: the first shards' states fit the projection, then all are projected. Returns the
-    projection, its share of the variance, and positions embedded per second (0 if all was done before)."""
-    seconds, positions = 0.0, 0
-    lengths, counts = np.diff(sequences.starts), sequences.counts()
-    sizes = [int(counts[group].sum()) for group in groups]
-
-    def states(number: int) -> torch.Tensor:
-        nonlocal seconds, positions
-        start = time.perf_counter()
-        found = _states(target, sequences, groups[number], plan)
-        seconds += time.perf_counter() - start
-        positions += int(lengths[groups[number]].sum())
-        if progress is not None:
-            progress(sum(sizes[: number + 1]), sum(sizes))
-        return found
-
-    sample = next((i + 1 for i in range(len(groups)) if sum(sizes[: i + 1]) >= plan["fit_positions"]), len(groups))
-    fitted = work.folder / "projection.npz"
-    if not fitted.exists():
-        for number in range(sample):
-            if not work.has("states", number):
-                work.save("states", number, _pack(states(number)))
-        projection, variance = fit((_unpack(work.load("states", number)) for number in range(sample)), plan["dims"])
-        with whole_file(fitted) as file:
-            np.savez(file, matrix=projection.matrix_KD.numpy(), offset=projection.offset_K.numpy(), variance=variance)
-    with np.load(fitted) as saved:
-        projection = Projection(torch.from_numpy(saved["matrix"]), torch.from_numpy(saved["offset"]))
-        variance = float(saved["variance"])
-    for number in range(len(groups)):
-        if not work.has("keys", number):
-            kept = work.has("states", number)
-            raw = _unpack(work.load("states", number)) if kept else states(number)
-            work.save("keys", number, projection.keys(raw))
-        work.drop("states", number)
-    return projection, variance, positions / seconds if seconds else 0.0
-
-
-def _states(target: Target, sequences: Sequences, group: np.ndarray, plan: dict[str, Any]) -> torch.Tensor:
-    """[N, D]: the states that predicted the keyed tokens of a shard's parts."""
-    given = [sequences.ids(part) for part in group]
-    found = embed(target, given, plan["feature"], plan["batch_positions"])
-    keyed = [torch.from_numpy(sequences.keyed(part)[1:]) for part in group]
-    return torch.cat([states_TD.cpu()[mask] for states_TD, mask in zip(found, keyed)])
-
-
-def _pack(states_ND: torch.Tensor) -> np.ndarray:
-    """bfloat16 is kept as 16-bit integers, since numpy has no such type."""
-    if states_ND.dtype == torch.bfloat16:
-        return states_ND.contiguous().view(torch.uint16).numpy()
-    return states_ND.float().numpy()
-
-
-def _unpack(packed: np.ndarray) -> torch.Tensor:
-    states = torch.from_numpy(packed)
-    return states.view(torch.bfloat16) if packed.dtype == np.uint16 else states
-
-
 def _assemble(work: BuildFolder, sequences: Sequences, groups: list[np.ndarray]) -> np.ndarray:
     """[N, K]: all keys in the stream's order, as a memory map."""
     counts = sequences.counts()
@@ -224,25 +163,3 @@ def _assemble(work: BuildFolder, sequences: Sequences, groups: list[np.ndarray])
             keys_NK[firsts[part] : firsts[part + 1]] = shard[at : at + counts[part]]
             at += counts[part]
     return keys_NK
-
-
-def embed(target: Target, sequences: Sequence[Sequence[int]], feature: str, batch_positions: int) -> list[torch.Tensor]:
-    """[T - 1, D] per sequence: state i predicted token i + 1. Sequences of similar length run together.
-
-    States come through `target.prefill`, as the drafter's do, so that stored keys and queries agree. A pass has at most
-    `batch_positions` positions, padding included; a longer sequence runs alone.
-    """
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-    found: dict[int, torch.Tensor] = {}
-    while order:
-        longest = len(sequences[order[-1]])
-        chosen = [order.pop() for _ in range(min(max(batch_positions // longest, 1), len(order)))]
-        rows = [Row(str(i), list(sequences[i]), stops=Stops(1)) for i in chosen]
-        target.admit(rows, (feature,))
-        try:
-            feedback = target.prefill(rows, longest)
-        finally:
-            target.release(rows)
-        for i, given in zip(chosen, feedback):
-            found[i] = given.features[feature]
-    return [found[i] for i in range(len(sequences))]

@@ -19,7 +19,7 @@ import torch
 
 from draftsmith.infer.contract.protocols import Target
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.dresd.build import embed
+from draftsmith.retrieval.dresd.embedding import embed
 from draftsmith.retrieval.dresd.index import IndexKind, make_index, search, stored_keys
 from draftsmith.retrieval.dresd.store import DresdStore
 

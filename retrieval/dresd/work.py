@@ -1,6 +1,7 @@
 """The work folder of an unfinished DReSD store, beside the store's place; every file in it is whole or absent.
 
     plan.json            what is being built; a build with another plan does not resume it
+    projection.npz       the fitted projection
     sequences.npz        all token ids with their context, which of them have keys, and where documents end
     states-00007.npy     a shard's target states, until the projection is fitted
     keys-00007.npy       a shard's keys
@@ -45,8 +46,8 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def ids(self, part: int) -> list[int]:
-        return [int(token) for token in self.ids_T[self.starts[part] : self.starts[part + 1]]]
+    def ids(self, part: int) -> np.ndarray:
+        return self.ids_T[self.starts[part] : self.starts[part + 1]]
 
     def keyed(self, part: int) -> np.ndarray:
         """Which positions of the part have keys."""
@@ -141,6 +142,10 @@ class BuildFolder:
                 np.savez(file, ids=made.ids_T, keyed=made.keyed_T, starts=made.starts, ends=made.ends)
         with np.load(path) as found:
             return Sequences(found["ids"], found["keyed"], found["starts"], found["ends"])
+
+    @property
+    def projection(self) -> Path:
+        return self.folder / "projection.npz"
 
     def save(self, kind: str, number: int, values: np.ndarray) -> None:
         with whole_file(self.path(kind, number)) as file:

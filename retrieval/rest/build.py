@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from draftsmith.infer.files.workers import Progress, Workers
 from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.text.rendering import Template
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.rest.suffix_array import backward_suffixes
 from draftsmith.retrieval.store.documents import Content, Document, DocumentReader
+from draftsmith.retrieval.store.segment_writer import CHUNK_TOKENS
 from draftsmith.retrieval.store.segments import Manifest, check_ids, separator, stream_dtype
-from draftsmith.retrieval.store.writer import CHUNK_TOKENS, OnSegment, build
+from draftsmith.retrieval.store.writer import OnSegment, build
 
 KIND = "rest"
 
@@ -36,6 +38,8 @@ def build_store(
     source: Any,
     chunk_tokens: int = CHUNK_TOKENS,
     on_segment: OnSegment = lambda segment: None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Build a store at `out` from all documents of `reader`.
 
@@ -45,14 +49,21 @@ def build_store(
         source: identifies the data; a killed build is resumed only if it is unchanged.
         chunk_tokens: tokens per segment.
         on_segment: called after each segment.
+        workers: what makes documents and segments; default: this process.
+        progress: called with the records and tokens read so far.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
-    manifest = _empty_manifest(reader.template, template_name, reader.content, provenance)
+    content = reader.documents.content
+    manifest = _empty_manifest(reader.template, template_name, content, provenance)
     job = {"kind": KIND, "data": source, "tokenizer": manifest.tokenizer, "template": manifest.template,
-           "content": reader.content, "chunk_tokens": chunk_tokens, "limit": reader.limit,
+           "content": content, "chunk_tokens": chunk_tokens, "limit": reader.limit,
            "on_bad": reader.on_bad}  # fmt: skip
-    return build(out, manifest, reader, make_parts, job=job, chunk_tokens=chunk_tokens, on_segment=on_segment)
+    return build(
+        out, manifest, lambda skip: reader.records(), make_parts, job=job, chunk_tokens=chunk_tokens,
+        on_segment=on_segment, make_documents=reader.documents, report=reader.report, workers=workers,
+        progress=progress,
+    )  # fmt: skip
 
 
 def store_answers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,37 +34,27 @@ class Document:
     time: float | None = None
 
 
-@dataclass(slots=True)
-class DocumentReader:
-    """Turns records into documents. Calling it with `skip` leaves out the first `skip` records."""
+@dataclass(frozen=True, slots=True)
+class RecordDocuments:
+    """Turns records into documents; one can be sent to a worker."""
 
-    sources: Sequence[str]
     template: Template
     vocab_size: int
     content: Content
-    report: ReadReport
-    on_bad: OnBad = "raise"
-    limit: int | None = None
 
-    def __call__(self, skip: int = 0) -> Iterator[list[Document]]:
-        """One list per record; it is empty for a record without tokens."""
-        records = read_records(self.sources, on_bad=self.on_bad, limit=self.limit, report=self.report)
-        for number, record in enumerate(records):
-            if number >= skip:
-                yield self._documents(record)
-
-    def _documents(self, record: Record) -> list[Document]:
+    def __call__(self, record: Record, report: ReadReport) -> list[Document]:
+        """Empty for a record without tokens; `report` says why."""
         where = f"{record.source} row {record.row}"
         try:
             pieces = [piece for sample in self._samples(record) for piece in self._pieces(sample)]
         except ValueError as error:
-            self.report.note(f"not rendered: {error}", where)
+            report.note(f"not rendered: {error}", where)
             return []
         documents = [
             Document(record.id, check_ids(piece, self.vocab_size, where), record.time) for piece in pieces if piece
         ]
         if not documents:
-            self.report.note("it has no tokens", where)
+            report.note("it has no tokens", where)
         return documents
 
     def _samples(self, record: Record) -> Iterator[Rendered]:
@@ -91,6 +82,28 @@ class DocumentReader:
         yield piece
 
 
+@dataclass(slots=True)
+class DocumentReader:
+    """The records of `sources`, and the documents that are made of them."""
+
+    sources: Sequence[str]
+    documents: RecordDocuments
+    report: ReadReport
+    on_bad: OnBad = "raise"
+    limit: int | None = None
+
+    @property
+    def template(self) -> Template:
+        return self.documents.template
+
+    def records(self) -> Iterator[Record]:
+        return read_records(self.sources, on_bad=self.on_bad, limit=self.limit, report=self.report)
+
+    def __call__(self, skip: int = 0) -> Iterator[list[Document]]:
+        """The documents of each record."""
+        return (self.documents(record, self.report) for record in islice(self.records(), skip, None))
+
+
 def open_reader(
     sources: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -101,7 +114,8 @@ def open_reader(
 ) -> DocumentReader:
     """The documents of files, folders and data sets, for a tokenizer."""
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    return DocumentReader(sources, find_template(template, tokenizer), vocab_size, content, ReadReport(), on_bad, limit)
+    documents = RecordDocuments(find_template(template, tokenizer), vocab_size, content)
+    return DocumentReader(sources, documents, ReadReport(), on_bad, limit)
 
 
 def stamp(sources: Sequence[str]) -> list[Any]:

@@ -6,32 +6,29 @@ the old one continue reading it. Files that store.json no longer names are delet
 after a crash, by the next one. One writer at a time, by a lock that ends with its process.
 
 `make_parts(stream, starts)` returns a segment's arrays besides its tokens; they depend on the kind of store.
+pipeline.py builds the segments of a new store, in this process or by many workers.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from draftsmith.infer.files.atomic import write_json
+from draftsmith.infer.files.workers import InProcess, Progress, Workers
+from draftsmith.infer.text.records import ReadReport
 from draftsmith.retrieval.store.documents import Document
-from draftsmith.retrieval.store.format import LOCK, MANIFEST, locked, unfinished, write_array
-from draftsmith.retrieval.store.segments import Manifest, Segment, Store, join
+from draftsmith.retrieval.store.format import LOCK, MANIFEST, locked, unfinished
+from draftsmith.retrieval.store.pipeline import PROGRESS, Builder, Finished, MakeDocuments, Pipeline, as_given
+from draftsmith.retrieval.store.segment_writer import CHUNK_TOKENS, Cut, Cutter, MakeParts, write_segment
+from draftsmith.retrieval.store.segments import Manifest, Segment, Store
 
-PROGRESS = "progress.json"
-CHUNK_TOKENS = 16_000_000
-
-MakeParts = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-Batches = Callable[[int], Iterator[list[Document]]]
+# Called with a number of records to skip, it yields the documents of each further one; for `build`, the records.
+Batches = Callable[[int], Iterator[Any]]
 OnSegment = Callable[[Segment], None]
 
 
@@ -44,57 +41,40 @@ def build(
     job: dict[str, Any],
     chunk_tokens: int = CHUNK_TOKENS,
     on_segment: OnSegment = lambda segment: None,
+    make_documents: MakeDocuments = as_given,
+    report: ReadReport | None = None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Build a store in OUT.part and rename it to `out`. `job` is all that the result depends on: a killed build is
-    resumed if its job is the same, and started over if not."""
+    resumed if its job is the same, and started over if not.
+
+    `make_documents`: of one record that `batches` yields; called in the workers. `report` takes its notes.
+    `progress(records, tokens)`: of the records read in this run.
+    """
     if out.exists():
         raise ValueError(f"{out} already exists: name a new folder, or append to it")
     part = unfinished(out)
     with locked(part):
-        if not ((part / MANIFEST).exists() and _progress(part).get("job") == _key(job)):
+        finished = Finished(part / PROGRESS, job)
+        if not ((part / MANIFEST).exists() and finished.resumed):
             (part / MANIFEST).unlink(missing_ok=True)
-            done, manifest = _resume(part, manifest, job)
-            began = time.perf_counter() - manifest.build.get("seconds", 0.0)
-            segments = _Segments(part, manifest, make_parts, chunk_tokens)
-            for records in segments.write(batches(done)):
-                on_segment(manifest.segments[-1])
-                done += records
-                manifest.build["seconds"] = round(time.perf_counter() - began, 3)
-                write_json(
-                    part / PROGRESS,
-                    {"job": _key(job), "taken": done, "manifest": {"kind": manifest.kind, **manifest.to_json()}},
-                )
+            pipeline = Pipeline(batches(0), finished, chunk_tokens, report or ReadReport())
+            builder = Builder(part, manifest.dtype, make_documents, make_parts)
+            found = (workers or InProcess()).map(builder, pipeline.tasks(), progress, part)
+            for segment in pipeline.take(found):
+                on_segment(segment)
+            manifest.segments = finished.segments()
+            manifest.next_segment = len(manifest.segments) + 1
             if not manifest.segments:
                 raise ValueError("the data has no document with tokens: nothing to build a store from")
             _clear(part, manifest)
-            manifest.build["seconds"] = round(time.perf_counter() - began, 3)
+            manifest.build["seconds"] = finished.seconds
             manifest.publish(part)
         manifest = Manifest.read(part)
         os.rename(part, out)
         (out / PROGRESS).unlink(missing_ok=True)
     return manifest
-
-
-def _resume(part: Path, manifest: Manifest, job: dict[str, Any]) -> tuple[int, Manifest]:
-    """How many records are already in segments, and the manifest with those segments."""
-    progress = _progress(part)
-    if progress.get("job") != _key(job):
-        return 0, manifest
-    known = Manifest.from_json(progress["manifest"], str(part / PROGRESS))
-    resumed = replace(manifest, segments=known.segments, next_segment=known.next_segment, build=known.build)
-    return int(progress["taken"]), resumed
-
-
-def _progress(part: Path) -> dict[str, Any]:
-    try:
-        progress: dict[str, Any] = json.loads((part / PROGRESS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return progress
-
-
-def _key(job: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def append(
@@ -103,8 +83,7 @@ def append(
     """Add documents as new segments, published together; returns how many were added."""
     with _editing(path) as manifest:
         before = manifest.documents
-        for _ in _Segments(path, manifest, make_parts, chunk_tokens).write(batches(0)):
-            pass
+        _write(path, manifest, make_parts, chunk_tokens, batches(0))
     return manifest, manifest.documents - before
 
 
@@ -113,8 +92,7 @@ def merge(path: Path, make_parts: MakeParts, *, chunk_tokens: int = CHUNK_TOKENS
     with _editing(path) as manifest:
         store = Store.open(path)
         manifest.segments = []
-        for _ in _Segments(path, manifest, make_parts, chunk_tokens).write(_stored(store.documents())):
-            pass
+        _write(path, manifest, make_parts, chunk_tokens, _stored(store.documents()))
     return manifest
 
 
@@ -128,8 +106,7 @@ def remove(path: Path, make_parts: MakeParts, drop: Callable[[dict[str, Any]], b
                 manifest.segments.append(segment)
                 continue
             left = ((meta, ids) for meta, ids in store.segment_documents(opened) if not drop(meta))
-            for _ in _Segments(path, manifest, make_parts, 1 << 62).write(_stored(left)):
-                pass
+            _write(path, manifest, make_parts, 1 << 62, _stored(left))
         if not manifest.segments:
             raise ValueError(f"no document would be left in {path}: delete the folder instead")
     return manifest, before - manifest.documents
@@ -159,40 +136,17 @@ def _stored(documents: Iterator[tuple[dict[str, Any], np.ndarray]]) -> Iterator[
     return ([Document(meta["id"], ids, meta.get("time"))] for meta, ids in documents)
 
 
-@dataclass(slots=True)
-class _Segments:
-    """Writes documents as segments of about `chunk_tokens` into `manifest`, with at most one segment in memory."""
+def _write(
+    folder: Path, manifest: Manifest, make_parts: MakeParts, chunk_tokens: int, batches: Iterator[list[Document]]
+) -> None:
+    """Write documents as further segments of `manifest`, with at most one in memory."""
+    cutter = Cutter(chunk_tokens, manifest.next_segment)
 
-    folder: Path
-    manifest: Manifest
-    make_parts: MakeParts
-    chunk_tokens: int
+    def write(cut: Cut | None) -> None:
+        if cut is not None:
+            manifest.segments.append(write_segment(folder, np.dtype(manifest.dtype), make_parts, cut))
 
-    def write(self, batches: Iterator[list[Document]]) -> Iterator[int]:
-        """Yields, after each segment, the number of batches in it."""
-        documents: list[Document] = []
-        tokens = records = 0
-        for batch in batches:
-            records += 1
-            dtype = np.dtype(self.manifest.dtype)
-            documents.extend(replace(document, ids=document.ids.astype(dtype)) for document in batch)
-            tokens += sum(len(document.ids) for document in batch)
-            if tokens >= self.chunk_tokens:
-                self._flush(documents)
-                yield records
-                documents, tokens, records = [], 0, 0
-        if documents:
-            self._flush(documents)
-            yield records
-
-    def _flush(self, documents: Sequence[Document]) -> None:
-        name = f"{self.manifest.next_segment:06d}"
-        stream, starts = join([document.ids for document in documents], np.dtype(self.manifest.dtype))
-        metas = [{"id": document.id} | ({} if document.time is None else {"time": document.time})
-                 for document in documents]  # fmt: skip
-        lines = "".join(json.dumps(meta) + "\n" for meta in metas).encode()
-        arrays = {"tokens": stream, "starts": starts, **self.make_parts(stream, starts)}
-        parts = {kind: write_array(self.folder, f"{name}.{kind}", array) for kind, array in arrays.items()}
-        parts["documents"] = write_array(self.folder, f"{name}.documents", np.frombuffer(lines, np.uint8))
-        self.manifest.segments.append(Segment(name, len(documents), len(stream) - len(documents), parts))
-        self.manifest.next_segment += 1
+    for batch in batches:
+        write(cutter.add(batch))
+    write(cutter.rest())
+    manifest.next_segment = cutter.number

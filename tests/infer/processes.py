@@ -123,3 +123,18 @@ def run(
     started = Started(program, *words, env=env, before=before)
     code = started.wait()
     return subprocess.CompletedProcess([*map(str, words)], code, started.stdout, started.stderr)
+
+
+def descendants(root: int) -> set[int]:
+    """A process and all that were started by it, directly or not."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found

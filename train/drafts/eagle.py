@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from draftsmith.train.drafts.shapes import SHAPE
 
 if TYPE_CHECKING:  # `--help` reads the builder, and should not wait for torch
-    from transformers import LlamaConfig
-
     from draftsmith.infer.heads.eagle import EagleDesign, EagleHead
     from draftsmith.train.drafts.eagle_draft import EagleDraft
     from draftsmith.train.drafts.trainable import BuildContext
@@ -92,11 +90,13 @@ class EagleBuilder:
     def build(self, run: BuildContext) -> EagleDraft:
         import torch
 
-        from draftsmith.train.drafts.eagle_draft import EagleDraft
+        from draftsmith.train.drafts.eagle_draft import EagleDraft, scale_states
 
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
             head = self._fresh(run) if self.init == "fresh" else self._trained_before(run)
+        if not (head.design.norm_before_fc or head.design.fc_norm):
+            scale_states(head, run, fresh=self.init == "fresh")
         head.requires_grad_(True)
         assert head.lm_head is not None
         head.lm_head.requires_grad_(not self.freeze_head)
@@ -108,10 +108,12 @@ class EagleBuilder:
 
     def _fresh(self, run: BuildContext) -> EagleHead:
         from draftsmith.infer.heads.eagle import EagleHead, rows_of
+        from draftsmith.infer.heads.fresh_eagle_config import fresh_eagle_config
         from draftsmith.train.drafts.draft_vocabulary import draft_vocabulary
         from draftsmith.train.drafts.eagle_draft import start_from
 
-        config = self._config(run.target)
+        theirs = run.target.config.get_text_config()
+        config = fresh_eagle_config(theirs, self.num_layers, self.rope_theta, **(self.shape or {}))
         ids_V = None
         if 0 < self.draft_vocab < config.vocab_size:
             always = {*run.special_ids, *stop_ids(run.target)}
@@ -121,31 +123,6 @@ class EagleBuilder:
         head = EagleHead(config, self._design(run.target), ids_V)
         start_from(run.target, head)
         return head
-
-    def _config(self, target: Any) -> LlamaConfig:
-        from transformers import LlamaConfig
-
-        theirs = target.config.get_text_config()
-        width = int(theirs.hidden_size)
-        heads = int((self.shape or {}).get("num_attention_heads", theirs.num_attention_heads))
-        sizes = {
-            "intermediate_size": getattr(theirs, "intermediate_size", None) or 4 * width,
-            "num_attention_heads": heads,
-            "num_key_value_heads": min(getattr(theirs, "num_key_value_heads", None) or heads, heads),
-            "head_dim": getattr(theirs, "head_dim", None) or width // heads,
-            **(self.shape or {}),
-        }
-        if heads % sizes["num_key_value_heads"] or sizes["head_dim"] % 2:
-            raise ValueError(
-                f"a head of {heads} attention heads, {sizes['num_key_value_heads']} num_key_value_heads and head_dim "
-                f"{sizes['head_dim']} does not work: give --shape with sizes that divide, and an even head_dim"
-            )
-        return LlamaConfig(
-            **sizes, hidden_size=width, num_hidden_layers=self.num_layers, vocab_size=theirs.vocab_size,
-            rms_norm_eps=getattr(theirs, "rms_norm_eps", None) or 1e-6, tie_word_embeddings=False,
-            max_position_embeddings=getattr(theirs, "max_position_embeddings", None) or 2048,
-            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-        )  # fmt: skip
 
     def _design(self, target: Any) -> EagleDesign:
         from draftsmith.infer.heads.eagle import EagleDesign, default_features

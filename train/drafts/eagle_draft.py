@@ -16,6 +16,7 @@ from draftsmith.infer.heads.eagle import EagleHead
 from draftsmith.infer.heads.folders import save_eagle
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.train.data.batches import Batch
+from draftsmith.train.data.channel_scale import folded, measured_scale, scaled
 from draftsmith.train.drafts.trainable import BuildContext, DraftSizes, Weights
 from draftsmith.train.drafts.unrolled import Predictions, UnrolledHead
 
@@ -68,12 +69,23 @@ class EagleDraft(UnrolledHead):
     def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
         if state is not None:
             self.model.load_state_dict(state)
+        folded(self.model.fc)
         save_eagle(folder, self.model, self._trained_for)
 
 
 @torch.no_grad()
+def scale_states(head: EagleHead, run: BuildContext, fresh: bool) -> None:
+    """Train `head` in the scale of its target's states; a fresh one then gives its layer states of size 1."""
+    scale_F = measured_scale(run.target, run.corpus, head.features)
+    if fresh:
+        head.fc.weight.copy_(head.fc.weight / scale_F)
+    scaled(head.fc, scale_F)
+
+
+@torch.no_grad()
 def start_from(target: Any, head: EagleHead) -> None:
-    """Give `head` the target's rows of its draft vocabulary and the target's final norm; draw its matrices."""
+    """Give `head` the target's rows of its draft vocabulary and the target's final norm; draw its matrices, so that
+    they keep the size of what they are given: the layer then says as much as the state that it adds to."""
     parts = find_parts(target)
     width = head.config.hidden_size
     if head.design.feature_width != width or target.get_input_embeddings().weight.shape[1] != width:
@@ -82,7 +94,7 @@ def start_from(target: Any, head: EagleHead) -> None:
         )
     for module in head.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=head.config.initializer_range)
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
     assert head.lm_head is not None
     rows_VD: torch.Tensor = next(parts.head.parameters())
     if head.ids_V is not None:

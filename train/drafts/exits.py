@@ -8,7 +8,8 @@ Legend: B rows, T positions, N positions that have a label, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from draftsmith.infer.files.workers import Workers, open_workers
 from draftsmith.infer.models.layers import check_parts, find_parts, first_layers, state_of
 from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.data.corpus import Corpus
@@ -167,6 +169,8 @@ class TrainContext:
         max_length: tokens of a packed row.
         device: cpu or cuda.
         seed: the run's seed.
+        workers: opens what builds a cache; by default this process.
+        reload: the same in another worker, without a draft.
     """
 
     target: Any
@@ -175,3 +179,5 @@ class TrainContext:
     max_length: int
     device: str
     seed: int = 0
+    workers: Callable[[], AbstractContextManager[Workers]] = open_workers
+    reload: Callable[[], TrainContext] | None = None

@@ -106,7 +106,8 @@ class _Chunked(torch.autograd.Function):
                     sums_E[e] += summed
                     if slope_CV is None:
                         continue
-                    slope_CV *= weights[e]
+                    if weights[e] != 1.0:
+                        slope_CV *= weights[e]
                     narrow_CV = head.narrow(slope_CV)
                     del logits_CV, slope_CV
                     if grad_END is not None:

@@ -82,6 +82,10 @@ class Distil:
     def whole_draft(self) -> bool:
         return self.on_policy > 0
 
+    @property
+    def reads_cache(self) -> bool:
+        return self.teacher != "live"
+
     def exits(self, num_layers: int) -> list[int]:
         return [num_layers] if self._exits is None else SoFT(self._exits).exits(num_layers)
 

@@ -13,7 +13,7 @@ This is exact as sharpness grows, gives a flat distribution no more than top_k /
 tokens of both are the same. The logarithm is there because acceptance itself is nearly flat where the draft is far off;
 1 - acceptance of the sampled rule is `total_variation`.
 
-Each function takes a chunk's Distributions and returns ([C] losses, [C, V] slopes).
+Each function takes a chunk's Distributions and returns ([C] losses, [C, V] slopes, which will be overwritten).
 
 Legend: V vocabulary, C positions of a chunk.
 """
@@ -71,7 +71,8 @@ class Distributions:
             assert self.target is not None
             point_CV = torch.zeros_like(self.logits_CV)
             return point_CV.scatter_(1, self.target.choice()[:, None], 1.0)
-        return self.target_log_CV.exp()
+        assert self.target is not None
+        return self.target.probs(self.target_log_CV)
 
 
 Divergence = Callable[[Distributions], tuple[torch.Tensor, torch.Tensor]]
@@ -85,8 +86,9 @@ OF_CHOICES = ("greedy", "topk", "cross_entropy")
 def forward_kl(both: Distributions) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(target || draft): the draft has to cover all the target's mass."""
     target_CV = both.target_probs_CV
-    loss_C = (target_CV * (both.target_log_CV - both.draft_log_CV)).sum(-1)
-    return loss_C, (both.draft_probs_CV - target_CV) / both.temperature
+    loss_C = (both.target_log_CV - both.draft_log_CV).mul_(target_CV).sum(-1)
+    slope_CV = both.draft_probs_CV - target_CV
+    return loss_C, slope_CV if both.temperature == 1.0 else slope_CV.div_(both.temperature)
 
 
 def reverse_kl(both: Distributions) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,8 +148,9 @@ def mixed(
         loss_C, term_CV = term(both)
         summed = summed + weight * (loss_C if kept_C is None else loss_C[kept_C]).sum()
         if slope:
-            slope_CV = term_CV * weight if slope_CV is None else slope_CV.add_(term_CV, alpha=weight)
-    if slope_CV is not None and kept_C is not None:
+            only = term_CV if weight == 1.0 else term_CV * weight
+            slope_CV = only if slope_CV is None else slope_CV.add_(term_CV, alpha=weight)
+    if slope_CV is not None and kept_C is not None and not bool(kept_C.all()):
         slope_CV[~kept_C] = 0.0
     return summed, slope_CV
 

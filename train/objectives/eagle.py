@@ -73,6 +73,10 @@ class EagleObjective:
         self.features = features
         self.features_dtype = features_dtype
 
+    @property
+    def reads_cache(self) -> bool:
+        return self.features != "live"
+
     def curves(self, builder: Any) -> Curves:
         return Curves("unroll", tuple(range(builder.unrolls)))
 

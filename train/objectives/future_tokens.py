@@ -65,6 +65,10 @@ class FutureTokens:
         self.features = features
         self.features_dtype = features_dtype
 
+    @property
+    def reads_cache(self) -> bool:
+        return self.features != "live"
+
     def curves(self, builder: MedusaBuilder | HydraBuilder) -> Curves:
         from draftsmith.train.drafts.trainable import Curves
 

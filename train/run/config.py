@@ -132,6 +132,9 @@ class RunConfig:
         devices: devices per machine.
         num_nodes: machines.
         strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
+        ray: build the cache of --teacher or --features on many workers with Ray: local (this machine), or the HOST:PORT
+            of a running cluster. Each loads the target; all must see the cache's folder and the data.
+        ray_workers: workers of --ray; default: one per core, or per GPU.
         seed: seed of order, initialisation, dropout and on-policy answers.
         text: data and template.
         optim: learning rate, batch, optimiser.
@@ -149,6 +152,8 @@ class RunConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
+    ray: str | None = None
+    ray_workers: int | None = None
     seed: int = 0
     text: Text = Text()
     optim: Optim = Optim()
@@ -172,6 +177,15 @@ class HeadsConfig(RunConfig):
 
     _: KW_ONLY
     optim: Optim = Optim(lr=1e-3, warmup=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class EagleConfig(RunConfig):
+    """The options of a run that trains an EAGLE head: those of every run. Its layer begins untrained, and learns
+    several times faster with Muon than with AdamW (LOG.md)."""
+
+    _: KW_ONLY
+    optim: Optim = Optim(name="muon", lr=1e-3, warmup=0.05)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +230,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "lora_rank": (0, None),
     "devices": (1, None),
     "num_nodes": (1, None),
+    "ray_workers": (1, None),
     "seed": (0, None),
     "text.max_length": (2, None),
     "text.held_out": (0, 1),

@@ -73,10 +73,15 @@ class Batches(lightning.LightningDataModule):
             yield assemble(self.corpus, [pack], self.val_stream.capacity)
 
 
+def load_run_corpus(config: RunConfig, template: Template) -> Corpus:
+    """The corpus of a run, tokenised first if it is not in the cache."""
+    cache = Path(config.text.cache or cache_folder() / "tokens").expanduser()
+    return load_corpus(config.data, template, max_length=config.text.max_length, cache=cache, limit=config.text.limit)
+
+
 def load_data(config: RunConfig, template: Template, first: bool) -> tuple[Corpus, Batches]:
     """The data of a resolved config; `first`: print its summary."""
-    cache = Path(config.text.cache or cache_folder() / "tokens").expanduser()
-    corpus = load_corpus(config.data, template, max_length=config.text.max_length, cache=cache, limit=config.text.limit)
+    corpus = load_run_corpus(config, template)
     train, held_out = split(corpus, config.text.held_out, config.text.split_by)
     data = Batches(
         corpus,

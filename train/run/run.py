@@ -11,13 +11,16 @@ import sys
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from draftsmith.infer.files.provenance import provenance, without_secrets
+from draftsmith.infer.files.workers import check_workers, open_workers
 from draftsmith.infer.text.templates import find_template, load_tokenizer, to_stderr, tokenizer_fingerprint
 from draftsmith.train.data.batches import rank
 from draftsmith.train.drafts.exits import TrainContext
@@ -26,7 +29,7 @@ from draftsmith.train.drafts.trainable import BuildContext, Curves, DraftBuilder
 from draftsmith.train.objectives.objective import HeadObjective, Losses, Objective
 from draftsmith.train.run.callbacks import FEW_STEPS, MEASURED, AtSteps, rows_for_steps
 from draftsmith.train.run.config import RunConfig, TrainConfig, check_ranges, resolved, without_preset
-from draftsmith.train.run.data_module import Batches, load_data
+from draftsmith.train.run.data_module import Batches, load_data, load_run_corpus
 from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import LearningRateSchedule
@@ -38,6 +41,7 @@ from draftsmith.train.run.validation import accepted_lengths, held_out_losses, h
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
+    from draftsmith.infer.text.templates import Template
     from draftsmith.train.data.corpus import Corpus
 
 ENDLESS = 10**9
@@ -73,6 +77,12 @@ def _train(
             f"the objective {type(objective).__name__} decodes with the whole draft, and {config.strategy} shards it: "
             "use ddp"
         )
+    check_workers(config.ray, config.ray_workers)
+    if config.ray is not None and not getattr(objective, "reads_cache", False):
+        raise ValueError(
+            "--ray builds a cache, and this run reads none: give --teacher DIR or --features DIR, if the command has "
+            "it, or leave --ray out"
+        )
     config = resolved(config)
     check_launch(config.devices, config.num_nodes)
     builder.check(config.strategy, config.machine.gradient_checkpointing)
@@ -80,7 +90,7 @@ def _train(
     learned = {"name": type(objective).__name__, **{key.lstrip("_"): value for key, value in vars(objective).items()}}
     tokenizer = load_tokenizer(config.target)
     notice = to_stderr if rank() == 0 else lambda line: None
-    template = find_template(config.text.template, tokenizer, config.text.template_kwargs, config.text.system, notice)
+    template = run_template(config, tokenizer, notice)
     config = replace(config, text=replace(config.text, template=template.name))
     settings = without_secrets({**asdict(config), **made, "objective": learned})
     facts = {**provenance(sys.argv, settings, config.seed), "settings": settings, "state": "running"}
@@ -92,7 +102,9 @@ def _train(
     loaded, target = _target(config)
     draft = builder.build(_build_context(config, loaded, corpus, tokenizer))
     length, device, seed = config.text.max_length, config.machine.device, config.seed
-    objective.begin(TrainContext(loaded, draft.model, corpus, length, device, seed))
+    workers = partial(open_workers, config.ray, config.ray_workers, device == "cuda")
+    reload = partial(_reloaded, config)
+    objective.begin(TrainContext(loaded, draft.model, corpus, length, device, seed, workers, reload))
     kept = weakref.ref(loaded)
     del loaded  # an objective that needs it keeps it
     module = _module(objective, config, draft)
@@ -132,6 +144,30 @@ def _train(
     record.update(**ended)
     record.clean()
     return record.read()
+
+
+def _reloaded(config: RunConfig) -> TrainContext:
+    """The target and the corpus of a run, as another worker loads them to build a cache."""
+    loaded, tokenizer = load_frozen(config.target, config.machine.device)
+    corpus = load_run_corpus(config, run_template(config, tokenizer, lambda line: None))
+    return TrainContext(loaded, None, corpus, config.text.max_length, config.machine.device, config.seed)
+
+
+def load_frozen(name: str, device: str) -> tuple[Any, Any]:
+    """A target that a draft is trained for, still on the CPU, and its tokenizer. If it is to run on a CPU without fast
+    products of bfloat16 it comes in float32, which takes a quarter of the time there."""
+    from draftsmith.infer.models.load import load_model
+    from draftsmith.infer.models.prepack import multiplies_bfloat16
+
+    loaded, tokenizer = load_model(name, device="cpu")
+    if device == "cpu" and loaded.dtype in (torch.bfloat16, torch.float16) and not multiplies_bfloat16():
+        loaded = loaded.float()
+    return loaded, tokenizer
+
+
+def run_template(config: RunConfig, tokenizer: Any, notice: Callable[[str], None]) -> Template:
+    text = config.text
+    return find_template(text.template, tokenizer, text.template_kwargs, text.system, notice)
 
 
 def _build_context(config: RunConfig, loaded: Any, corpus: Corpus, tokenizer: Any) -> BuildContext:
@@ -177,9 +213,8 @@ def _warn_of_few_steps(config: RunConfig, data: Batches) -> None:
 def _target(config: RunConfig) -> tuple[Any, HFTarget | None]:
     """The target's model, and the target where validation decodes with it."""
     from draftsmith.infer.models.hf_target import HFTarget
-    from draftsmith.infer.models.load import load_model
 
-    loaded, tokenizer = load_model(config.target, device="cpu")
+    loaded, tokenizer = load_frozen(config.target, config.machine.device)
     longest = getattr(loaded.config.get_text_config(), "max_position_embeddings", config.text.max_length)
     if config.text.max_length > longest:
         raise ValueError(f"max_length {config.text.max_length} exceeds the target's {longest} positions")

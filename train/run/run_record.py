@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import lightning
 
 # Settings that may change when a run resumes: they affect its speed, not its result.
-FREE = {"workers", "save_every", "loggers", "cache"}
+FREE = {"workers", "save_every", "loggers", "cache", "ray", "ray_workers"}
 # Those of its ranks may change too, if every rank reads the same checkpoint.
 RANKS = {"devices", "num_nodes", "micro_batch_size"}
 WHOLE = {"auto", "ddp"}

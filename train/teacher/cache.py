@@ -112,5 +112,8 @@ class CachedChunk:
         distribution_CV = draft_log_CV + (self.log_tail_C1.to(draft_log_CV.dtype) - log_rest_C1)
         return distribution_CV.scatter_(1, self.ids_CK, self.log_probs_CK.to(draft_log_CV.dtype))
 
+    def probs(self, log_CV: torch.Tensor) -> torch.Tensor:
+        return log_CV.exp()
+
     def choice(self) -> torch.Tensor:
         return self.ids_CK[:, 0]

@@ -5,7 +5,7 @@ Legend: N positions that have a label, K kept tokens, V vocabulary.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from draftsmith.train.data.packing import pack
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.teacher.cache import KIND, CachedTeacher, Identity, identity_of, learned_positions
 from draftsmith.train.teacher.live import LiveTeacher
-from draftsmith.train.teacher.shards import built, samples_of
+from draftsmith.train.teacher.shards import Records, built, samples_of
 
 ROWS_AT_ONCE = 4
 POSITIONS_AT_ONCE = 256
@@ -27,13 +27,12 @@ SMALLEST = 2.0**-24  # float16's smallest: a kept token never has probability 0
 def open_or_build(folder: str, run: TrainContext, *, top_k: int, temperature: float) -> CachedTeacher:
     """The cache in `folder`, built or completed first if needed."""
     identity = identity_of(run.target, run.corpus, top_k, temperature)
-    before = learned_positions(run.corpus)
-    teacher = cache(lambda: LiveTeacher(run.target))  # only where something is left to build
+    shards = built(Path(folder).expanduser(), identity, KIND, run, _open_records, rank() == 0)
+    return CachedTeacher(shards, identity, run.corpus)
 
-    def records(positions: range) -> np.ndarray:
-        return _records(teacher(), identity, run, before, positions)
 
-    return CachedTeacher(built(Path(folder).expanduser(), identity, KIND, records, rank() == 0), identity, run.corpus)
+def _open_records(run: TrainContext, identity: Identity) -> Records:
+    return partial(_records, LiveTeacher(run.target), identity, run, learned_positions(run.corpus))
 
 
 def _records(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from draftsmith.train.data.packing import pack
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.teacher.features import FeatureBatch, Features, LiveFeatures
 from draftsmith.train.teacher.live import OutputHead
-from draftsmith.train.teacher.shards import CacheKind, ShardReader, built, corpus_hash, samples_of, weights_hash
+from draftsmith.train.teacher.shards import (
+    CacheKind,
+    Records,
+    ShardReader,
+    built,
+    corpus_hash,
+    samples_of,
+    weights_hash,
+)
 
 FORMAT = 1
 # A shard is built in memory.
@@ -70,12 +78,12 @@ def open_features(where: str, run: TrainContext, names: Sequence[str], dtype: st
     identity = FeatureIdentity(
         weights_hash(run.target), corpus_hash(run.corpus), len(run.corpus.tokens), states, width, dtype
     )
-    live = cache(lambda: LiveFeatures(run.target, names))  # only where something is left to build
+    shards = built(Path(where).expanduser(), identity, KIND, run, partial(_open_records, names), rank() == 0)
+    return CachedFeatures(shards, identity, run.target)
 
-    def records(positions: range) -> np.ndarray:
-        return _records(live(), identity, run, positions)
 
-    return CachedFeatures(built(Path(where).expanduser(), identity, KIND, records, rank() == 0), identity, run.target)
+def _open_records(names: Sequence[str], run: TrainContext, identity: FeatureIdentity) -> Records:
+    return partial(_records, LiveFeatures(run.target, names), identity, run)
 
 
 class CachedFeatures:

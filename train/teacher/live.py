@@ -27,6 +27,10 @@ class TeacherChunk(Protocol):
         proportion to the draft's."""
         ...
 
+    def probs(self, log_CV: torch.Tensor) -> torch.Tensor:
+        """[C, V] the probabilities of what `log_probs` returned."""
+        ...
+
     def choice(self) -> torch.Tensor:
         """[C] the likeliest tokens."""
         ...
@@ -100,17 +104,25 @@ class LiveBatch:
 
 
 class LiveChunk:
-    """The logits of a chunk, and the log-probabilities at the temperature last asked for."""
+    """The logits of a chunk, and both forms of the distribution at the temperature last asked for."""
 
     def __init__(self, logits_CV: torch.Tensor) -> None:
         self.logits_CV = logits_CV
         self._made: tuple[float, torch.Tensor] | None = None
+        self._probs_CV: torch.Tensor | None = None
 
     def log_probs(self, temperature: float, draft_log_CV: torch.Tensor) -> torch.Tensor:
         if self._made is None or self._made[0] != temperature:
             scaled_CV = self.logits_CV if temperature == 1.0 else self.logits_CV / temperature
-            self._made = (temperature, torch.log_softmax(scaled_CV, -1))
+            self._made, self._probs_CV = (temperature, torch.log_softmax(scaled_CV, -1)), None
         return self._made[1]
+
+    def probs(self, log_CV: torch.Tensor) -> torch.Tensor:
+        assert self._made is not None
+        assert log_CV is self._made[1]
+        if self._probs_CV is None:
+            self._probs_CV = log_CV.exp()
+        return self._probs_CV
 
     def choice(self) -> torch.Tensor:
         return self.logits_CV.argmax(-1)

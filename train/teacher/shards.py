@@ -27,7 +27,9 @@ import numpy as np
 import torch
 
 from draftsmith.infer.files.atomic import write_json, written_beside
+from draftsmith.infer.files.workers import Note, Work, Workers
 from draftsmith.train.data.corpus import Corpus
+from draftsmith.train.drafts.exits import TrainContext
 
 # What a mismatch is called, for the fields of an identity that are hashes.
 HASHED = {"target": "other weights", "corpus": "other data, template or max_length"}
@@ -81,6 +83,13 @@ def weights_hash(model: Any) -> str:
     return weights.hexdigest()
 
 
+def check_copies(run: TrainContext, identity: Any) -> None:
+    """ValueError where a worker has loaded another target or corpus than the cache is of."""
+    for name, found in (("target", weights_hash(run.target)), ("corpus", corpus_hash(run.corpus))):
+        if found != getattr(identity, name):
+            raise ValueError(f"a worker has {HASHED[name]} than the process that began the cache")
+
+
 def corpus_hash(corpus: Corpus) -> str:
     """Of all tokens and of what is learned of them."""
     text = hashlib.sha256()
@@ -89,15 +98,20 @@ def corpus_hash(corpus: Corpus) -> str:
     return text.hexdigest()
 
 
+# Makes the records of some positions; and what a worker calls to get that, with the cache's identity.
+Records = Callable[[range], np.ndarray]
+OpenRecords = Callable[[TrainContext, Any], Records]
+
+
 def built(
-    folder: Path, identity: Any, kind: CacheKind, records: Callable[[range], np.ndarray], first: bool
+    folder: Path, identity: Any, kind: CacheKind, run: TrainContext, open_records: OpenRecords, first: bool
 ) -> ShardReader:
-    """The finished cache in `folder`, built or completed by the `first` process if needed. `records`: makes those of
-    some positions."""
+    """The finished cache in `folder`, built or completed by the `first` process if needed."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: {kind.names}")
     if first and _begin(folder, identity, kind):
-        _build(folder, identity, kind, records)
+        with run.workers() as workers:
+            _build(folder, identity, kind, run, open_records, workers)
     if not (folder / kind.file).is_file():
         raise ValueError(f"{folder} does not exist yet: build it on one device before training on several")
     return ShardReader(folder, identity, kind)
@@ -139,23 +153,58 @@ def _begin(folder: Path, identity: Any, kind: CacheKind) -> bool:
     return True
 
 
-def _build(folder: Path, identity: Any, kind: CacheKind, records: Callable[[range], np.ndarray]) -> None:
+def _build(
+    folder: Path, identity: Any, kind: CacheKind, run: TrainContext, open_records: OpenRecords, workers: Workers
+) -> None:
     began, done = time.monotonic(), 0
     ranges = shard_ranges(identity)
-    for number, positions in enumerate(ranges):
-        path = shard_path(folder, number)
-        size = len(positions) * identity.record.itemsize
-        sums = path.with_suffix(".sha256")
-        if path.is_file() and path.stat().st_size == size and sums.is_file() and sums.read_text() == file_hash(path):
-            continue
-        _write(path, records(positions))
-        done += len(positions)
+    missing = {number: at for number, at in enumerate(ranges) if not _whole(folder, number, len(at), identity)}
+    there = identity.positions - sum(map(len, missing.values()))
+    assert workers.in_process or run.reload is not None
+    reload = None if workers.in_process else run.reload
+    writer = _ShardWriter(folder.absolute(), identity, reload or (lambda: run), reload is not None, open_records)
+    for number, _ in workers.map(writer, ((number, (number, at)) for number, at in missing.items()), shared=folder):
+        if not _whole(folder, number, len(ranges[number]), identity):
+            raise ValueError(f"{shard_path(folder, number)} was not written: run the same command again")
+        done += len(ranges[number])
         pace = done / (time.monotonic() - began)
-        left = (identity.positions - positions.stop) / pace
-        print(f"{kind.noun}: {positions.stop:,} of {identity.positions:,} positions, {pace:,.0f}/s, "
+        left = (identity.positions - there - done) / pace
+        print(f"{kind.noun}: {there + done:,} of {identity.positions:,} positions, {pace:,.0f}/s, "
               f"{left:,.0f} s left", file=sys.stderr, flush=True)  # fmt: skip
     hashes = [shard_path(folder, number).with_suffix(".sha256").read_text() for number in range(len(ranges))]
     write_json(folder / kind.file, {"identity": asdict(identity), "state": "finished", "sha256": hashes})
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardWriter:
+    """What a worker calls before its first shard. `run`: gives it the target and the corpus; `reloaded`: its own
+    copies of them."""
+
+    folder: Path
+    identity: Any
+    run: Callable[[], TrainContext]
+    reloaded: bool
+    open_records: OpenRecords
+
+    def __call__(self) -> Work:
+        run = self.run()
+        if self.reloaded:
+            check_copies(run, self.identity)
+        records = self.open_records(run, self.identity)
+
+        def work(task: tuple[int, range], note: Note) -> None:
+            number, positions = task
+            _write(shard_path(self.folder, number), records(positions))
+            note(len(positions), len(positions))
+
+        return work
+
+
+def _whole(folder: Path, number: int, positions: int, identity: CacheIdentity) -> bool:
+    path = shard_path(folder, number)
+    sums = path.with_suffix(".sha256")
+    size = positions * identity.record.itemsize
+    return path.is_file() and path.stat().st_size == size and sums.is_file() and sums.read_text() == file_hash(path)
 
 
 def _write(path: Path, records_N: np.ndarray) -> None:

@@ -108,11 +108,11 @@ class HydraRows:
                 counts[row] = counts.get(row, 0) + 1
             states_NH = torch.stack([states[places[n][0]] for n in held])
             tokens = [places[n][1] for n in held]
-            logits_NV = run(partial(self._logits, depth, states_NH, tokens), counts, [self.heads.heads[depth]])
+            logits_NV = run(partial(self.logits, depth, states_NH, tokens), counts, [self.heads.heads[depth]])
             made |= dict(zip(held, logits_NV))
         return DraftOutput(torch.stack([made[n] for n in range(len(places))]))
 
-    def _logits(self, depth: int, states_NH: torch.Tensor, paths: Sequence[Path]) -> torch.Tensor:
+    def logits(self, depth: int, states_NH: torch.Tensor, paths: Sequence[Path]) -> torch.Tensor:
         assert self._embedding is not None, "bind the drafter first"
         where = next(self._embedding.parameters()).device
         embedded = self._embedding(torch.tensor(paths, device=where)).to(states_NH)
@@ -122,4 +122,4 @@ class HydraRows:
         """The middle head: the heads grow by the same amount from one to the next."""
         depth = self.depth // 2
         weight = next(self.heads.parameters())
-        return self._logits(depth, weight.new_zeros((nodes, self.heads.width)), [[0] * (depth + 1)] * nodes)
+        return self.logits(depth, weight.new_zeros((nodes, self.heads.width)), [[0] * (depth + 1)] * nodes)

@@ -108,6 +108,10 @@ class MedusaRows:
         logits_NV = torch.cat([self._logits[row][depths] for row, depths in zip(rows, at)])
         return DraftOutput(logits_NV, sources=[self.depth_sources[depth] for depths in at for depth in depths])
 
+    def logits(self, depth: int, states_NH: torch.Tensor, paths: Sequence[Path]) -> torch.Tensor:
+        found: torch.Tensor = self.heads.heads[depth](states_NH)
+        return found
+
     def timed(self, nodes: int) -> torch.Tensor:
         weight = next(self.heads.parameters())
         logits_NKV: torch.Tensor = self.heads(weight.new_zeros((nodes, self.heads.width)), self.depth)

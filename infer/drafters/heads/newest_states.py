@@ -61,3 +61,7 @@ class NewestStates:
     def newest(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """[H] of each row."""
         return [self._found[row][1] for row in rows]
+
+    def along(self, states_TH: torch.Tensor) -> torch.Tensor:
+        """[T, H] what heads read at each position of a text with these states."""
+        return states_TH

@@ -26,6 +26,7 @@ from draftsmith.infer.drafters.draft_model import Reaches, Rows, follow
 from draftsmith.infer.drafters.draft_reader import DraftEntries, DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.heads.pair_head import LoadHead, check_head, lend
+from draftsmith.infer.drafters.heads.text_states import text_states
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.clock import PassClock
@@ -102,6 +103,11 @@ class PairReader:
     @property
     def head(self) -> Any:
         return self.lm.model
+
+    @property
+    def shape(self) -> str:
+        """As `plan` names heads."""
+        return self.entry if self.head.ids_V is None else f"{self.entry}:{len(self.head.ids_V)}"
 
     @property
     def forward_seconds(self) -> float:
@@ -341,16 +347,9 @@ class PairReader:
 
     def _states_of(self, ids: Sequence[int]) -> torch.Tensor:
         """[T - 1, H] what the true pairs of a text hold."""
-        target, row = self._target, Row("text", list(ids))
-        assert target is not None, "bind the drafter first"
-        target.admit([row], self.features)
         parts = [self._nothing]
-        try:
-            while target.unread(row):
-                (given,) = target.prefill([row], PREFILL_CHUNK)
-                parts.append(self.head.joined({name: given.features[name].to(self._nothing) for name in self.features}))
-        finally:
-            target.release([row])
+        for given in text_states(self._target, ids, self.features):
+            parts.append(self.head.joined({name: given.features[name].to(self._nothing) for name in self.features}))
         return torch.cat(parts)
 
     def blank(self, count: int) -> torch.Tensor:

@@ -118,6 +118,22 @@ class PrefixedStates:
             # Copies: views would hold the states of a whole chunk.
             held.waiting, held.newest_H = held.waiting[count:].clone(), state_H.clone()
 
+    @torch.inference_mode()
+    def along(self, states_TH: torch.Tensor) -> torch.Tensor:
+        """[T, H] the states of a text, as far as the layer reaches, after it."""
+        states_TH = states_TH[: self.max_positions].to(self._nothing)
+        row, parts = object(), [self._nothing]
+        self.lm.open(row, len(states_TH))
+        try:
+            for chunk_NH in states_TH.split(PREFILL_CHUNK):
+                chain = Entries.chain([0] * len(chunk_NH))
+                entries = Entries(chain.tokens, chain.parents, chunk_NH)
+                parts.append(self.lm.forward([row], [entries], wanted=[len(chunk_NH)]).logits_NV)
+                self.lm.commit([row], [range(len(chunk_NH))])
+        finally:
+            self.lm.close(row)
+        return torch.cat(parts)
+
     def _known(self, row: Row) -> int:
         return self.lm.length(row) + len(self._rows[row].waiting)
 

@@ -6,7 +6,7 @@ Legend: B rows, N nodes, V vocabulary, H width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftTree
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.heads.newest_states import ANY_LENGTH, NewestStates
 from draftsmith.infer.drafters.heads.prefixed_states import PrefixedStates
+from draftsmith.infer.drafters.heads.text_states import text_states
 from draftsmith.infer.heads.folders import trained_for
 from draftsmith.infer.models.layers import parameter_bytes
 from draftsmith.infer.models.load import check_model, choose_device
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # The state that heads read.
 LAST = "last"
+# Steps along a text whose drafts are computed together: bounds the memory of the logits.
+AHEAD_CHUNK = 128
 
 # The tokens from a row's newest one down to a node: of the ROOT, the newest alone.
 Path = list[int]
@@ -65,6 +68,10 @@ class StatelessHeads(Protocol):
         self, rows: Sequence[Row], states: Sequence[torch.Tensor], paths: Sequence[Sequence[Path]], run: RunHeads
     ) -> DraftOutput:
         """The distributions below the nodes of rows with these states [H]; `paths[b]`: of row b's nodes."""
+        ...
+
+    def logits(self, depth: int, states_NH: torch.Tensor, paths: Sequence[Path]) -> torch.Tensor:
+        """[N, V] of the head for tokens below `depth` drafted ones; `paths`: from the newest token on."""
         ...
 
     def timed(self, nodes: int) -> torch.Tensor:
@@ -111,6 +118,7 @@ class StateReader:
         self.depth_sources = method.depth_sources
         self.draft_vocab_size = self.vocab_size = int(method.heads.vocab_size)
         self._follows = (follows_dtype, follows_device)
+        self._target: Target | None = None
         self._place()
 
     def _place(self) -> None:
@@ -123,6 +131,11 @@ class StateReader:
         self.max_positions = self.states.max_positions
         # States wait for the prefix layer alone.
         self.reading = self.entry if prefix is None else f"{self.entry} prefix"
+
+    @property
+    def shape(self) -> str:
+        """As `plan` names heads."""
+        return f"{self.method.name}:{len(self.method.heads.heads)}"
 
     @property
     def prefix(self) -> PrefixedStates | None:
@@ -167,6 +180,7 @@ class StateReader:
             log.warning("%s was trained with another target, %s: expect little of it", self.origin, made_for.name)
         follow(heads, model.get_input_embeddings().weight, *self._follows)
         self._place()
+        self._target = target
         self.method.lend(model.get_input_embeddings())
 
     def open(self, row: Row, nodes: int) -> None:
@@ -229,6 +243,24 @@ class StateReader:
 
     def keep(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         self.states.take(rows, feedback)
+
+    @torch.inference_mode()
+    def ahead(self, ids: Sequence[int], start: int, depth: int) -> Iterator[list[torch.Tensor]]:
+        """A step that starts behind a position reads the state before it. The drafted tokens are the text's own."""
+        depth, last = min(depth, self.max_depth), min(len(ids), self.max_positions) - 1
+        parts = [one.features[LAST].to(self._weight) for one in text_states(self._target, ids, self.features)]
+        states_TH = self.states.along(torch.cat(parts)) if parts else self._weight.new_zeros((0, 0))
+        if start == 0 and last > 0:  # nothing was read before the first token
+            yield [self._weight.new_full((1, self.vocab_size), -torch.inf)] * depth
+        for first in range(max(start, 1), last, AHEAD_CHUNK):
+            chunk, found = range(first, min(first + AHEAD_CHUNK, last)), list[torch.Tensor]()
+            for k in range(depth):
+                inside = range(chunk.start, min(chunk.stop, len(ids) - k))
+                paths = [list(ids[at : at + k + 1]) for at in inside]
+                if not paths:
+                    break
+                found.append(self.method.logits(k, states_TH[chunk.start - 1 : inside.stop - 1], paths))
+            yield found
 
 
 def path_to(row: Row, node: int, tree: DraftTree) -> Path:

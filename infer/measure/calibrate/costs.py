@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from draftsmith.infer.contract.draft import Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Drafter, Target, Verdict, ranks_of
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import StepTrace
@@ -57,7 +57,7 @@ def measure_costs(
         errors[place] = median(abs(error) for error in left_out(timed, timer.buckets))
     assert target.model is not None
     weight = next(target.model.parameters())
-    here = machine(weight.device, weight.dtype)
+    here = machine(weight.device, weight.dtype, ranks_of(target))
     tokenizer = tokenizer_fingerprint(target.tokenizer) if target.tokenizer is not None else ""
     identity = TargetIdentity.of(name, target, tokenizer)
     found, idle = {}, overhead(target, answers)

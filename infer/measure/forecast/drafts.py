@@ -2,8 +2,8 @@
 
 The model is run by the drafter's own reader, and its distribution is the one that a drawn draft comes from: after the
 row's temperature and truncation. Of a draft that reads text, one pass over the text gives them all, at each exit. Those
-of a head depend on where the step began as well, because it reads its own states from there on: it makes one more pass
-for each depth. Ranks are those of its logits, from which trees of likeliest tokens are made.
+of a head depend on where the step began as well, because from there on it reads no states of the target: it makes one
+more pass for each depth. Ranks are those of its logits, from which trees of likeliest tokens are made.
 
 Legend: T tokens of the answer, K depths, N tokens of a pass, V vocabulary.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class DrawsChains(Protocol):
-    """A drafter with a model whose distribution at a token depends on the text alone. `exit_sources`: as of
-    LeavesEarly."""
+    """A drafter with a model whose distribution at a token depends on the text, and on where the step began.
+    `exit_sources`: as of LeavesEarly."""
 
     exit_sources: Mapping[int, str]
     reader: DraftReader
@@ -43,19 +43,21 @@ class DrawsChains(Protocol):
 
 
 def check_draws(label: str, drafter: Any) -> DrawsChains:
-    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter, and for heads that have a
-    distribution for each depth."""
-    if isinstance(drafter, DrawsChains) and not isinstance(drafter.reader, ReadsAlong | ReadsAhead):
-        raise ValueError(f"{label} has a head for each depth, which no forecast knows: `draftsmith bench` measures it")
+    """The drafter as one whose chains can be forecast; ValueError for a retrieval drafter."""
     if not isinstance(drafter, DrawsChains) or not isinstance(drafter.reader, ReadsAlong | ReadsAhead):
         raise ValueError(f"{label} draws nothing from a model of its own: `draftsmith replay` is exact for it")
     return drafter
 
 
+def check_target(label: str, drafter: DrawsChains) -> None:
+    """ValueError if a forecast of this drafter needs the target."""
+    if not isinstance(drafter.reader, ReadsAlong):
+        raise ValueError(f"{label} reads the target's states, which no text holds: give --target")
+
+
 def drawn_chains(drafters: Mapping[str, Any]) -> dict[str, DrawsChains]:
     """Those of `drafters` that draw chains for rows with a temperature."""
-    chains = {label: one for label, one in drafters.items() if isinstance(one, DrawsChains) and one.drawn_chain}
-    return {label: one for label, one in chains.items() if isinstance(one.reader, ReadsAlong | ReadsAhead)}
+    return {label: one for label, one in drafters.items() if isinstance(one, DrawsChains) and one.drawn_chain}
 
 
 def bind_draft(drafter: DrawsChains, target: Target | None, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,7 +12,7 @@ Pass costs turn all of them into speedups by batch size (drafting.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.identity import modelled_on
 from draftsmith.infer.costs.pass_costs import Costs
+from draftsmith.infer.drafters.draft_reader import TextReader
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.forecast.drafting import Drafting, step_seconds
 from draftsmith.infer.measure.forecast.drafts import DrawsChains, TokenScores, draft_scores
@@ -115,7 +116,7 @@ class Forecast:
     def results(self, drafters: Mapping[str, DrawsChains], progress: Progress | None = None) -> dict[str, Any]:
         """The figures of every drafter, as JSON; a draft with several exits has a row for each."""
         for label, one in drafters.items():
-            check_grown(label, one, self.trees)
+            self._check(label, one)
         found: dict[str, Any] = {}
         trees: dict[str, Any] = {}
         shapes: dict[str, Any] = {}
@@ -125,7 +126,7 @@ class Forecast:
             sources = list(one.exit_sources.items())
             for at, (layers, source) in enumerate(sources):
                 name = label if len(sources) == 1 else f"{label}:{layers}"
-                passes = [entry for _, entry in sources[: at + 1]]
+                passes = _passes(one, [entry for _, entry in sources[: at + 1]])
                 found[name] = {rule: self._rows(figures[source, rule], passes) for rule in self._rules}
                 trees |= {name: self._rows(figures[source, TREES], passes)} if self.trees else {}
                 shapes[name] = _shape(one, layers)
@@ -149,13 +150,27 @@ class Forecast:
             results |= {"best": fastest(batches), "by_batch_size": batches}
         return results
 
+    def _check(self, label: str, drafter: DrawsChains) -> None:
+        """ValueError for trees that this drafter cannot be forecast with, and if no chain is short enough for it."""
+        check_grown(label, drafter, self.trees)
+        deepest = drafter.reader.max_depth
+        deeper = [tree.name for tree in self.trees if tree.depth > deepest]
+        if deeper or not self._lengths(drafter):
+            what = f"trees {', '.join(deeper)} are" if deeper else f"chains of {min(self.lengths)} are"
+            raise ValueError(f"{label} drafts {deepest} tokens deep, one with each head, and {what} deeper")
+
+    def _lengths(self, drafter: DrawsChains) -> list[int]:
+        """Those that the drafter can draft."""
+        return [length for length in self.lengths if length <= drafter.reader.max_depth]
+
     def figures(
         self, drafter: DrawsChains, progress: Callable[[int, int], None] | None = None
     ) -> dict[Key, list[DraftFigures]]:
         """By source and rule (TREES for trees), the figures of each chain or tree."""
         fixed = [tree for tree in self.trees if tree.widths]
         most = max((width for tree in fixed for width in tree.widths), default=1)
-        deepest = max(*self.lengths, *(tree.depth for tree in fixed), 1)
+        lengths = self._lengths(drafter)
+        deepest = max(*lengths, *(tree.depth for tree in fixed), 1)
         chains: dict[Key, list[ExpectedSteps]] = {}
         held: dict[Key, list[tuple[ExpectedSteps, np.ndarray]]] = {}
         for number, text in enumerate(self.texts, start=1):
@@ -168,7 +183,7 @@ class Forecast:
             if progress is not None:
                 progress(number, len(self.texts))
         found: dict[Key, list[DraftFigures]] = {
-            key: [_figures(Drafting.chain(length), several, i) for i, length in enumerate(self.lengths)]
+            key: [_figures(Drafting.chain(length), several, i) for i, length in enumerate(lengths)]
             for key, several in chains.items()
         }
         for source in drafter.exit_sources.values() if self.trees else ():
@@ -184,7 +199,8 @@ class Forecast:
         ratios_TK = scores.logprobs_TK
         if not self.settings.greedy:
             ratios_TK = ratios_TK - ahead(text.target_logprobs_T, ratios_TK.shape[1])
-        return self._steps(drafter, text, survival(ratios_TK, max(self.lengths), rule), self.lengths)
+        lengths = self._lengths(drafter)
+        return self._steps(drafter, text, survival(ratios_TK, max(lengths), rule), lengths)
 
     def _tree(
         self, drafter: DrawsChains, text: DrawnText, scores: TokenScores, tree: Drafting
@@ -218,27 +234,47 @@ class Forecast:
             sizes=sizes,
         )
 
-    def _rows(self, found: Sequence[DraftFigures], passes: Sequence[str]) -> list[dict[str, Any]]:
-        """`passes`: of the draft; each level of a draft makes all of them."""
+    def _rows(self, found: Sequence[DraftFigures], passes: DraftPasses) -> list[dict[str, Any]]:
         return [one.to_json(self.seed) | {"predicted": self._predicted(one, passes)} for one in found]
 
-    def _predicted(self, one: DraftFigures, passes: Sequence[str]) -> list[dict[str, Any]] | None:
+    def _predicted(self, one: DraftFigures, passes: DraftPasses) -> list[dict[str, Any]] | None:
         """By batch size. Plain decoding is charged no overhead."""
         costs = self.costs
         if costs is None:
             return None
-        target, drafts = costs.of(TARGET), [costs.of(name) for name in passes]
+        target, drafts = costs.of(TARGET), [costs.of(name) for name in passes.levels]
+        reads = [costs.of(name) for name in passes.reads]
+        drafting = replace(one.drafting, passes=(1,)) if passes.at_once else one.drafting
         found = []
         for rows in self.batch_sizes:
             plain = step_seconds(target, (), None, rows, one.context)
-            step = step_seconds(target, drafts, one.drafting, rows, one.context, costs.overhead)
-            found.append(Prediction(rows, one.accepted_length, plain["step_s"], step["step_s"]).to_json())
+            step = step_seconds(target, drafts, drafting, rows, one.context, costs.overhead)
+            read_s = sum(cost.even(rows, max(round(one.accepted_length), 1), one.context) for cost in reads)
+            found.append(Prediction(rows, one.accepted_length, plain["step_s"], step["step_s"] + read_s).to_json())
         return found
 
 
-def _shape(drafter: Any, layers: int) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class DraftPasses:
+    """The passes of a draft by name: those that every level makes, or all levels at once; and those that read what was
+    committed, once per step."""
+
+    levels: Sequence[str]
+    at_once: bool = False
+    reads: Sequence[str] = ()
+
+
+def _passes(drafter: DrawsChains, levels: Sequence[str]) -> DraftPasses:
+    reader = drafter.reader
+    return DraftPasses(levels, reader.at_once, [reader.reading] if reader.reading != reader.entry else [])
+
+
+def _shape(drafter: Any, layers: int) -> dict[str, Any]:
     """Of the draft, for `plan`: an exit counts as a draft with its layers."""
-    config = drafter.reader.model.config.get_text_config()
+    reader = drafter.reader
+    if not isinstance(reader, TextReader):
+        return {"head": reader.shape}
+    config = reader.model.config.get_text_config()
     return {"layers": layers, "width": int(config.hidden_size), "heads": int(config.num_attention_heads)}
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from draftsmith.infer.costs.identity import modelled_on
 from draftsmith.infer.measure.forecast.drafting import Drafting
 from draftsmith.infer.measure.forecast.outlook import priced, rows_of
+from draftsmith.infer.measure.plan.head_shapes import CandidateHead
 from draftsmith.infer.measure.plan.ranking import seconds
 from draftsmith.infer.measure.plan.shapes import CandidateShape, SurveyRequest, head_size
 from draftsmith.infer.measure.plan.survey import Survey
@@ -20,10 +21,16 @@ from draftsmith.infer.measure.plan.survey import Survey
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
-def forecast_shapes(results: Mapping[str, Any], config: Any) -> dict[str, CandidateShape]:
+Shapes: TypeAlias = "Mapping[str, CandidateShape | CandidateHead]"
+
+
+def forecast_shapes(results: Mapping[str, Any], config: Any) -> dict[str, CandidateShape | CandidateHead]:
     """The shape of each forecast draft; `heads` only where they are not of the target's size."""
-    size, found = head_size(config.get_text_config()), {}
+    size, found = head_size(config.get_text_config()), dict[str, CandidateShape | CandidateHead]()
     for name, shape in results["shapes"].items():
+        if "head" in shape:
+            found[name] = CandidateHead.parse(shape["head"])
+            continue
         layers, width, heads = (int(shape[key]) for key in ("layers", "width", "heads"))
         found[name] = CandidateShape(layers, width, 0 if heads * size == width else heads)
     return found
@@ -35,17 +42,23 @@ def check_forecast(results: Mapping[str, Any], tokenizer: str, path: str, target
         raise ValueError(f"{path} is a forecast of answers with another tokenizer than that of {target}")
 
 
-def with_forecast(
-    asked: SurveyRequest, results: Mapping[str, Any], shapes: Mapping[str, CandidateShape], alone: bool
-) -> SurveyRequest:
+def with_forecast(asked: SurveyRequest, results: Mapping[str, Any], shapes: Shapes, alone: bool) -> SurveyRequest:
     """Ask for the drafts' shapes as well, or `alone`, and for the sizes of all chains and trees that were forecast."""
-    own = [] if alone else list(asked.shapes)
+    models = [one for one in shapes.values() if isinstance(one, CandidateShape)]
+    heads = [one for one in shapes.values() if isinstance(one, CandidateHead)]
+    # The loop and training are timed with the first shape.
+    own = list(asked.shapes[: None if not alone else 0 if models else 1])
     sizes = {Drafting.parse(row["draft"]).nodes for _, _, row in rows_of(results)}
-    return replace(asked, shapes=list(dict.fromkeys([*own, *shapes.values()])), nodes=sorted({*asked.nodes, *sizes}))
+    return replace(
+        asked,
+        shapes=list(dict.fromkeys([*own, *models])),
+        heads=list(dict.fromkeys([*asked.heads, *heads])),
+        nodes=sorted({*asked.nodes, *sizes}),
+    )
 
 
 def priced_forecast(
-    survey: Survey, results: Mapping[str, Any], shapes: Mapping[str, CandidateShape], context: int | None = None
+    survey: Survey, results: Mapping[str, Any], shapes: Shapes, context: int | None = None
 ) -> dict[str, Any]:
     """The forecast with this survey's costs. `context`: of the steps; by default the texts' own."""
 

@@ -53,7 +53,7 @@ class Needed:
 
 def needed_bytes(sizes: dict[str, Size], asked: SurveyRequest) -> Needed:
     """What the survey holds at its peak: the target, and beside it one draft at a time."""
-    target, drafts = sizes["target"], [sizes[str(shape)] for shape in asked.shapes]
+    target, drafts = sizes["target"], [sizes[name] for name in asked.timed]
     held = max(max(asked.contexts) + SPARE, max(asked.contexts) + max(asked.nodes) + 1)
     slots = held + held // SPARE_SHARE + SPARE_SLOTS
     weights = target.held_bytes + max(draft.held_bytes for draft in drafts)

@@ -46,8 +46,10 @@ def modelled_survey(
     where = torch.device(machine.device)
     configs = {TARGET: config} | {str(s): shaped_config(config, s) for s in (*asked.shapes, *asked.estimated)}
     sizes = {key: size_of(one, dtype, where) for key, one in configs.items()}
+    sizes |= {str(head): head.sized(config, dtype) for head in asked.heads}
     check_fits(config, sizes, asked, machine.memory, machine.name)
     passes = {key: pass_cost(machine, work_of(one, dtype)) for key, one in configs.items()}
+    passes |= {str(head): pass_cost(machine, head.work(config, dtype)) for head in asked.heads}
     facts = machine.describe(str(dtype).removeprefix("torch."))
     return Survey(
         asked,

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from draftsmith.infer.measure.forecast.drafting import Drafting, step_seconds
+from draftsmith.infer.measure.plan.head_shapes import drafting_of
 from draftsmith.infer.measure.plan.survey import Survey
 from draftsmith.infer.measure.predicted import AcceptanceByDepth, Prediction, expected_length, largest_that_pays
 
@@ -21,6 +22,7 @@ FORMULA = "6 * multiplied weights * tokens / FLOP/s; distilled from a live targe
 def seconds(survey: Survey, shape: str, drafting: Drafting | None, rows: int, context: float) -> dict[str, float]:
     """The parts of a step; `drafting` None is a plain step."""
     drafts = [survey.passes[shape]] if drafting else []
+    drafting = drafting and drafting_of(survey.asked.heads, shape, drafting)
     overhead_s = survey.overhead(rows, len(drafting.passes) if drafting else 0)
     return step_seconds(survey.passes["target"], drafts, drafting, rows, context, overhead_s)
 
@@ -52,7 +54,7 @@ def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
     shapes = _shapes(survey)
     batches = []
     for rows in survey.asked.batch_sizes:
-        steps = [_step(survey, wish, shape, drafting, rows) for shape in shapes for drafting in wish.drafting]
+        steps = [_step(survey, wish, shape, drafting, rows) for shape, drafting in _drafted(survey, wish.drafting)]
         steps.sort(key=lambda step: (-(step["speedup"] or 0.0), -step["ceiling"]))
         ranking = _ranking(survey, wish, shapes, steps, rows)
         plain = seconds(survey, "", None, rows, wish.context)
@@ -73,7 +75,13 @@ def evaluate(survey: Survey, wish: Wish) -> dict[str, Any]:
 
 
 def _shapes(survey: Survey) -> list[str]:
-    return [str(shape) for shape in (*survey.asked.shapes, *survey.asked.estimated)]
+    return [*survey.asked.timed, *map(str, survey.asked.estimated)]
+
+
+def _drafted(survey: Survey, drafting: Sequence[Drafting]) -> list[tuple[str, Drafting]]:
+    """Every shape with each of its drafts: heads may draft no deeper than there are of them."""
+    deepest = {str(head): head.depth for head in survey.asked.heads}
+    return [(shape, one) for shape in _shapes(survey) for one in drafting if one.depth <= deepest.get(shape, one.depth)]
 
 
 def _step(survey: Survey, wish: Wish, shape: str, drafting: Drafting, rows: int) -> dict[str, Any]:
@@ -162,8 +170,10 @@ def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str
     """Per shape: memory to decode and to train, and hours of training on this machine.
 
     Hours are 6 * multiplied weights * tokens / (measured FLOP/s); distilling from a live target adds 2 * the target's
-    multiplied weights * tokens at the same rate. Checkpointing, data and validation are not included.
+    multiplied weights * tokens at the same rate, and heads always read one. Checkpointing, data and validation are not
+    included, nor that an EAGLE head is unrolled several times.
     """
+    heads = set(map(str, survey.asked.heads))
     target, context = survey.sizes["target"], max(survey.asked.contexts)
     rows = max(survey.asked.batch_sizes)
     found = {}
@@ -177,7 +187,7 @@ def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str
             "weight_bytes": size.total_bytes,
             "cache_bytes": size.token_bytes * rows * context,
             "training_bytes": size.training_bytes,
-            "hours": work / survey.training_flops / 3600,
+            "hours": (work + (teacher if name in heads else 0)) / survey.training_flops / 3600,
             "hours_distilled": (work + teacher) / survey.training_flops / 3600,
         }
     return found
@@ -185,16 +195,14 @@ def memory_and_hours(survey: Survey, training_tokens: int) -> dict[str, dict[str
 
 def pays_up_to(survey: Survey, wish: Wish) -> int | None:
     """The largest batch size at which the best draft beats plain decoding; None if no acceptance is known."""
-    shapes = _shapes(survey)
-    curves = [(drafting, curve) for drafting in wish.drafting if (curve := wish.curve(drafting))]
+    curves = {drafting: curve for drafting in wish.drafting if (curve := wish.curve(drafting))}
     if not curves:
         return None
 
     def best(rows: int) -> Prediction:
         found = [
-            predict(survey, shape, drafting, rows, wish.context, expected_length(curve, drafting.depth))
-            for shape in shapes
-            for drafting, curve in curves
+            predict(survey, shape, drafting, rows, wish.context, expected_length(curves[drafting], drafting.depth))
+            for shape, drafting in _drafted(survey, list(curves))
         ]
         return max(found, key=lambda one: one.speedup)
 
@@ -205,7 +213,7 @@ def report(survey: Survey, wish: Wish, training_tokens: int) -> dict[str, Any]:
     """The whole output of `draftsmith plan`, as JSON."""
     memory = memory_and_hours(survey, training_tokens)
     modelled = bool(survey.machine.get("modelled"))
-    measured = set() if modelled else {str(shape) for shape in survey.asked.shapes}
+    measured = set() if modelled else set(survey.asked.timed)
     shapes = {
         name: {
             "measured": name in measured,

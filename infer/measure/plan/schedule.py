@@ -49,7 +49,7 @@ class SurveySchedule:
         self, asked: SurveyRequest, sizes: Mapping[str, Size], cost: PassCost, tokens: Sequence[int], seconds: float
     ) -> None:
         """Predict every stage from a rough `cost` of the target's passes; ValueError if `seconds` are too few."""
-        shares = {str(shape): sizes[str(shape)].multiplied / sizes["target"].multiplied for shape in asked.shapes}
+        shares = {name: sizes[name].multiplied / sizes["target"].multiplied for name in asked.timed}
         first, least = next(iter(shares)), 0.0
         for name, share in {TARGET: 1.0, **shares}.items():
             shapes = grid(asked.batch_sizes, tokens if name == TARGET else DRAFT_TOKENS, asked.contexts)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal, state_refusal
 from draftsmith.infer.models.layers import picked_config, stack_path, weight_bytes
 from draftsmith.infer.models.load import DTYPES
+
+if TYPE_CHECKING:
+    from draftsmith.infer.measure.plan.head_shapes import CandidateHead
 
 DEPTHS = (1, 2, 3, 5)
 # Measured shapes needed to estimate the costs of another.
@@ -55,13 +58,20 @@ class CandidateShape:
 
 @dataclass(frozen=True, slots=True)
 class SurveyRequest:
-    """The grid to measure; costs of the shapes in `estimated` are fitted to those of `shapes`."""
+    """The grid to measure; costs of the shapes in `estimated` are fitted to those of `shapes`. `heads` are timed beside
+    the shapes."""
 
     batch_sizes: Sequence[int]
     contexts: Sequence[int]
     nodes: Sequence[int]
     shapes: Sequence[CandidateShape]
     estimated: Sequence[CandidateShape] = ()
+    heads: Sequence[CandidateHead] = ()
+
+    @property
+    def timed(self) -> list[str]:
+        """The names of the shapes and heads that are timed."""
+        return [str(one) for one in (*self.shapes, *self.heads)]
 
 
 @dataclass(frozen=True, slots=True)

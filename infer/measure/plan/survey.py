@@ -72,8 +72,11 @@ class Survey:
     target: TargetIdentity | None = None
 
     def costs(self) -> Costs:
-        """The content of a costs file, with the overhead of a plain step of one row."""
-        named = {"target" if name == "target" else f"small:{name}": cost for name, cost in self.passes.items()}
+        """The content of a costs file, with the overhead of a plain step of one row. Passes of heads have the names
+        that drafters give them; of several of a kind the first one counts."""
+        kinds, named = {str(head): head.kind for head in self.asked.heads}, dict[str, PassCost]()
+        for name, cost in self.passes.items():
+            named.setdefault("target" if name == "target" else kinds.get(name, f"small:{name}"), cost)
         return Costs(named, self.overhead(1, 0), self.machine, self.target)
 
 
@@ -96,6 +99,7 @@ def survey(
         check_enough(len(asked.shapes))
     sizes = {"target": size_of(config, dtype, device)}
     sizes |= {str(s): size_of(shaped_config(config, s), dtype, device) for s in (*asked.shapes, *asked.estimated)}
+    sizes |= {str(head): head.sized(config, dtype) for head in asked.heads}
     check_room(config, sizes, asked, device)
     found = Survey(asked, {}, sizes, Overhead(0, 0, 0, 0), 0.0, {})
     schedule = SurveySchedule(say)
@@ -129,22 +133,25 @@ def _measure(
     base = next(point.seconds for point in points if point.shape == reference)
     found.passes["target"] = fit(points, target.buckets)
     found.errors["target"] = left_out(points, target.buckets)
-    for i, shape in enumerate(asked.shapes):
-        allowed = schedule.begin(str(shape))
-        draft = random_model(shaped_config(config, shape), dtype, device)
-        timer = CachedPassTimer(WholeForward(draft).lm)
+
+    def timed(name: str, timer: PassTimer) -> PassCost:
         jobs = {
             "": (target_timer, [reference]),
             "draft": (timer, grid(asked.batch_sizes, DRAFT_TOKENS, asked.contexts)),
         }
-        timed = measure_together(jobs, seconds=allowed, progress=schedule)
-        drift = base / timed[""][0].seconds
-        scaled = [TimedPass(point.shape, point.seconds * drift) for point in timed["draft"]]
-        found.passes[str(shape)] = fit(scaled, timer.buckets)
+        points = measure_together(jobs, seconds=schedule.begin(name), progress=schedule)
+        drift = base / points[""][0].seconds
+        return fit([TimedPass(one.shape, one.seconds * drift) for one in points["draft"]], timer.buckets)
+
+    for i, shape in enumerate(asked.shapes):
+        draft = random_model(shaped_config(config, shape), dtype, device)
+        found.passes[str(shape)] = timed(str(shape), CachedPassTimer(WholeForward(draft).lm))
         if not i:
             schedule.begin(LOOP)
             found.overhead = _overhead(asked, target, draft)
-        del draft, timer, jobs  # before the next one is built
+        del draft  # before the next one is built
+    for head in asked.heads:
+        found.passes[str(head)] = timed(str(head), head.timer(config, dtype, device))
 
 
 def probe(timer: PassTimer, asked: SurveyRequest, tokens: Sequence[int]) -> PassCost:

@@ -225,8 +225,12 @@ def lines(
     *,
     percent: bool = False,
     even: bool = False,
+    unit: str = "x",
 ) -> Markup:
-    """One line per series over the named columns; `even` draws the line at 1, plain decoding."""
+    """One line per series over the named columns; `even` draws the line at 1, plain decoding.
+
+    `unit` stands behind the numbers.
+    """
     values = [value for _, points in series for value in points.values()]
     if not values:
         return EMPTY
@@ -236,7 +240,7 @@ def lines(
     x = AxisScale(0, max(len(columns) - 1, 1), 52, WIDTH - 22)
     for tick in y.ticks():
         svg.line(40, y(tick), WIDTH - 8, y(tick), "grid")
-        svg.text(34, y(tick) + 4, f"{tick:.0%}" if percent else f"{tick:g}x", "tick", "end")
+        svg.text(34, y(tick) + 4, f"{tick:.0%}" if percent else f"{tick:g}{unit}", "tick", "end")
     every = -(-len(columns) // 9)
     for index, name in enumerate(columns):
         if index % every == 0:
@@ -248,7 +252,7 @@ def lines(
         ordered = sorted(points.items())
         svg.path([(x(index), y(value)) for index, value in ordered], f"{one.css} stroke")
         for index, value in ordered:
-            shown = f"{value:.1%}" if percent else f"{value:.2f}x"
+            shown = f"{value:.1%}" if percent else f"{value:.2f}{unit}"
             svg.marker(x(index), y(value), one.shape, f"{one.css} fill", f"{one.name}, {columns[index]}: {shown}", 3.6)
     return svg.markup("wide")
 

@@ -35,6 +35,8 @@ from draftsmith.infer.measure.report.view import (
     why_not_faster,
 )
 from draftsmith.infer.measure.run_folder import machine
+from draftsmith.infer.measure.served import page as served
+from draftsmith.infer.measure.served.page import is_served
 from draftsmith.infer.measure.tables import equal_text, milliseconds, number, percent, with_interval
 
 # Differences listed per drafter; results.json has all of them.
@@ -63,6 +65,8 @@ def write_report(
     place = Path(out) if out else Path(folders[0] if folders else ".") / "report.html"
     if place.is_dir() or place.suffix != ".html":
         raise ValueError(f"cannot write the report to {place}: name a file that ends in .html")
+    if any(map(is_served, folders)):
+        return _served_report(folders, place)
     own = [path for folder in folders if (path := Path(folder) / NAME).is_file()]
     outlooks = [Outlook.load(path) for path in (*own, *forecasts)]
     seen = view(read_runs(folders), registry)
@@ -74,6 +78,18 @@ def write_report(
             file.write(text)
     notes = list(dict.fromkeys(note for group in seen.groups for note in group.verdict.notes))
     return Report(place, place.with_suffix(".md"), pictures, [group.verdict.sentence for group in seen.groups], notes)
+
+
+def _served_report(folders: Sequence[str | Path], place: Path) -> Report:
+    """The report of runs of `bench --server`."""
+    runs = served.read_served(folders)
+    pictures = served.write_pictures_beside(runs, place)
+    texts = {place: served.page(runs), place.with_suffix(".md"): served.markdown(runs, pictures, _cell)}
+    for path, text in texts.items():
+        with written_beside(path) as file:
+            file.write(text)
+    notes = list(dict.fromkeys(note for run in runs for note in run.notes))
+    return Report(place, place.with_suffix(".md"), pictures, [run.sentence for run in runs], notes)
 
 
 def write_pictures(view: View, page: Path) -> list[Path]:

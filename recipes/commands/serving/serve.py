@@ -33,6 +33,7 @@ def serve(
     worker_url: str = "",
     dtype: str = "auto",
     device: str = "auto",
+    tp: IntFrom1 = 1,
     json: bool = False,
 ) -> int:
     """Serve a target and a drafter to OpenAI's clients: chat completions, completions and models.
@@ -66,6 +67,8 @@ def serve(
         worker_url: where that controller reaches this server; by default its own address.
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
+        tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
+            whole.
         json: at the end, print what was served as one JSON object on the last line.
     """
     import uvicorn  # noqa: F401  # before a model is loaded: without the extra nothing works
@@ -82,7 +85,7 @@ def serve(
     from draftsmith.infer.serving.server import LOOPBACK, listen, read_keys, serve_until_stopped, url_of
     from draftsmith.recipes.cli.inputs import one_drafter
 
-    check_model(target, dtype, device)
+    check_model(target, dtype, device, tp)
     keys = read_keys(api_key)
     if keys and controller:
         raise ValueError("FastChat sends its workers no key: leave out --api_key, or --controller")
@@ -91,7 +94,7 @@ def serve(
         raise ValueError(f"--learn is for drafters that learn from answers, such as rest, not for {drafters or 'none'}")
     sock = listen(host, port)
     with sock:
-        loaded = load_target(target, dtype=dtype, device=device)
+        loaded = load_target(target, dtype=dtype, device=device, tp=tp)
         drafter.bind(loaded)
         name = model_name or Path(target).name
         rows = PromptRows(loaded, template, min(max_new_tokens, loaded.max_positions))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftsmith.infer.files.locations import check_writable
+from draftsmith.infer.files.workers import Progress, check_workers, open_workers
 from draftsmith.infer.text.records import OnBad, ReadReport, read_records
 from draftsmith.infer.text.rendering import Rendered, render_record
 from draftsmith.infer.text.templates import find_template, load_tokenizer
@@ -35,6 +37,8 @@ def build_rest(
     chunk_tokens: IntFrom1 = 16_000_000,
     limit: IntFrom1 | None = None,
     on_bad: OnBad = "raise",
+    ray: str | None = None,
+    ray_workers: IntFrom1 | None = None,
     json: bool = False,
 ) -> None:
     """Build a store for the rest drafter. Run it again to resume a build that was killed.
@@ -52,16 +56,22 @@ def build_rest(
         chunk_tokens: tokens per segment; building holds one segment in memory (about 12 bytes per token).
         limit: the most records to read.
         on_bad: what to do with a row that is not valid JSON or UTF-8: raise, or skip (and count it).
+        ray: build on many workers with Ray: local (this machine), or the HOST:PORT of a running cluster. All must see
+            --out under the same path.
+        ray_workers: workers of --ray; default: one per core.
         json: print one JSON object on the last line.
     """
     from draftsmith.retrieval.rest.build import build_store
 
+    check_workers(ray, ray_workers)
     check_writable(out, folder=True)
     reader = open_reader(data, find_tokenizer(tokenizer, target), template, content, on_bad, limit)
     began = time.perf_counter()
-    build_store(
-        Path(out), reader, reader.template.name, _provenance(data), stamp(data), chunk_tokens, _segment_progress(began)
-    )
+    with open_workers(ray, ray_workers) as workers:
+        build_store(
+            Path(out), reader, reader.template.name, _provenance(data), stamp(data), chunk_tokens,
+            _segment_progress(began), workers, _record_progress(began),
+        )  # fmt: skip
     show(out, reader.report, json, seconds=time.perf_counter() - began)
 
 
@@ -87,9 +97,18 @@ def _segment_progress(began: float) -> Any:
         nonlocal written
         written += segment.tokens
         rate = written / (time.perf_counter() - began)
+        progress.end()
         print(f"segment {segment.name}: {written:,} tokens, {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
 
     return on_segment
+
+
+def _record_progress(began: float) -> Progress:
+    def on_records(records: int, tokens: int) -> None:
+        seconds = time.perf_counter() - began
+        progress(f"{records:,} rows read, {records / seconds:,.0f}/s, {tokens:,} tokens, {tokens / seconds:,.0f}/s")
+
+    return on_records
 
 
 def build_dresd(
@@ -110,6 +129,8 @@ def build_dresd(
     dtype: str = "auto",
     device: str = "auto",
     seed: IntFrom0 = 0,
+    ray: str | None = None,
+    ray_workers: IntFrom1 | None = None,
     json: bool = False,
 ) -> None:
     """Build a dense store: a target's answers, keyed by its hidden states. Run it again to resume a stopped build.
@@ -134,12 +155,18 @@ def build_dresd(
         dtype: of the target's weights.
         device: where the target runs.
         seed: of the order of documents and of the index.
+        ray: embed on many workers with Ray: local (this machine), or the HOST:PORT of a running cluster. Each loads
+            the target; all must see --out under the same path.
+        ray_workers: workers of --ray; default: one per core, or per GPU.
         json: print the manifest as one JSON object on the last line.
     """
     config = dict(locals())
-    from draftsmith.infer.models.load import check_model, load_target
+    for name in ("ray", "ray_workers"):  # these do not change the store
+        del config[name]
+    from draftsmith.infer.models.load import check_model, choose_device, load_target
     from draftsmith.retrieval.dresd.build import build_store
 
+    check_workers(ray, ray_workers)
     check_writable(out, folder=True)
     check_model(target, dtype, device)
     loaded = load_target(target, dtype=dtype, device=device)
@@ -158,21 +185,25 @@ def build_dresd(
         served = {"name": form.name, "kwargs": template_kwargs, "system": None, "fingerprint": form.fingerprint()}
         return {"template": served, "provenance": provenance(sys.argv, config | {"template": form.name}, seed)}
 
-    manifest = build_store(
-        loaded,
-        samples,
-        Path(out),
-        feature=feature,
-        index=index,
-        dims=dims,
-        fit_positions=fit_positions,
-        batch_positions=batch_positions,
-        max_length=max_length,
-        seed=seed,
-        source={"data": stamp(data), "limit": limit, "template": form.fingerprint()},
-        facts=facts,
-        progress=lambda done, total: progress(f"{done}/{total} keys embedded", last=done == total),
-    )
+    kind = choose_device(device).type  # a worker sees the devices that it may use
+    with open_workers(ray, ray_workers, kind == "cuda") as workers:
+        manifest = build_store(
+            loaded,
+            samples,
+            Path(out),
+            feature=feature,
+            index=index,
+            dims=dims,
+            fit_positions=fit_positions,
+            batch_positions=batch_positions,
+            max_length=max_length,
+            seed=seed,
+            source={"data": stamp(data), "limit": limit, "template": form.fingerprint()},
+            facts=facts,
+            progress=_key_progress(),
+            workers=workers,
+            load=partial(load_target, target, dtype=dtype, device=kind),
+        )
     lines = report.lines() if report.rows else ["rows: read by the build that this one resumed"]
     print("\n".join(lines + [f"skipped: {count} x {reason}" for reason, count in skipped.items()]), file=sys.stderr)
     if json:
@@ -180,6 +211,20 @@ def build_dresd(
     else:
         print(f"{out}: {manifest['keys']} keys of {manifest['dims']} dimensions, index {manifest['index']}, from")
         print(f"{manifest['documents']} answers or documents; {manifest['build']['seconds']} s")
+
+
+def _key_progress() -> Callable[[int, int], None]:
+    first: list[tuple[float, int]] = []
+
+    def on_keys(done: int, total: int) -> None:
+        now = time.perf_counter()
+        first.append((now, done))
+        rate = (done - first[0][1]) / max(now - first[0][0], 1e-9)
+        left = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if rate else ""
+        progress(f"{done}/{total} keys embedded{left}", last=done == total)
+        del first[1:]
+
+    return on_keys
 
 
 def render_all(records: Iterable[Any], template: Template, skipped: dict[str, int]) -> Iterator[Rendered]:

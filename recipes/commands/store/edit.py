@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def append(
     reader = open_reader(data, loaded, manifest.template_name, content, on_bad)
     if reader.template.fingerprint() != manifest.template:
         raise ValueError(f"the store {store} was built with another chat template than this tokenizer has")
-    reader.vocab_size = manifest.vocab_size
+    reader.documents = replace(reader.documents, vocab_size=manifest.vocab_size)
     _, added = append_to(opened.path, reader, make_parts)
     show(store, reader.report, json, added=added)
 

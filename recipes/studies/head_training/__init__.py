@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -62,20 +62,24 @@ PAIRS = (("eagle", "medusa"), ("hydra", "medusa"), ("eagle", "small"), ("eagle",
 FACTORIES: Mapping[str, Callable[..., Any]] = {"eagle": Eagle, "medusa": Medusa, "hydra": Hydra, "small": SmallLM}
 
 
+OptimName: TypeAlias = Literal["adamw", "muon"]
+
+
 @dataclass(frozen=True, slots=True)
 class TrainedDraft:
     """A draft of the study: its name, the drafter that runs it, the objective and the builder that train it, and its
-    learning rate. `layers`: of a small language model, which a head does not have."""
+    optimiser. `layers`: of a small language model, which a head does not have."""
 
     name: str
     drafter: str
     objective: Callable[[], Any]
     builder: Any
+    optim: OptimName
     lr: float
     layers: int = 0
 
     def config(self, shared: RunConfig, **changes: Any) -> RunConfig:
-        config = replace(shared, optim=replace(shared.optim, lr=self.lr), **changes)
+        config = replace(shared, optim=replace(shared.optim, name=self.optim, lr=self.lr), **changes)
         if not self.layers:
             return config
         return TrainConfig(**{one.name: getattr(config, one.name) for one in fields(config)}, num_layers=self.layers)
@@ -87,19 +91,21 @@ class TrainedDraft:
             train_heads(self.objective(), config, self.builder)
 
 
-def drafts(unrolls: int, draft_vocab: int, layers: int, lr: float, small_lr: float) -> list[TrainedDraft]:
+def drafts(
+    unrolls: int, draft_vocab: int, layers: int, lr: float, heads_lr: float, small_lr: float
+) -> list[TrainedDraft]:
     """All drafts of the study."""
 
     def eagle(name: str, unrolls: int) -> TrainedDraft:
         builder = EagleBuilder(unrolls=unrolls, draft_vocab=draft_vocab)
-        return TrainedDraft(name, "eagle", EagleObjective, builder, lr)
+        return TrainedDraft(name, "eagle", EagleObjective, builder, "muon", lr)
 
     return [
         eagle("eagle", unrolls),
         eagle("eagle-1", 1),
-        TrainedDraft("medusa", "medusa", FutureTokens, MedusaBuilder(4), lr),
-        TrainedDraft("hydra", "hydra", FutureTokens, HydraBuilder(4), lr),
-        TrainedDraft("small", "small", Distil, LMBuilder([layers], layers), small_lr, layers),
+        TrainedDraft("medusa", "medusa", FutureTokens, MedusaBuilder(4), "adamw", heads_lr),
+        TrainedDraft("hydra", "hydra", FutureTokens, HydraBuilder(4), "adamw", heads_lr),
+        TrainedDraft("small", "small", Distil, LMBuilder([layers], layers), "muon", small_lr, layers),
     ]
 
 
@@ -151,13 +157,13 @@ class TimedSteps:
 
 
 def measured(draft: TrainedDraft, config: RunConfig, study: Study) -> dict[str, Any]:
-    """Committed tokens and steps of every question, for each way."""
+    """Committed tokens and steps of every question, for each of the study's ways."""
     target = load_target(config.target, device="cpu")
     assert target.tokenizer is not None
     template = find_template(config.text.template, target.tokenizer)
     prompts = [template.prompt_ids(record.prompt) for record in read_records(study.questions, need="questions")]
     found: dict[str, Any] = {"loss": run_json(Path(config.out)).get("results", {})}
-    for name, way in WAYS.items():
+    for name, way in study.ways.items():
         # Costs that were measured here would cut the trees of some drafts and not of others.
         drafter = FACTORIES[draft.drafter](config.out, **way.drafter, calibration="none", costs="none")
         answers = decode(target, drafter, prompts, study.max_new_tokens, way.temperature, ROWS_AT_ONCE)
@@ -176,13 +182,16 @@ def head_training(
     unrolls: int = 3,
     draft_vocab: int = 4096,
     small_layers: int = 2,
-    lr: float = 1e-3,
+    lr: float = 6e-3,
+    heads_lr: float = 1e-3,
     small_lr: float = 3e-3,
     seeds: list[int] | None = None,
+    only: list[str] | None = None,
     max_new_tokens: int = 64,
     max_length: int = 256,
     limit: int | None = 2000,
-    batch_size: int = 8,
+    batch_size: int = 4,
+    ways: list[str] | None = None,
     cache: str | None = None,
     speed: bool = False,
 ) -> dict[str, Any]:
@@ -197,28 +206,36 @@ def head_training(
         unrolls: of training-time test.
         draft_vocab: tokens that the EAGLE heads can draft; 0: all.
         small_layers: layers of the small draft.
-        lr: learning rate of the heads.
-        small_lr: that of the small draft.
+        lr: learning rate of the EAGLE heads (Muon).
+        heads_lr: that of Medusa's and Hydra's (AdamW).
+        small_lr: that of the small draft (Muon).
         seeds: default: 0, 1, 2.
+        only: the drafts to train and compare; default: all.
         max_new_tokens: tokens decoded per question.
         max_length: tokens of a packed row.
         limit: answers of the data to use.
         batch_size: packed rows per step.
+        ways: how to decode: tree, tree at 0.8, chain; default: all.
         cache: folder of tokenised data.
         speed: only decode with the drafts of the first seed, beside plain decoding.
     """
-    made = drafts(unrolls, draft_vocab, small_layers, lr, small_lr)
+    made = drafts(unrolls, draft_vocab, small_layers, lr, heads_lr, small_lr)
+    names = {one.name for one in made}
+    if unknown := sorted(set(only or names) - names):
+        raise ValueError(f"only: {', '.join(unknown)}: there are {', '.join(sorted(names))}")
+    made = [one for one in made if one.name in (only or names)]
     chosen = seeds or [0, 1, 2]
     if speed:
         return _speeds(target, questions, Path(out), made, chosen[0], max_new_tokens)
     shared = RunConfig(
         target, data, out, text=Text(max_length=max_length, held_out=0.04, limit=limit, cache=cache),
         optim=Optim(batch_size=batch_size, micro_batch_size=batch_size, warmup=0.05),
-        machine=Machine(device="cpu", workers=0), watch=Watch(val_every=0, val_packs=8, val_prompts=0, save_every=20),
+        machine=Machine(device="cpu", workers=0), watch=Watch(val_every=0, val_packs=4, val_prompts=0, save_every=20),
     )  # fmt: skip
-    pairs = [(*pair, way) for pair in PAIRS for way in WAYS]
+    decoded = {name: way for name, way in WAYS.items() if name in (ways or WAYS)}
+    pairs = [(*pair, way) for pair in PAIRS for way in decoded if names.intersection(only or names) >= set(pair)]
     plain = TrainConfig(target, data, out, num_layers=small_layers, text=shared.text)
-    study = Study(plain, [], WAYS, pairs, questions, max_new_tokens, chosen)
+    study = Study(plain, [], decoded, pairs, questions, max_new_tokens, chosen)
     steps = steps_of(shared, made, seconds)
     for seed in chosen:
         for draft in made:

@@ -2,15 +2,19 @@
 
     python peer.py make CASES.json       save each case's head, and what it says of the case's inputs
     python peer.py run CASES.json        load each case's head, and write what it says
+    python peer.py time CASES.json       for each line of standard input, a number of steps: CPU seconds of as many
+                                         forward and backward passes of the first case's head; first of all, "ready"
 
 A case: `folder` of the head, `inputs` and `outputs` (safetensors), `layers`, `switches`, `sizes`, `steps`. Inputs:
-`features` [T, 3 H] and `tokens` [T], pair by pair. Outputs: `logits.t` [T, V] of step t of the unrolled pass.
+`features` [T, 3 H] and `tokens` [T], pair by pair, and to be timed with `last` [T, H], the target's last states.
+Outputs: `logits.t` [T, V] of step t of the unrolled pass.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,9 @@ def make(case: dict[str, Any]) -> Any:
 
     proposal = GreedyTokenProposalConfig(speculative_tokens=case["steps"])
     verifier = VerifierConfig(name_or_path=None, architectures=["LlamaForCausalLM"])
-    layer = CONFIG_MAPPING[case["layers"]](**case["sizes"], attn_implementation="eager")
-    layer._attn_implementation = "eager"
+    attention = case.get("attention", "eager")
+    layer = CONFIG_MAPPING[case["layers"]](**case["sizes"], attn_implementation=attention)
+    layer._attn_implementation = attention
     config = Eagle3SpeculatorConfig(
         transformer_layer_config=layer,
         draft_vocab_size=case["draft_vocab_size"],
@@ -75,8 +80,35 @@ def unrolled(model: Any, case: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {f"logits.{step}": one.contiguous() for step, one in enumerate(said)}
 
 
+def time_steps(case: dict[str, Any]) -> None:
+    """Training steps without an optimiser, as many as each line of standard input says. The losses are the eager ones:
+    the fused ones need a GPU."""
+    from speculators.losses import resolve_loss_config
+
+    losses = resolve_loss_config("kl_div", "eager")
+    torch.set_num_threads(1)
+    model = make(case).train()
+    inputs = {name: one[None] for name, one in load_file(case["inputs"]).items()}
+    documents = torch.zeros_like(inputs["tokens"])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        began = time.process_time()
+        for _ in range(int(line)):
+            _, loss, _ = model(
+                inputs["features"], inputs["tokens"], documents, verifier_last_hidden_states=inputs["last"],
+                ttt_steps=case["steps"], loss_config=losses,
+            )  # fmt: skip
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+        print(time.process_time() - began, flush=True)
+
+
 def main(action: str, path: str) -> None:
-    for case in json.loads(Path(path).read_text()):
+    cases = json.loads(Path(path).read_text())
+    if action == "time":
+        time_steps(cases[0])
+        return
+    for case in cases:
         model = make(case) if action == "make" else load(case)
         save_file(unrolled(model, case), case["outputs"])
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from running_server import MODEL, RunningServer, models
 from scripted_server import Scripted, said
 
-from draftsmith.infer.answers import by_server
+from draftsmith.infer.answers import server_client
 from draftsmith.infer.answers.answer_file import AnswerFile, KeyedRecord
-from draftsmith.infer.answers.by_server import Server, answer_through
+from draftsmith.infer.answers.by_server import answer_through
+from draftsmith.infer.answers.server_client import Server
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.text.record import Message, Record
 from draftsmith.infer.text.templates import find_template
@@ -26,7 +28,7 @@ def asked(*turns: str, key: str = "1", system: str = "") -> KeyedRecord:
 
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[..., Scripted]]:
-    monkeypatch.setattr(by_server, "WAIT_S", 0.01)
+    monkeypatch.setattr(server_client, "WAIT_S", 0.01)
     running: list[Scripted] = []
 
     def serve(reply: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> Scripted:
@@ -155,3 +157,58 @@ def test_a_prompt_that_is_already_rendered_is_refused_because_the_server_would_w
     server = serve(lambda number, body: (200, said(body, token_ids=[9])))
     with pytest.raises(ValueError, match=r"already rendered \(vicuna\), and a server wraps every prompt"):
         through(server, asked("who?", key="a"), asked("USER: who? ASSISTANT:", key="b"))
+
+
+# What servers say of a prompt that does not fit, and a refusal that has to end the run.
+BEYOND = {
+    "ours": (400, {"error": {"message": "the prompt has 9 tokens", "code": "context_length_exceeded"}}),
+    "vllm": (400, {"error": {"message": "This model's maximum context length is 8 tokens. However, ...", "code": 400}}),
+    "vllm prompt": (400, {"message": "The prompt (length 9) is longer than the maximum model length of 8."}),
+    "sglang": (400, {"message": "The input (9 tokens) is longer than the model's context length (8 tokens)."}),
+    "llama.cpp": (400, {"error": {"message": "the request exceeds the available context size (8 tokens)"}}),
+    "tgi": (422, {"error": "Input validation error: `inputs` must have less than 8 tokens. Given: 9"}),
+    "body": (413, {"error": {"message": "the body is larger than 8 bytes"}}),
+}
+
+
+@pytest.mark.parametrize("kind", BEYOND)
+def test_a_prompt_beyond_the_context_is_its_row_s_error_and_no_other_s(serve, through, kind):
+    def reply(number, body):
+        return BEYOND[kind] if body["messages"][-1]["content"] == "long" else (200, said(body, token_ids=[9]))
+
+    server = serve(reply)
+    rows = through(server, asked("long", key="a"), asked("one", key="b"), asked("two", "long", "three", key="c"))
+    assert rows["a"]["turns"] == ["long"]
+    assert set(rows["a"]) == {"question_id", "category", "error", "turns"}
+    assert rows["b"]["output"] == "ONE"
+    assert (rows["c"]["outputs"], rows["c"]["turns"]) == (["TWO"], ["two", "long"])
+    assert rows["c"]["token_ids_from"] == "server"
+    for key in "ac":
+        assert f"refused with {BEYOND[kind][0]}: " in rows[key]["error"]
+    assert len(server.requests) == 4, "neither retried nor asked on"
+
+
+@pytest.mark.parametrize(
+    "refusal", [(400, {"error": "unknown field top_k"}), (422, {"error": "bad"}), (401, {"error": "context length"})]
+)
+def test_another_refusal_ends_the_run(serve, through, refusal, tmp_path):
+    with pytest.raises(ValueError, match=f"refused with {refusal[0]}"):
+        through(serve(lambda number, body: refusal), asked("one"))
+    assert (tmp_path / "answers.jsonl").read_bytes() == b""
+
+
+def test_our_own_server_refuses_one_prompt_and_answers_the_others(tmp_path):
+    model, _, tokenizer = models()
+    template = find_template("chat", tokenizer)
+    path = tmp_path / "answers.jsonl"
+    records = [asked("too long " * 120, key="a"), asked("who?", key="b"), asked("who?", "x " * 400, key="c")]
+    with RunningServer(model, tokenizer, body_bytes=4 << 10) as running, AnswerFile(path, CONFIG) as out:
+        records.append(asked("y" * (5 << 10), key="d"))
+        answer_through(Server(running.url, MODEL), records, template, Settings(), 6, out)
+        assert set(out.errors) == {"a", "c", "d"}
+        assert running.idle()
+    rows = {row["question_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    assert "context of 512 must hold the answer too" in rows["a"]["error"]
+    assert (len(rows["b"]["token_ids"]), rows["b"]["token_ids_from"]) == (6, "server")
+    assert rows["c"]["outputs"] == [rows["b"]["output"]]
+    assert "body is larger than 4096 bytes" in rows["d"]["error"]

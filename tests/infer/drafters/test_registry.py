@@ -124,6 +124,7 @@ def test_a_mix_is_built_of_its_drafters_on_one_device(monkeypatch):
         ("mix=pld+(rest:a+empty)", "no labels and no mixes inside it"),
         ("mix=pld+mine=empty", "no labels and no mixes inside it"),
         ("mix=(pld+empty)[nodez=2]", "has no argument 'nodez'"),
+        ("mix=(pld+small:m)[sample=drawn]", "drafter that it is for, small:m[sample=drawn]"),
         ("a=pld+empty,a=pld", "two drafters are called 'a'"),
         ("a=pld,a=pld+empty", "two drafters are called 'a'"),
     ],

@@ -6,6 +6,8 @@ import pytest
 from draftsmith.infer.measure import bootstrap
 from draftsmith.infer.measure.bootstrap import (
     difference_interval,
+    quantile,
+    quantile_interval,
     rates_interval,
     ratio_interval,
     resampled_sums,
@@ -99,3 +101,30 @@ def test_the_interval_holds_a_known_ratio_about_as_often_as_it_says():
         low, high = speedup_interval(tokens, seconds, tokens, base_seconds, seed=seed, resamples=2000)
         held += low <= 1.7 <= high
     assert 0.88 <= held / 200 <= 0.99
+
+
+def test_a_quantile_is_the_nearest_rank_over_all_groups():
+    assert quantile([[3.0, 1.0], [2.0], [4.0]], 0.5) == 2.0
+    assert quantile([[3.0, 1.0], [2.0], [4.0]], 0.95) == 4.0
+    assert quantile([[5.0]], 0.5) == 5.0
+    assert quantile([[], []], 0.5) is None
+    assert quantile([], 0.5) is None
+
+
+def test_the_interval_of_a_median_holds_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    held = 0
+    for seed in range(200):
+        low, high = quantile_interval(rng.exponential(1.0, size=(40, 1)), 0.5, seed=seed, resamples=500)
+        held += low <= np.log(2) <= high
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def test_a_quantile_s_interval_draws_whole_groups_in_blocks_of_any_size(monkeypatch):
+    """The waits for the turns of one question go together: forty equal waits of one are one observation."""
+    groups = [[1.0] * 40, *([2.0] for _ in range(11)), []]
+    low, high = quantile_interval(groups, 0.5, seed=0)
+    assert (low, high) == (1.0, 2.0)
+    monkeypatch.setattr(bootstrap, "BLOCK", 60)
+    assert quantile_interval(groups, 0.5, seed=0) == (1.0, 2.0)
+    assert quantile_interval([[1.0]] * 7 + [[]], 0.5, seed=0) is None, "seven groups hold values"

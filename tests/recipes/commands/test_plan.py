@@ -66,6 +66,21 @@ def test_tables_and_a_plot_for_people_from_a_folder(call, config, tmp_path):
     assert (tmp_path / "plan.svg").is_file()
 
 
+def test_heads_are_timed_beside_shapes(call, config, tmp_path):
+    words = ["--contexts", "8", "--batch_sizes", "1", "--lengths", "2,3", "--trees", "", "--acceptance", "0.7"]
+    told = call("plan", "--target", config, *words, "--shapes", "eagle:50,medusa:2,hydra:2,mtp", "--json")
+    shapes = told.json["shapes"]
+    assert list(shapes)[1:] == ["eagle:50", "medusa:2", "hydra:2", "mtp"]
+    assert all(row["measured"] and row["pass_s"]["1"] > 0 for row in shapes.values())
+    (batch,) = told.json["batches"]
+    assert {step["draft"] for step in batch["steps"] if step["shape"] == "medusa:2"} == {"2"}
+    modelled = call("plan", "--target", config, *words, "--shapes", "1x32,eagle,medusa", "--machine", "h100")
+    assert modelled.code == 0, modelled.err
+    assert "medusa:4" in modelled.out
+    wrong = call("plan", "--target", config, *words, "--shapes", "medusa:no")
+    assert (wrong.code, "is no head" in wrong.err.splitlines()[-1]) == (2, True)
+
+
 def test_a_measured_acceptance_is_taken_from_its_file(call, config, tmp_path):
     row = {"steps": 10, "by_depth": [{"depth": 1, "reached": 10, "accepted": 9, "share": 0.9}]}
     (tmp_path / "bench.json").write_text(json.dumps({"drafters": {"small": row}}))

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from head_folders import WIDTH, eagle3, randomised
+from safetensors.torch import save_file
 
+from draftsmith.recipes.studies.speculators.__main__ import SIZES
+from draftsmith.recipes.studies.speculators.speed import OurSteps
 from draftsmith.recipes.studies.speculators.stepping import stepped
 
 PAIRS, STEPS = 7, 3
@@ -53,3 +56,17 @@ def test_a_switch_that_is_read_wrongly_shows(switch):
     head.model.layers[0].design = head.design
     wrong = stepped(head, FEATURES, TOKENS, STEPS)[-1]
     assert (right - wrong).abs().max() > 0.05 * right.std()
+
+
+def test_a_training_step_that_is_timed_reaches_every_weight(tmp_path):
+    save_file(
+        {"features": torch.randn(12, 96), "last": torch.randn(12, 32), "tokens": torch.randint(61, (12,))},
+        tmp_path / "inputs.safetensors",
+    )
+    sizes = SIZES | {"max_position_embeddings": 64}
+    case = {"sizes": sizes, "inputs": str(tmp_path / "inputs.safetensors"), "layer_ids": [2, 4, 5],
+            "draft_vocab_size": 20, "steps": 3, "seed": 0}  # fmt: skip
+    ours = OurSteps(case)
+    assert ours.seconds(1) > 0
+    ours.objective(ours.draft, ours.batch).total.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in ours.draft.parameters())

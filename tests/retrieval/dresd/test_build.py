@@ -16,7 +16,8 @@ pytest.importorskip("faiss", reason="DReSD's stores need the extra `retrieval`")
 
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.text.rendering import Rendered
-from draftsmith.retrieval.dresd.build import build_store, embed
+from draftsmith.retrieval.dresd.build import build_store
+from draftsmith.retrieval.dresd.embedding import embed
 from draftsmith.retrieval.dresd.store import DresdStore, token_dtype
 from draftsmith.retrieval.dresd.work import gather, shards
 

@@ -5,6 +5,7 @@ import torch
 
 from draftsmith.infer.models.load import load_model
 from draftsmith.train.data.batches import assemble
+from draftsmith.train.data.channel_scale import folded
 from draftsmith.train.drafts.eagle import EagleBuilder
 from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.drafts.trainable import BuildContext
@@ -22,6 +23,7 @@ def begun(target, corpus, objective=None, **options):
     """(objective, draft) in float64 with a random final norm and feature matrix."""
     builder = EagleBuilder(**{"unrolls": 3, "draft_vocab": 40, **options})
     draft = builder.build(BuildContext(target, corpus, torch.float64))
+    folded(draft.model.fc)
     torch.nn.init.normal_(draft.model.fc.weight, std=0.3)
     objective = objective or EagleObjective(decay=0.5)
     objective.begin(TrainContext(target, draft.model, corpus, 64, "cpu"))

@@ -98,3 +98,19 @@ def test_answers_of_another_tokenizer_are_refused():
     check_forecast(RESULTS | {"tokenizer": "a"}, "", "f.json", "T")
     with pytest.raises(ValueError, match=r"f.json .* another tokenizer than that of T"):
         check_forecast(RESULTS | {"tokenizer": "a"}, "b", "f.json", "T")
+
+
+def test_heads_of_a_forecast_are_timed_as_heads_beside_one_shape():
+    results = {**RESULTS, "shapes": {"a": {"head": "medusa:4"}, "b": {"head": "eagle:50"}}}
+    shapes = forecast_shapes(results, tiny_llama().config)
+    assert list(map(str, shapes.values())) == ["medusa:4", "eagle:50"]
+    given = SurveyRequest((1,), (0,), (2,), [CandidateShape(1, 32), CandidateShape(2, 32)])
+    asked = with_forecast(given, results, shapes, alone=True)
+    assert asked.timed == ["1x32", "medusa:4", "eagle:50"]
+    passes = {name: PassCost([1], [1.0]) for name in ("target", *asked.timed)}
+    survey = Survey(asked, passes, dict.fromkeys(passes, SIZE), Overhead(0, 0, 0, 0), 1e6, MACHINE)
+    priced = priced_forecast(survey, results, shapes)
+    (medusa, _), (eagle,) = (priced["drafters"][name]["token"][-2:] for name in "ab")
+    assert medusa["predicted"][0]["step_s"] == pytest.approx(2.0)
+    assert priced["drafters"]["a"]["token"][1]["predicted"][0]["step_s"] == pytest.approx(2.0)  # all heads at once
+    assert eagle["predicted"][0]["step_s"] == pytest.approx(4.0)

@@ -134,6 +134,36 @@ def test_a_second_sigterm_ends_at_once_with_an_error(folders):
 
 
 @pytest.mark.slow
+def test_over_two_ranks_sigterm_finishes_what_runs(folders, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with serving(folders, "--drafters", "pld") as (_, client):
+        wanted = ask(client).choices[0].text
+    with serving(folders, "--drafters", "pld", "--tp", 2) as (running, client):
+        assert ask(client).choices[0].text == wanted
+        stream = ask(client, stream=True)
+        said = [next(stream).choices[0].text]
+        running.send_signal(signal.SIGTERM)
+        said += [chunk.choices[0].text for chunk in stream]
+        assert "".join(said) == wanted
+        assert running.wait(20) == 0
+        assert running.stderr.read() == "SIGTERM: finishing what runs; again to end at once\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_server_ends_with_a_rank_that_is_killed(folders, busy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with serving(folders, "--tp", 2) as (running, client):
+        stream = ask(client, stream=True, max_tokens=480)
+        for _ in range(1 if busy else 480):
+            next(stream, None)
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True)
+        os.kill(int(children.stdout), signal.SIGKILL)
+        assert running.wait(10) == 1
+        assert running.stderr.read() == "draftsmith: the target is gone: rank 1 was ended by signal 9 (SIGKILL)\n"
+
+
+@pytest.mark.slow
 def test_after_kill_9_clients_get_an_error_at_once_and_the_next_start_serves(folders):
     with serving(folders) as (running, client):
         stream = ask(client, stream=True, max_tokens=480)

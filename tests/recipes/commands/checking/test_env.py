@@ -5,7 +5,7 @@ import json
 import pytest
 
 from draftsmith.recipes.cli.main import run
-from draftsmith.recipes.commands import env as module
+from draftsmith.recipes.commands.checking import env as module
 
 GPU = {"name": "Test GPU", "memory_gib": 80.0, "capability": "9.0", "bf16": True}
 

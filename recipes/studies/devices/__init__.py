@@ -1,0 +1,1 @@
+"""What several devices and machines would give, and what they cost."""
