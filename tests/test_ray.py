@@ -360,7 +360,7 @@ def test_a_lost_row_and_a_lost_shard_are_noticed(folders: Any, questions: Path, 
     asked = with_keys(read_records([questions], need="questions"))
     idle = Idle(in_process=False)
     with (
-        pytest.raises(ValueError, match="lacks 6 of its answers"),
+        pytest.raises(ValueError, match="lacks 12 of its answers"),
         AnswerFile(tmp_path / "a.jsonl", {}) as file,
     ):
         answer_shards(lambda: lambda *given: None, asked, file, idle, 3)
