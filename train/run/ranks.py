@@ -59,7 +59,7 @@ def check_launch(devices: int, num_nodes: int) -> None:
         raise ValueError(f"MASTER_PORT={port} cannot be used ({os.strerror(error.errno or 0)}): give {mend}") from error
 
 
-class RankWatch:
+class DeadRankWatch:
     """Ends this process with one line when a rank on this machine has died. `explain`: what to do then."""
 
     def __init__(self, explain: Callable[[], str]) -> None:

@@ -33,7 +33,7 @@ from draftsmith.train.run.data_module import Batches, load_data, load_run_corpus
 from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
 from draftsmith.train.run.module import Training
 from draftsmith.train.run.optimisers import LearningRateSchedule
-from draftsmith.train.run.ranks import RankWatch, check_launch, lost_a_rank
+from draftsmith.train.run.ranks import DeadRankWatch, check_launch, lost_a_rank
 from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves, state_step
 from draftsmith.train.run.stops import TERMINATED, Stopped
 from draftsmith.train.run.trainers import final_state, make_trainer
@@ -275,7 +275,7 @@ def fit(
         warnings.filterwarnings("ignore", module="lightning.*")
         warnings.filterwarnings("ignore", message=".*find_unused_parameters.*")
         watcher.trainer = make_trainer(config, module, watcher, record, max_steps or ENDLESS)
-        watch = RankWatch(lambda: _kept(record))
+        watch = DeadRankWatch(lambda: _kept(record))
         try:
             with watch.running():
                 watcher.trainer.fit(module, datamodule=data, ckpt_path=newest)

@@ -149,7 +149,7 @@ def test_chunks_exits_scale_and_cap_change_nothing(chunk, scale, softcap):
         one, two = find_divergence("reverse_kl")(distributions), find_divergence("topk")(distributions)
         return (one[0] + 0.5 * two[0]).sum(), one[1] + 0.5 * two[1] if slope else None
 
-    total, sums = chunked_loss(states, head, weights, loss, scale=scale, softcap=softcap, chunk_entries=chunk)
+    total, sums, _ = chunked_loss(states, head, weights, loss, scale=scale, softcap=softcap, chunk_entries=chunk)
     leaves = [*states, *head.parameters()]
     ours = torch.autograd.grad(total * 0.37, leaves)
     plain = []
