@@ -114,7 +114,7 @@ def test_nothing_would_fail():
         ("8000/health", "8000/healthz", "not served"),
         ("127.0.0.1:8000/health'", "127.0.0.1:8001/health'", "not served"),
         ("USER draftsmith\n", "", "root"),
-        ("=/cache/huggingface", "=/root/huggingface", "outside the volume"),
+        ("=/cache/huggingface", "=/elsewhere/huggingface", "outside the volume"),
     ],
 )
 def test_planted_mistakes_are_found(was, planted, found):

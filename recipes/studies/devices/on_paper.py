@@ -60,7 +60,7 @@ def target_over(ranks: int, machine: str, exchange_us: float, context: int, node
         "fits": room > 0,
         "pass_ms": {count: seconds * 1e3 for count, seconds in passes.items()},
         "exchanges_ms": exchanges * 1e3,
-        "break_even": {count: passes[count] / passes[1] for count in nodes},
+        "times_one_token": {count: passes[count] / passes[1] for count in nodes},
     }
 
 

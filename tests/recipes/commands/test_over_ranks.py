@@ -79,8 +79,8 @@ def test_answers_and_calibrate_over_two_ranks(call, folders, asked, tmp_path):
     curves = {}
     for tp in (1, 2):
         words = ["--target", folders.target, "--data", asked, "--drafters", "pld", "--temperature", 0]
-        told = call("calibrate", *words, "--max_new_tokens", 20, "--seconds", 0, "--tp", tp, "--json").json
-        curves[tp] = (told["prompts"], told["tokens"])
+        done = call("calibrate", *words, "--max_new_tokens", 20, "--seconds", 0, "--tp", tp, "--json").json
+        curves[tp] = (done["prompts"], done["tokens"])
     assert curves[1] == curves[2]
 
 
@@ -91,19 +91,19 @@ def test_a_wrong_number_of_ranks_is_one_line_before_anything_is_loaded(call, fol
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", read)
     for command in ("generate", "bench", "calibrate --drafters pld", "answers --out new", "serve"):
         data = ["--prompt", "a"] if command == "generate" else [] if command == "serve" else ["--data", asked]
-        told = call(*command.split(), "--target", folders.target, *data, "--tp", 4)
-        assert (told.code, told.out) == (2, "")
-        assert told.err.endswith("split over 4 ranks: it has num_key_value_heads=2, fewer than ranks\n")
-        assert len(told.err.splitlines()) == 1
-    told = call("generate", "--target", folders.target, "--prompt", "a", "--tp", 0)
-    assert (told.code, len(told.err.splitlines())) == (2, 1)
-    told = call("bench", "--target", folders.target, "--data", asked, "--tp", 2, "--peers", "generate")
-    assert told.code == 2
-    assert "--peers decode with a target on one device" in told.err
-    told = call("answers", "--server", "http://127.0.0.1:1", "--tokenizer", folders.target, "--data", asked,
+        done = call(*command.split(), "--target", folders.target, *data, "--tp", 4)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.endswith("split over 4 ranks: it has num_key_value_heads=2, fewer than ranks\n")
+        assert len(done.err.splitlines()) == 1
+    done = call("generate", "--target", folders.target, "--prompt", "a", "--tp", 0)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    done = call("bench", "--target", folders.target, "--data", asked, "--tp", 2, "--peers", "generate")
+    assert done.code == 2
+    assert "--peers decode with a target on one device" in done.err
+    done = call("answers", "--server", "http://127.0.0.1:1", "--tokenizer", folders.target, "--data", asked,
                 "--out", "new", "--tp", 2)  # fmt: skip
-    assert told.code == 2
-    assert "--tp is for a --target" in told.err
+    assert done.code == 2
+    assert "--tp is for a --target" in done.err
 
 
 def test_torchrun_starts_the_ranks_and_only_rank_0_speaks(call, folders):

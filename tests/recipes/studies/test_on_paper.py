@@ -19,7 +19,7 @@ def test_each_device_holds_its_share_of_the_layers_and_both_tables(ranks: int) -
     assert one["cache_mb_per_1k_tokens"] == pytest.approx(327.68 / ranks)
     # Nothing is faster than reading the weights that a pass needs.
     assert one["pass_ms"][1] > (one["weights_gb"] - TABLE) / 3350 * 1e3
-    assert 1 <= one["break_even"][8] <= one["break_even"][60] < 1.1
+    assert 1 <= one["times_one_token"][8] <= one["times_one_token"][60] < 1.1
 
 
 def test_exchanges_are_what_more_devices_do_not_share() -> None:

@@ -80,9 +80,9 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
     "layer ids one too low": (None, {"draftsmith.json": layers_moved(-1)}, {"layers read"}),
     "permuted rotary weights": (permuted_rotary, {}, {"rotary"}),
 }
-# What cannot be told beside them: of a head that cannot be loaded, and of one that says less than it should.
-UNTOLD = {"d2t of zeros": {"assumed"}}
-UNTOLD |= {fault: {"dtype", "accepted_length"} for fault in ("no d2t", "d2t that holds ids")}
+# Other checks that say nothing certain beside them: of a head that does not load, or whose map leaves much open.
+UNCERTAIN = {"d2t of zeros": {"assumed"}}
+UNCERTAIN |= {fault: {"dtype", "accepted_length"} for fault in ("no d2t", "d2t that holds ids")}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -93,7 +93,7 @@ def test_a_planted_fault_is_found_by_its_own_check(
     found = examine_head(ill(heads["eagle"], tmp_path / "ill", weights, files), "eagle", deep)
     assert wrong(found) - CONSEQUENCE == expected, found
     unknown = {check for check, verdict in verdicts(found).items() if verdict == "cannot tell"}
-    assert unknown <= UNTOLD.get(fault, set())
+    assert unknown <= UNCERTAIN.get(fault, set())
     assert all(one.mend for one in found if one.verdict == "wrong")
 
 

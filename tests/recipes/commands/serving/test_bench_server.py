@@ -112,8 +112,8 @@ def check_folder(out, call, url):
 def test_two_runs_of_servers_are_one_report_and_not_with_another_kind_of_run(bench, call, scripted, tmp_path):
     url = scripted({})
     for name in ("one", "two"):
-        told = bench("--server", url, "--concurrency", "1", "--out", tmp_path / name)
-        assert told.code == 0, told.err
+        done = bench("--server", url, "--concurrency", "1", "--out", tmp_path / name)
+        assert done.code == 0, done.err
     found = call("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both.html", "--json").json
     assert [line.partition(":")[0] for line in found["verdicts"]] == ["one", "two"]
     assert "two server" in (tmp_path / "both.html").read_text()
@@ -141,27 +141,27 @@ def test_at_80_columns_people_read_figures_and_the_acceptance_of_vllm(bench, scr
         return 200, text.encode()
 
     words = ["--server", scripted({"/metrics": metrics}, reply), "--concurrency=1,4,9", "--warmup", 1]
-    told = bench(*words)
-    assert told.code == 0
-    assert max(map(len, told.out.splitlines())) <= 80
-    assert told.out.startswith("m (vLLM): tokens/s ")
-    assert "server: vllm" in told.out
-    assert " 2.50 " in told.out
-    assert " 50.0% " in told.out
-    assert "27/27 questions, server, 9 at a time" in told.err
+    done = bench(*words)
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert done.out.startswith("m (vLLM): tokens/s ")
+    assert "server: vllm" in done.out
+    assert " 2.50 " in done.out
+    assert " 50.0% " in done.out
+    assert "27/27 questions, server, 9 at a time" in done.err
 
 
 def test_failed_requests_are_counted_and_if_all_fail_the_exit_code_is_1(bench, servers, rows_file):
     _, plain = servers
     rows = [*QUESTIONS, {"question_id": 99, "category": "qa", "turns": ["too long " * 120]}]
-    told = bench("--server", plain.url, "--concurrency", "2", rows=rows)
-    assert told.code == 0
-    assert "question 99: " in told.out
+    done = bench("--server", plain.url, "--concurrency", "2", rows=rows)
+    assert done.code == 0
+    assert "question 99: " in done.out
     (level,) = bench("--server", plain.url, "--concurrency", "2", "--json", rows=rows).json["levels"]
     assert (level["servers"]["server"]["errors"], level["servers"]["server"]["requests"]) == (1, TURNS)
-    told = bench("--server", plain.url, "--concurrency", "1", rows=rows[-1:])
-    assert told.code == 1
-    assert "every request failed: " in told.err.splitlines()[-1]
+    done = bench("--server", plain.url, "--concurrency", "1", rows=rows[-1:])
+    assert done.code == 1
+    assert "every request failed: " in done.err.splitlines()[-1]
 
 
 def test_a_key_is_read_from_its_file(bench, tiny, tmp_path, monkeypatch):
