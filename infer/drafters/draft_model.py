@@ -10,7 +10,7 @@ import torch
 
 from draftsmith.infer.models.int8 import Int8
 from draftsmith.infer.models.load import load_model
-from draftsmith.infer.models.prepack import can_prepack, prepack, unpack
+from draftsmith.infer.models.products import replace_products, restore_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,10 +70,9 @@ def follow(model: Any, wanted: torch.Tensor, dtype_too: bool, device_too: bool) 
     device = wanted.device if device_too else own.device
     if (dtype, device) == (own.dtype, own.device):
         return False
-    unpack(model)
+    restore_products(model)
     model.to(device=device, dtype=dtype)
-    if can_prepack(model):
-        prepack(model)
+    replace_products(model)
     return True
 
 

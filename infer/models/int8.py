@@ -11,24 +11,16 @@ Legend: N tokens, I inputs, O outputs.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import logging
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from draftsmith.infer.costs.calibration import machine_name
-from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.files.locations import cache_folder
 from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import CLEARLY_LESS, SMALL, CachedPassTimer
+from draftsmith.infer.models.remembered import choice_path, remember, remembered
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
-
-_log = logging.getLogger(__name__)
 
 Int8 = bool | Literal["auto"]
 # Types that auto may replace: a float64 draft was asked for to be exact.
@@ -36,6 +28,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Timed behind this context, this often after a warm-up.
 CONTEXT, TRIES = 64, 5
 STEPS = 127
+# What a config says that is nothing of a model's shapes.
+NAMES = ("_name_or_path", "transformers_version")
 # torch's kernels read inputs in blocks without checking (33 inputs give garbage), and outputs in blocks on some
 # processors: layers with other numbers of inputs keep their own products, outputs are padded.
 INPUTS, OUTPUTS = 32, 32
@@ -53,41 +47,16 @@ def chosen(model: Any, plan: MaskPlan, int8: Int8, width: int) -> Any:
     large = weight_bytes(model) >= SMALL
     if int8 is False or weight.device.type != "cpu" or weight.dtype not in DTYPES or not large:
         return model
-    path = _choice_path(model, width)
-    known = _remembered(path)
-    if known is None:
+    shapes = {name: value for name, value in model.config.to_dict().items() if name not in NAMES}
+    attention, dtype = str(model.config._attn_implementation), str(weight.dtype)
+    path = choice_path("int8", shapes, attention, weight_bytes(model), dtype, width)
+    known = remembered(path).get("faster")
+    if not isinstance(known, bool):
         other = int8_copy(model)
         known = is_faster(other, model, plan, width)
-        _remember(path, known)
+        remember(path, {"faster": known})
         return other if known else model
     return int8_copy(model) if known else model
-
-
-def _choice_path(model: Any, width: int) -> Path:
-    """Where the choice is kept: it depends on the machine, torch's kernels, the shapes, the dtype and the attention."""
-    shapes = model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        shapes.pop(name, None)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    found = [torch.__version__, shapes, str(model.config._attn_implementation), weight_bytes(model), dtype, width]
-    key = hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return cache_folder() / "int8" / machine_name("cpu") / f"{model.config.model_type}-{key}.json"
-
-
-def _remembered(path: Path) -> bool | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = found.get("faster") if isinstance(found, dict) else None
-    return known if isinstance(known, bool) else None
-
-
-def _remember(path: Path, faster: bool) -> None:
-    try:
-        write_json(path, {"faster": faster})
-    except OSError as problem:
-        _log.warning("whether int8 is faster could not be kept in %s: %s", path, problem.strerror or problem)
 
 
 def is_int8(model: Any) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal
-from draftsmith.infer.models.prepack import can_prepack, prepack
+from draftsmith.infer.models.products import replace_products
 from draftsmith.infer.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ def load_model(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA if there is one.
 
-    `for_decoding`: the model must be able to verify trees, and its weights will not change, so they may be packed
-    (prepack.py).
+    `for_decoding`: the model must be able to verify trees, and its weights will not change, so its products may be
+    replaced by faster ones (products.py).
     """
     check_model(name, dtype, device)
     tokenizer = load_tokenizer(name)
     model, _ = read_model(name, dtype, for_decoding)
     model = model.to(choose_device(device)).eval()
-    if for_decoding and can_prepack(model):
-        prepack(model)
+    if for_decoding:
+        replace_products(model)
     return model, tokenizer
 
 

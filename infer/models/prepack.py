@@ -50,18 +50,11 @@ def prepack(model: Any) -> int:
     layers = _layers(model)
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS_HINT)
-        layer.forward = _PackedProduct(packed, layer.bias)
+        layer.forward = PackedProduct(packed, layer.bias)
     return len(layers)
 
 
-def unpack(model: Any) -> None:
-    """Undo `prepack`: the model's own weights are used again."""
-    for layer in model.modules():
-        if isinstance(layer.__dict__.get("forward"), _PackedProduct):
-            del layer.forward
-
-
-class _PackedProduct:
+class PackedProduct:
     """Replaces a linear layer's forward."""
 
     def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -29,7 +29,7 @@ from draftsmith.infer.files.provenance import hardware
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import choose_device
-from draftsmith.infer.models.prepack import can_prepack, prepack
+from draftsmith.infer.models.products import own_products, replace_products
 from draftsmith.infer.models.runner.entries import Entries
 
 # Layers, hidden size, query heads, key/value heads, vocabulary. `30M` and `99M` are like the recipes' targets, `8B` is
@@ -128,8 +128,7 @@ def random_llama(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
             model = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(default)
-    if can_prepack(model):
-        prepack(model)
+    replace_products(model)
     return model
 
 
@@ -190,7 +189,9 @@ def first_token(target: HFTarget, prompt: int, rounds: int) -> dict[str, float]:
         return done.first_s
 
     def theirs() -> float:
-        spent = taken(lambda: target.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **options).tolist())
+        with own_products(target.model):
+            asked = {"attention_mask": torch.ones_like(ids_1T), **options}
+            spent = taken(lambda: target.model.generate(ids_1T, **asked).tolist())
         ratios.append(spent / waits[-1])
         return spent
 
@@ -208,13 +209,14 @@ def behind(target: HFTarget, context: int, rounds: int) -> dict[str, float]:
     def theirs() -> float:
         cache = pretended(target.model, context)
         began = time.perf_counter()
-        target.model.generate(
-            ids_1T,
-            attention_mask=torch.ones_like(ids_1T),
-            past_key_values=cache,
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-        )
+        with own_products(target.model):
+            target.model.generate(
+                ids_1T,
+                attention_mask=torch.ones_like(ids_1T),
+                past_key_values=cache,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+            )
         return (time.perf_counter() - began) / NEW_TOKENS
 
     found = turns(
@@ -253,7 +255,9 @@ def beside_compiled(
             "do_sample": False,
             "cache_implementation": "static",
         }
-        return taken(lambda: target.model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options).tolist())
+        with own_products(target.model):
+            asked = {"attention_mask": torch.ones_like(ids_BT), **options}
+            return taken(lambda: target.model.generate(ids_BT, **asked).tolist())
 
     first = 2
     found = turns({"ours": ours, "static": lambda: (static(first + steps) - static(first)) / steps}, rounds)

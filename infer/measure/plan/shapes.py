@@ -77,8 +77,8 @@ class SurveyRequest:
 @dataclass(frozen=True, slots=True)
 class Size:
     """What a model is made of. `read_bytes`: weights read by one pass; `token_bytes`: a token's cache; `multiplied`:
-    weights that each token is multiplied with, those of the layers and the head; `packed_bytes`: the packed copies that
-    decoding makes of the weights (prepack.py)."""
+    weights that each token is multiplied with, those of the layers and the head; `packed_bytes`: the copies of
+    the weights that decoding makes (products.py)."""
 
     layers: int
     parameters: int
@@ -193,7 +193,7 @@ def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A model with random weights, for timing."""
     from transformers import AutoModelForCausalLM
 
-    from draftsmith.infer.models.prepack import can_prepack, prepack
+    from draftsmith.infer.models.products import replace_products
 
     config = copy.deepcopy(config)
     config.dtype = dtype
@@ -201,8 +201,7 @@ def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     with torch.random.fork_rng(devices=devices), device:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
-    if can_prepack(model):
-        prepack(model)
+    replace_products(model)
     return model
 
 
@@ -210,7 +209,7 @@ def size_of(config: Any, dtype: torch.dtype, device: torch.device) -> Size:
     """Of the model that `random_model` makes, counted on one on the meta device."""
     from transformers import AutoModelForCausalLM
 
-    from draftsmith.infer.models.prepack import packed_bytes
+    from draftsmith.infer.models.products import added_bytes
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
@@ -227,7 +226,7 @@ def size_of(config: Any, dtype: torch.dtype, device: torch.device) -> Size:
         total_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         token_bytes=2 * int(text.num_hidden_layers) * key_width * dtype.itemsize,
         multiplied=sum(p.numel() for p in layers) + (0 if head is None else head.weight.numel()),
-        packed_bytes=packed_bytes(model) if device.type == "cpu" else 0,
+        packed_bytes=added_bytes(model) if device.type == "cpu" else 0,
     )
 
 

@@ -20,7 +20,8 @@ from draftsmith.infer.costs.timing import Clock, PassShape, visit
 from draftsmith.infer.measure.plan.shapes import CandidateShape, head_size, random_model, shaped_config
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.pass_timer import CachedPassTimer
-from draftsmith.infer.models.prepack import can_prepack, prepack, total_memory
+from draftsmith.infer.models.prepack import total_memory
+from draftsmith.infer.models.products import replace_products
 from draftsmith.infer.models.runner.attention import Shaping, attend_piece
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
@@ -70,8 +71,7 @@ def products_s(
     """Seconds per weight of multiplying each of TOKENS with a matrix, as the layers of a loaded model do."""
     count = max(1, group_bytes // (inputs * outputs * dtype.itemsize))
     layers = torch.nn.ModuleList(torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype) for _ in range(count))
-    if can_prepack(layers):
-        prepack(layers)
+    replace_products(layers)
     found = {}
     for tokens in TOKENS:
         x_TI = torch.ones((tokens, inputs), dtype=dtype)
