@@ -1,16 +1,17 @@
 """Products of few tokens on a CPU in the way that this machine takes least time for, by timing.
 
-A linear layer multiplies tokens [N, I] by weights [I, O]. Turned round, [O, I] by [I, N], a product of two float32
-tokens can take less than half the time, and then one token is best multiplied as two. Where a processor has no
-instructions for 16-bit products, more than a few tokens are best multiplied with float32 copies of the weights: sums
-are made in float32 either way, and rounded once. Processors and widths differ (LOG.md has figures), so each way is
-timed on the model's own layers, once for a machine.
+A linear layer multiplies tokens [N, I] by weights [I, O]. In float32, a product of two tokens can take less than half
+the time turned round, [O, I] by [I, N], and then one token is best multiplied as two. 16-bit weights are read fastest
+by FBGEMM, as packed float16: on a processor without instructions for 16-bit products, 16 tokens then take a quarter
+of the time. All of them multiply the same weights and sum in float32. Processors and widths differ (LOG.md has
+figures), so each is timed on the model's own layers, once for a machine.
 
 Legend: N tokens, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,20 +32,45 @@ TIMED_BYTES = 1 << 28
 SMALL = 1 << 24
 CLEARLY_LESS = 0.92
 HALVES = (torch.bfloat16, torch.float16)
+# Packed weights are scaled by a power of two to below this: those down to 2^-31 of the largest are then exact in
+# float16, and smaller ones are off by less than float32 sums are.
+LARGEST = 2.0**14
 
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """`wide`: with a float32 copy of the weights. `columns`: as so many tokens, turned round; 0: not turned."""
+    """`packed`: with packed weights. `columns`: as so many tokens, turned round; 0: not turned."""
 
-    wide: bool = False
+    packed: bool = False
     columns: int = 0
 
 
+OWN = Way()
 # By number of tokens; the others keep the layer's own product.
 Ways = dict[int, Way]
+
+
+class PackedHalves:
+    """16-bit weights in the order in which FBGEMM reads them; finite ones, for it has no infinities."""
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        exact_OI = weight_OI.detach().float()
+        largest = float(exact_OI.abs().amax())
+        self.scale = 2.0 ** math.floor(math.log2(LARGEST / largest)) if largest else 1.0
+        if torch.equal(exact_OI.half().float(), exact_OI):
+            self.scale = 1.0
+        self._packed = torch.ops.quantized.linear_prepack_fp16(exact_OI * self.scale, None)
+
+    def product(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """[N, O] float32"""
+        product_NO: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x_NI.float(), self._packed)
+        return product_NO if self.scale == 1.0 else product_NO.mul_(1 / self.scale)
+
+
+def can_pack() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 class TimedProduct:
@@ -52,29 +78,29 @@ class TimedProduct:
 
     def __init__(self, layer: torch.nn.Linear, ways: Ways) -> None:
         self.weight_OI, self.bias_O = layer.weight, layer.bias
-        self.wide_OI = layer.weight.float() if any(way.wide for way in ways.values()) else layer.weight
-        own = Way()
-        self.ways = [own, *(ways.get(_size(tokens), own) for tokens in range(1, SIZES[-1] + 1))]
+        self.packed = PackedHalves(layer.weight) if any(way.packed for way in ways.values()) else None
+        self.ways = [OWN, *(ways.get(_size(tokens), OWN) for tokens in range(1, SIZES[-1] + 1))]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         way = self.ways[min(x.numel() // x.shape[-1], SIZES[-1])]
-        if not way.wide and not way.columns:
+        if way == OWN:
             return torch.nn.functional.linear(x, self.weight_OI, self.bias_O)
-        weight_OI = self.wide_OI if way.wide else self.weight_OI
-        bias_O = None if self.bias_O is None else self.bias_O.to(weight_OI.dtype)
-        product_NO = product(x.reshape(-1, x.shape[-1]).to(weight_OI.dtype), weight_OI, way.columns)
-        if bias_O is not None:
-            product_NO = product_NO + bias_O
+        product_NO = product(x.reshape(-1, x.shape[-1]), self.weight_OI, self.packed, way)
+        if self.bias_O is not None:
+            product_NO = product_NO + self.bias_O
         return product_NO.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, columns: int) -> torch.Tensor:
-    """[N, O] of tokens and weights; `columns`: as of Way."""
-    if not columns:
+def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, packed: PackedHalves | None, way: Way) -> torch.Tensor:
+    """[N, O] of tokens and weights."""
+    if way.packed:
+        assert packed is not None
+        return packed.product(x_NI)
+    if not way.columns:
         return torch.nn.functional.linear(x_NI, weight_OI)
     tokens = x_NI.shape[0]
-    if columns > tokens:
-        x_NI = torch.cat([x_NI, x_NI[:1].expand(columns - tokens, -1)])
+    if way.columns > tokens:
+        x_NI = torch.cat([x_NI, x_NI[:1].expand(way.columns - tokens, -1)])
     return (weight_OI @ x_NI.t()).t()[:tokens].contiguous()
 
 
@@ -85,11 +111,11 @@ def is_timed(model: Any) -> bool:
 
 
 def copied_bytes(model: Any) -> int:
-    """The most that copies may take, or 0 where none are made. A model on the meta device is counted too."""
+    """The most that packed weights take, or 0 where none are made. A model on the meta device is counted too."""
     layers = _layers(model)
-    if not _is_large(layers) or layers[0].weight.dtype not in HALVES:
+    if not _is_large(layers) or layers[0].weight.dtype not in HALVES or not can_pack():
         return 0
-    copies = sum(4 * int(layer.weight.numel()) for layer in layers)
+    copies = sum(int(layer.weight.nbytes) for layer in layers)
     return copies if copies < SHARE_OF_MEMORY * total_memory() else 0
 
 
@@ -98,51 +124,54 @@ def time_products(model: Any) -> None:
     """Replace the products of `model` that are faster in another way, as was measured now or before on this machine."""
     layers = _layers(model)
     by_shape = _by_shape(layers)
-    wide = copied_bytes(model) > 0
-    dtypes = sorted({str(layer.weight.dtype) for layer in layers})
-    path = choice_path("products", sorted((shape, len(own)) for shape, own in by_shape.items()), dtypes, wide)
+    tried = _tried(layers[0].weight.dtype, copied_bytes(model) > 0)
+    counts = sorted((shape, len(own)) for shape, own in by_shape.items())
+    path = choice_path("products", counts, str(layers[0].weight.dtype), [str(way) for way in tried[SIZES[-1]]])
     ways = _read(remembered(path), by_shape)
     if ways is None:
-        ways = fastest(layers, wide)
+        ways = fastest(layers, tried)
         remember(path, _written(ways))
     for shape, own in ways.items():
-        for layer in by_shape[shape] if own else ():
-            layer.forward = TimedProduct(layer, own)
+        for layer in by_shape[shape]:
+            kept = {n: way for n, way in own.items() if not way.packed or bool(layer.weight.isfinite().all())}
+            if kept:
+                layer.forward = TimedProduct(layer, kept)
 
 
-def fastest(layers: Sequence[Any], wide: bool) -> dict[Shape, Ways]:
-    """How each shape's products are made, timed in the order in which a pass runs its layers. `wide`: float32 copies
-    may be made."""
+def _tried(dtype: torch.dtype, packed: bool) -> dict[int, list[Way]]:
+    """The ways to try for each number of tokens."""
+    if dtype in HALVES:
+        return {n: [OWN, Way(packed=True)] if packed else [OWN] for n in SIZES}
+    return {n: [OWN, Way(columns=n)] if n <= MOST else [OWN] for n in SIZES}
+
+
+def fastest(layers: Sequence[Any], tried: dict[int, list[Way]]) -> dict[Shape, Ways]:
+    """How each shape's products are made, timed in the order in which a pass runs its layers."""
     timed = _timed(layers)
     found: dict[Shape, Ways] = {shape: {} for shape in _by_shape(layers)}
-    kinds = [False, True] if wide else [False]
-    copies = {id(layer): layer.weight.float() for layer in timed} if wide else {}
-    seconds: dict[tuple[int, Way], dict[Shape, float]] = {}
-    for kind in kinds:
-        for n in SIZES:
-            for columns in (0, n) if n <= MOST else (0,):
-                way = Way(kind, columns)
-                seconds[n, way] = _seconds(timed, n, way, copies)
+    pack = any(way.packed for ways in tried.values() for way in ways)
+    packed = [PackedHalves(torch.ones_like(layer.weight)) if pack else None for layer in timed]
+    seconds = {(n, way): _seconds(timed, packed, n, way) for n, ways in tried.items() for way in ways}
     for shape, ways in found.items():
         for n in SIZES:
-            tried = {way: own[shape] for (m, way), own in seconds.items() if m == n or (way.columns and m > n)}
-            best = min(tried, key=lambda way: tried[way])
-            if tried[best] < CLEARLY_LESS * tried[Way()]:
+            # More columns than tokens may be faster.
+            own = {way: took[shape] for (m, way), took in seconds.items() if m == n or (way.columns and m > n)}
+            best = min(own, key=lambda way: own[way])
+            if own[best] < CLEARLY_LESS * own[OWN]:
                 ways[n] = best
     return found
 
 
-def _seconds(layers: Sequence[Any], tokens: int, way: Way, copies: dict[int, torch.Tensor]) -> dict[Shape, float]:
+def _seconds(layers: Sequence[Any], packed: Sequence[PackedHalves | None], tokens: int, way: Way) -> dict[Shape, float]:
     """By shape, the least time that its layers took."""
     dtype = layers[0].weight.dtype
     inputs = {size: torch.ones((tokens, size), dtype=dtype) for size in {layer.in_features for layer in layers}}
     best: dict[Shape, float] = {}
     for attempt in range(TRIES + 1):
         taken = dict.fromkeys(_by_shape(layers), 0.0)
-        for layer in layers:
-            weight_OI = copies[id(layer)] if way.wide else layer.weight
+        for layer, halves in zip(layers, packed):
             began = time.perf_counter()
-            product(inputs[layer.in_features].to(weight_OI.dtype), weight_OI, way.columns).to(dtype)
+            product(inputs[layer.in_features], layer.weight, halves, way).to(dtype)
             taken[_shape(layer)] += time.perf_counter() - began
         if attempt:  # the first round warms up
             best = {shape: min(seconds, best.get(shape, seconds)) for shape, seconds in taken.items()}
@@ -155,7 +184,7 @@ def _size(tokens: int) -> int:
 
 def _written(ways: dict[Shape, Ways]) -> dict[str, Any]:
     return {
-        f"{outputs}x{inputs}": {str(n): [way.wide, way.columns] for n, way in own.items()}
+        f"{outputs}x{inputs}": {str(n): [way.packed, way.columns] for n, way in own.items()}
         for (outputs, inputs), own in ways.items()
     }
 
@@ -166,7 +195,7 @@ def _read(known: dict[str, Any], by_shape: dict[Shape, list[Any]]) -> dict[Shape
     try:
         for outputs, inputs in by_shape:
             own = known[f"{outputs}x{inputs}"].items()
-            found[outputs, inputs] = {int(n): Way(bool(wide), int(columns)) for n, (wide, columns) in own}
+            found[outputs, inputs] = {int(n): Way(bool(packed), int(columns)) for n, (packed, columns) in own}
     except (KeyError, ValueError, AttributeError, TypeError):
         return None
     return found

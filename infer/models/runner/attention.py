@@ -11,6 +11,8 @@ piece, D head size.
 from __future__ import annotations
 
 import contextlib
+import functools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,11 +20,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from draftsmith.infer.models.remembered import choice_path, remember, remembered
 from draftsmith.infer.models.runner.masks import SlotRun, additive
 
 NAME = "draftsmith"
 # Slots that the plain product of queries and keys is made for at once.
 BLOCK = 2048
+# 16-bit attention to one query is timed against two, this often.
+HALVES, TRIES, CLEARLY_LESS = (torch.bfloat16, torch.float16), 15, 0.8
 
 _passes: list[Reads] = []
 
@@ -182,14 +187,11 @@ def attend_piece(
 ) -> Part:
     """The attention to one piece [G, Q, D], and the log-sum-exp of its scores [G, Q]."""
     if query_GQD.device.type == "cpu" and shaping.softcap is None and keys_GKD.shape[-1] == values_GKD.shape[-1]:
-        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_GQD[None],
-            keys_GKD[None],
-            values_GKD[None],
-            attn_mask=None if mask_QK is None else mask_QK[None, None],
-            scale=shaping.scale,
-        )
-        return out[0], log_sum[0]
+        if query_GQD.shape[1] == 1 and two_are_faster(query_GQD.dtype):
+            mask_QK = None if mask_QK is None else mask_QK.repeat(2, 1)
+            out, log_sum = _flash(query_GQD.repeat(1, 2, 1), keys_GKD, values_GKD, mask_QK, shaping)
+            return out[:, :1], log_sum[:, :1]
+        return _flash(query_GQD, keys_GKD, values_GKD, mask_QK, shaping)
     exact = torch.float64 if query_GQD.dtype == torch.float64 else torch.float32
     parts = []
     for start in range(0, keys_GKD.shape[1], BLOCK):
@@ -203,6 +205,50 @@ def attend_piece(
         weights_GQK = torch.exp(scores_GQK - log_sum_GQ[..., None]).to(values.dtype)
         parts.append((torch.matmul(weights_GQK, values), log_sum_GQ))
     return (merged(parts), torch.logsumexp(torch.stack([one for _, one in parts]), 0)) if parts[1:] else parts[0]
+
+
+def _flash(
+    query_GQD: torch.Tensor,
+    keys_GKD: torch.Tensor,
+    values_GKD: torch.Tensor,
+    mask_QK: torch.Tensor | None,
+    shaping: Shaping,
+) -> Part:
+    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_GQD[None],
+        keys_GKD[None],
+        values_GKD[None],
+        attn_mask=None if mask_QK is None else mask_QK[None, None],
+        scale=shaping.scale,
+    )
+    return out[0], log_sum[0]
+
+
+@functools.cache
+def two_are_faster(dtype: torch.dtype) -> bool:
+    """Whether this machine attends for two 16-bit queries in clearly less time than for one (LOG.md has figures); timed
+    once for a machine."""
+    if dtype not in HALVES:
+        return False
+    path = choice_path("attention", str(dtype))
+    known = remembered(path).get("two")
+    if not isinstance(known, bool):
+        one, two = (_seconds(queries, dtype) for queries in (1, 2))
+        known = two < CLEARLY_LESS * one
+        remember(path, {"two": known})
+    return known
+
+
+@torch.inference_mode()
+def _seconds(queries: int, dtype: torch.dtype) -> float:
+    """Of attention behind a short context."""
+    query_GQD, keys_GKD = (torch.ones((8, count, 64), dtype=dtype) for count in (queries, 256))
+    best = float("inf")
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        _flash(query_GQD, keys_GKD, keys_GKD, None, Shaping(1.0))
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def sinks_part(sinks_GR: torch.Tensor, like: Part, queries: int) -> Part:

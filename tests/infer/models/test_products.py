@@ -14,12 +14,13 @@ from draftsmith.infer import Engine, HFTarget
 from draftsmith.infer.models import timed_products
 from draftsmith.infer.models.prepack import can_prepack
 from draftsmith.infer.models.products import added_bytes, own_products, replace_products, restore_products
-from draftsmith.infer.models.timed_products import SIZES, TimedProduct, Way, fastest, time_products
+from draftsmith.infer.models.timed_products import OWN, SIZES, PackedHalves, TimedProduct, Way, fastest, time_products
 
 SHAPES = [(1, 1, 24), (1, 24), (2, 2, 24), (1, 4, 24)]
-WAYS = [Way(False, 1), Way(False, 2), Way(False, 5), Way(True, 0), Way(True, 1), Way(True, 4)]
+TURNED = [Way(columns=1), Way(columns=2), Way(columns=5)]
 # No product has fewer columns than tokens.
-MADE = [(shape, way) for shape in SHAPES for way in WAYS if not 0 < way.columns < prod(shape[:-1])]
+MADE = [(shape, torch.float32, way) for shape in SHAPES for way in TURNED if way.columns >= prod(shape[:-1])]
+MADE += [(shape, dtype, Way(packed=True)) for shape in SHAPES for dtype in (torch.bfloat16, torch.float16)]
 
 
 @pytest.fixture
@@ -35,10 +36,9 @@ def replaced(model: Any) -> list[TimedProduct]:
     return [one for one in found if isinstance(one, TimedProduct)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("shape", "way"), MADE, ids=str)
-def test_a_product_is_the_layers_own(shape: tuple[int, ...], way: Way, bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("shape", "dtype", "way"), MADE, ids=str)
+def test_a_product_is_the_layers_own(shape: tuple[int, ...], dtype: torch.dtype, way: Way, bias: bool) -> None:
     torch.manual_seed(len(shape))
     layer = torch.nn.Linear(24, 40, bias=bias, dtype=dtype)
     x = torch.randn(shape).to(dtype)
@@ -52,49 +52,79 @@ def test_a_product_is_the_layers_own(shape: tuple[int, ...], way: Way, bias: boo
     assert (ours - wanted).abs().max() < 4 * torch.finfo(dtype).eps * wanted.abs().max()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_packed_weights_are_exact_whatever_their_size(scale: float) -> None:
+    """bfloat16 has float32's range, float16 has not: products of one input each show every weight."""
+    torch.manual_seed(0)
+    weight_OI = (torch.randn(64, 32) * torch.logspace(0, -6, 32) * scale).bfloat16()
+    ours_IO = PackedHalves(weight_OI).product(torch.eye(32))
+    assert torch.equal(ours_IO.t(), weight_OI.float())
+
+
+def test_the_smallest_weights_beside_large_ones_are_off_by_less_than_sums_are() -> None:
+    weight_OI = torch.tensor([[1.0, 2.0**-30 * 1.5, 2.0**-34 * 1.25]]).bfloat16()
+    ours = PackedHalves(weight_OI.repeat(32, 11)[:, :32]).product(torch.eye(32))[:3, 0]
+    assert torch.equal(ours[:2], weight_OI[0, :2].float())
+    assert (ours[2] - weight_OI[0, 2].float()).abs() < 2.0**-38
+
+
+def test_zeros_are_packed() -> None:
+    assert torch.equal(PackedHalves(torch.zeros(32, 32).bfloat16()).product(torch.ones(1, 32)), torch.zeros(1, 32))
+
+
+@pytest.mark.usefixtures("worth_timing")
+def test_weights_that_are_not_finite_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed_products, "fastest", all_ways)
+    model = tiny_llama().bfloat16()
+    linear = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    linear[3].weight.data[2, 5] = torch.inf
+    replace_products(model)
+    assert [isinstance(layer.__dict__.get("forward"), TimedProduct) for layer in linear] == [
+        layer is not linear[3] for layer in linear
+    ]
+
+
 def test_numbers_between_the_timed_ones_are_made_like_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, Way]] = []
     plain = timed_products.product
 
-    def noted(x: torch.Tensor, weight: torch.Tensor, columns: int) -> torch.Tensor:
-        asked.append((len(x), columns))
-        return plain(x, weight, columns)
+    def noted(x: torch.Tensor, weight: torch.Tensor, packed: Any, way: Way) -> torch.Tensor:
+        asked.append((len(x), way))
+        return plain(x, weight, packed, way)
 
     monkeypatch.setattr(timed_products, "product", noted)
-    made = TimedProduct(torch.nn.Linear(8, 8), {2: Way(False, 3), 16: Way(True, 0)})
+    two, many = Way(columns=3), Way(packed=True)
+    made = TimedProduct(torch.nn.Linear(8, 8), {2: two, 16: many})
     for tokens in (1, 2, 3, 8, 9, 15, 16, 17, 200):
         made(torch.ones(1, tokens, 8))
-    assert asked == [(2, 3), (9, 0), (15, 0), (16, 0), (17, 0), (200, 0)]
+    assert asked == [(2, two)] + [(tokens, many) for tokens in (9, 15, 16, 17, 200)]
 
 
 def test_the_fastest_way_of_each_shape_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With given times: one token of the first shape is best multiplied as two, many with copies; the other shape is
-    left alone, for what is only a little faster is not worth other numbers."""
-    layers = [torch.nn.Linear(8, 16, dtype=torch.bfloat16), torch.nn.Linear(16, 8, dtype=torch.bfloat16)]
+    """With given times: one token of the first shape is best multiplied as two; the other shape is left alone, for
+    what is only a little faster is not worth other numbers."""
+    layers = [torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)]
 
-    def seconds(timed: Any, tokens: int, way: Way, copies: dict[int, torch.Tensor]) -> dict[Any, float]:
-        assert (len(copies) > 0) >= way.wide
-        first = 10.0 * tokens
-        if way == Way(False, 2):
-            first = 4.0
-        if way == Way(True, 0):
-            first = 50.0
-        return {(16, 8): first, (8, 16): 9.9 * tokens if way.wide else 10.0 * tokens}
+    def seconds(timed: Any, packed: Any, tokens: int, way: Way) -> dict[Any, float]:
+        first = 4.0 if way == Way(columns=2) else 50.0 if way.packed else 10.0 * tokens
+        return {(16, 8): first, (8, 16): (9.9 if way.packed else 10.0) * tokens}
 
     monkeypatch.setattr(timed_products, "_seconds", seconds)
-    expected = {1: Way(False, 2), 2: Way(False, 2)} | {n: Way(True, 0) for n in (6, 7, 8, 16)}
-    assert fastest(layers, wide=True) == {(16, 8): expected, (8, 16): {}}
-    assert fastest(layers, wide=False) == {(16, 8): {1: Way(False, 2), 2: Way(False, 2)}, (8, 16): {}}
+    two, many = Way(columns=2), Way(packed=True)
+    tried = {n: [OWN, Way(columns=n)] for n in SIZES}
+    assert fastest(layers, tried) == {(16, 8): {1: two, 2: two}, (8, 16): {}}
+    tried = {n: [OWN, many] for n in SIZES}
+    assert fastest(layers, tried) == {(16, 8): dict.fromkeys((6, 7, 8, 16), many), (8, 16): {}}
 
 
 def test_every_way_is_timed_on_the_models_layers() -> None:
     model = tiny_llama()
-    found = fastest(timed_products._layers(model), wide=False)
+    found = fastest(timed_products._layers(model), timed_products._tried(torch.float32, False))
     shapes = {(m.out_features, m.in_features) for m in model.modules() if type(m) is torch.nn.Linear}
     assert set(found) == shapes
     for ways in found.values():
         assert set(ways) <= set(SIZES)
-        assert all(not way.wide and way.columns >= n for n, way in ways.items())
+        assert all(not way.packed and way.columns >= n for n, way in ways.items())
 
 
 @pytest.mark.usefixtures("worth_timing")
@@ -102,9 +132,9 @@ def test_the_choice_is_timed_once_for_a_machine_and_shapes(monkeypatch: pytest.M
     """A second load must not choose otherwise: it would round otherwise."""
     timed: list[bool] = []
 
-    def choose(layers: Any, wide: bool) -> Any:
-        timed.append(wide)
-        return {(one.out_features, one.in_features): {1: Way(wide, len(timed))} for one in layers}
+    def choose(layers: Any, tried: dict[int, list[Way]]) -> Any:
+        timed.append(Way(packed=True) in tried[16])
+        return {(one.out_features, one.in_features): {1: Way(False, len(timed))} for one in layers}
 
     monkeypatch.setattr(timed_products, "fastest", choose)
 
@@ -154,26 +184,35 @@ def test_what_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("worth_timing")
 def test_copies_are_made_within_a_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(timed_products, "fastest", lambda layers, wide: asked.append(wide) or all_ways(layers, wide))
+    asked: list[list[Way]] = []
+
+    def noted(layers: Any, tried: dict[int, list[Way]]) -> Any:
+        asked.append(tried[1])
+        return all_ways(layers, tried)
+
+    monkeypatch.setattr(timed_products, "fastest", noted)
     model = tiny_llama().bfloat16()
     assert not can_prepack(model)
     linear = sum(m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
-    assert added_bytes(model) == 4 * linear
+    assert added_bytes(model) == 2 * linear
     replace_products(model)
-    assert sum(one.wide_OI.nbytes for one in replaced(model)) == 4 * linear
-    monkeypatch.setattr(timed_products, "total_memory", lambda: 16 * linear)
+    assert all(one.packed for one in replaced(model))
+    monkeypatch.setattr(timed_products, "total_memory", lambda: 8 * linear)
     assert added_bytes(model) == 0
     time_products(model)
-    assert asked == [True, False]
-    assert all(one.wide_OI is one.weight_OI for one in replaced(model))
+    assert asked == [[OWN, Way(packed=True)], [OWN]]
+    assert not any(one.packed for one in replaced(model))
+    monkeypatch.setattr(timed_products, "can_pack", lambda: False)
+    monkeypatch.setattr(timed_products, "total_memory", lambda: 1 << 60)
+    assert added_bytes(model) == 0, "no FBGEMM on this processor"
 
 
 @pytest.mark.usefixtures("worth_timing")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_decoding_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+def test_decoding_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, temperature: float, dtype: torch.dtype) -> None:
     monkeypatch.setattr(timed_products, "fastest", all_ways)
-    model = tiny_llama()
+    model = tiny_llama().to(dtype)
     prompt = [5, 9, 12, 7] * 5
     asked = {"temperature": temperature, "seed": 3, "max_new_tokens": 40}
     (wanted,) = Engine(HFTarget(model)).generate([prompt], **asked)
@@ -184,6 +223,7 @@ def test_decoding_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, temperatu
     assert temperature or len(ours.traces) < 40
 
 
-def all_ways(layers: Any, wide: bool) -> dict[tuple[int, int], dict[int, Way]]:
-    ways = {n: Way(wide and n > 3, 0 if n > 8 else n + n % 2) for n in SIZES}
+def all_ways(layers: Any, tried: dict[int, list[Way]]) -> dict[tuple[int, int], dict[int, Way]]:
+    """The last way of each number of tokens, the layer's own where that is the only one."""
+    ways = {n: own[-1] for n, own in tried.items()}
     return {(one.out_features, one.in_features): ways for one in layers}
