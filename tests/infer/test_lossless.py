@@ -110,6 +110,7 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         ],
         nodes=16,
     ),
+    "mixed unread": lambda model: Mixed([PromptLookup(), Recycling(nodes=8)], nodes=12),
     "mixed by cost": lambda model: Mixed(
         [
             PromptLookup(),

@@ -17,7 +17,7 @@ from draftsmith.infer.contract.trace import StepTrace
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
-from draftsmith.infer.drafters import Mixed, SmallLM
+from draftsmith.infer.drafters import Mixed, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.drafters.mixed import mixed as mixing
@@ -307,6 +307,13 @@ def test_costs_need_every_draft_model_s_and_calibrations_are_each_its_own(model:
     mix.bind(HFTarget(model))
     assert mix.costs.passes == COSTS.passes
     assert set(mix.pass_timers()) == {"small"}
+
+
+def test_a_mix_drafts_before_the_end_of_a_prompt_is_read_if_all_its_drafters_do(model: Any, shake: Any) -> None:
+    early = [trace for trace in run(model, Mixed([PromptLookup(), Recycling(nodes=8)])) if trace.read > 1]
+    late = [trace for trace in run(model, Mixed([PromptLookup(), small(model, shake)])) if trace.read > 1]
+    assert [min(trace.nodes, 1) for trace in early] == [1, 1, 1]
+    assert [trace.nodes for trace in late] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(0.7, top_k=6)], ids=["greedy", "sampled"])
