@@ -56,6 +56,12 @@ class Replayed:
         return [trace for generation in self.done for trace in generation.traces]
 
 
+def per_answer(done: Sequence[Generation]) -> tuple[list[int], list[int]]:
+    """Committed tokens, and steps, of every answer."""
+    committed = [sum(trace.committed for trace in generation.traces) for generation in done]
+    return committed, [len(generation.traces) for generation in done]
+
+
 @dataclass(frozen=True, slots=True)
 class Replay:
     """Recorded answers to replay, in order, and how.
@@ -177,8 +183,7 @@ class Replay:
 
     def _counts(self, done: Sequence[Generation]) -> dict[str, Any]:
         known = trace_figures([trace for generation in done for trace in generation.traces])
-        committed = [sum(trace.committed for trace in generation.traces) for generation in done]
-        steps = [len(generation.traces) for generation in done]
+        committed, steps = per_answer(done)
         figures = {key: known[key] for key in ("accepted_length", "acceptance_rate", "hit_rate", "nodes_per_step")}
         figures["accepted_length_interval"] = ratio_interval(committed, steps, seed=self.seed)
         figures["by_depth"] = known["by_depth"]
