@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from draftsmith.infer.contract.trace import Generation, StepTrace
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.measure.runners import Decode, Encode, Messages, Prompt, Question, Runner, check_questions
 
 Clock = Callable[[], float]
@@ -270,8 +271,8 @@ def _fails_alone(runner: Runner, prompt: Prompt) -> Exception | None:
 
 
 def _one_line(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    first, kind = first_line(error), type(error).__name__
+    return kind if first == kind else f"{kind}: {first}"
 
 
 def read_bandwidth(device: torch.device) -> float:
