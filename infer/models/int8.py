@@ -90,10 +90,6 @@ def _remember(path: Path, faster: bool) -> None:
         _log.warning("whether int8 is faster could not be kept in %s: %s", path, problem.strerror or problem)
 
 
-def is_int8(model: Any) -> bool:
-    return any(isinstance(layer.__dict__.get("forward"), Int8Product) for layer in model.modules())
-
-
 @torch.inference_mode()
 def int8_copy(model: Any) -> Any:
     """A copy with int8 products that shares all weights: `model`, which a target may be using, is left as it was."""
