@@ -24,7 +24,7 @@ from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.forecast.drafts import DrawsChains, bind_draft, drawn_chains
 from draftsmith.infer.measure.forecast.forecast import Forecast
 from draftsmith.infer.measure.forecast.texts import logged_settings, logged_texts
-from draftsmith.infer.measure.metrics import trace_figures
+from draftsmith.infer.measure.metrics import per_answer, trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES, conclusion, pays_if, predict_replayed
 from draftsmith.infer.measure.recordings import Held, Recording, leakage, prompt_to_find, without_ends
 from draftsmith.infer.models.recorded_target import RecordedTarget
@@ -54,12 +54,6 @@ class Replayed:
     @property
     def traces(self) -> list[StepTrace]:
         return [trace for generation in self.done for trace in generation.traces]
-
-
-def per_answer(done: Sequence[Generation]) -> tuple[list[int], list[int]]:
-    """Committed tokens, and steps, of every answer."""
-    committed = [sum(trace.committed for trace in generation.traces) for generation in done]
-    return committed, [len(generation.traces) for generation in done]
 
 
 @dataclass(frozen=True, slots=True)

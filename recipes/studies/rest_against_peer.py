@@ -23,8 +23,9 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.measure.bootstrap import speedup_interval
+from draftsmith.infer.measure.metrics import per_answer
 from draftsmith.infer.measure.recordings import Recording, recordings
-from draftsmith.infer.measure.replay import Replay, per_answer
+from draftsmith.infer.measure.replay import Replay
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.studies import run_study
