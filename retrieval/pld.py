@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
@@ -77,11 +78,7 @@ class PromptLookup:
         calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
-        for what, value in (
-            ("num_draft_tokens", num_draft_tokens), ("min_ngram", min_ngram), ("matches", matches), ("nodes", nodes)
-        ):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1, not {value}")
+        at_least(1, num_draft_tokens=num_draft_tokens, min_ngram=min_ngram, matches=matches, nodes=nodes)
         if max_ngram < min_ngram:
             raise ValueError(f"max_ngram ({max_ngram}) is below min_ngram ({min_ngram})")
         self.num_draft_tokens = num_draft_tokens

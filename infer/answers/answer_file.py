@@ -20,6 +20,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
+from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.text.record import Message, Record
 
@@ -184,12 +185,13 @@ def _rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any], bytes]]:
 
 
 class Conversation:
-    """A record being answered: its turns so far."""
+    """A record being answered under `settings`: its turns so far."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, settings: Settings) -> None:
         if not record.questions:
             raise ValueError(f"{record.source}: row {record.row} asks nothing")
         self._record = record
+        self._sampling = settings.named()
         self.messages = [Message("system", record.system)] if record.system else []
         self.prompts: list[list[int]] = []
         self.token_ids: list[list[int]] = []
@@ -239,6 +241,8 @@ class Conversation:
         else:
             row |= {"turns": turns, "outputs": outputs, "stops": self.stops}
             row |= {"prompt_token_ids_by_turn": self.prompts, "token_ids_by_turn": self.token_ids}
+        if outputs:
+            row["sampling"] = self._sampling
         if self.logprobs:
             flat = len(turns) == 1
             row |= {"logprobs": self.logprobs[0]} if flat else {"logprobs_by_turn": self.logprobs}

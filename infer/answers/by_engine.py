@@ -32,7 +32,7 @@ def answer_all(
 
     An error of one turn (a prompt that does not fit the target's context, say) ends its record, and no other.
 
-    `logprobs`: keep those of the tokens, after temperature and truncation, and the settings that they belong to.
+    `logprobs`: keep those of the tokens, after temperature and truncation.
     `progress(records, tokens)`, of this call, is called after every record.
     """
     noting = NotingRule(rule)
@@ -55,7 +55,7 @@ def answer_all(
 
     def end(key: str, conversation: Conversation, error: str = "") -> None:
         nonlocal ended
-        out.write(key, conversation.row(error) | ({"sampling": settings.to_json()} if logprobs else {}))
+        out.write(key, conversation.row(error))
         ended += 1
         if progress is not None:
             progress(ended, tokens)
@@ -78,7 +78,7 @@ def answer_all(
         while True:
             # One batch waits behind the one that decodes; the other prompts are not rendered yet.
             while len(open_now) < 2 * batch_size and (one := next(missing, None)) is not None:
-                ask(one.key, Conversation(one.record))
+                ask(one.key, Conversation(one.record, settings))
             if not open_now:
                 return
             for event in engine.step():

@@ -71,7 +71,7 @@ def _answer(
     server: Server, record: Record, template: Template, settings: Settings, max_new_tokens: int
 ) -> dict[str, Any]:
     """The row of a record. A turn that does not fit the server's context ends it, with the answers before."""
-    conversation, own = Conversation(record), True
+    conversation, own = Conversation(record, settings), True
     while not conversation.finished:
         messages = conversation.ask()
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.rng import StepRng
 from draftsmith.infer.contract.sampling import Settings
 
@@ -29,8 +30,7 @@ class Stops:
     strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        at_least(1, max_new_tokens=self.max_new_tokens)
         if any(not text for text in self.strings):
             raise ValueError("a stop string must not be empty")
 

@@ -63,6 +63,11 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def named(self) -> dict[str, Any]:
+        """The temperature, and what differs from the defaults."""
+        off = Settings().to_json()
+        return {name: value for name, value in asdict(self).items() if name == "temperature" or value != off[name]}
+
     def generation_kwargs(self) -> dict[str, Any]:
         """The same settings for `model.generate`, each passed explicitly because its defaults differ from ours."""
         kwargs: dict[str, Any] = {"do_sample": not self.greedy, "num_beams": 1}

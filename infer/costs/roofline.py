@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from draftsmith.infer.costs.pass_costs import PassCost
+from draftsmith.infer.files.errors import first_line
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 # Kernels of a layer as transformers writes it: two norms, seven products, rotation, cache, attention, activation, sums.
@@ -159,7 +160,7 @@ def load_machine(name: str) -> MachineFigures:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise ValueError(f"{name} is no YAML: {str(problem).splitlines()[0]}") from problem
+        raise ValueError(f"{name} is no YAML: {first_line(problem)}") from problem
     return _machine(value, str(path))
 
 

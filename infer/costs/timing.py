@@ -61,20 +61,6 @@ def grid(rows: Iterable[int], tokens: Iterable[int], contexts: Iterable[int]) ->
     return sorted(shapes, key=lambda shape: (shape.rows * shape.tokens, shape.rows * shape.context, shape.tokens))
 
 
-def measure(
-    timer: PassTimer,
-    rows: Iterable[int],
-    tokens: Iterable[int],
-    contexts: Iterable[int],
-    *,
-    seconds: float = 60.0,
-    seed: int = 0,
-    clock: Clock = time.perf_counter,
-) -> list[TimedPass]:
-    """Time every combination with `timer`, within `seconds`."""
-    return measure_together({"": (timer, grid(rows, tokens, contexts))}, seconds=seconds, seed=seed, clock=clock)[""]
-
-
 def measure_together(
     jobs: Mapping[str, tuple[PassTimer, Sequence[PassShape]]],
     *,

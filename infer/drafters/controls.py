@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
@@ -58,8 +59,7 @@ class ScriptedDrafter:
     origin = ""
 
     def __init__(self, name: str, shift: int, num_draft_tokens: int) -> None:
-        if num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens must be at least 1, not {num_draft_tokens}")
+        at_least(1, num_draft_tokens=num_draft_tokens)
         self.name = name
         self.shift = shift
         self.exact = shift == 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.models.int8 import Int8
 from draftsmith.infer.models.load import load_model
 from draftsmith.infer.models.products import replace_products, restore_products
@@ -90,9 +91,7 @@ class Limits:
     min_confidence: float
 
     def __post_init__(self) -> None:
-        for what in ("num_draft_tokens", "top_k", "nodes", "width"):
-            if getattr(self, what) < 1:
-                raise ValueError(f"{what} must be at least 1, not {getattr(self, what)}")
+        at_least(1, num_draft_tokens=self.num_draft_tokens, top_k=self.top_k, nodes=self.nodes, width=self.width)
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence must lie between 0 and 1, not {self.min_confidence}")
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.rng import uniform
@@ -84,9 +85,8 @@ class Lookahead:
         calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
-        for what, value, least in (("window", window, 1), ("ngram", ngram, 2), ("guesses", guesses, 1)):
-            if value < least:
-                raise ValueError(f"{what} must be at least {least}, not {value}")
+        at_least(1, window=window, guesses=guesses)
+        at_least(2, ngram=ngram)
         self.window = window
         self.ngram = ngram
         self.guesses = guesses

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
@@ -106,12 +107,7 @@ class Recycling:
         calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
-        for what, value in (
-            ("nodes", nodes), ("num_draft_tokens", num_draft_tokens), ("top_k", top_k), ("max_key", max_key),
-            ("entries", entries)
-        ):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1, not {value}")
+        at_least(1, nodes=nodes, num_draft_tokens=num_draft_tokens, top_k=top_k, max_key=max_key, entries=entries)
         self.features: tuple[str, ...] = (f"top:{top_k}",)
         self.nodes = nodes
         self.num_draft_tokens = num_draft_tokens

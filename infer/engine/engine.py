@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, LearnsAnswers, Rule, Target
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.top_tokens import states_asked
@@ -64,9 +65,7 @@ class Engine:
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
-        for what, value in (("batch_size", batch_size), ("chunk", chunk)):
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1, not {value}")
+        at_least(1, batch_size=batch_size, chunk=chunk)
         self.rule, self.budget = as_rule(rule), budget
         self.target, self.drafter = target_and_drafter(target, drafter, dtype, device)
         self.batch_size = batch_size

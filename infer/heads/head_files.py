@@ -17,6 +17,7 @@ from zipfile import is_zipfile
 import torch
 from torch import nn
 
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.load import DTYPES
 
@@ -113,8 +114,7 @@ def _located(name: str) -> Path:
         if not any(found.glob("*.safetensors")):
             found = Path(snapshot_download(name, allow_patterns=["*.json", "*.pt", "*.bin"]))
     except (OSError, ValueError, HfHubHTTPError) as problem:
-        first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise ValueError(f"{name} could not be fetched from the Hub: {first}") from problem
+        raise ValueError(f"{name} could not be fetched from the Hub: {first_line(problem)}") from problem
     return found
 
 
@@ -166,8 +166,7 @@ def _pickled(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _damaged(path: Path, problem: Exception) -> ValueError:
-    first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-    return ValueError(f"{path} is damaged or incomplete ({first}); copy or download it again")
+    return ValueError(f"{path} is damaged or incomplete ({first_line(problem)}); copy or download it again")
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.heads.head_files import HeadFiles, fit
 from draftsmith.infer.heads.mtp import MTPHead, MTPStack
 from draftsmith.infer.heads.rotary import KeptRotary
@@ -86,8 +87,7 @@ def _config(files: HeadFiles) -> Any:
     try:
         return AutoConfig.from_pretrained(files.folder)
     except (OSError, ValueError, KeyError) as problem:
-        first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise ValueError(f"{files.name}: its config cannot be read: {first}") from problem
+        raise ValueError(f"{files.name}: its config cannot be read: {first_line(problem)}") from problem
 
 
 def _no_layout(files: HeadFiles, text: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,12 +195,3 @@ class TraceRow:
 def write_traces(path: Path, rows: Iterable[TraceRow]) -> None:
     """JSON Lines, compressed if the name ends in .gz."""
     write_rows(path, (row.to_json() for row in rows))
-
-
-def read_traces(path: Path) -> Iterator[TraceRow]:
-    for number, row in read_rows(path):
-        try:
-            trace = StepTrace.from_json(row["trace"])
-            yield TraceRow(row["question_id"], row["choice"], row["turn"], trace)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, row {number}: not a trace ({error})") from error

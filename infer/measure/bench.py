@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from draftsmith.infer.contract.trace import Generation, StepTrace
-from draftsmith.infer.measure.runners import Decode, Encode, Messages, Prompt, Question, Runner
+from draftsmith.infer.files.errors import first_line
+from draftsmith.infer.measure.runners import Decode, Encode, Messages, Prompt, Question, Runner, check_questions
 
 Clock = Callable[[], float]
 
@@ -168,15 +169,7 @@ def _check(
             raise ValueError(f"two runners are called {name!r}: give one of them another name")
     if baseline not in names:
         raise ValueError(f"no runner is called {baseline!r}, the baseline; there are {', '.join(names)}")
-    if not questions:
-        raise ValueError("there are no questions to measure with")
-    seen: set[int | str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise ValueError(f"question {question.id!r} occurs twice: give every question its own id")
-        if not question.turns:
-            raise ValueError(f"question {question.id!r} has no turns")
-        seen.add(question.id)
+    check_questions(questions)
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be 1 or more")
@@ -278,8 +271,8 @@ def _fails_alone(runner: Runner, prompt: Prompt) -> Exception | None:
 
 
 def _one_line(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    first, kind = first_line(error), type(error).__name__
+    return kind if first == kind else f"{kind}: {first}"
 
 
 def read_bandwidth(device: torch.device) -> float:

@@ -213,6 +213,12 @@ def trace_figures(traces: Sequence[StepTrace]) -> dict[str, Any]:
     }
 
 
+def per_answer(done: Sequence[Generation]) -> tuple[list[int], list[int]]:
+    """Committed tokens, and steps, of every answer."""
+    committed = [sum(trace.committed for trace in generation.traces) for generation in done]
+    return committed, [len(generation.traces) for generation in done]
+
+
 def speed_figures(done: Sequence[Generation]) -> dict[str, Any]:
     """What one run says about speed: a speedup needs plain decoding beside it, which only a benchmark has."""
     totals = Totals.of(trace for generation in done for trace in generation.traces)

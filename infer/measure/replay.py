@@ -24,7 +24,7 @@ from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.infer.measure.forecast.drafts import DrawsChains, bind_draft, drawn_chains
 from draftsmith.infer.measure.forecast.forecast import Forecast
 from draftsmith.infer.measure.forecast.texts import logged_settings, logged_texts
-from draftsmith.infer.measure.metrics import trace_figures
+from draftsmith.infer.measure.metrics import per_answer, trace_figures
 from draftsmith.infer.measure.predicted import BATCH_SIZES, conclusion, pays_if, predict_replayed
 from draftsmith.infer.measure.recordings import Held, Recording, leakage, prompt_to_find, without_ends
 from draftsmith.infer.models.recorded_target import RecordedTarget
@@ -177,8 +177,7 @@ class Replay:
 
     def _counts(self, done: Sequence[Generation]) -> dict[str, Any]:
         known = trace_figures([trace for generation in done for trace in generation.traces])
-        committed = [sum(trace.committed for trace in generation.traces) for generation in done]
-        steps = [len(generation.traces) for generation in done]
+        committed, steps = per_answer(done)
         figures = {key: known[key] for key in ("accepted_length", "acceptance_rate", "hit_rate", "nodes_per_step")}
         figures["accepted_length_interval"] = ratio_interval(committed, steps, seed=self.seed)
         figures["by_depth"] = known["by_depth"]

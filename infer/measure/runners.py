@@ -22,6 +22,8 @@ from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import BUDGET, CHUNK, Engine
 from draftsmith.infer.rules.named import DEFAULT
+from draftsmith.infer.text.record import Message, Record
+from draftsmith.infer.text.rendering import Template
 
 Messages = list[dict[str, str]]
 Encode = Callable[[Messages], list[int]]
@@ -48,9 +50,40 @@ class Question:
     turns: tuple[str, ...]
     system: str | None = None
 
+    @classmethod
+    def of(cls, record: Record) -> Question:
+        """The user's turns of a record; a numeric id becomes a number, as Spec-Bench's own scripts expect."""
+        number = int(record.id) if record.id.isdecimal() else record.id
+        return cls(number, record.category, tuple(record.questions), record.system)
+
     def head(self) -> Messages:
         """The messages before the first turn."""
         return [{"role": "system", "content": self.system}] if self.system else []
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """ValueError unless these can be measured: some, each with turns and an id of its own."""
+    if not questions:
+        raise ValueError("there are no questions to measure with")
+    seen: set[int | str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise ValueError(f"question {question.id!r} occurs twice: give every question its own id")
+        if not question.turns:
+            raise ValueError(f"question {question.id!r} has no turns")
+        seen.add(question.id)
+
+
+def coders(template: Template) -> tuple[Encode, Decode]:
+    """How the messages of a question become token ids, and an answer's token ids text."""
+
+    def encode(messages: Messages) -> list[int]:
+        return template.prompt_ids([Message(**message) for message in messages])
+
+    def decode(token_ids: list[int]) -> str:
+        return str(template.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    return encode, decode
 
 
 class Runner(Protocol):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.measure.bench import Measured, Outcome
 from draftsmith.infer.measure.compare import first_difference
 from draftsmith.infer.measure.runners import Encode, LoopRunner, Messages, Prompt, Question, Runner
@@ -184,7 +185,7 @@ def name_ties(
             if progress is not None:
                 progress(done, len(cases))
     except (MemoryError, RuntimeError) as error:
-        results["not_judged"] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        results["not_judged"] = first_line(error)
     for row in results["drafters"].values():
         row["ties"] = sum(difference.get("tie", False) for difference in row["differences"])
         row["not_judged"] = sum("tie" not in difference for difference in row["differences"])

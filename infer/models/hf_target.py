@@ -23,7 +23,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.top_tokens import TopTokens, states_asked, top_asked
 from draftsmith.infer.models.architectures import prepare_target
 from draftsmith.infer.models.decoding_runner import decoding_runner
-from draftsmith.infer.models.pass_timer import CachedPassTimer, ChainPassTimer
+from draftsmith.infer.models.pass_timer import CachedPassTimer, chain_pass_timer
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.chain_runner import ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
@@ -158,7 +158,7 @@ class HFTarget:
 
     def pass_timers(self) -> dict[str, PassTimer]:
         """Timers by pass name: the target's own passes."""
-        timer = ChainPassTimer(self.lm) if isinstance(self.lm, ChainRunner) else CachedPassTimer(self.lm)
+        timer = chain_pass_timer(self.lm) if isinstance(self.lm, ChainRunner) else CachedPassTimer(self.lm)
         return {"target": timer}
 
     @property

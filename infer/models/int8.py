@@ -59,10 +59,6 @@ def chosen(model: Any, plan: MaskPlan, int8: Int8, width: int) -> Any:
     return int8_copy(model) if known else model
 
 
-def is_int8(model: Any) -> bool:
-    return any(isinstance(layer.__dict__.get("forward"), Int8Product) for layer in model.modules())
-
-
 @torch.inference_mode()
 def int8_copy(model: Any) -> Any:
     """A copy with int8 products that shares all weights: `model`, which a target may be using, is left as it was."""

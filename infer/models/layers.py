@@ -184,6 +184,11 @@ def _shallow(module: Any) -> Any:
     return copied
 
 
+def head_size(text: Any) -> int:
+    """The width of an attention head, by the config of a language model."""
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 def weight_bytes(model: Any) -> int:
     """Bytes of weights that a pass reads: all, with a head that is lent by another model, except an input embedding
     that is not shared with the head."""

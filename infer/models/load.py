@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal
 from draftsmith.infer.models.products import replace_products
@@ -69,7 +70,7 @@ def loading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError, EOFError, UnpicklingError) as problem:
-        reason = _damaged(Path(name)) or (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = _damaged(Path(name)) or first_line(problem)
         raise ValueError(f"{name} could not be loaded: {reason}") from problem
 
 

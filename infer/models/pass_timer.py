@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -24,11 +24,17 @@ BUCKET_CONTEXT, BUCKET_TRIES, SMALL = 64, 7, 1 << 24
 CLEARLY_LESS = 0.92
 
 
-class TimedRows:
-    """The rows that a timer holds in a model's cache, all with the same context length."""
+TimedRunner = ModelRunner | LeadingRunner | ChainRunner
+Begin = Callable[[Sequence[object]], None]
 
-    def __init__(self, lm: ModelRunner | LeadingRunner) -> None:
+
+class TimedRows:
+    """The rows that a timer holds in a model's cache, all with the same context length. `begin`: what is done to new
+    rows first."""
+
+    def __init__(self, lm: TimedRunner, begin: Begin | None = None) -> None:
         self.lm = lm
+        self.begin = begin
         self.rows: list[object] = []
 
     def open(self, rows: int, context: int) -> None:
@@ -36,6 +42,8 @@ class TimedRows:
         self.rows = [object() for _ in range(rows)]
         for row in self.rows:
             self.lm.open(row, context + SPARE)
+        if self.begin is not None:
+            self.begin(self.rows)
         self.lm.place(self.rows, context)
 
     def entries(self, tokens: int, states: Callable[[int], torch.Tensor] | None = None) -> list[Entries]:
@@ -55,18 +63,17 @@ class TimedRows:
 
 
 class CachedPassTimer:
-    """Times the passes of a target or a draft model. `states`: as of TimedRows.entries."""
+    """Times the passes of a target or a draft model. `states`: as of TimedRows.entries; `begin`: as of TimedRows."""
 
-    def __init__(self, lm: ModelRunner | LeadingRunner, states: Callable[[int], torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, lm: TimedRunner, states: Callable[[int], torch.Tensor] | None = None, begin: Begin | None = None
+    ) -> None:
         self.lm = lm
         self._states = states
         self.buckets, self.device = lm.buckets, lm.device
         self.max_positions = max_positions(lm.model.config.get_text_config())
-        self._timed = TimedRows(lm)
-        self.close = self._timed.close
-
-    def place(self, rows: int, context: int) -> None:
-        self._timed.open(rows, context)
+        self._timed = TimedRows(lm, begin)
+        self.place, self.close = self._timed.open, self._timed.close
 
     def run(self, tokens: int) -> None:
         entries = self._timed.entries(tokens, self._states)
@@ -111,34 +118,15 @@ def measured_buckets(model: Any, plan: MaskPlan) -> tuple[int, ...]:
     return tuple(sorted({more for more in padded_to.values() if more <= last}))
 
 
-class ChainPassTimer:
+def chain_pass_timer(runner: ChainRunner) -> CachedPassTimer:
     """Times the passes of a model with recurrent states: all rows have equally many tokens: one segment."""
 
-    def __init__(self, runner: ChainRunner) -> None:
-        self.runner = runner
-        self.buckets, self.device = runner.buckets, runner.device
-        self.max_positions = max_positions(runner.model.config.get_text_config())
-        self._rows: list[object] = []
+    def begin(rows: Sequence[object]) -> None:
+        """One token allocates all buffers and states."""
+        runner.forward(rows, [Entries.chain([0]) for _ in rows])
+        runner.commit(rows, [[0] for _ in rows])
 
-    def place(self, rows: int, context: int) -> None:
-        self.close()
-        self._rows = [object() for _ in range(rows)]
-        for row in self._rows:
-            self.runner.open(row, context + SPARE)
-        # One token allocates all buffers and states.
-        self.runner.forward(self._rows, [Entries.chain([0]) for _ in self._rows])
-        self.runner.commit(self._rows, [[0] for _ in self._rows])
-        self.runner.place(self._rows, context)
-
-    def run(self, tokens: int) -> None:
-        output = self.runner.forward(self._rows, [Entries.chain([0] * tokens) for _ in self._rows])
-        output.logits_NV.argmax(-1).tolist()
-        self.runner.drop(self._rows)
-
-    def close(self) -> None:
-        for row in reversed(self._rows):
-            self.runner.close(row)
-        self._rows = []
+    return CachedPassTimer(runner, begin=begin)
 
 
 class ExitPassTimer:
@@ -149,14 +137,12 @@ class ExitPassTimer:
         self.block = block
         self.buckets, self.device = lm.buckets, lm.device
         self.max_positions = max_positions(lm.model.config.get_text_config())
-        self._timed = TimedRows(lm)
-        self.close = self._timed.close
+        self._timed = TimedRows(lm, self._begin)
+        self.place, self.close = self._timed.open, self._timed.close
 
-    def place(self, rows: int, context: int) -> None:
-        self._timed.open(rows, context)
-        # One token through every block allocates all buffers.
-        self.lm.prefill(self._timed.rows, [[0]] * rows, blocks=len(self.lm.exits))
-        self.lm.place(self._timed.rows, context)
+    def _begin(self, rows: Sequence[object]) -> None:
+        """One token through every block allocates all buffers."""
+        self.lm.prefill(rows, [[0]] * len(rows), blocks=len(self.lm.exits))
 
     def run(self, tokens: int) -> None:
         rows = self._timed.rows

@@ -82,9 +82,6 @@ class PendingAnswer:
         """The token ids of each prompt."""
         return [ticket.row.ids[: ticket.row.prompt_tokens] for ticket in self._tickets[:: self._samples]]
 
-    def prompt_of(self, index: int) -> list[int]:
-        return self.prompts[index // self._samples]
-
     @property
     def usage(self) -> Usage:
         first = self._tickets[:: self._samples]

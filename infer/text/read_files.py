@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.text.record_formats import detect
 
@@ -223,5 +224,5 @@ def _read_hub(source: Source) -> Iterator[RawRow]:
         for number, row in enumerate(rows, 1):
             yield RawRow(source.name, number, dict(row))
     except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{source.name}: the data set's split {source.split} cannot be read: {first_line}") from error
+        reason = f"the data set's split {source.split} cannot be read: {first_line(error)}"
+        raise ValueError(f"{source.name}: {reason}") from error

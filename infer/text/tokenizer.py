@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.text.read_files import hub_name
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(path if local else name_or_path), local_files_only=local)
     except Exception as error:  # transformers raises nearly anything here
-        first_line = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{name_or_path}: the tokenizer cannot be loaded: {first_line}") from error
+        raise ValueError(f"{name_or_path}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,7 +12,7 @@ from draftsmith.infer.rules.named import DEFAULT, RuleName
 from draftsmith.recipes.cli.ranges import Above0To1, FloatAbove0, FloatFrom0, From0To1, IntFrom0, IntFrom1
 
 if TYPE_CHECKING:
-    from draftsmith.infer.measure.runners import Decode, Encode, Messages, Question, Runner
+    from draftsmith.infer.measure.runners import Decode, Encode, Question, Runner
     from draftsmith.infer.measure.ties import TieJudge
 
 
@@ -157,14 +157,10 @@ def bench(
 
 
 def _questions(data: list[str], limit: int | None) -> list[Question]:
-    """The user's turns of each record; numeric ids stay numbers, as Spec-Bench's own scripts expect."""
     from draftsmith.infer.measure.runners import Question
     from draftsmith.recipes.cli.inputs import read_questions
 
-    return [
-        Question(int(one.id) if one.id.isdecimal() else one.id, one.category, tuple(one.questions), one.system)
-        for one in read_questions(data, limit)
-    ]
+    return [Question.of(record) for record in read_questions(data, limit)]
 
 
 def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJudge, str]:
@@ -172,20 +168,17 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
     from draftsmith.infer.contract.protocols import LearnsAnswers
     from draftsmith.infer.contract.sampling import resolve_settings
     from draftsmith.infer.measure.peers import load_peers
-    from draftsmith.infer.measure.runners import LoopRunner
+    from draftsmith.infer.measure.runners import LoopRunner, coders
     from draftsmith.infer.measure.ties import TieJudge
     from draftsmith.infer.models.load import load_target
     from draftsmith.infer.rules.named import as_rule
-    from draftsmith.infer.text.record import Message
     from draftsmith.infer.text.templates import find_template
     from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
 
     # Drafters first: a mistake in their names or arguments is found before the target's weights are read.
     drafters = {PLAIN: None} | parse_drafters(config["drafters"])
     target = load_target(config["target"], dtype=config["dtype"], device=config["device"], tp=config["tp"])
-    tokenizer = target.tokenizer
-    assert tokenizer is not None
-    template = find_template(config["template"], tokenizer)
+    template = find_template(config["template"], target.tokenizer)
     config["template"] = template.name
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     settings = resolve_settings(target.generation_config, **{name: config[name] for name in names})
@@ -203,11 +196,5 @@ def _runners(config: dict[str, Any]) -> tuple[list[Runner], Encode, Decode, TieJ
         )
     runners += load_peers(config["peers"], config["target"], config["dtype"], config["device"], settings, stops)
 
-    def encode(messages: Messages) -> list[int]:
-        return template.prompt_ids([Message(**message) for message in messages])
-
-    def decode(token_ids: list[int]) -> str:
-        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
-
     judge = TieJudge(target.model, settings, sorted(target.eos_ids))
-    return runners, encode, decode, judge, target.fingerprint()
+    return runners, *coders(template), judge, target.fingerprint()

@@ -20,28 +20,18 @@ wide and the narrow draft, in turns.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from draftsmith.infer.files.atomic import write_json
-from draftsmith.infer.models.load import load_model
-from draftsmith.infer.text.templates import find_template
-from draftsmith.recipes.studies.study import Run, Study, Way, markdown
-from draftsmith.train.data.batches import MicroBatches
-from draftsmith.train.drafts.exits import ExitStates, TrainContext
-from draftsmith.train.drafts.init import init_draft
+from draftsmith.recipes.studies.study import Run, Study, TimedSteps, Way, markdown, step_seconds
+from draftsmith.train.drafts.lm import LMBuilder
 from draftsmith.train.objectives.distil import Distil
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch, resolved
-from draftsmith.train.run.data_module import load_data
-from draftsmith.train.run.optimisers import make_optimiser
+from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch
 
 WAYS = {
     "greedy": Way({"top_k": 1, "num_draft_tokens": 4, "min_confidence": 0.0}),
@@ -97,6 +87,12 @@ class Arm:
         objective = SFT if self.distil is None else lambda: Distil(**self.distil)
         return Run(self.name, objective, self.ways, options, self.starts_from)
 
+    def timed(self, shared: TrainConfig) -> TimedSteps:
+        run = self.run(shared, 1)
+        config, objective = replace(shared, **run.options), run.objective()
+        exits = objective.exits(config.layers)
+        return TimedSteps(config, objective, LMBuilder(exits, config.layers, self.init, config.shape))
+
 
 def arms(out: Path, seconds: float, tuning_seconds: float, narrow: dict[str, int], lr: float) -> list[Arm]:
     """All arms of the study; an arm comes after the one that it starts from."""
@@ -131,52 +127,11 @@ def arms(out: Path, seconds: float, tuning_seconds: float, narrow: dict[str, int
     return made
 
 
-def calibrated(config: TrainConfig, arms: Sequence[Arm], rounds: int = 3) -> dict[str, int]:
+def calibrated(config: TrainConfig, arms: Sequence[Arm]) -> dict[str, int]:
     """Steps of every arm, from one measurement in which they took turns."""
-    path = Path(config.out) / "calibration.json"
-    if not path.is_file():
-        steps = {arm.name: _Steps(config, arm) for arm in arms if not arm.cost_of}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(rounds + 1):
-            for name, one in steps.items():
-                took = one.seconds()
-                if turn:
-                    seconds[name].append(took)
-        write_json(path, {name: statistics.median(found) for name, found in seconds.items()})
-    each = json.loads(path.read_text(encoding="utf-8"))
+    each = step_seconds(Path(config.out), {arm.name: partial(arm.timed, config) for arm in arms if not arm.cost_of})
     own = {arm.name: max(round(arm.seconds / each[arm.cost_of or arm.name]), 1) for arm in arms}
     return {arm.name: own[arm.steps_of or arm.name] for arm in arms}
-
-
-class _Steps:
-    """An arm's optimiser steps alone, without what a run does between them."""
-
-    def __init__(self, shared: TrainConfig, arm: Arm) -> None:
-        run = arm.run(shared, 1)
-        config = resolved(replace(shared, seed=0, **run.options))
-        loaded, tokenizer = load_model(config.target, device="cpu")
-        corpus, data = load_data(config, find_template(config.text.template, tokenizer), first=False)
-        model = init_draft(loaded, num_layers=config.layers, how=config.init, shape=config.shape).train()
-        self.objective = run.objective()
-        self.objective.begin(TrainContext(loaded, model, corpus, config.text.max_length, "cpu"))
-        self.draft = ExitStates(model, self.objective.exits(config.layers))
-        named = list(self.draft.named_parameters())
-        self.optimiser = make_optimiser(named, config.optim.name, 1e-5, 0.0, (0.9, 0.95), frozenset())
-        self.batches = MicroBatches(corpus, data.stream, config.optim.batch_size, config.optim.micro_batch_size, 0, 1)
-        self.number = 0
-
-    def seconds(self) -> float:
-        """CPU seconds of one step."""
-        began = time.process_time()
-        for _ in range(self.batches.per_step):
-            batch = self.batches[self.number]
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                sums = self.objective(self.draft, batch)
-            (sums.total / batch["loss_tokens"]).backward()
-            self.number += 1
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        return time.process_time() - began
 
 
 def study_of(config: TrainConfig, arms: Sequence[Arm], questions: list[str], **options: Any) -> Study:

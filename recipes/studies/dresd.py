@@ -13,9 +13,8 @@ from draftsmith.infer.measure import tables
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
 from draftsmith.infer.measure.metrics import propose_figures
-from draftsmith.infer.measure.runners import LoopRunner, Question
+from draftsmith.infer.measure.runners import LoopRunner, Question, coders
 from draftsmith.infer.models.load import load_target
-from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters
@@ -64,12 +63,8 @@ def dresd(
     named: dict[str, Any] = {PLAIN: None} | parse_drafters(drafters)
     measured = bench(
         [LoopRunner(name, loaded, each, settings, stops) for name, each in named.items()],
-        [
-            Question(record.id, record.category, tuple(record.questions), record.system)
-            for record in read_records(data, limit=limit, need="questions")
-        ],
-        lambda messages: form.prompt_ids([Message(**message) for message in messages]),
-        lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
+        [Question.of(record) for record in read_records(data, limit=limit, need="questions")],
+        *coders(form),
         batch_size=batch_size,
         seed=seed,
         progress=lambda now: progress(now.line(), last=now.done),

@@ -22,10 +22,9 @@ from draftsmith.infer.files.provenance import hardware
 from draftsmith.infer.measure.bench import Measured, bench
 from draftsmith.infer.measure.bootstrap import Interval, speedup_interval
 from draftsmith.infer.measure.figures import summarise
-from draftsmith.infer.measure.runners import LoopRunner, Question
-from draftsmith.infer.measure.tables import number, show, table_of
+from draftsmith.infer.measure.runners import LoopRunner, Question, coders
+from draftsmith.infer.measure.tables import number, show, table_of, with_interval
 from draftsmith.infer.models.load import load_target
-from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters, read_questions
 from draftsmith.recipes.cli.progress import progress
@@ -86,12 +85,8 @@ def mixed(
     drafters = parse_drafters(",".join(specs(draft, others, sizes, own)))
     measured = bench(
         [LoopRunner(name, loaded, one, settings, stops) for name, one in ({PLAIN: None} | drafters).items()],
-        [
-            Question(record.id, record.category, tuple(record.questions), record.system)
-            for record in read_questions(data, limit)
-        ],
-        lambda messages: form.prompt_ids([Message(**message) for message in messages]),
-        lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
+        [Question.of(record) for record in read_questions(data, limit)],
+        *coders(form),
         seed=seed,
         repeats=repeats,
         progress=lambda now: progress(now.line(), last=now.done),
@@ -195,16 +190,16 @@ def table(results: Mapping[str, Any]) -> Table:
     return rows
 
 
-def between(one: Mapping[str, Any], what: str) -> str:
-    interval = one[f"{what}_interval"]
-    return number(one[what]) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+def ratios(one: Mapping[str, Any]) -> tuple[str, str]:
+    """Those of accepted_length and of speed, with intervals."""
+    return with_interval(one["longer"], one["longer_interval"]), with_interval(one["faster"], one["faster_interval"])
 
 
 def table_of_comparisons(compared: Sequence[Mapping[str, Any]]) -> Table:
     """A row per comparison, with intervals."""
     rows = table_of(["compared", "with", "accepted_length", "speed"], left=2)
     for one in compared:
-        rows.add_row(one["name"], one["base"], between(one, "longer"), between(one, "faster"))
+        rows.add_row(one["name"], one["base"], *ratios(one))
     return rows
 
 

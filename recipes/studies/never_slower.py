@@ -27,10 +27,9 @@ from draftsmith.infer.measure.bench import BenchProgress, Measured, bench
 from draftsmith.infer.measure.bootstrap import MIN_PAIRS, Interval, speedup_interval
 from draftsmith.infer.measure.calibrate.fit import home
 from draftsmith.infer.measure.figures import summarise
-from draftsmith.infer.measure.runners import LoopRunner, Question
-from draftsmith.infer.measure.tables import number, percent, show, table_of
+from draftsmith.infer.measure.runners import LoopRunner, Question, coders
+from draftsmith.infer.measure.tables import number, percent, show, table_of, with_interval
 from draftsmith.infer.models.load import load_target
-from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters, read_questions
 from draftsmith.recipes.cli.progress import progress
@@ -118,10 +117,7 @@ def never_slower(
             target=target, drafters=",".join(missing), data=calibrate_on or data, temperatures=heats, seconds=seconds,
             template=template, dtype=dtype, device=device, seed=seed,
         )  # fmt: skip
-    questions = [
-        Question(record.id, record.category, tuple(record.questions), record.system)
-        for record in read_questions(data, limit)
-    ]
+    questions = [Question.of(record) for record in read_questions(data, limit)]
     form = find_template(template, loaded.tokenizer)
     stops, measured_with = loaded.stops(max_new_tokens), time.perf_counter if clock == "wall" else time.process_time
     results: dict[str, Any] = {"machine": hardware(), "dtype": str(loaded.model.dtype), "clock": clock, "least": LEAST}
@@ -133,8 +129,7 @@ def never_slower(
             measured = bench(
                 [LoopRunner(name, loaded, drafter, settings, stops) for name, drafter in runners.items()],
                 questions,
-                lambda messages: form.prompt_ids([Message(**message) for message in messages]),
-                lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
+                *coders(form),
                 batch_size=batch_size,
                 seed=seed,
                 repeats=-(-visits // -(-len(questions) // batch_size)),
@@ -243,13 +238,11 @@ def table(found: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["drafter", "T", "batch", "speedup", "in decoding", "accepted_length", "nodes", "overhead", "equal"]
     rows = table_of(columns, left=1)
     for cell in found:
-        between = cell["interval"]
-        ends = f" [{between[0]:.2f}, {between[1]:.2f}]" if between else ""
         rows.add_row(
             cell["drafter"],
             f"{cell['temperature']:g}",
             str(cell["batch_size"]),
-            number(cell["end_to_end_speedup"]) + ends,
+            with_interval(cell["end_to_end_speedup"], cell["interval"]),
             number(cell["speedup"]),
             number(cell["accepted_length"]),
             number(cell["nodes_per_step"]),

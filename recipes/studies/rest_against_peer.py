@@ -23,6 +23,7 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.measure.bootstrap import speedup_interval
+from draftsmith.infer.measure.metrics import per_answer
 from draftsmith.infer.measure.recordings import Recording, recordings
 from draftsmith.infer.measure.replay import Replay
 from draftsmith.infer.text.records import read_records
@@ -96,10 +97,10 @@ def compare(
         figures["build_s_per_million"] = seconds[name] / opened.manifest.tokens * 1e6
     if PEER in drafters:
         results[PEER] |= latency("search", searches)
-        base = _columns(replayed[PEER].done)
+        base = per_answer(replayed[PEER].done)
         for name, figures in results.items():
             figures["over_rest_rule"] = figures["accepted_length"] / results[PEER]["accepted_length"]
-            columns = _columns(replayed[name].done)
+            columns = per_answer(replayed[name].done)
             figures["over_rest_rule_interval"] = speedup_interval(*columns, *base, seed=seed)
     return results
 
@@ -111,12 +112,6 @@ def rebuild(opened: Store, folder: Path) -> float:
     began = time.perf_counter()
     build(folder, manifest, lambda skip: iter(batches[skip:]), make_parts, job={})
     return time.perf_counter() - began
-
-
-def _columns(done: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Committed tokens, and steps, of every stream."""
-    committed = [sum(trace.committed for trace in generation.traces) for generation in done]
-    return committed, [len(generation.traces) for generation in done]
 
 
 def _in_ms(figures: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Budget, Drafter, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.measure.bootstrap import speedup_interval
+from draftsmith.infer.measure.metrics import per_answer
 from draftsmith.infer.measure.recordings import Recording, arrived, recordings
-from draftsmith.infer.measure.replay import Replay, Replayed
+from draftsmith.infer.measure.replay import Replay
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.studies import run_study
@@ -91,7 +92,7 @@ def compare(
     for name in drafters.keys() - {"rest"}:
         found[name]["rest_over_it"] = found["rest"]["accepted_length"] / found[name]["accepted_length"]
         found[name]["rest_over_it_interval"] = speedup_interval(
-            *_columns(replayed["rest"]), *_columns(replayed[name]), seed=seed
+            *per_answer(replayed["rest"].done), *per_answer(replayed[name].done), seed=seed
         )
     return found
 
@@ -171,12 +172,6 @@ class Suffixes:
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
     names = ("accepted_length", "accepted_length_interval", "hit_rate", "nodes_per_step", "propose_p50_s")
     return {name: figures[name] for name in names}
-
-
-def _columns(replayed: Replayed) -> tuple[list[int], list[int]]:
-    """Committed tokens, and steps, of every stream."""
-    committed = [sum(trace.committed for trace in one.traces) for one in replayed.done]
-    return committed, [len(one.traces) for one in replayed.done]
 
 
 def _show(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

@@ -3,6 +3,7 @@
     OUT/run.json                 how the study was started
     OUT/runs/NAME-SEED/          a training run like any other
     OUT/measured/NAME-SEED.json  per way of decoding: committed tokens and steps of every prompt
+    OUT/calibration.json         CPU seconds per step of every run, of studies at equal cost
     OUT/plain.json               how repetitive the target's own greedy answers are
 
 Finished runs and measurements are not repeated. Seeds are pooled prompt by prompt: committed tokens and steps are
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,12 +34,14 @@ from draftsmith.infer.models.layers import first_layers
 from draftsmith.infer.models.load import load_model, load_target
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import Template, find_template
-from draftsmith.train.data.batches import IGNORED
-from draftsmith.train.drafts.exits import ExitStates
+from draftsmith.train.data.batches import IGNORED, MicroBatches
+from draftsmith.train.drafts.exits import ExitStates, TrainContext
+from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.objectives.objective import Objective
 from draftsmith.train.objectives.soft import SoFT
-from draftsmith.train.run.config import TrainConfig, resolved
+from draftsmith.train.run.config import RunConfig, TrainConfig, resolved
 from draftsmith.train.run.data_module import load_data
+from draftsmith.train.run.optimisers import make_optimiser
 from draftsmith.train.run.run import train_draft
 from draftsmith.train.run.validation import decode
 
@@ -155,6 +159,53 @@ class Study:
     def _prompts(self, template: Template) -> list[list[int]]:
         """The first turn of every question, rendered."""
         return [template.prompt_ids(record.prompt) for record in read_records(self.questions, need="questions")]
+
+
+class TimedSteps:
+    """The optimiser steps of a training run alone, without what it does between them."""
+
+    def __init__(self, config: RunConfig, objective: Any, builder: Any) -> None:
+        config = resolved(config)
+        loaded, tokenizer = load_model(config.target, device="cpu")
+        corpus, data = load_data(config, find_template(config.text.template, tokenizer), first=False)
+        special = tuple(tokenizer.all_special_ids)
+        self.draft = builder.build(BuildContext(loaded, corpus, torch.float32, special_ids=special))
+        self.objective = objective
+        self.objective.begin(TrainContext(loaded, self.draft.model, corpus, config.text.max_length, "cpu"))
+        named = list(self.draft.named_parameters())
+        self.optimiser = make_optimiser(named, config.optim.name, 1e-6, 0.0, (0.9, 0.95), frozenset())
+        self.batches = MicroBatches(corpus, data.stream, config.optim.batch_size, config.optim.micro_batch_size, 0, 1)
+        self.mixed = config.machine.precision == "bf16-mixed"
+        self.number = 0
+
+    def seconds(self) -> float:
+        """CPU seconds of one step."""
+        began = time.process_time()
+        for _ in range(self.batches.per_step):
+            batch = self.batches[self.number]
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.mixed):
+                sums = self.objective(self.draft, batch)
+            (sums.total / batch["loss_tokens"]).backward()
+            self.number += 1
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return time.process_time() - began
+
+
+def step_seconds(out: Path, runs: Mapping[str, Callable[[], TimedSteps]], rounds: int = 3) -> dict[str, float]:
+    """CPU seconds per step of each run, measured in turns unless the study's calibration.json has them."""
+    path = out / "calibration.json"
+    if not path.is_file():
+        timed = {name: make().seconds for name, make in runs.items()}
+        write_json(path, {name: statistics.median(found) for name, found in in_turns(timed, rounds).items()})
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each, `rounds` times in turns; one more turn warms up."""
+    turns = [{name: seconds() for name, seconds in timed.items()} for _ in range(rounds + 1)]
+    return {name: [turn[name] for turn in turns[1:]] for name in timed}
 
 
 def run_json(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.files.workers import Progress, Workers
 from draftsmith.infer.measure.recordings import Recording
 from draftsmith.infer.text.rendering import Template
@@ -52,8 +53,7 @@ def build_store(
         workers: what makes documents and segments; default: this process.
         progress: called with the records and tokens read so far.
     """
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
+    at_least(1, chunk_tokens=chunk_tokens)
     content = reader.documents.content
     manifest = _empty_manifest(reader.template, template_name, content, provenance)
     job = {"kind": KIND, "data": source, "tokenizer": manifest.tokenizer, "template": manifest.template,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from draftsmith.infer.contract.arguments import at_least
 from draftsmith.infer.contract.draft import OUTRIGHT, Draft, Trial
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
@@ -95,12 +96,8 @@ class Rest:
         calibration: Any = "auto",
         costs: Any = "auto",
     ) -> None:
-        for what, value in (
-            ("nodes", nodes), ("num_draft_tokens", num_draft_tokens), ("max_match", max_match), ("hits", hits),
-            ("hits_per_level", hits_per_level), ("threads", threads)
-        ):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1, not {value}")
+        at_least(1, nodes=nodes, num_draft_tokens=num_draft_tokens, max_match=max_match, hits=hits)
+        at_least(1, hits_per_level=hits_per_level, threads=threads)
         if min(context_weight, context_lead, context_hits, min_confidence, max_mapped_mb) < 0:
             raise ValueError(
                 "context_weight, context_lead, context_hits, min_confidence and max_mapped_mb must not be negative"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.drafters import SmallLM
 
 NEW = 50
@@ -36,10 +34,3 @@ def both(model: Any, call: Any, **arguments: Any) -> tuple[torch.Tensor, torch.T
     given = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0} | arguments
     plain = model.generate(**copy.deepcopy(given))
     return plain, model.generate(**given, custom_generate=call)
-
-
-def assert_tried_hard(generations: Sequence[Generation], deep: int = 2) -> None:
-    traces = [trace for generation in generations for trace in generation.traces]
-    assert max(trace.accepted for trace in traces) >= deep
-    assert any(not tried.accepted for trace in traces for tried in trace.tried)
-    assert len({token for generation in generations for token in generation.token_ids}) >= 8

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import enumeration as en
 import torch
 
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
+
+Law = Callable[[tuple[int, ...]], torch.Tensor]
 
 TARGET = {(): [0.4, 0.3, 0.2, 0.1], (0,): [0.1, 0.6, 0.2, 0.1], (1,): [0.25, 0.25, 0.3, 0.2]}
 DRAFT = {(): [0.1, 0.2, 0.3, 0.4], (0,): [0.3, 0.2, 0.4, 0.1], (1,): [0.0, 0.5, 0.5, 0.0]}
@@ -26,13 +29,24 @@ def distribution(path: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(draft_distribution(path), dtype=torch.float64)
 
 
+def laws(seed: int) -> tuple[Callable[[tuple[int, ...]], list[float]], Law]:
+    """A target's and a draft's distributions over three tokens for every path."""
+
+    def of(name: str, path: tuple[int, ...]) -> list[float]:
+        chance = Random(f"{name} {seed} {path}")
+        weights = [chance.random() ** 2 + 0.01 for _ in range(3)]
+        return [weight / sum(weights) for weight in weights]
+
+    return lambda path: of("target", path), lambda path: torch.tensor(of("draft", path), dtype=torch.float64)
+
+
 def draw_children(
     draft: Draft,
     parent: int,
     count: int,
     replacement: bool,
     chooser: Any,
-    distribution_of: Callable[[tuple[int, ...]], torch.Tensor] = distribution,
+    distribution_of: Law = distribution,
 ) -> list[int]:
     """`count` draws from one group below `parent`."""
     probs_V = distribution_of(en.path_of(draft, parent))
@@ -47,11 +61,19 @@ def draw_children(
     return nodes
 
 
-def chain(chooser: Any) -> Draft:
-    draft = Draft()
-    (node,) = draw_children(draft, ROOT, 1, True, chooser)
-    draw_children(draft, node, 1, True, chooser)
-    return draft
+def chain_of(depth: int, distribution_of: Law = distribution) -> Callable[[Any], Draft]:
+    """A chain of drawn tokens."""
+
+    def propose(chooser: Any) -> Draft:
+        draft, node = Draft(), ROOT
+        for _ in range(depth):
+            (node,) = draw_children(draft, node, 1, True, chooser, distribution_of)
+        return draft
+
+    return propose
+
+
+chain, chain_of_three = chain_of(2), chain_of(3)
 
 
 def siblings(replacement: bool, count: int) -> Callable[[Any], Draft]:
@@ -135,13 +157,6 @@ def probes(chooser: Any) -> Draft:
     probe = draft.probe(ROOT, 0)
     draft.probe(probe, 1)
     draw_children(draft, ROOT, 1, True, chooser)
-    return draft
-
-
-def chain_of_three(chooser: Any) -> Draft:
-    draft, node = Draft(), ROOT
-    for _ in range(3):
-        (node,) = draw_children(draft, node, 1, True, chooser)
     return draft
 
 

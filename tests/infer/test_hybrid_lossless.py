@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from decoded import assert_tried_hard, decode, tokens
 from planted import plant
 from tiny_families import plain_answer, tiny_family
 
 from draftsmith.infer.contract.draft import ROOT, Draft
-from draftsmith.infer.contract.protocols import Budget, Drafter
+from draftsmith.infer.contract.protocols import Budget
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
@@ -75,27 +76,16 @@ def make_rows(settings: Settings, count: int = len(NEW)) -> list[Row]:
     return rows
 
 
-def decode(target: HFTarget, drafter: Drafter, rows: Sequence[Row], batch_size: int = 1) -> list[Generation]:
-    drafter.bind(target)
-    return generate(target, drafter, rows, batch_size=batch_size)
-
-
-def tokens(generations: Sequence[Generation]) -> list[list[int]]:
-    return [generation.token_ids for generation in generations]
-
-
 @functools.cache
 def plain(kind: str, settings: Settings) -> list[list[int]]:
     return tokens(decode(target_of(kind), Empty(), make_rows(settings)))
 
 
-def assert_tried_hard(generations: Sequence[Generation], deep: int = 3) -> None:
+def assert_tried_all_ways(generations: Sequence[Generation], deep: int = 3) -> None:
+    assert_tried_hard(generations, deep)
     traces = [trace for generation in generations for trace in generation.traces]
-    assert max(trace.accepted for trace in traces) >= deep
-    assert any(not tried.accepted for trace in traces for tried in trace.tried)
     assert any(0 < trace.accepted < trace.nodes for trace in traces), "no draft was accepted in part"
     assert any(0 < trace.accepted == trace.nodes for trace in traces), "no draft was accepted as a whole"
-    assert len({token for generation in generations for token in generation.token_ids}) >= 8
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -114,7 +104,7 @@ def test_trees_right_in_parts_give_plain_s_tokens(kind: str, settings: Settings,
     drafter.learn({str(i): answer for i, answer in enumerate(wanted)})
     generations = decode(target_of(kind), drafter, make_rows(settings), batch_size)
     assert tokens(generations) == wanted
-    assert_tried_hard(generations)
+    assert_tried_all_ways(generations)
 
 
 @pytest.mark.parametrize("settings", [Settings(), SAMPLED], ids=["greedy", "sampled"])
@@ -274,7 +264,7 @@ def test_states_are_handed_out_once_per_token_and_are_those_of_a_plain_pass(kind
     drafter.learn({str(i): answer for i, answer in enumerate(plain(kind, Settings()))})
     rows = make_rows(Settings(), 3)
     generations = decode(target, drafter, rows, 3)
-    assert_tried_hard(generations)
+    assert_tried_all_ways(generations)
     for row in rows:
         upto = 0
         for one in drafter.given[row.key]:

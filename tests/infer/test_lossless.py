@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoded import assert_tried_hard, decode, tokens
 from tiny_models import shaken, tiny_model
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.costs.calibration import Calibration
 from draftsmith.infer.costs.calibrator import Calibrator
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, Lookahead, Mixed, Recycling, SmallLM
 from draftsmith.infer.drafters.controls import Empty, adversary, oracle
-from draftsmith.infer.engine.generate import generate
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.runner.model_runner import ModelRunner
-from draftsmith.infer.rules.named import DEFAULT
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.retrieval import Dresd, PromptLookup, Rest
 from draftsmith.retrieval.dresd import build as dresd_build
@@ -55,24 +53,6 @@ def make_rows(settings: Settings, new_tokens: int = 40, vocab: int = 61) -> list
         ids = torch.randint(3, vocab, (length,), generator=generator).tolist()
         rows.append(Row(str(i), ids + ids[: length // 2], settings, Stops(new_tokens - 3 * i)))
     return rows
-
-
-def decode(
-    target: HFTarget, drafter: Drafter, rows: Sequence[Row], batch_size: int = 1, rule: str = DEFAULT
-) -> list[Generation]:
-    drafter.bind(target)
-    return generate(target, drafter, rows, batch_size=batch_size, rule=rule)
-
-
-def tokens(generations: Sequence[Generation]) -> list[list[int]]:
-    return [generation.token_ids for generation in generations]
-
-
-def assert_tried_hard(generations: Sequence[Generation], deep: int = 2) -> None:
-    traces = [trace for generation in generations for trace in generation.traces]
-    assert max(trace.accepted for trace in traces) >= deep
-    assert any(not tried.accepted for trace in traces for tried in trace.tried)
-    assert len({token for generation in generations for token in generation.token_ids}) >= 8
 
 
 DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
@@ -110,6 +90,7 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
         ],
         nodes=16,
     ),
+    "mixed unread": lambda model: Mixed([PromptLookup(), Recycling(nodes=8)], nodes=12),
     "mixed by cost": lambda model: Mixed(
         [
             PromptLookup(),

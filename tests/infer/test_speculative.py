@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from generate_pairs import NEW, assert_tried_hard, batch, both, small
+from decoded import assert_tried_hard
+from generate_pairs import NEW, batch, both, small
 from tiny_folders import Folders
 from transformers import (
     AutoModelForCausalLM,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_lossless import ARCHITECTURES, ROWS, SAMPLED, assert_tried_hard, decode, make_rows, tokens
+from decoded import assert_tried_hard, decode, tokens
+from test_lossless import ARCHITECTURES, ROWS, SAMPLED, make_rows
 from tiny_heads import fitted
 
 from draftsmith.infer.contract.protocols import Drafter

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,8 @@ from typing import Any
 import pytest
 
 from draftsmith.recipes.cli.main import run
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +58,22 @@ def rows_file(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`script("plan", ...)` runs a recipe's script, or one of another path, with the real command on its path; further
+    keywords are its environment."""
+    command = tmp_path / "bin" / "draftsmith"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m draftsmith.recipes "$@"\n')
+    command.chmod(0o755)
+
+    def script(name: str | Path, *words: object, **environment: object) -> subprocess.CompletedProcess[str]:
+        path = name if isinstance(name, Path) else RECIPES / f"{name}.sh"
+        env = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "DRAFTSMITH_CACHE": str(tmp_path / "c")}
+        env |= {key: str(value) for key, value in environment.items()}
+        line = ["bash", *map(str, (path, *words))]
+        return subprocess.run(line, capture_output=True, text=True, timeout=580, env=env, cwd=tmp_path)
+
+    return script

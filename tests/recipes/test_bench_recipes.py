@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +39,13 @@ def test_a_recipe_runs_and_samples_as_it_says(
 
 
 @pytest.mark.parametrize("name", ["bench_mtbench", pytest.param("bench_humaneval", marks=pytest.mark.slow)])
-def test_a_script_is_the_documented_way_in(folders: Any, rows_file: Any, tmp_path: Path, name: str) -> None:
-    command = tmp_path / "bin" / "draftsmith"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
-    command.chmod(0o755)
-    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
-    words = [shutil.which("bash"), RECIPES / f"{name}.sh", "--out", tmp_path / "run", *SMALL]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=env)
+def test_a_script_is_the_documented_way_in(
+    script: Any, folders: Any, rows_file: Any, tmp_path: Path, name: str
+) -> None:
+    words = [name, "--out", tmp_path / "run", *SMALL]
+    done = script(*words)
     assert done.returncode != 0
     assert "name the target" in done.stderr
-    env |= {"TARGET": folders.target, "QUESTIONS": rows_file(QUESTIONS[name])}
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=env)
+    done = script(*words, TARGET=folders.target, QUESTIONS=rows_file(QUESTIONS[name]))
     assert done.returncode == 0, done.stderr
     check(tmp_path / "run", name)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +17,18 @@ WORDS = ["fox", "dog", "the lazy dog", "brown", "jumps", "over", "what", "says",
 
 
 @pytest.mark.slow
-def test_the_script_calibrates_benches_every_rule_and_compares(folders: Any, rows_file: Any, tmp_path: Path) -> None:
+def test_the_script_calibrates_benches_every_rule_and_compares(
+    script: Any, folders: Any, rows_file: Any, tmp_path: Path
+) -> None:
     draft = tmp_path / "draft"
     shutil.copytree(folders.draft, draft)
     config = json.loads((draft / "config.json").read_text())
     (draft / "config.json").write_text(json.dumps(config | {"sorted_exits": [1, 2]}))
-    command = tmp_path / "bin" / "draftsmith"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
-    command.chmod(0o755)
     prompts = [{"question_id": i, "category": "words", "turns": [f"say {word}"]} for i, word in enumerate(WORDS)]
-    env = os.environ | {
-        "PATH": f"{command.parent}:{os.environ['PATH']}", "DRAFTSMITH_CACHE": str(tmp_path / "cache"),
-        "TARGET": folders.target, "DRAFT": str(draft), "EXITS": "1 2", "HELD_OUT": str(rows_file(prompts)),
-        "QUESTIONS": str(rows_file(prompts[:2], "questions.jsonl")), "OUT": str(tmp_path / "run"),
-    }  # fmt: skip
-    words = [shutil.which("bash"), RECIPES / "bench_sd2.sh", "--max_new_tokens", "12", "--warmup", "0"]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=500, env=env)
+    done = script(
+        "bench_sd2", "--max_new_tokens", "12", "--warmup", "0", TARGET=folders.target, DRAFT=draft, EXITS="1 2",
+        HELD_OUT=rows_file(prompts), QUESTIONS=rows_file(prompts[:2], "questions.jsonl"), OUT=tmp_path / "run",
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     figures = _results(tmp_path / "run")
     assert set(figures) == {"plain", "cost", "threshold", "level", "exit1", "chain1", "exit2", "chain2"}

@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +152,11 @@ def test_a_command_that_a_comment_names_has_the_options_that_it_names(path: Path
 
 
 @pytest.fixture
-def run_real(tmp_path: Path) -> Any:
+def run_real(script: Any) -> Any:
     """Run a recipe with the real command; it has to succeed."""
-    command = tmp_path / "bin" / "draftsmith"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m draftsmith.recipes "$@"\n')
-    command.chmod(0o755)
 
-    def run(name: str, *words: object, **environment: object) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "DRAFTSMITH_CACHE": str(tmp_path / "c")}
-        env |= {key: str(value) for key, value in environment.items()}
-        line = ["bash", str(RECIPES / f"{name}.sh"), *map(str, words)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=580, env=env, cwd=tmp_path)
+    def run(name: str | Path, *words: object, **environment: object) -> subprocess.CompletedProcess[str]:
+        done: subprocess.CompletedProcess[str] = script(name, *words, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -193,10 +184,7 @@ def test_a_target_is_trained_as_the_script_says(run_real: Any, tmp_path: Path) -
     folder.mkdir()
     (folder / "train_target.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(RECIPES / "train_target.sh", folder)
-    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    words = ["bash", str(folder / "train_target.sh"), str(tmp_path / "target"), str(text)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env=env)
-    assert done.returncode == 0, done.stderr
+    run_real(folder / "train_target.sh", tmp_path / "target", text)
     assert (tmp_path / "target" / "model.safetensors").is_file()
 
 

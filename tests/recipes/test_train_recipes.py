@@ -1,9 +1,6 @@
 """Every training recipe runs a few steps through the command line, on a tiny target in place of its own."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -71,31 +68,33 @@ def test_a_recipe_trains_and_its_flags_override_it(name, target, chats, tmp_path
     assert not (tmp_path / "out" / "start").exists()
 
 
+@pytest.fixture
+def trained(call, target, chats, tmp_path):
+    """Train a head by its recipe; the recipe, and the settings that were kept."""
+
+    def train(name):
+        words = ["--config", RECIPES / f"{name}.yaml", "--target", target, "--data", chats, "--out", tmp_path / "out"]
+        words += ["--max_steps", "2", "--minutes", "null", "--text.cache", tmp_path / "cache", *TINY]
+        kept = call("train", name.split("_")[1], *words, "--json").json["settings"]
+        recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+        assert kept["optim"]["lr"] == recipe["optim"]["lr"]
+        return recipe, kept
+
+    return train
+
+
 @pytest.mark.parametrize("name", ["train_medusa", "train_hydra", "train_medusa_small", "train_hydra_small"])
-def test_a_recipe_trains_heads(name, target, chats, tmp_path, capsys):
-    kind = name.split("_")[1]
-    words = ["train", kind, "--config", str(RECIPES / f"{name}.yaml"), "--target", str(target), "--data", str(chats),
-             "--out", str(tmp_path / "out"), "--max_steps", "2", "--minutes", "null", "--text.cache",
-             str(tmp_path / "cache"), "--json", *TINY]  # fmt: skip
-    assert run(words) == 0
-    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    kept = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
-    assert kept["optim"]["lr"] == recipe["optim"]["lr"]
+def test_a_recipe_trains_heads(name, trained, tmp_path):
+    recipe, kept = trained(name)
     assert kept["objective"]["losses"] == recipe["losses"]
-    made = (load_medusa if kind == "medusa" else load_hydra)(tmp_path / "out")
+    made = (load_medusa if "medusa" in name else load_hydra)(tmp_path / "out")
     assert (len(made.heads), made.num_layers) == (recipe["num_heads"], recipe["num_layers"])
     assert (getattr(made, "prefix", None) is not None) == recipe.get("prefix", False)
 
 
 @pytest.mark.parametrize("name", ["train_eagle", "train_eagle_small"])
-def test_a_recipe_trains_an_eagle_head(name, target, chats, tmp_path, capsys):
-    words = ["train", "eagle", "--config", str(RECIPES / f"{name}.yaml"), "--target", str(target), "--data", str(chats),
-             "--out", str(tmp_path / "out"), "--max_steps", "2", "--minutes", "null", "--text.cache",
-             str(tmp_path / "cache"), "--json", *TINY]  # fmt: skip
-    assert run(words) == 0
-    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    kept = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
-    assert kept["optim"]["lr"] == recipe["optim"]["lr"]
+def test_a_recipe_trains_an_eagle_head(name, trained, target, tmp_path):
+    recipe, kept = trained(name)
     assert kept["draft"]["unrolls"] == recipe["unrolls"]
     made = load_eagle(tmp_path / "out", AutoConfig.from_pretrained(target))
     assert made.features == ("layer:2", "layer:6", "layer:9")
@@ -114,15 +113,9 @@ def test_a_recipe_trains_an_eagle_head(name, target, chats, tmp_path, capsys):
         pytest.param("train_eagle_small", marks=pytest.mark.slow),
     ],
 )
-def test_the_small_script_is_the_documented_way_in(name, target, chats, tmp_path):
-    command = tmp_path / "bin" / "draftsmith"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
-    command.chmod(0o755)
-    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
-    words = [shutil.which("bash"), RECIPES / f"{name}.sh", target, chats, tmp_path / "out", "--max_steps", "2",
-             "--minutes", "null", "--text.cache", tmp_path / "cache", *TINY]  # fmt: skip
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=env)
+def test_the_small_script_is_the_documented_way_in(script, name, target, chats, tmp_path):
+    words = ["--max_steps", "2", "--minutes", "null", "--text.cache", tmp_path / "cache", *TINY]
+    done = script(name, target, chats, tmp_path / "out", *words)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "finished"
 

@@ -26,6 +26,7 @@ from draftsmith.infer.contract.protocols import (
     Target,
     Verdict,
     couples,
+    drafts_unread,
 )
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.contract.trace import Tried
@@ -105,6 +106,11 @@ class Mixed:
     def couples(self) -> bool:
         """Whether any of its drafters does (infer/drafters/lm_drafter.py)."""
         return any(map(couples, self.drafters))
+
+    @property
+    def drafts_unread(self) -> bool:
+        """Whether all its drafters propose before the end of a prompt is read."""
+        return all(map(drafts_unread, self.drafters))
 
     @property
     def calibration(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from draftsmith.infer.contract.trace import Generation
 from draftsmith.infer.measure.bootstrap import MIN_PAIRS, speedup_interval
 from draftsmith.infer.measure.doctor.finding import Finding
-from draftsmith.infer.measure.metrics import Totals
+from draftsmith.infer.measure.metrics import Totals, per_answer
 
 CHECK = "accepted_length"
 # Below this hardly any draft is accepted.
@@ -24,7 +24,7 @@ def check_acceptance(own: Sequence[Generation], reference: Sequence[Generation] 
     found = f"{mine:.2f} on {len(own)} prompts"
     theirs = None if reference is None else _length(reference)
     if reference is not None and theirs is not None:
-        interval = speedup_interval(*_columns(own), *_columns(reference), seed=0)
+        interval = speedup_interval(*per_answer(own), *per_answer(reference), seed=0)
         behind = mine / theirs < BEHIND_OF_FEW if interval is None else interval[1] < BEHIND
         found += f", the reference {theirs:.2f}"
         if behind:
@@ -40,12 +40,6 @@ def check_acceptance(own: Sequence[Generation], reference: Sequence[Generation] 
     elif len(own) < MIN_PAIRS:
         found += f"; {MIN_PAIRS} prompts or more compare them better"
     return Finding.ok(CHECK, found)
-
-
-def _columns(done: Sequence[Generation]) -> tuple[list[float], list[float]]:
-    """Committed tokens and steps of each prompt."""
-    totals = [Totals.of(one.traces) for one in done]
-    return [float(one.committed) for one in totals], [float(one.steps) for one in totals]
 
 
 def _length(done: Sequence[Generation]) -> float | None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from draftsmith.infer.measure.doctor.finding import Finding
 from draftsmith.infer.measure.doctor.weights import ROUNDING, Mend, MendTried, best_of, difference
+from draftsmith.infer.models.layers import head_size
 
 CHECK = "rotary"
 # The usual bases, to be tried in place of a draft's own.
@@ -99,7 +100,7 @@ def projections(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 def reordered(model: nn.Module, config: Any, order: str) -> Iterator[None]:
     """Inside, the rows of queries and keys are reordered within each head."""
     held = [(one, parameter, parameter.data) for _, one in projections(model) for parameter in one.parameters()]
-    width = head_width(config)
+    width = head_size(config)
     try:
         for _, parameter, before in held:
             parameter.data = in_order(before, width, order)
@@ -113,10 +114,6 @@ def in_order(weight: torch.Tensor, width: int, order: str) -> torch.Tensor:
     """The rows of a projection, or its bias, mended from `order`; `width`: of a head."""
     by_head = weight.unflatten(0, (-1, width))
     return ORDERS[order](by_head).flatten(0, 1).contiguous()
-
-
-def head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 @contextlib.contextmanager
@@ -139,7 +136,7 @@ def turning(model: nn.Module) -> list[Any]:
 
 def _order(model: Any, reference: Any) -> Finding | None:
     """Whether queries and keys are the reference's in another order, or other ones; None if they are the same."""
-    width, theirs = head_width(model.config.get_text_config()), dict(projections(reference))
+    width, theirs = head_size(model.config.get_text_config()), dict(projections(reference))
     for name, one in projections(model):
         if name not in theirs or theirs[name].weight.shape != one.weight.shape:
             continue

@@ -37,22 +37,25 @@ class DrawnText:
 def logged_settings(streams: Sequence[Recording], asked: Mapping[str, Any]) -> dict[str, Any]:
     """How the logs say that their tokens were drawn, with what they leave open as `asked`. ValueError if they differ
     from one another or from what was asked, or if nobody names the temperature."""
-    known = _switched_on(streams[0].sampling)
-    for one in streams:
+    said = [one for one in streams if one.sampling]
+    known = _switched_on(said[0].sampling) if said else {}
+    for one in said:
         if _switched_on(one.sampling) != known:
             raise ValueError(
-                f"{streams[0].key} and {one.key} were drawn with different settings ({known} and "
+                f"{said[0].key} and {one.key} were drawn with different settings ({known} and "
                 f"{_switched_on(one.sampling)}): forecast them one setting at a time"
             )
     off = Settings().to_json()
-    for name, value in asked.items():
-        if streams[0].sampling and (logged := known.get(name, off[name])) != value:
+    for name, value in asked.items() if said else ():
+        left_open = value if name == "temperature" else off[name]
+        if (logged := known.get(name, left_open)) != value:
             raise ValueError(f"--{name} {value} was given, but the logs were drawn with {name} {logged}")
-    found = {**known, **asked}
-    if "temperature" not in found:
+    silent = next((one for one in streams if "temperature" not in one.sampling), None)
+    if silent is not None and "temperature" not in asked:
         raise ValueError(
-            f"{streams[0].key} does not say at what temperature it was drawn: give --temperature, 0 if it is greedy"
+            f"{silent.key} does not say at what temperature it was drawn: give --temperature, 0 if it is greedy"
         )
+    found = {**known, **asked}
     if strange := sorted(set(found) - {field.name for field in fields(Settings)}):
         raise ValueError(f"{streams[0].key} was drawn with {', '.join(strange)}, which cannot be forecast")
     return found

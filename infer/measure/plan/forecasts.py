@@ -14,8 +14,9 @@ from draftsmith.infer.measure.forecast.drafting import Drafting
 from draftsmith.infer.measure.forecast.outlook import priced, rows_of
 from draftsmith.infer.measure.plan.head_shapes import CandidateHead
 from draftsmith.infer.measure.plan.ranking import seconds
-from draftsmith.infer.measure.plan.shapes import CandidateShape, SurveyRequest, head_size
+from draftsmith.infer.measure.plan.shapes import CandidateShape, SurveyRequest
 from draftsmith.infer.measure.plan.survey import Survey
+from draftsmith.infer.models.layers import head_size
 
 # Priced besides those that were asked for, up to the largest of them.
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -24,9 +24,10 @@ import torch
 
 from draftsmith.infer.costs.pass_costs import PassCost
 from draftsmith.infer.costs.timing import non_negative_fit
+from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal, state_refusal
-from draftsmith.infer.models.layers import picked_config, stack_path, weight_bytes
+from draftsmith.infer.models.layers import head_size, picked_config, stack_path, weight_bytes
 from draftsmith.infer.models.load import DTYPES
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def load_config(name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, KeyError, ValueError) as problem:
-        raise ValueError(f"the config of {name} could not be read: {str(problem).splitlines()[0]}") from problem
+        raise ValueError(f"the config of {name} could not be read: {first_line(problem)}") from problem
     reason = refusal(config) or state_refusal(config)
     if reason:
         raise ValueError(f"{name}: {reason}")
@@ -163,10 +164,6 @@ def shaped_config(config: Any, shape: CandidateShape) -> Any:
     if hasattr(target, "word_embed_proj_dim"):
         text.word_embed_proj_dim = shape.width
     return made
-
-
-def head_size(text: Any) -> int:
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def key_heads(text: Any) -> int:

@@ -17,8 +17,9 @@ import torch
 from draftsmith.infer.costs.identity import machine
 from draftsmith.infer.costs.roofline import CPU, MachineFigures
 from draftsmith.infer.costs.timing import Clock, PassShape, visit
-from draftsmith.infer.measure.plan.shapes import CandidateShape, head_size, random_model, shaped_config
+from draftsmith.infer.measure.plan.shapes import CandidateShape, random_model, shaped_config
 from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.layers import head_size
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.prepack import total_memory
 from draftsmith.infer.models.products import replace_products

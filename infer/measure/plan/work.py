@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from draftsmith.infer.costs.roofline import Work
-from draftsmith.infer.measure.plan.shapes import head_size, key_heads
-from draftsmith.infer.models.layers import stack_path
+from draftsmith.infer.measure.plan.shapes import key_heads
+from draftsmith.infer.models.layers import head_size, stack_path
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 ACTIVE_COUNTS = ("num_experts_per_tok", "moe_top_k", "moe_k", "experts_per_token")

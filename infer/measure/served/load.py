@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from draftsmith.infer.answers.server_client import Server, StreamedAnswer
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.measure.runners import Question
+from draftsmith.infer.measure.runners import Question, check_questions
 from draftsmith.infer.measure.served.counters import DraftCounts, ServerCounters
 from draftsmith.infer.text.record import Message
 
@@ -121,12 +121,7 @@ def measure(
 
 
 def check(questions: Sequence[Question], concurrency: Sequence[int]) -> None:
-    if not questions:
-        raise ValueError("there are no questions to measure with")
-    ids = [question.id for question in questions]
-    for one in ids:
-        if ids.count(one) > 1:
-            raise ValueError(f"question {one!r} occurs twice: give every question its own id")
+    check_questions(questions)
     if not concurrency:
         raise ValueError("--concurrency names no number of requests: give some, such as 1,4,16")
     if len(set(concurrency)) < len(concurrency):

@@ -19,36 +19,28 @@ seed's drafts, in turns, as they come by default, at both temperatures.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-
-import torch
 
 from draftsmith.infer.drafters import Eagle, Hydra, Medusa, SmallLM
 from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.measure.metrics import Totals
-from draftsmith.infer.models.load import load_model, load_target
+from draftsmith.infer.models.load import load_target
 from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.templates import find_template
-from draftsmith.recipes.studies.study import ROWS_AT_ONCE, Study, Way, markdown, run_json
-from draftsmith.train.data.batches import MicroBatches
+from draftsmith.recipes.studies.study import ROWS_AT_ONCE, Study, TimedSteps, Way, markdown, run_json, step_seconds
 from draftsmith.train.drafts.eagle import EagleBuilder
-from draftsmith.train.drafts.exits import TrainContext
 from draftsmith.train.drafts.hydra import HydraBuilder
 from draftsmith.train.drafts.lm import LMBuilder
 from draftsmith.train.drafts.medusa import MedusaBuilder
-from draftsmith.train.drafts.trainable import BuildContext
 from draftsmith.train.objectives.distil import Distil
 from draftsmith.train.objectives.eagle import EagleObjective
 from draftsmith.train.objectives.future_tokens import FutureTokens
-from draftsmith.train.run.config import Machine, Optim, RunConfig, Text, TrainConfig, Watch, resolved
-from draftsmith.train.run.data_module import load_data
-from draftsmith.train.run.optimisers import make_optimiser
+from draftsmith.train.run.config import Machine, Optim, RunConfig, Text, TrainConfig, Watch
 from draftsmith.train.run.run import train_draft, train_heads
 from draftsmith.train.run.validation import decode
 
@@ -84,6 +76,9 @@ class TrainedDraft:
             return config
         return TrainConfig(**{one.name: getattr(config, one.name) for one in fields(config)}, num_layers=self.layers)
 
+    def timed(self, shared: RunConfig) -> TimedSteps:
+        return TimedSteps(self.config(shared), self.objective(), self.builder)
+
     def train(self, config: RunConfig) -> None:
         if isinstance(config, TrainConfig):
             train_draft(self.objective(), config)
@@ -107,53 +102,6 @@ def drafts(
         TrainedDraft("hydra", "hydra", FutureTokens, HydraBuilder(4), "adamw", heads_lr),
         TrainedDraft("small", "small", Distil, LMBuilder([layers], layers), "muon", small_lr, layers),
     ]
-
-
-def steps_of(config: RunConfig, drafts: Sequence[TrainedDraft], seconds: float, rounds: int = 3) -> dict[str, int]:
-    """The number of steps of each draft, from one measurement in which they took turns."""
-    path = Path(config.out) / "calibration.json"
-    if not path.is_file():
-        timed = {draft.name: TimedSteps(draft, draft.config(config)) for draft in drafts}
-        found: dict[str, list[float]] = {name: [] for name in timed}
-        for turn in range(rounds + 1):
-            for name, one in timed.items():
-                took = one.seconds()
-                if turn:
-                    found[name].append(took)
-        write_json(path, {name: statistics.median(each) for name, each in found.items()})
-    each = json.loads(path.read_text(encoding="utf-8"))
-    return {draft.name: max(round(seconds / each[draft.name]), 1) for draft in drafts}
-
-
-class TimedSteps:
-    """A draft's optimiser steps alone, without what a run does between them."""
-
-    def __init__(self, draft: TrainedDraft, shared: RunConfig) -> None:
-        config = resolved(shared)
-        loaded, tokenizer = load_model(config.target, device="cpu")
-        corpus, data = load_data(config, find_template(config.text.template, tokenizer), first=False)
-        special = tuple(tokenizer.all_special_ids)
-        self.draft = draft.builder.build(BuildContext(loaded, corpus, torch.float32, special_ids=special))
-        self.objective = draft.objective()
-        self.objective.begin(TrainContext(loaded, self.draft.model, corpus, config.text.max_length, "cpu"))
-        named = list(self.draft.named_parameters())
-        self.optimiser = make_optimiser(named, config.optim.name, 1e-6, 0.0, (0.9, 0.95), frozenset())
-        self.batches = MicroBatches(corpus, data.stream, config.optim.batch_size, config.optim.micro_batch_size, 0, 1)
-        self.mixed = config.machine.precision == "bf16-mixed"
-        self.number = 0
-
-    def seconds(self) -> float:
-        """CPU seconds of one step."""
-        began = time.process_time()
-        for _ in range(self.batches.per_step):
-            batch = self.batches[self.number]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.mixed):
-                sums = self.objective(self.draft, batch)
-            (sums.total / batch["loss_tokens"]).backward()
-            self.number += 1
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        return time.process_time() - began
 
 
 def measured(draft: TrainedDraft, config: RunConfig, study: Study) -> dict[str, Any]:
@@ -236,7 +184,8 @@ def head_training(
     pairs = [(*pair, way) for pair in PAIRS for way in decoded if names.intersection(only or names) >= set(pair)]
     plain = TrainConfig(target, data, out, num_layers=small_layers, text=shared.text)
     study = Study(plain, [], decoded, pairs, questions, max_new_tokens, chosen)
-    steps = steps_of(shared, made, seconds)
+    each = step_seconds(study.out, {draft.name: partial(draft.timed, shared) for draft in made})
+    steps = {draft.name: max(round(seconds / each[draft.name]), 1) for draft in made}
     for seed in chosen:
         for draft in made:
             folder = study.folder(draft.name, seed)

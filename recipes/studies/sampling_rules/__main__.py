@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -18,15 +19,14 @@ from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.files.provenance import hardware
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
-from draftsmith.infer.measure.runners import LoopRunner, Question
-from draftsmith.infer.measure.tables import number, show, table_of
+from draftsmith.infer.measure.runners import LoopRunner, Question, coders
+from draftsmith.infer.measure.tables import number, show, table_of, with_interval
 from draftsmith.infer.models.load import load_target
-from draftsmith.infer.text.record import Message
 from draftsmith.infer.text.templates import find_template
 from draftsmith.recipes.cli.inputs import PLAIN, parse_drafters, read_questions
 from draftsmith.recipes.cli.progress import progress
 from draftsmith.recipes.studies import run_study
-from draftsmith.recipes.studies.mixed import between, compare_pair
+from draftsmith.recipes.studies.mixed import compare_pair, ratios
 
 BASE = "drawn-token"
 CHAIN, TREE = "top_k=1,num_draft_tokens={nodes}", "nodes={nodes},num_draft_tokens={depth}"
@@ -87,9 +87,8 @@ def sampling_rules(
         runners.append(LoopRunner(name, loaded, drafter, settings, stops, rule=rule))
     measured = bench(
         runners,
-        [Question(one.id, one.category, tuple(one.questions), one.system) for one in read_questions(data, limit)],
-        lambda messages: form.prompt_ids([Message(**message) for message in messages]),
-        lambda ids: str(form.tokenizer.decode(ids, skip_special_tokens=True)),
+        [Question.of(record) for record in read_questions(data, limit)],
+        *coders(form),
         seed=seed,
         progress=lambda now: progress(now.line(), last=now.done),
         clock=time.process_time,
@@ -111,10 +110,10 @@ def sampling_rules(
         show([rows])
 
 
-def _add(rows: Table, name: str, one: dict[str, float]) -> None:
-    speed = between({"plain": one["speedup"], "plain_interval": one["interval"]}, "plain")
-    cells = (number(one["nodes_per_step"], 1), number(one["accepted_length"]), between(one, "longer"))
-    rows.add_row(name, *cells, speed, between(one, "faster"))
+def _add(rows: Table, name: str, one: dict[str, Any]) -> None:
+    longer, faster = ratios(one)
+    cells = (number(one["nodes_per_step"], 1), number(one["accepted_length"]), longer)
+    rows.add_row(name, *cells, with_interval(one["speedup"], one["interval"]), faster)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from draftsmith.infer.heads.eagle import EagleDesign, EagleHead, rows_of
 from draftsmith.infer.measure.bootstrap import ratio_interval
 from draftsmith.recipes.studies import run_study
 from draftsmith.recipes.studies.speculators.__main__ import VERSION, environment
+from draftsmith.recipes.studies.study import in_turns
 from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.drafts.unrolled import UnrolledHead
 from draftsmith.train.objectives.eagle import EagleObjective
@@ -151,12 +153,7 @@ def training_speed(
         for attention in ATTENTIONS
     }
     timed: dict[str, OurSteps | TheirSteps] = {"here": OurSteps(case), **theirs}
-    taken: dict[str, list[float]] = {name: [] for name in timed}
-    for turn in range(rounds + 1):
-        for name, one in timed.items():
-            seconds = one.seconds(1)
-            if turn:
-                taken[name].append(seconds)
+    taken = in_turns({name: partial(one.seconds, 1) for name, one in timed.items()}, rounds)
     for peer in theirs.values():
         peer.close()
     found = {name: {"tokens_per_s": tokens / statistics.median(each)} for name, each in taken.items()}

@@ -64,6 +64,7 @@ def test_the_server_s_own_token_ids_are_kept(serve, through, suffix):
     assert (row["token_ids"], row["prompt_token_ids"], row["token_ids_from"]) == ([9, 8, 3], [5, 6], "server")
     assert (row["prompt"], row["output"], row["category"], row["stop"]) == ("one", "ONE", "qa", "stop")
     assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+    assert row["sampling"] == {"temperature": 0.0, "seed": 4}
     (request,) = server.requests
     assert request["path"] == "/v1/chat/completions"
     assert [message["role"] for message in request["messages"]] == ["system", "user"]

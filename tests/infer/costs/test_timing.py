@@ -16,7 +16,6 @@ from draftsmith.infer.costs.timing import (
     fit,
     grid,
     left_out,
-    measure,
     measure_together,
     non_negative_fit,
 )
@@ -27,6 +26,10 @@ from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 TRUTH = PassCost([1, 4, 16, 64], [1.0, 1.2, 2.0, 7.0], per_seen=1e-4, per_pair=1e-5)
 ROWS, TOKENS, CONTEXTS = (1, 4), (1, 4, 16), (0, 100, 1000)
+
+
+def measure(timer, rows, tokens, contexts, **options):
+    return measure_together({"": (timer, grid(rows, tokens, contexts))}, **options)[""]
 
 
 class FakeTimer:

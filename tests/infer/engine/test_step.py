@@ -10,7 +10,7 @@ import torch
 from planted import plant
 
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
-from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
+from draftsmith.infer.contract.protocols import Budget, Feedback, Verdict
 from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.drafters import SmallLM
@@ -23,13 +23,10 @@ from draftsmith.infer.models.runner import model_runner
 from draftsmith.retrieval import PromptLookup
 
 
-class Scripted:
+class Scripted(Empty):
     """A drafter that proposes what it was given, and records what it is given."""
 
     name = "scripted"
-    forward_seconds = 0.0
-    bytes_moved = 0
-    origin = ""
 
     def __init__(self, drafts: Sequence[Draft] = (), features: tuple[str, ...] = ()) -> None:
         self.drafts = list(drafts)
@@ -38,24 +35,12 @@ class Scripted:
         self.budgets: list[Budget] = []
         self.feedback: dict[str, list[Feedback]] = {}
 
-    def pass_timers(self) -> dict[str, PassTimer]:
-        return {}
-
-    def bind(self, target: Target) -> None:
-        pass
-
     def open(self, rows: Sequence[Row]) -> None:
         self.feedback |= {row.key: [] for row in rows}
 
     def read(self, rows: Sequence[Row], feedback: Sequence[Feedback]) -> None:
         for row, one in zip(rows, feedback):
             self.feedback[row.key].append(one)
-
-    def close(self, rows: Sequence[Row]) -> None:
-        pass
-
-    def abandon(self, rows: Sequence[Row]) -> None:
-        pass
 
     def propose(self, rows: Sequence[Row], budgets: Sequence[Budget], policy: Any = None) -> list[Draft]:
         self.budgets += budgets

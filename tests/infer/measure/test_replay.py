@@ -94,25 +94,13 @@ def test_a_token_id_that_the_tokenizer_does_not_have_is_named():
         figures(SINGLE, Recording("a", "qa", PROMPT, [1, 40]))
 
 
-class Parrot:
+class Parrot(Empty):
     """Drafts what follows the newest token in the documents that it was given, and tells which it has."""
 
     name = "parrot"
-    features = ()
-    forward_seconds = 0.0
-    bytes_moved = 0
-    origin = ""
 
     def __init__(self, *documents):
         self.documents = list(documents)
-
-    def pass_timers(self):
-        return {}
-
-    def bind(self, target):
-        pass
-
-    open = close = observe = read = abandon = lambda self, *given: None
 
     def propose(self, rows, budgets, policy=None):
         drafts = [Draft() for _ in rows]

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from draftsmith.infer.measure.answer_files import read_answers, read_traces
+from draftsmith.infer.contract.trace import StepTrace
+from draftsmith.infer.files.atomic import read_rows
+from draftsmith.infer.measure.answer_files import read_answers
 from draftsmith.infer.measure.bench import bench
 from draftsmith.infer.measure.figures import summarise
 from draftsmith.infer.measure.metrics import Totals
@@ -65,7 +67,9 @@ def test_answers_hold_every_repeat_and_agree_with_the_results(run):
 
 def test_the_printed_metrics_can_be_made_again_from_the_traces(run):
     folder, results = run
-    totals = Totals.of(row.trace for row in read_traces(folder.traces_path("small:models/tiny")))
+    totals = Totals.of(
+        StepTrace.from_json(row["trace"]) for _, row in read_rows(folder.traces_path("small:models/tiny"))
+    )
     row = results["drafters"]["small:models/tiny"]
     assert totals.accepted_length == row["accepted_length"]
     assert totals.tokens_per_s == pytest.approx(row["tokens_per_s"])

@@ -12,8 +12,12 @@ from tiny_folders import tiny_llama
 from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.models import int8 as int8_module
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.int8 import Int8Product, chosen, int8_copy, is_int8, quantized
+from draftsmith.infer.models.int8 import Int8Product, chosen, int8_copy, quantized
 from draftsmith.infer.models.layers import weight_bytes
+
+
+def is_int8(model: Any) -> bool:
+    return any(isinstance(layer.__dict__.get("forward"), Int8Product) for layer in model.modules())
 
 
 @pytest.mark.parametrize("shape", [(32, 1), (32, 61), (64, 7), (512, 2048), (96, 32)])

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
 from typing import Any
 
 import enumeration as en
 import pytest
-import torch
 from table_drafts import (
     CHAINS,
     SOUND,
     chain,
+    chain_of,
     chain_of_three,
-    draw_children,
     drawn_then_outright,
+    laws,
     siblings,
     target_distribution,
 )
 
-import draftsmith.infer.rules.token as token_module
-import draftsmith.infer.rules.traversal as traversal_module
-from draftsmith.infer.contract.draft import ROOT, Draft
+from draftsmith.infer.contract.draft import Draft
 from draftsmith.infer.contract.protocols import Verdict
 from draftsmith.infer.rules.block import block
 from draftsmith.infer.rules.token import rejection
 
 EXACT = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (token_module, traversal_module):
-        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
 
 
 def written_out(fault: str = "") -> Callable[[Draft, Any, Any], Verdict]:
@@ -90,27 +81,6 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
 
     assert max(error(written_out(), seed) for seed in range(3)) < EXACT
     assert max(error(written_out(fault), seed) for seed in range(3)) > 1e-3
-
-
-def laws(seed: int) -> tuple[Callable[..., list[float]], Callable[..., torch.Tensor]]:
-    """A target's and a draft's distributions over three tokens for every path."""
-
-    def of(name: str, path: tuple[int, ...]) -> list[float]:
-        chance = Random(f"{name} {seed} {path}")
-        weights = [chance.random() ** 2 + 0.01 for _ in range(3)]
-        return [weight / sum(weights) for weight in weights]
-
-    return lambda path: of("target", path), lambda path: torch.tensor(of("draft", path), dtype=torch.float64)
-
-
-def chain_of(depth: int, drafted: Callable[..., torch.Tensor]) -> Callable[[Any], Draft]:
-    def propose(chooser: Any) -> Draft:
-        draft, node = Draft(), ROOT
-        for _ in range(depth):
-            (node,) = draw_children(draft, node, 1, True, chooser, drafted)
-        return draft
-
-    return propose
 
 
 @pytest.mark.parametrize("depth", [2, 3])

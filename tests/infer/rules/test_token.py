@@ -13,7 +13,6 @@ from planted import plant
 from table_drafts import CHAINS, SOUND, draft_distribution, draw_children, outright_tree, siblings, target_distribution
 
 import draftsmith.infer.rules.token as rejection_module
-import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.distribution import draw_by_inversion
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.contract.protocols import Verdict
@@ -24,13 +23,6 @@ V = 4
 EXACT = 1e-12
 RULES = {name: as_rule(name) for name in NAMES}
 CASES = [(name, rule) for name in SOUND for rule in RULES if rule != "block" or name in CHAINS]
-
-
-@pytest.fixture(autouse=True)
-def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws from residuals branch instead of being drawn."""
-    for module in (rejection_module, traversal_module):
-        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
 
 
 @pytest.mark.parametrize(("name", "rule"), CASES)
@@ -187,12 +179,13 @@ def test_planted_small_residual_that_is_accepted_is_caught(
     assert small_residual_error(count) > 1e-5
 
 
-def test_a_drawn_token_of_no_probability_is_an_error() -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_a_drawn_token_of_no_probability_is_an_error(rule: str) -> None:
     draft = Draft()
     draft.sampled(ROOT, 0, Group(torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)), "liar", 1.0)
     chooser = en.Chooser()
     with pytest.raises(ValueError, match="probability 0"):
-        rejection(draft, en.TableDistribution(draft, target_distribution, chooser), en.BranchingStream(chooser))
+        RULES[rule](draft, en.TableDistribution(draft, target_distribution, chooser), en.BranchingStream(chooser))
 
 
 def test_inversion_gives_each_token_the_share_of_uniforms_that_is_its_probability() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
-from random import Random
 from typing import Any
 
 import enumeration as en
@@ -18,13 +17,13 @@ from table_drafts import (
     distribution,
     draw_children,
     from_the_rest_then_the_set,
+    laws,
     outright_again_drawn,
     siblings,
     target_distribution,
     tree,
 )  # fmt: skip
 
-import draftsmith.infer.rules.token as token_module
 import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.draft import ROOT, Draft, Group
 from draftsmith.infer.rules.token import rejection
@@ -32,12 +31,6 @@ from draftsmith.infer.rules.traversal import traversal
 
 EXACT = 1e-12
 Propose = Callable[[Any], Draft]
-
-
-@pytest.fixture(autouse=True)
-def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (token_module, traversal_module):
-        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
 
 
 def error(propose: Propose) -> float:
@@ -117,24 +110,7 @@ def test_the_root_is_kept_whatever_rounding_leaves(monkeypatch: pytest.MonkeyPat
         refused_by_rounding()
 
 
-def test_a_drawn_token_of_no_probability_is_an_error() -> None:
-    draft = Draft()
-    draft.sampled(ROOT, 0, Group(torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)), "liar", 1.0)
-    chooser = en.Chooser()
-    with pytest.raises(ValueError, match="probability 0"):
-        traversal(draft, en.TableDistribution(draft, target_distribution, chooser), en.BranchingStream(chooser))
-
-
 # How much it accepts
-
-
-def laws(seed: int) -> tuple[Callable[..., list[float]], Callable[..., torch.Tensor]]:
-    def of(name: str, path: tuple[int, ...]) -> list[float]:
-        chance = Random(f"{name} {seed} {path}")
-        weights = [chance.random() ** 2 + 0.01 for _ in range(3)]
-        return [weight / sum(weights) for weight in weights]
-
-    return lambda path: of("target", path), lambda path: torch.tensor(of("draft", path), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("replacement", [True, False])

@@ -11,9 +11,8 @@ import enumeration as en
 import pytest
 import torch
 from planted import plant
-from table_drafts import draw_children
+from table_drafts import chain_of, draw_children
 
-import draftsmith.infer.rules.token as token_module
 import draftsmith.infer.rules.traversal as traversal_module
 from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.rules.named import NAMES, as_rule
@@ -35,24 +34,16 @@ def law(name: str, seed: int) -> Law:
     return distribution_of
 
 
-def children(draft: Draft, parent: int, count: int, replacement: bool, chooser: Any, seed: int) -> list[int]:
-    def distribution_of(path: tuple[int, ...]) -> torch.Tensor:
-        return torch.tensor(law("draft", seed)(path), dtype=torch.float64)
+def drafted(seed: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    return lambda path: torch.tensor(law("draft", seed)(path), dtype=torch.float64)
 
-    return draw_children(draft, parent, count, replacement, chooser, distribution_of)
+
+def children(draft: Draft, parent: int, count: int, replacement: bool, chooser: Any, seed: int) -> list[int]:
+    return draw_children(draft, parent, count, replacement, chooser, drafted(seed))
 
 
 def chain(depth: int) -> Callable[[int], Propose]:
-    def seeded(seed: int) -> Propose:
-        def propose(chooser: Any) -> Draft:
-            draft, node = Draft(), ROOT
-            for _ in range(depth):
-                (node,) = children(draft, node, 1, True, chooser, seed)
-            return draft
-
-        return propose
-
-    return seeded
+    return lambda seed: chain_of(depth, drafted(seed))
 
 
 def tree(replacement: bool) -> Callable[[int], Propose]:
@@ -128,12 +119,6 @@ TREES: dict[str, tuple[Callable[[int], Propose], Callable[[int], Propose]]] = {
 }
 SHAPES = CHAINS | TREES
 CASES = [(shape, rule) for shape in SHAPES for rule in NAMES if rule != "block" or shape in CHAINS]
-
-
-@pytest.fixture(autouse=True)
-def _branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (token_module, traversal_module):
-        monkeypatch.setattr(module, "draw_by_inversion", en.draw_by_inversion)
 
 
 def error(shape: str, rule: str, seed: int) -> float:

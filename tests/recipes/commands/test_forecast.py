@@ -114,6 +114,24 @@ def test_answers_keep_log_probabilities_of_drawn_tokens_only(call, folders, rows
     assert (told.code, "--target" in told.err) == (2, True)
 
 
+def test_answers_say_at_what_temperature_they_were_drawn(call, folders, rows_file, tmp_path):
+    data = rows_file([{"prompt": prompt} for prompt in PROMPTS])
+    words = ["--drafters", f"small:{folders.draft}", "--lengths", 2]
+    for name, more, sampling in (
+        ("greedy", [], {"temperature": 0.0}),
+        ("drawn", ["--preset", "nucleus", "--seed", 3], {"temperature": 0.7, "top_p": 0.95, "seed": 3}),
+    ):
+        out = tmp_path / f"{name}.jsonl"
+        made = call("answers", "--target", folders.target, "--data", data, "--out", out, "--max_new_tokens", 8, *more)
+        assert made.code == 0, made.err
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["sampling"] for row in rows] == [sampling] * len(PROMPTS)
+        found = call("forecast", "--data", out, *words, "--target", folders.target, "--json")
+        assert found.code == 0, found.err
+        assert found.json["sampling"]["temperature"] == sampling["temperature"]
+        assert found.json["logprobs"] == ("computed" if sampling["temperature"] else "none")
+
+
 def test_replay_forecasts_drawn_chains(call, folders, drawn, rows_file):
     words = ["--tokenizer", folders.target, "--temperature", 0.8]
     specs = f"pld,small:{folders.draft}[sample=true,top_k=1,num_draft_tokens=3]"

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from tiny_folders import tiny_llama
@@ -15,7 +10,6 @@ from tiny_folders import tiny_llama
 from draftsmith.infer.costs import timing as latency
 from draftsmith.infer.costs.pass_costs import Costs
 
-RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 QUICK = ["--batch_sizes", "1,2", "--contexts", "8,16", "--lengths", "1,3", "--trees", "3x2", "--shapes", "1x32,2x32"]
 LEAST = ["--batch_sizes", "1", "--contexts", "8", "--lengths", "2", "--trees", "", "--shapes", "1x16"]
 
@@ -141,16 +135,8 @@ def test_nothing_is_where_the_target_should_be(call, tmp_path):
     assert "does not exist" in told.err
 
 
-def test_the_script_leaves_costs_and_a_plot(config, tmp_path):
-    command = tmp_path / "bin" / "draftsmith"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m draftsmith.recipes "$@"\n')
-    command.chmod(0o755)
-    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
-    words = [shutil.which("bash"), RECIPES / "plan.sh", config, "0.6", *LEAST]
-    done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path, check=False
-    )
+def test_the_script_leaves_costs_and_a_plot(script, config, tmp_path):
+    done = script("plan", config, "0.6", *LEAST)
     assert done.returncode == 0, done.stderr
     assert "acceptance of chains 0.60" in " ".join(done.stdout.split())
     assert (tmp_path / "costs.json").is_file()

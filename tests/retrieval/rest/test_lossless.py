@@ -6,12 +6,12 @@ deep and rejected; every test asserts that its own run did both, and varied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from decoded import assert_tried_hard, tokens
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Row, Stops
@@ -43,10 +43,6 @@ def decode(model: Any, drafter: Drafter, settings: Settings, batch_size: int = 1
     return generate(target, drafter, make_rows(settings), batch_size=batch_size)
 
 
-def tokens(generations: Sequence[Generation]) -> list[list[int]]:
-    return [generation.token_ids for generation in generations]
-
-
 def corrupted(ids: list[int], generator: torch.Generator) -> list[int]:
     """One token in eight replaced."""
     changed = torch.rand(len(ids), generator=generator) < 0.125
@@ -70,8 +66,4 @@ def test_tokens_equal_plain_decoding_in_any_batch(model: Any, kind: str, tmp_pat
         drafter = retrieval.Rest(str(store), nodes=24, threads=2 if batch_size == 3 else 1)
         generations = decode(model, drafter, settings, batch_size)
         assert tokens(generations) == plain
-        traces = [trace for generation in generations for trace in generation.traces]
-        assert max(trace.accepted for trace in traces) >= 4
-        assert any(not tried.accepted for trace in traces for tried in trace.tried)
-        assert len({token for answer in plain for token in answer}) >= 8
-        assert any(0 < trace.nodes for trace in traces)
+        assert_tried_hard(generations, deep=4)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoded import accepted_length
 from joining import admit, release
 from planted import plant
 from tiny_eagle import (
@@ -52,12 +53,6 @@ def make_rows(vocab: int = 61, count: int = 6) -> list[Row]:
         ids = torch.randint(3, vocab, (5 + 4 * i,), generator=generator).tolist()
         rows.append(Row(str(i), ids + ids[: len(ids) // 2], stops=Stops(26 - 2 * i)))
     return rows
-
-
-def length_of(generations: Sequence[Generation]) -> float:
-    """The accepted_length."""
-    traces = [trace for generation in generations for trace in generation.traces]
-    return sum(trace.committed for trace in traces) / len(traces)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +196,7 @@ def test_layer_ids_one_off_are_seen_in_the_accepted_length(target: HFTarget, pla
     wrong.design = replace(head.design, features=("layer:1",))
     faulty = run(target, wrong)
     assert [one.token_ids for one in sound] == [one.token_ids for one in faulty] == plain
-    assert length_of(faulty) < 0.85 * length_of(sound)
+    assert accepted_length(faulty) < 0.85 * accepted_length(sound)
 
 
 @pytest.fixture
@@ -244,7 +239,7 @@ def test_planted_faults_are_seen_in_the_accepted_length(
     request.getfixturevalue(fault)
     faulty = run(target, head)
     assert [one.token_ids for one in sound] == [one.token_ids for one in faulty] == plain
-    assert length_of(faulty) < (0.97 if fault == "kept" else 0.8) * length_of(sound)
+    assert accepted_length(faulty) < (0.97 if fault == "kept" else 0.8) * accepted_length(sound)
 
 
 def test_a_target_that_reads_accepted_tokens_late_is_drafted_for_when_their_states_are_known() -> None:

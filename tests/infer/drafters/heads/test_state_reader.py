@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_heads as tiny
 import torch
+from decoded import accepted_length
 from joining import admit, release
 from planted import plant
 
@@ -57,11 +58,6 @@ def decode(target: HFTarget, drafter: Any, batch_size: int = 1) -> list[Generati
 def whole_steps(one: Generation) -> list[int]:
     """What was committed between the step that read the prompt to its end, and the last one."""
     return [trace.committed for trace in one.traces[1:-1]]
-
-
-def accepted_length(done: Sequence[Generation]) -> float:
-    traces = [trace for one in done for trace in one.traces]
-    return sum(trace.committed for trace in traces) / len(traces)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -108,32 +108,10 @@ def test_ids_that_the_target_does_not_have_take_no_probability(pair):
     assert reading.probs_NK[0] == pytest.approx(distribution.topk(8).values.tolist(), abs=1e-6)
 
 
-class Scripted:
+class Scripted(Empty):
     """Proposes 7 (sure) and 8 (less so) below the prefix, and the same again below 7."""
 
-    name, features = "scripted", ()
-    forward_seconds, bytes_moved, origin = 0.0, 0, ""
-
-    def pass_timers(self):
-        return {}
-
-    def bind(self, target):
-        pass
-
-    def open(self, rows):
-        pass
-
-    def read(self, rows, feedback):
-        pass
-
-    def abandon(self, rows):
-        pass
-
-    def close(self, rows):
-        pass
-
-    def observe(self, rows, verdicts, feedback):
-        pass
+    name = "scripted"
 
     def propose(self, rows, budgets, policy=None):
         drafts = []

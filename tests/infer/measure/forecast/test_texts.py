@@ -47,6 +47,9 @@ def test_settings_come_from_the_logs_and_fill_in_what_they_leave_open():
     assert logged_settings(logs, {"temperature": 0.8}) == {"temperature": 0.8}
     assert logged_settings([log()], {"temperature": 0.5, "top_k": 5}) == {"temperature": 0.5, "top_k": 5}
     assert logged_settings([log(temperature=1.0, top_p=0.5)], {}) == {"temperature": 1.0, "top_p": 0.5}
+    assert logged_settings([log(top_p=0.5)], {"temperature": 0.8}) == {"temperature": 0.8, "top_p": 0.5}
+    for logs in ([log(), log("b", temperature=0.8)], [log("b", temperature=0.8), log()]):
+        assert logged_settings(logs, {"temperature": 0.8}) == {"temperature": 0.8}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,10 @@ def test_settings_come_from_the_logs_and_fill_in_what_they_leave_open():
     [([log(temperature=0.8), log("b", temperature=0.7)], {}, "a and b were drawn with different settings"),
      ([log(temperature=0.8)], {"temperature": 1.0}, "--temperature 1.0 was given"),
      ([log(temperature=0.8)], {"top_k": 5}, "--top_k 5 was given"),
-     ([log()], {}, "give --temperature"),
+     ([log()], {}, "a does not say at what temperature.*give --temperature"),
+     ([log(temperature=0.8), log("b")], {}, "b does not say at what temperature"),
+     ([log(), log("b", temperature=0.8)], {"temperature": 0.0}, "--temperature 0.0 was given"),
+     ([log(top_p=0.5)], {}, "a does not say at what temperature"),
      ([log(temperature=0.8, presence_penalty=0.5)], {}, "presence_penalty")],
 )  # fmt: skip
 def test_settings_that_contradict_are_refused(logs, asked, problem):

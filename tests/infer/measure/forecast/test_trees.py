@@ -13,6 +13,7 @@ from draftsmith.infer.contract.row import Row, Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters import SD2, SmallLM
+from draftsmith.infer.drafters.controls import Empty
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.measure.forecast import forecast as forecast_module
 from draftsmith.infer.measure.forecast import lengths
@@ -27,18 +28,13 @@ PROMPTS = [[5, 6, 7, 10 + i] for i in range(12)]
 GREEDY, WARM = Settings(), Settings(temperature=0.8, top_k=3, seed=1)
 
 
-class FixedTree:
+class FixedTree(Empty):
     """The likeliest tokens of `model`, as many children at each node of a depth, one forward pass a node."""
 
-    name, origin, features, forward_seconds, bytes_moved = "fixed", "", (), 0.0, 0
+    name = "fixed"
 
     def __init__(self, model, widths, context):
         self.model, self.widths, self.context = model, widths, context
-
-    def pass_timers(self):
-        return {}
-
-    bind = open = close = observe = read = abandon = lambda self, *given: None
 
     @torch.inference_mode()
     def propose(self, rows, budgets, policy=None):

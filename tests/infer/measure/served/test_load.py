@@ -161,6 +161,7 @@ def test_models_that_are_not_served_are_refused(serve):
     [
         ([], [1], "no questions"),
         (QUESTIONS[:1] * 2, [1], "occurs twice"),
+        ([Question("empty", "qa", ())], [1], "'empty' has no turns"),
         (QUESTIONS, [], "names no number"),
         (QUESTIONS, [2, 2], "names a number twice"),
         (QUESTIONS, [1, 7], "--concurrency 7 needs as many questions, and --data holds 6"),

@@ -14,7 +14,7 @@ from draftsmith.infer.costs.timing import PassShape
 from draftsmith.infer.models import chain_probe
 from draftsmith.infer.models.architectures import prepare, prepare_target
 from draftsmith.infer.models.chain_probe import CHAIN_TOLERANCE, chain_errors, check_chain, probed_chain_plan
-from draftsmith.infer.models.pass_timer import ChainPassTimer
+from draftsmith.infer.models.pass_timer import chain_pass_timer
 from draftsmith.infer.models.runner.chain_runner import ChainCache, ChainRunner
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import ChainPlan, MaskPlan
@@ -151,7 +151,7 @@ def test_a_branch_is_refused() -> None:
 
 def test_passes_are_timed() -> None:
     runner = fresh("qwen3_next")
-    timer = ChainPassTimer(runner)
+    timer = chain_pass_timer(runner)
     shape = PassShape(rows=2, tokens=4, context=50)
     timer.place(shape.rows, shape.context)
     before = runner.forward_seconds
