@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from draftsmith.infer.contract.arguments import at_least
-from draftsmith.infer.models.int8 import Int8
 from draftsmith.infer.models.load import load_model
-from draftsmith.infer.models.products import replace_products, restore_products
+from draftsmith.infer.models.products.int8 import Int8
+from draftsmith.infer.models.products.replace import replace_products, restore_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

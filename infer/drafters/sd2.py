@@ -22,9 +22,9 @@ from draftsmith.infer.drafters.draft_reader import DraftOutput, TextReader
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.int8 import Int8, chosen
 from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import ExitPassTimer, measured_buckets
+from draftsmith.infer.models.products.int8 import Int8, chosen
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 

@@ -17,8 +17,8 @@ from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.decoding_runner import decoding_runner
-from draftsmith.infer.models.int8 import Int8, chosen
 from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.products.int8 import Int8, chosen
 from draftsmith.infer.models.runner.entries import Entries
 
 NAME = "small"

@@ -209,5 +209,5 @@ def parameter_bytes(modules: Iterable[nn.Module]) -> int:
 
 
 def _saved_bytes(model: nn.Module) -> int:
-    """Bytes of `model`'s weights that are not read because other products replace its layers (int8.py)."""
+    """Bytes of `model`'s weights that are not read because other products replace its layers (products/int8.py)."""
     return sum(getattr(layer.__dict__.get("forward"), "saved_bytes", 0) for layer in model.modules())

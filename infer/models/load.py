@@ -17,7 +17,7 @@ import torch
 from draftsmith.infer.files.errors import first_line
 from draftsmith.infer.files.locations import may_be_on_hub
 from draftsmith.infer.models.architectures import refusal
-from draftsmith.infer.models.products import replace_products
+from draftsmith.infer.models.products.replace import replace_products
 from draftsmith.infer.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_model(
     """A causal LM in eval mode and its tokenizer. `dtype` auto: as stored; `device` auto: CUDA if there is one.
 
     `for_decoding`: the model must be able to verify trees, and its weights will not change, so its products may be
-    replaced by faster ones (products.py).
+    replaced by faster ones (products/replace.py).
     """
     check_model(name, dtype, device)
     tokenizer = load_tokenizer(name)

@@ -29,7 +29,7 @@ from draftsmith.infer.files.provenance import hardware
 from draftsmith.infer.measure.metrics import Totals
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import choose_device
-from draftsmith.infer.models.products import own_products, replace_products
+from draftsmith.infer.models.products.replace import own_products, replace_products
 from draftsmith.infer.models.runner.entries import Entries
 
 # Layers, hidden size, query heads, key/value heads, vocabulary. `30M` and `99M` are like the recipes' targets, `8B` is

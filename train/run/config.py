@@ -277,7 +277,7 @@ def resolved(config: AnyConfig) -> AnyConfig:
     """`config` with its automatic options resolved for this machine."""
     import torch
 
-    from draftsmith.infer.models.prepack import multiplies_bfloat16
+    from draftsmith.infer.models.products.prepack import multiplies_bfloat16
 
     if config.strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {config.strategy!r}: {', '.join(STRATEGIES)}")

@@ -157,7 +157,7 @@ def load_frozen(name: str, device: str) -> tuple[Any, Any]:
     """A target that a draft is trained for, still on the CPU, and its tokenizer. If it is to run on a CPU without fast
     products of bfloat16 it comes in float32, which takes a quarter of the time there."""
     from draftsmith.infer.models.load import load_model
-    from draftsmith.infer.models.prepack import multiplies_bfloat16
+    from draftsmith.infer.models.products.prepack import multiplies_bfloat16
 
     loaded, tokenizer = load_model(name, device="cpu")
     if device == "cpu" and loaded.dtype in (torch.bfloat16, torch.float16) and not multiplies_bfloat16():

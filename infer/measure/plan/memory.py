@@ -11,7 +11,7 @@ import torch
 from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.measure.plan.shapes import Size, SurveyRequest
 from draftsmith.infer.models.positions import max_positions
-from draftsmith.infer.models.prepack import total_memory
+from draftsmith.infer.models.products.prepack import total_memory
 from draftsmith.infer.models.runner.arena import SPARE_SHARE, SPARE_SLOTS
 
 

@@ -79,7 +79,7 @@ class SurveyRequest:
 class Size:
     """What a model is made of. `read_bytes`: weights read by one pass; `token_bytes`: a token's cache; `multiplied`:
     weights that each token is multiplied with, those of the layers and the head; `packed_bytes`: the copies of
-    the weights that decoding makes (products.py)."""
+    the weights that decoding makes (products/replace.py)."""
 
     layers: int
     parameters: int
@@ -190,7 +190,7 @@ def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A model with random weights, for timing."""
     from transformers import AutoModelForCausalLM
 
-    from draftsmith.infer.models.products import replace_products
+    from draftsmith.infer.models.products.replace import replace_products
 
     config = copy.deepcopy(config)
     config.dtype = dtype
@@ -206,7 +206,7 @@ def size_of(config: Any, dtype: torch.dtype, device: torch.device) -> Size:
     """Of the model that `random_model` makes, counted on one on the meta device."""
     from transformers import AutoModelForCausalLM
 
-    from draftsmith.infer.models.products import added_bytes
+    from draftsmith.infer.models.products.replace import added_bytes
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

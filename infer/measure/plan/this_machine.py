@@ -21,8 +21,8 @@ from draftsmith.infer.measure.plan.shapes import CandidateShape, random_model, s
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.layers import head_size
 from draftsmith.infer.models.pass_timer import CachedPassTimer
-from draftsmith.infer.models.prepack import total_memory
-from draftsmith.infer.models.products import replace_products
+from draftsmith.infer.models.products.prepack import total_memory
+from draftsmith.infer.models.products.replace import replace_products
 from draftsmith.infer.models.runner.attention import Shaping, attend_piece
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from draftsmith.infer.models.remembered import choice_path, remember, remembered
+from draftsmith.infer.costs.remembered import choice_path, remember, remembered
 from draftsmith.infer.models.runner.masks import SlotRun, additive
 
 NAME = "draftsmith"

@@ -31,7 +31,7 @@ def test_every_number_of_the_options_has_a_range_that_holds_its_default():
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_precision_follows_what_the_processor_multiplies_fast(fast, precision, monkeypatch):
-    monkeypatch.setattr("draftsmith.infer.models.prepack.multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr("draftsmith.infer.models.products.prepack.multiplies_bfloat16", lambda: fast)
     config = TrainConfig("t", ["d"], "o", 2, machine=Machine(device="cpu"))
     assert resolved(config).machine.precision == precision
 

@@ -16,7 +16,7 @@ from draftsmith.train.run.run import load_frozen
 def test_half_precision_is_widened_only_where_it_is_slow(
     target_folder: Path, tmp_path: Path, monkeypatch: Any, stored: torch.dtype, fast: bool, device: str
 ) -> None:
-    monkeypatch.setattr("draftsmith.infer.models.prepack.multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr("draftsmith.infer.models.products.prepack.multiplies_bfloat16", lambda: fast)
     model, tokenizer = load_model(str(target_folder))
     model.to(stored).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

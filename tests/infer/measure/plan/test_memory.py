@@ -9,9 +9,9 @@ from draftsmith.infer.costs.timing import grid, measure_together
 from draftsmith.infer.measure.plan import memory
 from draftsmith.infer.measure.plan.memory import check_room, needed_bytes
 from draftsmith.infer.measure.plan.shapes import CandidateShape, SurveyRequest, random_model, shaped_config, size_of
-from draftsmith.infer.models import prepack
 from draftsmith.infer.models.architectures import prepare
 from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.products import prepack
 from draftsmith.infer.models.runner.arena import SCRATCH
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 

@@ -11,16 +11,24 @@ import torch
 from tiny_folders import tiny_llama
 
 from draftsmith.infer import Engine, HFTarget
-from draftsmith.infer.models import timed_products
-from draftsmith.infer.models.prepack import can_prepack
-from draftsmith.infer.models.products import added_bytes, own_products, replace_products, restore_products
-from draftsmith.infer.models.timed_products import OWN, SIZES, PackedHalves, TimedProduct, Way, fastest, time_products
+from draftsmith.infer.models.products import timed as timed_products
+from draftsmith.infer.models.products.prepack import can_prepack
+from draftsmith.infer.models.products.replace import added_bytes, own_products, replace_products, restore_products
+from draftsmith.infer.models.products.timed import (
+    OWN,
+    SIZES,
+    PackedHalves,
+    ProductWay,
+    TimedProduct,
+    fastest,
+    time_products,
+)
 
 SHAPES = [(1, 1, 24), (1, 24), (2, 2, 24), (1, 4, 24)]
-TURNED = [Way(columns=1), Way(columns=2), Way(columns=5)]
+TURNED = [ProductWay(columns=1), ProductWay(columns=2), ProductWay(columns=5)]
 # No product has fewer columns than tokens.
 MADE = [(shape, torch.float32, way) for shape in SHAPES for way in TURNED if way.columns >= prod(shape[:-1])]
-MADE += [(shape, dtype, Way(packed=True)) for shape in SHAPES for dtype in (torch.bfloat16, torch.float16)]
+MADE += [(shape, dtype, ProductWay(packed=True)) for shape in SHAPES for dtype in (torch.bfloat16, torch.float16)]
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def worth_timing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tiny models count as large ones, on a processor that is to be timed."""
     monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(timed_products, "SMALL", 1)
-    monkeypatch.setattr("draftsmith.infer.models.prepack.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("draftsmith.infer.models.products.prepack.multiplies_bfloat16", lambda: False)
 
 
 def replaced(model: Any) -> list[TimedProduct]:
@@ -38,7 +46,7 @@ def replaced(model: Any) -> list[TimedProduct]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("shape", "dtype", "way"), MADE, ids=str)
-def test_a_product_is_the_layers_own(shape: tuple[int, ...], dtype: torch.dtype, way: Way, bias: bool) -> None:
+def test_a_product_is_the_layers_own(shape: tuple[int, ...], dtype: torch.dtype, way: ProductWay, bias: bool) -> None:
     torch.manual_seed(len(shape))
     layer = torch.nn.Linear(24, 40, bias=bias, dtype=dtype)
     x = torch.randn(shape).to(dtype)
@@ -85,15 +93,15 @@ def test_weights_that_are_not_finite_are_not_packed(monkeypatch: pytest.MonkeyPa
 
 
 def test_numbers_between_the_timed_ones_are_made_like_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, Way]] = []
+    asked: list[tuple[int, ProductWay]] = []
     plain = timed_products.product
 
-    def noted(x: torch.Tensor, weight: torch.Tensor, packed: Any, way: Way) -> torch.Tensor:
+    def noted(x: torch.Tensor, weight: torch.Tensor, packed: Any, way: ProductWay) -> torch.Tensor:
         asked.append((len(x), way))
         return plain(x, weight, packed, way)
 
     monkeypatch.setattr(timed_products, "product", noted)
-    two, many = Way(columns=3), Way(packed=True)
+    two, many = ProductWay(columns=3), ProductWay(packed=True)
     made = TimedProduct(torch.nn.Linear(8, 8), {2: two, 16: many})
     for tokens in (1, 2, 3, 8, 9, 15, 16, 17, 200):
         made(torch.ones(1, tokens, 8))
@@ -105,13 +113,13 @@ def test_the_fastest_way_of_each_shape_is_found(monkeypatch: pytest.MonkeyPatch)
     what is only a little faster is not worth other numbers."""
     layers = [torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)]
 
-    def seconds(timed: Any, packed: Any, tokens: int, way: Way) -> dict[Any, float]:
-        first = 4.0 if way == Way(columns=2) else 50.0 if way.packed else 10.0 * tokens
+    def seconds(timed: Any, packed: Any, tokens: int, way: ProductWay) -> dict[Any, float]:
+        first = 4.0 if way == ProductWay(columns=2) else 50.0 if way.packed else 10.0 * tokens
         return {(16, 8): first, (8, 16): (9.9 if way.packed else 10.0) * tokens}
 
     monkeypatch.setattr(timed_products, "_seconds", seconds)
-    two, many = Way(columns=2), Way(packed=True)
-    tried = {n: [OWN, Way(columns=n)] for n in SIZES}
+    two, many = ProductWay(columns=2), ProductWay(packed=True)
+    tried = {n: [OWN, ProductWay(columns=n)] for n in SIZES}
     assert fastest(layers, tried) == {(16, 8): {1: two, 2: two}, (8, 16): {}}
     tried = {n: [OWN, many] for n in SIZES}
     assert fastest(layers, tried) == {(16, 8): dict.fromkeys((6, 7, 8, 16), many), (8, 16): {}}
@@ -132,9 +140,9 @@ def test_the_choice_is_timed_once_for_a_machine_and_shapes(monkeypatch: pytest.M
     """A second load must not choose otherwise: it would round otherwise."""
     timed: list[bool] = []
 
-    def choose(layers: Any, tried: dict[int, list[Way]]) -> Any:
-        timed.append(Way(packed=True) in tried[16])
-        return {(one.out_features, one.in_features): {1: Way(False, len(timed))} for one in layers}
+    def choose(layers: Any, tried: dict[int, list[ProductWay]]) -> Any:
+        timed.append(ProductWay(packed=True) in tried[16])
+        return {(one.out_features, one.in_features): {1: ProductWay(False, len(timed))} for one in layers}
 
     monkeypatch.setattr(timed_products, "fastest", choose)
 
@@ -184,9 +192,9 @@ def test_what_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("worth_timing")
 def test_copies_are_made_within_a_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[Way]] = []
+    asked: list[list[ProductWay]] = []
 
-    def noted(layers: Any, tried: dict[int, list[Way]]) -> Any:
+    def noted(layers: Any, tried: dict[int, list[ProductWay]]) -> Any:
         asked.append(tried[1])
         return all_ways(layers, tried)
 
@@ -200,7 +208,7 @@ def test_copies_are_made_within_a_share_of_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timed_products, "total_memory", lambda: 8 * linear)
     assert added_bytes(model) == 0
     time_products(model)
-    assert asked == [[OWN, Way(packed=True)], [OWN]]
+    assert asked == [[OWN, ProductWay(packed=True)], [OWN]]
     assert not any(one.packed for one in replaced(model))
     monkeypatch.setattr(timed_products, "can_pack", lambda: False)
     monkeypatch.setattr(timed_products, "total_memory", lambda: 1 << 60)
@@ -223,7 +231,7 @@ def test_decoding_gives_the_same_text(monkeypatch: pytest.MonkeyPatch, temperatu
     assert temperature or len(ours.traces) < 40
 
 
-def all_ways(layers: Any, tried: dict[int, list[Way]]) -> dict[tuple[int, int], dict[int, Way]]:
+def all_ways(layers: Any, tried: dict[int, list[ProductWay]]) -> dict[tuple[int, int], dict[int, ProductWay]]:
     """The last way of each number of tokens, the layer's own where that is the only one."""
     ways = {n: own[-1] for n, own in tried.items()}
     return {(one.out_features, one.in_features): ways for one in layers}

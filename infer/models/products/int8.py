@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import torch
 
+from draftsmith.infer.costs.remembered import choice_path, remember, remembered
 from draftsmith.infer.models.layers import weight_bytes
 from draftsmith.infer.models.pass_timer import CLEARLY_LESS, SMALL, CachedPassTimer
-from draftsmith.infer.models.remembered import choice_path, remember, remembered
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 

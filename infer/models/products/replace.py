@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from draftsmith.infer.models.prepack import PackedProduct, can_prepack, packed_bytes, prepack
-from draftsmith.infer.models.timed_products import TimedProduct, copied_bytes, is_timed, time_products
+from draftsmith.infer.models.products.prepack import PackedProduct, can_prepack, packed_bytes, prepack
+from draftsmith.infer.models.products.timed import TimedProduct, copied_bytes, is_timed, time_products
 
 
 def replace_products(model: Any) -> None:

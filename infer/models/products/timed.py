@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from draftsmith.infer.models.prepack import SHARE_OF_MEMORY, total_memory
-from draftsmith.infer.models.remembered import choice_path, remember, remembered
+from draftsmith.infer.costs.remembered import choice_path, remember, remembered
+from draftsmith.infer.models.products.prepack import SHARE_OF_MEMORY, total_memory
 
 # Numbers of tokens that are timed: products of others are made like those of the next larger number, or of the last.
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16)
@@ -40,16 +40,16 @@ Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ProductWay:
     """`packed`: with packed weights. `columns`: as so many tokens, turned round; 0: not turned."""
 
     packed: bool = False
     columns: int = 0
 
 
-OWN = Way()
+OWN = ProductWay()
 # By number of tokens; the others keep the layer's own product.
-Ways = dict[int, Way]
+Ways = dict[int, ProductWay]
 
 
 class PackedHalves:
@@ -91,7 +91,7 @@ class TimedProduct:
         return product_NO.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, packed: PackedHalves | None, way: Way) -> torch.Tensor:
+def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, packed: PackedHalves | None, way: ProductWay) -> torch.Tensor:
     """[N, O] of tokens and weights."""
     if way.packed:
         assert packed is not None
@@ -138,14 +138,14 @@ def time_products(model: Any) -> None:
                 layer.forward = TimedProduct(layer, kept)
 
 
-def _tried(dtype: torch.dtype, packed: bool) -> dict[int, list[Way]]:
+def _tried(dtype: torch.dtype, packed: bool) -> dict[int, list[ProductWay]]:
     """The ways to try for each number of tokens."""
     if dtype in HALVES:
-        return {n: [OWN, Way(packed=True)] if packed else [OWN] for n in SIZES}
-    return {n: [OWN, Way(columns=n)] if n <= MOST else [OWN] for n in SIZES}
+        return {n: [OWN, ProductWay(packed=True)] if packed else [OWN] for n in SIZES}
+    return {n: [OWN, ProductWay(columns=n)] if n <= MOST else [OWN] for n in SIZES}
 
 
-def fastest(layers: Sequence[Any], tried: dict[int, list[Way]]) -> dict[Shape, Ways]:
+def fastest(layers: Sequence[Any], tried: dict[int, list[ProductWay]]) -> dict[Shape, Ways]:
     """How each shape's products are made, timed in the order in which a pass runs its layers."""
     timed = _timed(layers)
     found: dict[Shape, Ways] = {shape: {} for shape in _by_shape(layers)}
@@ -162,7 +162,9 @@ def fastest(layers: Sequence[Any], tried: dict[int, list[Way]]) -> dict[Shape, W
     return found
 
 
-def _seconds(layers: Sequence[Any], packed: Sequence[PackedHalves | None], tokens: int, way: Way) -> dict[Shape, float]:
+def _seconds(
+    layers: Sequence[Any], packed: Sequence[PackedHalves | None], tokens: int, way: ProductWay
+) -> dict[Shape, float]:
     """By shape, the least time that its layers took."""
     dtype = layers[0].weight.dtype
     inputs = {size: torch.ones((tokens, size), dtype=dtype) for size in {layer.in_features for layer in layers}}
@@ -195,7 +197,7 @@ def _read(known: dict[str, Any], by_shape: dict[Shape, list[Any]]) -> dict[Shape
     try:
         for outputs, inputs in by_shape:
             own = known[f"{outputs}x{inputs}"].items()
-            found[outputs, inputs] = {int(n): Way(bool(packed), int(columns)) for n, (packed, columns) in own}
+            found[outputs, inputs] = {int(n): ProductWay(bool(packed), int(columns)) for n, (packed, columns) in own}
     except (KeyError, ValueError, AttributeError, TypeError):
         return None
     return found

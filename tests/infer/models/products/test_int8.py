@@ -10,10 +10,10 @@ import torch
 from tiny_folders import tiny_llama
 
 from draftsmith.infer.drafters import SD2, SmallLM
-from draftsmith.infer.models import int8 as int8_module
 from draftsmith.infer.models.architectures import prepare
-from draftsmith.infer.models.int8 import Int8Product, chosen, int8_copy, quantized
 from draftsmith.infer.models.layers import weight_bytes
+from draftsmith.infer.models.products import int8 as int8_module
+from draftsmith.infer.models.products.int8 import Int8Product, chosen, int8_copy, quantized
 
 
 def is_int8(model: Any) -> bool:

@@ -1,0 +1,1 @@
+"""How a CPU multiplies tokens by weights: in the layers' own way, packed, turned round or in int8."""
