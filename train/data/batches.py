@@ -12,7 +12,10 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +25,8 @@ from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import PackStream
 
 IGNORED = -100
+# How often a worker looks whether its run is still there.
+PARENT_EVERY = 0.5
 Batch = dict[str, torch.Tensor]
 
 
@@ -100,11 +105,19 @@ class BatchStream:
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=generator,
-                worker_init_fn=_ignore_sigterm,
+                worker_init_fn=partial(_begin_worker, os.getpid()),
             )
         )
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """A signal to the whole process group is the run's to answer; it ends its workers itself."""
+def _begin_worker(parent: int, worker: int) -> None:
+    """A SIGTERM to the whole process group is the run's to answer, which ends its workers itself. If the run is killed,
+    its workers end on their own: torch's own watch does not see it where a worker waits to hand over a batch."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
