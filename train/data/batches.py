@@ -10,12 +10,11 @@ Legend: B rows, T positions.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.data.packing import PackStream
 
 IGNORED = -100
-# How often a worker looks whether its run is still there.
-PARENT_EVERY = 0.5
 Batch = dict[str, torch.Tensor]
 
 
@@ -105,19 +102,21 @@ class BatchStream:
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=generator,
-                worker_init_fn=partial(_begin_worker, os.getpid()),
+                worker_init_fn=_begin_worker,
             )
         )
 
 
-def _begin_worker(parent: int, worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """A SIGTERM to the whole process group is the run's to answer, which ends its workers itself. If the run is killed,
-    its workers end on their own: torch's own watch does not see it where a worker waits to hand over a batch."""
+    its workers end on their own. torch's own watch fails where a worker waits to hand over a batch, and where a fork
+    server has started it, whose child it then is."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    assert run is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_EVERY)
+        run.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+    threading.Thread(target=watch, daemon=True, name="run-watch").start()
