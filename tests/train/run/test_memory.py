@@ -28,9 +28,9 @@ def test_the_memory_estimate_counts_what_is_there_and_what_is_spread(make_model)
     model = make_model("llama", dtype=torch.float32)
     draft = ExitStates(model, [1, model.config.num_hidden_layers])
     common = {"rows": 64, "length": 256, "optimiser": "adamw", "autocast": None, "cuda": True}
-    plain = memory_estimate(draft, checkpointing=False, shards={}, **common)
-    beside = memory_estimate(draft, checkpointing=False, shards={}, target=model, **common)
-    saving = memory_estimate(draft, checkpointing=True, shards=shards_of("deepspeed_stage_3", 2), **common)
+    plain = memory_estimate(draft, checkpointing=False, **common)
+    beside = memory_estimate(draft, checkpointing=False, target=model, **common)
+    saving = memory_estimate(draft, checkpointing=True, strategy="deepspeed_stage_3", ranks=2, **common)
     assert plain["total"] == pytest.approx(sum(size for name, size in plain.items() if name != "total"), abs=0.01)
     assert plain["optimiser"] == pytest.approx(2 * plain["weights"], abs=0.001)
     assert beside["total"] == pytest.approx(plain["total"] + plain["weights"], abs=0.002)
@@ -43,7 +43,7 @@ def test_the_memory_estimate_counts_what_is_there_and_what_is_spread(make_model)
 def test_heads_cost_their_weights_the_frozen_target_and_the_states_that_they_read(make_model, make_corpus):
     target = make_model("llama", dtype=torch.float32, vocab_size=8192, hidden_size=256)
     draft = MedusaBuilder(3).build(BuildContext(target, make_corpus([12]), torch.float32))
-    common = {"rows": 64, "length": 2048, "optimiser": "adamw", "autocast": None, "checkpointing": False, "shards": {}}
+    common = {"rows": 64, "length": 2048, "optimiser": "adamw", "autocast": None, "checkpointing": False}
     parts = memory_estimate(draft, target=target, cuda=True, **common)
     each = 8192 * 256 * 4 / 2**30
     assert parts["target"] == pytest.approx(sum(weight.nbytes for weight in target.parameters()) / 2**30, abs=0.001)
