@@ -8,6 +8,7 @@ and its head.
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from draftsmith.train.run.module import Training
     from draftsmith.train.run.run_record import RunRecord
 
+M_MMAP_THRESHOLD = -3
+LARGE = 1 << 20
+
 
 class ShardedStrategy(ModelParallelStrategy):
     """Data parallelism over `ranks`, whose LightningModule splits itself (`shard_run`).
@@ -36,6 +40,12 @@ class ShardedStrategy(ModelParallelStrategy):
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl" if offload else None
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, process_group_backend=backend)
         self.offload = offload
+        self._device = device
+
+    def setup_environment(self) -> None:
+        if self._device == "cpu":
+            _return_what_is_freed()
+        super().setup_environment()
 
     def model_to_device(self) -> None:
         if not self.offload:
@@ -48,6 +58,17 @@ class ShardedStrategy(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, filepath, storage_options)
         except CheckpointException as error:  # of all ranks, each with its own
             raise next(iter(failure for failure, _ in error.failures.values())) from error
+
+
+def _return_what_is_freed() -> None:
+    """Have the C library take large tensors from the system and give them back one by one.
+
+    It raises the size from which it does so to that of what is freed, and then keeps what layers have gathered: 1.38
+    GiB instead of 0.96 for the ten layers of tests/train/run/test_memory.py.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it, and needs it
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def shard_run(module: Training, target: Any | None) -> None:
