@@ -241,7 +241,7 @@ def _print_memory(config: RunConfig, draft: Trainable, target: Any, process: int
         cuda=cuda,
         strategy=config.strategy,
         ranks=config.world,
-        target=target if target is not None and target.device.type == config.machine.device else None,
+        target=target,
         process=process,
         loaded=loaded,
     )
