@@ -121,13 +121,12 @@ def _sum_where_no_mean_is(module: nn.Module, mesh: DeviceMesh) -> None:
 
 def make_whole(trainer: lightning.Trainer, module: Training, record: RunRecord) -> None:
     """After the last step: on the first rank `module` holds its whole weights again, on the CPU."""
-    strategy = type(trainer.strategy).__name__
     state: dict[str, torch.Tensor] = {}
-    if strategy == "ShardedStrategy":
+    if isinstance(trainer.strategy, ShardedStrategy):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    elif strategy == "DeepSpeedStrategy":
+    elif type(trainer.strategy).__name__ == "DeepSpeedStrategy":
         from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
 
         folder, whole = record.path / "resume" / "final", record.path / "resume" / "final.pt"
