@@ -110,8 +110,9 @@ class Training(lightning.LightningModule):
     ) -> None:
         """Clip by the norm over all ranks; the unclipped norm is logged, and must be finite."""
         limit = gradient_clip_val or float("inf")
-        trained = [weight for weight in self.draft.parameters() if weight.grad is not None]
-        norm = whole_tensor(torch.nn.utils.get_total_norm([weight.grad for weight in trained]))
+        trained = list(self.draft.parameters())
+        grads = [weight.grad for weight in trained if weight.grad is not None]
+        norm = whole_tensor(torch.nn.utils.get_total_norm(grads))
         torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
         self.grad_norm = float(norm)
         if not math.isfinite(self.grad_norm):

@@ -121,7 +121,7 @@ def _sum_where_no_mean_is(module: nn.Module, mesh: DeviceMesh) -> None:
 
 def make_whole(trainer: lightning.Trainer, module: Training, record: RunRecord) -> None:
     """After the last step: on the first rank `module` holds its whole weights again, on the CPU."""
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {}
     if isinstance(trainer.strategy, ShardedStrategy):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -168,7 +168,7 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     return part
 
 
-def part_like(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+def part_like(tensor: Any, whole: torch.Tensor) -> torch.Tensor:
     """Of `whole`, which every rank has, what this rank holds of `tensor`."""
     if not hasattr(tensor, "device_mesh"):
         return whole
