@@ -169,14 +169,15 @@ LONG = ["--max_steps", "24", "--watch.save_every", "3", "--watch.val_every", "0"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_killed_on_two_ranks_it_resumes_on_one_and_on_four_as_if_it_had_not_been(
-    target_folder, chats, tmp_path, capsys
+    strategy, target_folder, chats, tmp_path
 ):
     """The state is that of a step whose micro-batches would not fill another number of steps on one rank."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main.run(command(target_folder, chats, whole, *LONG, "--optim.micro_batch_size", "4")) == 0
     run_on = lambda devices: command(target_folder, chats, out, *LONG, "--optim.micro_batch_size", "1",  # noqa: E731
-                                     "--devices", devices)  # fmt: skip
+                                     "--devices", devices, "--strategy", strategy)  # fmt: skip
     ranks = Ranks(run_on(2), tmp_path)
     ranks.wait_for(lambda: steps(out) >= 4)
     os.kill(ranks.others()[0], signal.SIGKILL)
@@ -191,18 +192,15 @@ def test_killed_on_two_ranks_it_resumes_on_one_and_on_four_as_if_it_had_not_been
     assert 0 < step < 24
     shutil.copytree(out, tmp_path / "kept")
 
-    capsys.readouterr()
-    assert main.run(run_on(1)) == 0
-    assert f"resuming from {state.name}" in capsys.readouterr().err
-    assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
-
-    shutil.rmtree(out)
-    shutil.copytree(tmp_path / "kept", out)
-    done = subprocess.run(
-        [sys.executable, "-m", "draftsmith.recipes", *run_on(4)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
+    for devices in (1, 4):
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "kept", out)
+        done = subprocess.run(
+            [sys.executable, "-m", "draftsmith.recipes", *run_on(devices)], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"resuming from {state.name}" in done.stderr
+        assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.slow

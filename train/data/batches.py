@@ -10,8 +10,10 @@ Legend: B rows, T positions.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -100,11 +102,21 @@ class BatchStream:
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=generator,
-                worker_init_fn=_ignore_sigterm,
+                worker_init_fn=_begin_worker,
             )
         )
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """A signal to the whole process group is the run's to answer; it ends its workers itself."""
+def _begin_worker(worker: int) -> None:
+    """A SIGTERM to the whole process group is the run's to answer, which ends its workers itself. If the run is killed,
+    its workers end on their own. torch's own watch fails where a worker waits to hand over a batch, and where a fork
+    server has started it, whose child it then is."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    assert run is not None
+
+    def watch() -> None:
+        run.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="run-watch").start()

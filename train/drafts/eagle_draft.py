@@ -17,7 +17,7 @@ from draftsmith.infer.heads.folders import save_eagle
 from draftsmith.infer.models.layers import find_parts
 from draftsmith.train.data.batches import Batch
 from draftsmith.train.data.channel_scale import folded, measured_scale, scaled
-from draftsmith.train.drafts.trainable import BuildContext, DraftSizes, Weights
+from draftsmith.train.drafts.trainable import BuildContext, DraftSizes
 from draftsmith.train.drafts.unrolled import Predictions, UnrolledHead
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ class EagleDraft(UnrolledHead):
 
         return {"accepted_length": Eagle(self.model, num_draft_tokens=num_draft_tokens)}
 
-    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
-        if state is not None:
-            self.model.load_state_dict(state)
+    def layers(self) -> list[nn.Module]:
+        """None: unrolls run them again and again, and a head is small."""
+        return []
+
+    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str) -> None:
         folded(self.model.fc)
         save_eagle(folder, self.model, self._trained_for)
 

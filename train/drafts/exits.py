@@ -23,7 +23,7 @@ from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.data.corpus import Corpus
 from draftsmith.train.drafts.folder import save_model
 from draftsmith.train.drafts.lora import has_lora, merge_lora
-from draftsmith.train.drafts.trainable import DraftSizes, Weights, exit_curves
+from draftsmith.train.drafts.trainable import DraftSizes, exit_curves
 
 if TYPE_CHECKING:
     from draftsmith.infer.contract.protocols import Drafter
@@ -89,13 +89,13 @@ class ExitStates(nn.Module):
             for column, exit in zip(columns, self.exits)
         }
 
-    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
+    def layers(self) -> list[nn.Module]:
+        return list(find_parts(self.model).layers)
+
+    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str) -> None:
         if has_lora(self.model):
-            merge_lora(self.model, state)
-            state = None
-        save_model(
-            folder, self.model, tokenizer, exits=self.exits, template_fingerprint=template_fingerprint, state=state
-        )
+            merge_lora(self.model)
+        save_model(folder, self.model, tokenizer, exits=self.exits, template_fingerprint=template_fingerprint)
 
 
 def check_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:

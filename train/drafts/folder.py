@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def save_model(
     folder: Path,
@@ -18,7 +16,6 @@ def save_model(
     *,
     exits: Sequence[int],
     template_fingerprint: str = "",
-    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights, config and tokenizer beside their place, then move them in, config.json last."""
     part = folder / f".model.{os.getpid()}.part"
@@ -32,7 +29,7 @@ def save_model(
         if template_fingerprint:
             config.template_fingerprint = template_fingerprint
         config.dtype = next(model.parameters()).dtype
-        model.save_pretrained(part, state_dict=state)
+        model.save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):

@@ -24,7 +24,7 @@ from draftsmith.infer.models.layers import find_parts
 from draftsmith.train.data.batches import IGNORED, Batch
 from draftsmith.train.data.row_streams import row_generators
 from draftsmith.train.drafts.exits import document_mask
-from draftsmith.train.drafts.trainable import BuildContext, DraftSizes, Weights
+from draftsmith.train.drafts.trainable import BuildContext, DraftSizes
 
 if TYPE_CHECKING:
     from draftsmith.infer.contract.protocols import Drafter
@@ -160,8 +160,11 @@ class HeadsDraft(nn.Module):
         """One drafter, as deep as there are heads."""
         return {"accepted_length": self._drafter(self.model, min(num_draft_tokens, len(self.model.heads)))}
 
-    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
-        assert state is None, "heads are never sharded"
+    def layers(self) -> list[nn.Module]:
+        """None: the losses read all heads at once."""
+        return []
+
+    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str) -> None:
         self._write(folder, self.model)
 
 
@@ -227,7 +230,7 @@ def check_head_options(strategy: str, checkpointing: bool, **counts: int) -> Non
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"--{name} {count}: it must be at least 1")
-    if strategy.startswith(("fsdp", "deepspeed")):
-        raise ValueError(f"strategy {strategy} shards large models, and heads are small: use ddp")
+    if strategy.startswith("deepspeed"):
+        raise ValueError(f"strategy {strategy} is for language models: heads train under ddp or fsdp")
     if checkpointing:
         raise ValueError("gradient checkpointing is for drafts of many layers, and heads keep little: leave it out")

@@ -34,13 +34,10 @@ def has_lora(model: Any) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())
 
 
-def merge_lora(model: Any, state: dict[str, torch.Tensor] | None) -> None:
-    """Merge the adapters into the weights (those in `state`, if they were gathered from several devices) and remove
-    them: `model` is a plain model again."""
+def merge_lora(model: Any) -> None:
+    """Merge the adapters into the weights and remove them: `model` is a plain model again."""
     from peft.tuners.lora import LoraLayer
 
-    if state is not None:
-        model.load_state_dict(state)
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()

@@ -103,8 +103,13 @@ class Trainable(Protocol):
         """What validation decodes with, by column of metrics.csv; they share the weights in training."""
         ...
 
-    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str, state: Weights | None) -> None:
-        """Write the finished draft. `state`: the weights of `model`, where a sharding strategy has gathered them."""
+    def layers(self) -> Iterable[nn.Module]:
+        """Modules whose weights are read only while they run; where the draft is sharded, nobody else finds them
+        whole."""
+        ...
+
+    def save(self, folder: Path, tokenizer: Any, template_fingerprint: str) -> None:
+        """Write the finished draft."""
         ...
 
 

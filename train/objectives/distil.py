@@ -10,7 +10,6 @@ Legend: E exits, N positions, D hidden, V vocabulary, C positions of a chunk.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -90,7 +89,6 @@ class Distil:
         return [num_layers] if self._exits is None else SoFT(self._exits).exits(num_layers)
 
     def begin(self, run: TrainContext) -> None:
-        from draftsmith.train.data.batches import rank
         from draftsmith.train.data.on_policy import OnPolicy
         from draftsmith.train.teacher.cache_build import open_or_build
         from draftsmith.train.teacher.live import LiveTeacher
@@ -98,9 +96,6 @@ class Distil:
         self.read: Teacher
         if self.teacher == "live":
             self.read = LiveTeacher(run.target)
-            size = sum(weight.numel() * weight.element_size() for weight in run.target.parameters())
-            if rank() == 0:
-                print(f"the live teacher takes another {size / 2**30:.2f} GiB on each device", file=sys.stderr)
         else:
             temperature = self.temperature or 1.0  # at temperature 0 only the order of the tokens matters
             self.read = open_or_build(self.teacher, run, top_k=self.teacher_top_k, temperature=temperature)

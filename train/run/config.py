@@ -13,7 +13,11 @@ from typing import Any, Literal, TypeVar
 
 from draftsmith.train.drafts.shapes import find_preset
 
-STRATEGIES = ("auto", "ddp", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3")
+# Of the sharded ones, Lightning's names for DeepSpeed's.
+STRATEGIES = (
+    "auto", "ddp", "fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+)  # fmt: skip
 SHARDED = ("fsdp", "deepspeed")
 # Logger (which is also its package's name) -> the extra that installs it.
 LOGGERS = {"tensorboard": "train", "wandb": "wandb"}
@@ -131,7 +135,8 @@ class RunConfig:
             is not done when the time is over is left undone.
         devices: devices per machine.
         num_nodes: machines.
-        strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3.
+        strategy: auto, ddp, fsdp, deepspeed_stage_2 or deepspeed_stage_3; fsdp_cpu_offload, deepspeed_stage_2_offload
+            or deepspeed_stage_3_offload keep what they shard in the machine's memory (stage_2: all but the weights).
         ray: build the cache of --teacher or --features on many workers with Ray: local (this machine), or the HOST:PORT
             of a running cluster. Each loads the target; all must see the cache's folder and the data.
         ray_workers: workers of --ray; default: one per core, or per GPU.
@@ -168,6 +173,11 @@ class RunConfig:
     def sharded(self) -> bool:
         """Whether each device holds only a part of the weights or of their gradients."""
         return self.strategy.startswith(SHARDED)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether what a device holds of them is in the machine's memory."""
+        return self.strategy.endswith("offload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,10 +315,16 @@ def without_preset(config: TrainConfig) -> TrainConfig:
 
 
 def _check_sharded(config: RunConfig, cuda: bool) -> None:
-    if not cuda:
-        raise ValueError(f"strategy {config.strategy} needs CUDA devices; on a CPU use ddp")
-    if config.optim.name == "muon":
-        raise ValueError(f"muon needs whole matrices, and {config.strategy} shards them: use adamw, or ddp")
+    deepspeed = config.strategy.startswith("deepspeed")
+    if not cuda and (deepspeed or config.offloads):
+        raise ValueError(f"strategy {config.strategy} needs CUDA devices; on a CPU use fsdp or ddp")
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(f"strategy {config.strategy} needs the extra `deepspeed`: pip install 'draftsmith[deepspeed]'")
+    if config.optim.name == "muon" and (deepspeed or config.offloads):
+        raise ValueError(f"muon multiplies whole matrices, and {config.strategy} does not gather them: use adamw, or "
+                         "fsdp or ddp")  # fmt: skip
+    if config.machine.precision == "64-true" and not deepspeed:
+        raise ValueError(f"strategy {config.strategy} trains in bf16-mixed, bf16-true or 32-true; in 64-true use ddp")
     if config.watch.val_prompts:
         raise ValueError(
             f"validation decodes with the whole draft, and {config.strategy} shards it: set --watch.val_prompts 0 "

@@ -9,6 +9,7 @@ Legend: E exits, heads or unrolls.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -18,11 +19,15 @@ from draftsmith.train.data.batches import IGNORED
 from draftsmith.train.drafts.trainable import Trainable
 from draftsmith.train.objectives.objective import Losses, LossSums
 from draftsmith.train.run.optimisers import LearningRateSchedule, make_optimiser
+from draftsmith.train.run.sharding import whole_tensor
 from draftsmith.train.run.stops import diverged
 
 
 class Training(lightning.LightningModule):
-    """Trains `draft` by `objective`; the losses of a step's micro-batches are collected until `take_sums`."""
+    """Trains `draft` by `objective`; the losses of a step's micro-batches are collected until `take_sums`.
+
+    `shard` splits it over the ranks, once these have met.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,7 @@ class Training(lightning.LightningModule):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         seed: int = 0,
+        shard: Callable[[Training], None] | None = None,
     ) -> None:
         super().__init__()
         self.draft = draft
@@ -43,17 +49,26 @@ class Training(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.seed = seed
+        self._shard = shard
         self.grad_norm = float("nan")
         self._sums: list[torch.Tensor] = []
         self._counts: list[torch.Tensor | None] = []
         self._loss_tokens: torch.Tensor
         self._losses_E: torch.Tensor
 
+    def configure_model(self) -> None:
+        if self._shard is not None:
+            self._shard(self)
+            self._shard = None
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> LossSums:
+        return self.objective(self.draft, batch)
+
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         # Seeded per micro-batch, so that a resumed run draws the same. What must not depend on the number of ranks
         # draws by row instead (row_streams.py).
         torch.manual_seed((self.seed << 32) + (int(batch["number"]) << 12) + self.global_rank)
-        sums = self.objective(self.draft, batch)
+        sums = self(batch)
         self._sums.append(sums.per_exit_E.detach())
         self._counts.append(sums.counts_E)
         self._loss_tokens = batch["loss_tokens"]
@@ -62,7 +77,7 @@ class Training(lightning.LightningModule):
         return sums.total / batch["loss_tokens"] * (trainer.world_size * trainer.accumulate_grad_batches)
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> tuple[LossSums, torch.Tensor]:
-        sums = self.objective(self.draft, batch)
+        sums = self(batch)
         learned = int((batch["labels"] != IGNORED).sum())
         return sums, torch.full_like(sums.per_exit_E, learned) if sums.counts_E is None else sums.counts_E
 
@@ -95,12 +110,10 @@ class Training(lightning.LightningModule):
     ) -> None:
         """Clip by the norm over all ranks; the unclipped norm is logged, and must be finite."""
         limit = gradient_clip_val or float("inf")
-        whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
-        if whole is not None:  # FSDP: each rank holds a shard of every gradient
-            norm = whole(limit)
-        else:
-            trained = [weight for weight in self.draft.parameters() if weight.requires_grad]
-            norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+        trained = list(self.draft.parameters())
+        grads = [weight.grad for weight in trained if weight.grad is not None]
+        norm = whole_tensor(torch.nn.utils.get_total_norm(grads))
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
         self.grad_norm = float(norm)
         if not math.isfinite(self.grad_norm):
             raise diverged(self.trainer.global_step + 1, f"the gradient's norm is {self.grad_norm}")

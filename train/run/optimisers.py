@@ -14,8 +14,12 @@ from typing import Any
 
 import torch
 
+from draftsmith.train.run.sharding import part_like, whole_tensor
+
 # A run limited by time does not know its length during its first, measured steps; their warm-up has this length.
 PROVISIONAL_WARMUP = 100
+# DeepSpeed's AdamW on the processor, for states in the machine's memory.
+CPU_ADAMW = "cpu_adamw"
 # Coefficients of the quintic iteration, chosen for its slope at zero; it does not converge to exactly one.
 STEEP = (3.4445, -4.7750, 2.0315)
 
@@ -71,9 +75,14 @@ def make_optimiser(
     groups = [group for group in groups if group["params"]]
     if name == "muon":
         return Muon(groups, lr=lr, weight_decay=weight_decay, betas=betas)
+    plain = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
     if name == "adamw":
-        plain = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
         return torch.optim.AdamW(plain, lr=lr, betas=betas, fused=True)
+    if name == CPU_ADAMW:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimiser: torch.optim.Optimizer = DeepSpeedCPUAdam(plain, lr=lr, betas=betas, adamw_mode=True)
+        return optimiser
     raise ValueError(f"unknown optimiser {name!r}: adamw or muon")
 
 
@@ -112,7 +121,8 @@ class Muon(torch.optim.Optimizer):
         momentum = state.setdefault("momentum", torch.zeros_like(weight))
         momentum.lerp_(weight.grad, 1 - group["momentum"])
         ahead = weight.grad.lerp(momentum, group["momentum"])
-        return orthogonalised(ahead) * (0.2 * max(weight.shape) ** 0.5)
+        update = orthogonalised(whole_tensor(ahead)) * (0.2 * max(weight.shape) ** 0.5)
+        return part_like(weight, update)
 
     def _adam(self, weight: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         state = self.state[weight]

@@ -30,13 +30,14 @@ from draftsmith.train.objectives.objective import HeadObjective, Losses, Objecti
 from draftsmith.train.run.callbacks import FEW_STEPS, MEASURED, AtSteps, rows_for_steps
 from draftsmith.train.run.config import RunConfig, TrainConfig, check_ranges, resolved, without_preset
 from draftsmith.train.run.data_module import Batches, load_data, load_run_corpus
-from draftsmith.train.run.memory import memory_estimate, resident_bytes, shards_of
+from draftsmith.train.run.memory import bytes_of, memory_estimate, resident_bytes
 from draftsmith.train.run.module import Training
-from draftsmith.train.run.optimisers import LearningRateSchedule
+from draftsmith.train.run.optimisers import CPU_ADAMW, LearningRateSchedule
 from draftsmith.train.run.ranks import DeadRankWatch, check_launch, lost_a_rank
 from draftsmith.train.run.run_record import Metrics, RunRecord, draw_curves, state_step
+from draftsmith.train.run.sharding import make_whole, shard_run
 from draftsmith.train.run.stops import TERMINATED, Stopped
-from draftsmith.train.run.trainers import final_state, make_trainer
+from draftsmith.train.run.trainers import make_trainer
 from draftsmith.train.run.validation import accepted_lengths, held_out_losses, held_out_prompts
 
 if TYPE_CHECKING:
@@ -105,10 +106,11 @@ def _train(
     workers = partial(open_workers, config.ray, config.ray_workers, device == "cuda")
     reload = partial(_reloaded, config)
     objective.begin(TrainContext(loaded, draft.model, corpus, length, device, seed, workers, reload))
-    kept = weakref.ref(loaded)
+    kept, size = weakref.ref(loaded), bytes_of(loaded.parameters())
     del loaded  # an objective that needs it keeps it
-    module = _module(objective, config, draft)
-    _print_memory(config, draft, kept(), process, first)
+    frozen = kept()
+    module = _module(objective, config, draft, frozen)
+    _print_memory(config, draft, frozen, process, size, first)
     max_steps = facts.get("max_steps") or (None if config.minutes else config.max_steps or data.steps_in(config.epochs))
     module.schedule.max_steps = facts.get("planned_steps") or max_steps or ENDLESS
     module.schedule.measured = facts.get("measured_steps", MEASURED) if config.minutes else 0
@@ -129,9 +131,9 @@ def _train(
         batch_size=config.optim.batch_size,
     )
     fit(config, module, data, watcher, record, max_steps)
-    state = final_state(watcher.trainer, module, record)
+    make_whole(watcher.trainer, module, record)
     if first:
-        draft.save(record.path, tokenizer, template.fingerprint(), state)
+        draft.save(record.path, tokenizer, template.fingerprint())
         draw_curves(metrics, record.path / "curves.png", curves)
     ended = {
         "state": "finished",
@@ -184,16 +186,18 @@ def _build_context(config: RunConfig, loaded: Any, corpus: Corpus, tokenizer: An
     )  # fmt: skip
 
 
-def _module(objective: Losses, config: RunConfig, draft: Trainable) -> Training:
+def _module(objective: Losses, config: RunConfig, draft: Trainable, frozen: Any | None) -> Training:
     optim = config.optim
+    fsdp = config.strategy.startswith("fsdp")
     return Training(
         draft,
         objective,
         LearningRateSchedule(optim.lr, 0, optim.warmup, optim.floor),
-        optimiser=optim.name,
+        optimiser=CPU_ADAMW if config.offloads and not fsdp else optim.name,
         weight_decay=optim.weight_decay,
         betas=(optim.beta1, optim.beta2),
         seed=config.seed,
+        shard=partial(shard_run, target=frozen) if fsdp else None,
     )
 
 
@@ -223,8 +227,8 @@ def _target(config: RunConfig) -> tuple[Any, HFTarget | None]:
     return loaded, target
 
 
-def _print_memory(config: RunConfig, draft: Trainable, target: Any, process: int, first: bool) -> None:
-    """`target`: the target's model, if it stays loaded; `process`: resident bytes before it was."""
+def _print_memory(config: RunConfig, draft: Trainable, target: Any, process: int, loaded: int, first: bool) -> None:
+    """`target`: the target's model, if it stays loaded; `process`: resident bytes before it was; `loaded`: its own."""
     mixed = config.machine.precision == "bf16-mixed"
     cuda = config.machine.device == "cuda"
     parts = memory_estimate(
@@ -234,14 +238,18 @@ def _print_memory(config: RunConfig, draft: Trainable, target: Any, process: int
         optimiser=config.optim.name,
         autocast=torch.bfloat16 if mixed else None,
         checkpointing=config.machine.gradient_checkpointing,
-        shards=shards_of(config.strategy, config.world),
         cuda=cuda,
-        target=target if target is not None and target.device.type == config.machine.device else None,
+        strategy=config.strategy,
+        ranks=config.world,
+        target=target,
         process=process,
+        loaded=loaded,
     )
     if first:
-        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if name != "total" and size)
-        print(f"memory per device, estimated: {parts['total']:.2f} GiB ({listed})", file=sys.stderr)
+        total, offloaded = parts.pop("total"), parts.pop("offloaded", 0)
+        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if size)
+        beside = f", and {offloaded:.2f} GiB of the machine's" if offloaded else ""
+        print(f"memory per device, estimated: {total:.2f} GiB ({listed}){beside}", file=sys.stderr)
 
 
 def _validate(config: RunConfig, data: Batches, target: HFTarget | None, draft: Trainable) -> Any:
@@ -274,7 +282,7 @@ def fit(
         # Lightning's advice about settings that are deliberate here: idle devices, few workers, logged steps.
         warnings.filterwarnings("ignore", module="lightning.*")
         warnings.filterwarnings("ignore", message=".*find_unused_parameters.*")
-        watcher.trainer = make_trainer(config, module, watcher, record, max_steps or ENDLESS)
+        watcher.trainer = make_trainer(config, watcher, record, max_steps or ENDLESS)
         watch = DeadRankWatch(lambda: _kept(record))
         try:
             with watch.running():

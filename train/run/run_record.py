@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 FREE = {"workers", "save_every", "loggers", "cache", "ray", "ray_workers"}
 # Those of its ranks may change too, if every rank reads the same checkpoint.
 RANKS = {"devices", "num_nodes", "micro_batch_size"}
-WHOLE = {"auto", "ddp"}
+# Strategies that read the same checkpoints.
+ALIKE = ({"auto", "ddp"}, {"fsdp", "fsdp_cpu_offload"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ class RunRecord:
         before, now = _flat(before), _flat(json.loads(json.dumps(now)))
         strategies = {before.get("strategy"), now.get("strategy")}
         split = any(str(name).startswith("deepspeed") for name in strategies)
-        free = FREE if split else FREE | RANKS | ({"strategy"} if strategies <= WHOLE else set())
+        free = (
+            FREE if split else FREE | RANKS | ({"strategy"} if any(strategies <= alike for alike in ALIKE) else set())
+        )
         other = [key for key in now if key.split(".")[-1] not in free and before.get(key) != now[key]]
         if split and other and RANKS.issuperset(key.split(".")[-1] for key in other):
             changed = ", ".join(f"--{key} {before.get(key)}" for key in other)
@@ -114,6 +117,8 @@ def save_state(trainer: lightning.Trainer, record: RunRecord, step: int) -> None
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(exist_ok=True)
+        if trainer.is_global_zero:
+            _remove(part)  # of a run that was killed, on other ranks perhaps
         trainer.save_checkpoint(part)
         trainer.strategy.barrier()
         if trainer.is_global_zero:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from draftsmith.train.run.sharding import own_part
+
 DIVERGED, TERMINATED = 1, 128 + signal.SIGTERM
 MEND = "lower --optim.lr or raise --optim.warmup, and give a new --out"
 
@@ -43,4 +45,4 @@ def diverged(step: int, what: str) -> Stopped:
 
 
 def all_finite(weights: Iterable[torch.Tensor]) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in weights)
+    return all(bool(own_part(weight).isfinite().all()) for weight in weights)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as configured for our runs: strategies, loggers, checkpoint files, the final weights."""
+"""Lightning's Trainer as configured for our runs: strategies, loggers, checkpoint files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from draftsmith.infer.models.layers import stack_path
+from draftsmith.train.run.sharding import ShardedStrategy
 
 if TYPE_CHECKING:
     from draftsmith.train.run.callbacks import AtSteps
     from draftsmith.train.run.config import RunConfig
-    from draftsmith.train.run.module import Training
     from draftsmith.train.run.run_record import RunRecord
 
 
@@ -35,24 +34,21 @@ class StateFile(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def make_trainer(
-    config: RunConfig, module: Training, watcher: AtSteps, record: RunRecord, max_steps: int
-) -> lightning.Trainer:
+def make_trainer(config: RunConfig, watcher: AtSteps, record: RunRecord, max_steps: int) -> lightning.Trainer:
     """A trainer that runs to max_steps, in one endless epoch."""
-    sharded = config.strategy.startswith(("fsdp", "deepspeed"))
     each = config.optim.batch_size // config.world
     return lightning.Trainer(
         accelerator=config.machine.device,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=_strategy(config, module),
+        strategy=_strategy(config),
         precision=config.machine.precision,
         max_steps=max_steps,
         max_epochs=-1,
         accumulate_grad_batches=each // config.optim.micro_batch_size,
         gradient_clip_val=config.optim.grad_clip or None,
         callbacks=[watcher],
-        plugins=None if sharded else [StateFile()],
+        plugins=None if config.sharded else [StateFile()],
         logger=_loggers(config, record),
         default_root_dir=record.path,
         limit_val_batches=0,
@@ -64,17 +60,15 @@ def make_trainer(
     )
 
 
-def _strategy(config: RunConfig, module: Training) -> Any:
-    if config.strategy == "fsdp":
-        from lightning.pytorch.strategies import FSDPStrategy
-
-        model = module.draft.model
-        layer = type(model.get_submodule(stack_path(model))[0])
-        return FSDPStrategy(auto_wrap_policy={layer}, state_dict_type="full", use_orig_params=True)
+def _strategy(config: RunConfig) -> Any:
+    if config.strategy.startswith("fsdp"):
+        return ShardedStrategy(config.world, config.machine.device, config.offloads)
     if config.strategy == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 
-        return DDPStrategy(process_group_backend=None if config.machine.device == "cuda" else "gloo")
+        backend = None if config.machine.device == "cuda" else "gloo"
+        # Else each rank holds its gradients twice.
+        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
     return config.strategy
 
 
@@ -90,26 +84,3 @@ def _loggers(config: RunConfig, record: RunRecord) -> Any:
 
             made.append(WandbLogger(project="draftsmith", name=record.path.name, save_dir=record.path))
     return made or False
-
-
-def final_state(trainer: lightning.Trainer, module: Training, record: RunRecord) -> dict[str, torch.Tensor] | None:
-    """The draft's full weights by name, on the first rank; None if the module itself holds them."""
-    name = type(trainer.strategy).__name__
-    prefix = "draft.model."
-    if name == "FSDPStrategy":
-        state = trainer.strategy.lightning_module_state_dict()
-    elif name == "DeepSpeedStrategy":
-        from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
-
-        folder, whole = record.path / "resume" / "final", record.path / "resume" / "final.pt"
-        trainer.save_checkpoint(folder)
-        if trainer.is_global_zero:
-            convert_zero_checkpoint_to_fp32_state_dict(str(folder), str(whole))
-            state = torch.load(whole, map_location="cpu", weights_only=True)["state_dict"]
-        trainer.strategy.barrier()
-    else:
-        module.cpu()
-        return None
-    if not trainer.is_global_zero:
-        return None
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

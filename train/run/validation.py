@@ -37,6 +37,8 @@ def held_out_losses(module: Training, data: Batches) -> list[float]:
             (_, per_exit_E, _), counts_E = output
             both_2E = torch.stack([per_exit_E.detach(), counts_E.to(per_exit_E)])
             sums = both_2E if sums is None else sums + both_2E
+    if hasattr(module, "reshard"):  # split by fully_shard: else what is not in a layer stays whole until the next step
+        module.reshard()
     if sums is None:
         return []
     sums_E, counts_E = reduced(module, sums)

@@ -56,7 +56,8 @@ class LiveTeacher:
         self.states = ExitStates(model.requires_grad_(False).eval(), [layers])
         self.vocab_size = int(self.states.head.out_features)
 
-    @torch.inference_mode()
+    # Not in inference mode, in which a single rank could not gather sharded weights.
+    @torch.no_grad()
     def __call__(self, batch: Batch) -> LiveBatch:
         device = batch["labels"].device
         if self.states.head.weight.device != device:

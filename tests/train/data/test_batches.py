@@ -1,6 +1,12 @@
 """A packed row holds documents that do not know of one another, in every supported family."""
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -66,3 +72,49 @@ def test_held_out_batches_give_every_rank_as_many_and_each_sample_once(make_corp
     assert len({len(batches) for batches in ranks}) == 1
     learned = sum(int((batch["labels"] != IGNORED).sum()) for batches in ranks for batch in batches)
     assert learned == corpus.loss_counts[held].sum()
+
+
+LOADER = """
+import multiprocessing, sys, time
+from draftsmith.train.data.batches import BatchStream
+
+multiprocessing.set_start_method(sys.argv[1], force=True)
+batches = iter(BatchStream(["x" * int(sys.argv[2])] * 100, 0, 2))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+time.sleep(600)
+"""
+
+
+def runs(pid):
+    """Whether the process is there, and no zombie."""
+    path = Path(f"/proc/{pid}/stat")
+    try:
+        return path.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize(("method", "size"), [("fork", 500_000), ("forkserver", 10)])
+def test_workers_end_when_their_run_is_killed(method, size):
+    """torch's own watch leaves those for ever that wait for a reader of what a pipe does not hold, and those that a
+    fork server started."""
+    run = processes.Started(LOADER, method, size)
+    try:
+        assert wait_until(lambda: run.stdout.endswith("\n"), 120), run.stderr
+    finally:
+        run.kill()
+    workers = [int(pid) for pid in run.stdout.split()]
+    assert len(workers) == 2
+    try:
+        assert wait_until(lambda: not any(map(runs, workers)), 10)
+    finally:
+        for pid in filter(runs, workers):
+            os.kill(pid, signal.SIGKILL)

@@ -86,7 +86,7 @@ def test_it_is_saved_as_an_ordinary_weight_that_gives_the_same(loud: Any, make_c
     draft, read = build(loud, corpus), dict(zip(NAMES, states(loud, corpus, 0).chunk(2, -1)))
     joined = draft.model.joined(read).detach()
     again = [tmp_path / "one", tmp_path / "two"]
-    draft.save(again[0], None, "", None)
+    draft.save(again[0], None, "")
     saved = load_file(again[0] / "model.safetensors")
     assert not [name for name in saved if "parametriz" in name or "scale" in name]
     torch.testing.assert_close(torch.cat(list(read.values()), -1) @ saved["fc.weight"].double().T, joined)

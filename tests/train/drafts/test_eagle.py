@@ -71,7 +71,7 @@ def test_what_was_trained_is_what_is_loaded(make_model, make_corpus, tmp_path):
     options = {"draft_vocab": 20, "layers": [1, 2], "num_layers": 2, "norm_output": True, "norm_before_fc": True,
                "norm_before_residual": True, "fc_norm": False, "shape": {"intermediate_size": 20}}  # fmt: skip
     draft = build(target, corpus, **options)
-    draft.save(tmp_path / "head", None, "", None)
+    draft.save(tmp_path / "head", None, "")
     again = load_eagle(tmp_path / "head", target.config)
     again.lend(target.get_input_embeddings(), None)
     assert again.design == draft.model.design
@@ -109,8 +109,8 @@ def test_options_that_do_not_fit_are_refused(make_model, make_corpus):
     ]:
         with pytest.raises(ValueError, match=said):
             EagleBuilder(**options).check("auto", False)
-    with pytest.raises(ValueError, match="fsdp shards large models, and heads are small: use ddp"):
-        EagleBuilder().check("fsdp", False)
+    with pytest.raises(ValueError, match="deepspeed_stage_3 is for language models: heads train under ddp or fsdp"):
+        EagleBuilder().check("deepspeed_stage_3", False)
     EagleBuilder().check("ddp", True)
     target = make_model("llama")
     for options, said in [

@@ -1,14 +1,16 @@
 """Numbers out of range are refused in one line before anything is read, loaded or written."""
 
+import importlib.util
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
+import torch
 
 from draftsmith.recipes.cli.main import run
 from draftsmith.train.objectives.sft import SFT
-from draftsmith.train.run.config import RANGES, Machine, TrainConfig, check_ranges, resolved
+from draftsmith.train.run.config import RANGES, Machine, Optim, TrainConfig, Watch, check_ranges, resolved
 from draftsmith.train.run.run import train_draft
 
 
@@ -92,3 +94,20 @@ def test_an_objective_that_needs_the_whole_draft_is_named_where_the_draft_is_sha
     with pytest.raises(ValueError, match="the objective Answers decodes with the whole draft, and fsdp shards it"):
         train_draft(Answers(), config)
     assert not Path(config.out).exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "optim", "said"),
+    [
+        ("deepspeed_stage_3_offload", Optim(), "needs the extra `deepspeed`: pip install 'draftsmith[deepspeed]'"),
+        ("fsdp_cpu_offload", Optim(name="muon"), "muon multiplies whole matrices, and fsdp_cpu_offload does not"),
+    ],
+)
+def test_what_a_strategy_lacks_on_a_machine_with_a_gpu_is_one_line(strategy, optim, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = TrainConfig("t", ["d"], "o", 2, strategy=strategy, optim=optim, watch=Watch(val_prompts=0))
+    with pytest.raises(ValueError) as error:
+        resolved(config)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from draftsmith.train.objectives.sft import SFT
 from draftsmith.train.objectives.soft import SoFT
 from draftsmith.train.run.callbacks import AtSteps
-from draftsmith.train.run.config import Machine, Optim, Text, TrainConfig, Watch, resolved
+from draftsmith.train.run.config import STRATEGIES, Machine, Optim, Text, TrainConfig, Watch, resolved
 from draftsmith.train.run.run import train_draft
 
 QUIET = Watch(val_every=0, val_prompts=0, save_every=1000)
@@ -118,7 +118,10 @@ def test_run_json_tells_how_the_model_was_made(make_plan):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"strategy": "fsdp"}, "needs CUDA"),
+        ({"strategy": "fsdp_cpu_offload"}, "fsdp_cpu_offload needs CUDA devices; on a CPU use fsdp or ddp"),
+        ({"strategy": "deepspeed_stage_2"}, "deepspeed_stage_2 needs CUDA devices"),
+        ({"strategy": "fsdp", "machine": {"precision": "64-true"}}, "fsdp trains in bf16-mixed, bf16-true or 32-true"),
+        ({"strategy": "fsdp", "watch": Watch()}, "validation decodes with the whole draft, and fsdp shards it"),
         ({"strategy": "zero"}, "unknown strategy"),
         ({"devices": 3}, "batch_size 4 is not a multiple of the 3"),
         ({"optim": {"micro_batch_size": 3}}, "micro_batch_size 3 does not divide"),
@@ -203,7 +206,7 @@ def test_exits_that_a_draft_cannot_have_are_refused(exits):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", "deepspeed_stage_3"])
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("auto", "ddp")])
 def test_sharded_strategies_train_to_the_losses_of_one_device(make_plan, strategy):
     if strategy.startswith("deepspeed"):
         pytest.importorskip("deepspeed")

@@ -206,7 +206,7 @@ def test_two_gloo_processes_train_to_the_losses_of_one(target_folder, chats, tmp
         (["--lora_rank", "4"], "unknown option --lora_rank"),
         (["--num_heads", "0"], "--num_heads 0: it must be at least 1"),
         (["--dropout", "1"], "--dropout 1.0: it must be at least 0 and below 1"),
-        (["--strategy", "fsdp"], "strategy fsdp needs CUDA devices"),
+        (["--strategy", "deepspeed_stage_2"], "strategy deepspeed_stage_2 needs CUDA devices"),
         (["--machine.gradient_checkpointing", "true"], "gradient checkpointing is for drafts of many layers"),
         (["--features", "run.json"], "run.json is a file: features are `live` or the folder of a cache"),
         (["--init", "missing"], "missing"),
