@@ -21,8 +21,9 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from draftsmith.infer.models.tensor_parallel.ranks import Ranks
 
-# Seconds between two signs of life, and between two looks; without a new sign for SILENT_S a rank is lost.
-BEAT_S, SILENT_S = 0.5, 10.0
+# Seconds between two signs of life, and between two looks; without a new sign for SILENT_S a rank is lost, and for
+# LOADING_S while models are loaded: reading a large library from a slow disk stops all threads of a process.
+BEAT_S, SILENT_S, LOADING_S = 0.5, 10.0, 60.0
 # A pass may take this many times what its tokens took at the slowest before, and SLACK_S at least: longer contexts,
 # other load on the machine. The first pass may take any time.
 PATIENCE, SLACK_S = 30.0, 60.0
@@ -85,14 +86,15 @@ class LifeWatch:
 
     def look(self) -> str:
         """Why a rank is lost; empty if none is."""
+        ranks = self._ranks
+        silent = LOADING_S if ranks.inside and not ranks.tokens else SILENT_S
         for rank in self._silent:
             key = KEY.format(rank)
             now = self._store.get(key) if self._store.check([key]) else b""
             self._silent[rank] = self._silent[rank] + 1 if self._seen.get(rank, b"") == now else 0
             self._seen[rank] = now
-            if self._silent[rank] * BEAT_S >= SILENT_S:
-                return f"rank {rank} has stopped: no sign of life for {SILENT_S:g} s"
-        ranks = self._ranks
+            if self._silent[rank] * BEAT_S >= silent:
+                return f"rank {rank} has stopped: no sign of life for {silent:g} s"
         same = ranks.inside and not ranks.failure and ranks.passes == self._pass
         self._pass, self._in_pass = ranks.passes, self._in_pass + 1 if same else 0
         most = ranks.times.most(ranks.tokens)

@@ -130,17 +130,17 @@ def over_ranks(
     for name, every in found.items():
         figures[name] = {key: statistics.median(one[key] for one in every) for key in every[0] if key != "token_ids"}
     for way in WAYS:
-        one, several = found[f"{way}, 1"], found[f"{way}, {tp}"]
-        figures[f"{way}, equal"] = all(left["token_ids"] == right["token_ids"] for left, right in zip(one, several))
+        alone, several = found[f"{way}, 1"], found[f"{way}, {tp}"]
+        figures[f"{way}, equal"] = all(left["token_ids"] == right["token_ids"] for left, right in zip(alone, several))
     if json:
         print(json_module.dumps(figures))
         return figures
     for name in found:
-        one = figures[name]
+        own = figures[name]
         print(
-            f"{name} {'rank' if name.endswith(' 1') else 'ranks'}: {one['tokens_per_s']:.1f} tokens/s, "
-            f"{one['cpu_s']:.2f} CPU seconds, accepted_length {one['accepted_length']:.2f}, {one['exchanging']:.0%} of "
-            f"the time in {one['exchanges_per_step']:.0f} exchanges per step"
+            f"{name} {'rank' if name.endswith(' 1') else 'ranks'}: {own['tokens_per_s']:.1f} tokens/s, "
+            f"{own['cpu_s']:.2f} CPU seconds, accepted_length {own['accepted_length']:.2f}, {own['exchanging']:.0%} of "
+            f"the time in {own['exchanges_per_step']:.0f} exchanges per step"
         )
     print(f"the same tokens: plain {figures['plain, equal']}, pld {figures['pld, equal']}")
     return figures

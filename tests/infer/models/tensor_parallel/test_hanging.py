@@ -24,12 +24,17 @@ heartbeat.SILENT_S, heartbeat.SLACK_S = {silent}, {slack}
 # Each longer than the last, up to one that takes three times as long as a rank may be silent.
 LONG_PASSES = """
 import time
-import torch
-taken, rows = 0.0, 8
+from draftsmith.infer.models.runner.entries import Entries
+taken, count = 0.0, 8
 while taken < 3 * heartbeat.SILENT_S:
+    rows = [object() for _ in range(count)]
+    for row in rows:
+        target.lm.open(row, 500)
     began = time.perf_counter()
-    target.model(input_ids=torch.full((rows, 500), 7), use_cache=False)
-    taken, rows = time.perf_counter() - began, rows * 4
+    target.lm.forward(rows, [Entries.chain([7] * 500) for _ in rows], (), [1] * count)
+    taken, count = time.perf_counter() - began, count * 4
+    for row in rows:
+        target.lm.close(row)
 """
 # Found by rank 1 alone: rank 0's process is forked from one that has read its modules long before.
 HANGING = """

@@ -10,7 +10,16 @@ import pytest
 import torch.distributed as dist
 
 from draftsmith.infer.models.tensor_parallel import heartbeat
-from draftsmith.infer.models.tensor_parallel.heartbeat import BEAT_S, KEY, SILENT_S, SLACK_S, LifeWatch, PassTimes, beat
+from draftsmith.infer.models.tensor_parallel.heartbeat import (
+    BEAT_S,
+    KEY,
+    LOADING_S,
+    SILENT_S,
+    SLACK_S,
+    LifeWatch,
+    PassTimes,
+    beat,
+)
 
 LOOKS = int(SILENT_S / BEAT_S)
 
@@ -44,6 +53,12 @@ def test_a_rank_that_falls_silent_is_lost_and_the_others_are_not(watched: Watche
 
 def test_a_rank_that_never_gave_a_sign_is_lost(watched: Watched) -> None:
     assert [watched.look(2) for _ in range(LOOKS)][-1] == "rank 1 has stopped: no sign of life for 10 s"
+
+
+def test_a_rank_that_loads_may_be_silent_for_longer(watched: Watched) -> None:
+    watched.ranks.inside = True
+    assert not any(watched.look(1) for _ in range(int(LOADING_S / BEAT_S) - 1))
+    assert watched.look(1) == "rank 2 has stopped: no sign of life for 60 s"
 
 
 def test_a_late_sign_is_in_time_if_it_comes_before_the_last_look(watched: Watched) -> None:
