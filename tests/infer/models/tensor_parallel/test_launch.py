@@ -106,3 +106,25 @@ with Engine(target, Empty()) as engine:
     wanted = decode(engine, row(), None)
 print(f"{len(seen)} interrupts, the same tokens: {found == wanted}")
 """
+
+
+@pytest.mark.slow
+def test_a_draft_whose_weights_are_damaged_is_one_line_and_ends_the_target(tmp_path: Path) -> None:
+    target, draft = (saved(tmp_path / name, tiny_model("llama"), torch.float32) for name in ("target", "draft"))
+    weights = tmp_path / "draft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    done = processes.run(LOAD + DAMAGED, target, draft)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{draft} could not be loaded: model.safetensors is damaged or incomplete")
+
+
+DAMAGED = """
+from draftsmith.infer.drafters import SmallLM
+target.tokenizer = None
+try:
+    SmallLM(sys.argv[2], tp=2).bind(target)
+except ValueError as problem:
+    print(problem)
+assert target.shares.ranks.ended
+"""
