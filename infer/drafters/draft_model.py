@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from draftsmith.infer.contract.arguments import at_least
-from draftsmith.infer.models.load import load_model
+from draftsmith.infer.contract.protocols import Target, ranks_of
+from draftsmith.infer.models.load import check_model, load_config, load_model
 from draftsmith.infer.models.products.int8 import Int8
 from draftsmith.infer.models.products.replace import replace_products, restore_products
+from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
+from draftsmith.infer.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,27 +37,40 @@ Reaches = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """A causal LM, and the tokenizer and the name that it was loaded with, where it was loaded by name.
+    """A causal LM with its config, and the tokenizer and the name that it was loaded with, where it was loaded by name.
 
-    `follows_dtype`, `follows_device`: it takes its target's, because none was asked for."""
+    `dtype`: as asked for. `follows_dtype`, `follows_device`: it takes its target's, because none was asked for.
+    `tp`: ranks to split it over, which are its target's; `model` is None then, until it is loaded for a target."""
 
     model: Any
+    config: Any
     tokenizer: PreTrainedTokenizerBase | None = None
     origin: str = ""
+    dtype: str = "auto"
     follows_dtype: bool = False
     follows_device: bool = False
+    tp: int = 1
 
     @classmethod
-    def of(cls, model: Any, dtype: str, device: str) -> DraftModel:
+    def of(cls, model: Any, dtype: str, device: str, tp: int = 1) -> DraftModel:
         """`model` itself, or loaded from a folder or Hub name."""
+        at_least(1, tp=tp)
+        if tp > 1:
+            if not isinstance(model, str):
+                raise ValueError("tp splits a draft that every rank can load: give its folder or Hub name")
+            check_model(model, dtype, tp=tp)
+            return cls(None, load_config(model), load_tokenizer(model), model, dtype, dtype == "auto", True, tp)
         if not isinstance(model, str):
-            return cls(model.eval())
+            return cls(model.eval(), model.config)
         loaded, tokenizer = load_model(model, dtype=dtype, device=device, for_decoding=True)
-        return cls(loaded.eval(), tokenizer, model, dtype == "auto", device == "auto")
+        return cls(loaded.eval(), loaded.config, tokenizer, model, dtype, dtype == "auto", device == "auto")
 
     def may_choose(self, int8: Int8) -> Int8:
-        """What `int8` says; auto is off for a model that was given as an object, whose passes nobody asked to time."""
-        return False if int8 == "auto" and not self.origin else int8
+        """What `int8` says; auto is off for a model that was given as an object, whose passes nobody asked to time, and
+        for one that is split."""
+        if int8 is True and self.tp > 1:
+            raise ValueError("int8 drafts are not split over ranks: leave out int8 or tp")
+        return False if int8 == "auto" and (not self.origin or self.tp > 1) else int8
 
     def follow(self, target: Any) -> bool:
         """Take the dtype and the device of the target's model, as far as they were left open; whether that changed any.
@@ -62,6 +78,21 @@ class DraftModel:
         A draft is often trained in float32, and in its target's bfloat16 it takes a half to a quarter of the time. What
         it proposes may change by rounding; the text does not."""
         return follow(self.model, target.get_input_embeddings().weight, self.follows_dtype, self.follows_device)
+
+    def split(self, target: Target, exits: Sequence[int], eager: bool) -> LeadingRunner:
+        """Load it over the ranks of its target."""
+        has = ranks_of(target)
+        if has != self.tp:
+            raise ValueError(
+                f"{self.origin}[tp={self.tp}] is to be split over the ranks of its target, which has {has}: give both "
+                "the same number, or leave out the draft's"
+            )
+        over_ranks: Any = target
+        weight = over_ranks.model.get_input_embeddings().weight
+        follows = self.follows_dtype and weight.is_floating_point()
+        dtype = str(weight.dtype).removeprefix("torch.") if follows else self.dtype
+        runner: LeadingRunner = over_ranks.shares.draft_runner(self.origin, dtype, exits, eager)
+        return runner
 
 
 def follow(model: Any, wanted: torch.Tensor, dtype_too: bool, device_too: bool) -> bool:

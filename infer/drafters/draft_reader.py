@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -21,15 +22,19 @@ from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.draft_model import DraftModel, Reaches, Rows
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.models.load import check_same_tokenizer
+from draftsmith.infer.models.pass_timer import TimerOnceBound
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Tokens of a pass along a text: bounds the memory of the logits.
 CHUNK = 128
+
+DraftRunner = ModelRunner | LeadingRunner
 
 
 class DraftTree(Protocol):
@@ -184,10 +189,14 @@ class ReadsAhead(Protocol):
 
 
 class DraftForward(Protocol):
-    """How TextReader's model is run. `lm` is its cache and forward pass, `entry` as of a DraftReader."""
+    """How TextReader's model is run. `lm` is its cache and forward pass, set when it is loaded; `entry` as of a
+    DraftReader, `names` of all passes. `exits`, `eager`: as of a ModelRunner."""
 
-    lm: ModelRunner
+    lm: DraftRunner
     entry: str
+    names: Sequence[str]
+    exits: Sequence[int]
+    eager: bool
 
     def assumed_costs(self, target: Target) -> Costs | None: ...
 
@@ -200,7 +209,7 @@ class DraftForward(Protocol):
         any, is charged for every pass."""
         ...
 
-    def pass_timers(self) -> dict[str, PassTimer]: ...
+    def timer(self, name: str) -> PassTimer: ...
 
 
 @dataclass(slots=True)
@@ -246,33 +255,39 @@ class TextReader:
     at_once = False
     depth_sources: tuple[str, ...] = ()
 
-    def __init__(self, draft: DraftModel, make_forward: Callable[[Any], DraftForward]) -> None:
-        config = draft.model.config.get_text_config()
+    def __init__(self, draft: DraftModel, forward: DraftForward, load: Callable[[Any], ModelRunner]) -> None:
+        """`load`: makes the runner of the draft's model, unless the ranks of its target hold it together."""
+        config = draft.config.get_text_config()
         self.origin = draft.origin
         self.model = draft.model
         self.tokenizer = draft.tokenizer
         self.draft_vocab_size = self.vocab_size = int(config.vocab_size)
         self.max_positions = max_positions(config)
         self._draft = draft
-        self._make_forward = make_forward
-        self._forward = make_forward(draft.model)
-        self.entry = self.reading = self._forward.entry
+        self._load = load
+        self._forward = forward
+        self._lm: DraftRunner | None = None
+        if draft.model is not None:
+            self._lm = forward.lm = load(draft.model)
+        self._split_for: Target | None = None
+        self.entry = self.reading = forward.entry
         self._drafts: dict[Row, DraftEntries] = {}
 
     @property
-    def lm(self) -> ModelRunner:
-        return self._forward.lm
+    def lm(self) -> DraftRunner:
+        assert self._lm is not None, "bind the drafter first"
+        return self._lm
 
     @property
     def forward_seconds(self) -> float:
-        return float(self.lm.forward_seconds)
+        return 0.0 if self._lm is None else self._lm.forward_seconds
 
     @property
     def bytes_moved(self) -> int:
-        return int(self.lm.bytes_moved)
+        return 0 if self._lm is None else self._lm.bytes_moved
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        return self._forward.pass_timers()
+        return {name: TimerOnceBound(partial(self._forward.timer, name)) for name in self._forward.names}
 
     def assumed_costs(self, target: Target) -> Costs | None:
         return self._forward.assumed_costs(target)
@@ -282,8 +297,12 @@ class TextReader:
             self.tokenizer, self.draft_vocab_size, target.tokenizer, target.vocab_size, "the draft model"
         )
         self.vocab_size = min(self.draft_vocab_size, target.vocab_size)
-        if target.model is not None and self._draft.follow(target.model):
-            self._forward = self._make_forward(self.model)
+        if self._draft.tp > 1:
+            if self._split_for is not target:
+                self._lm = self._forward.lm = self._draft.split(target, self._forward.exits, self._forward.eager)
+                self.model, self._split_for = self.lm.model, target
+        elif target.model is not None and self._draft.follow(target.model):
+            self._lm = self._forward.lm = self._load(self.model)
 
     def open(self, row: Row, nodes: int) -> None:
         if len(row.ids) < self.max_positions:

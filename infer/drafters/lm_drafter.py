@@ -132,6 +132,8 @@ class LMDrafter:
         self.reader.bind(target)
         self.origin, self.features = self.reader.origin, self.reader.features
         self.max_positions = self.reader.max_positions
+        if isinstance(self.reader, TextReader):
+            self.model = self.reader.model
         self._assumed = self.assumed_costs(target)
         self._race = Race.of(target)
 

@@ -18,7 +18,7 @@ import torch
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs, PassCost
 from draftsmith.infer.drafters.draft_model import DraftModel, Reaches, Rows, Sample, given_limits
-from draftsmith.infer.drafters.draft_reader import DraftOutput, TextReader
+from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftRunner, TextReader
 from draftsmith.infer.drafters.exit_choice import Cost, ExitChoice, Fixed, Fork, LevelThreshold, Pricing, Threshold
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -54,6 +54,7 @@ def SD2(
     dtype: str = "auto",
     device: str = "auto",
     int8: Int8 = "auto",
+    tp: int = 1,
 ) -> LMDrafter:
     """A sorted draft as drafter: the exit is chosen per node.
 
@@ -83,21 +84,23 @@ def SD2(
         device: where to load `model`, if it is a name; auto: the target's.
         int8: run the draft's products in int8, on a CPU only; auto: if that is faster, timed when it is loaded by name.
             The target's text does not change.
+        tp: ranks that the draft's weights are split over: the target's, as its own tp says; 1 keeps it whole on the
+            first of them.
     """
     limits = given_limits(8, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
-    draft = DraftModel.of(model, dtype, device)
-    found = _exits(exits, draft.model.config.get_text_config(), draft.model.config)
+    draft = DraftModel.of(model, dtype, device, tp)
+    found = _exits(exits, draft.config.get_text_config(), draft.config)
     sources = {exit: f"{NAME}:{exit}" for exit in found}
     in_int8 = draft.may_choose(int8)
     choice = _choice(selection, exit, thresholds, len(found), limits.likeliest.top_k)
 
-    def make_forward(model: Any) -> ExitForward:
+    def load(model: Any) -> ModelRunner:
         plan = prepare(model)
         model = chosen(model, plan, in_int8, width)
-        lm = ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
-        return ExitForward(lm, choice, list(sources.values()))
+        return ModelRunner(model, plan, measured_buckets(model, plan), found, eager)
 
-    return LMDrafter(NAME, TextReader(draft, make_forward), limits, sources, calibration, costs)
+    forward = ExitForward(found, choice, list(sources.values()), eager)
+    return LMDrafter(NAME, TextReader(draft, forward, load), limits, sources, calibration, costs)
 
 
 @dataclass(slots=True)
@@ -115,14 +118,17 @@ class ExitForward:
     """Runs each node as deep as `choice` says; nodes that go on from an exit share a pass. `names`: of the blocks'
     passes, in measured costs."""
 
-    def __init__(self, lm: ModelRunner, choice: ExitChoice, names: Sequence[str]) -> None:
-        self.lm = lm
+    lm: DraftRunner
+
+    def __init__(self, exits: Sequence[int], choice: ExitChoice, names: Sequence[str], eager: bool = False) -> None:
+        self.exits = exits
+        self.eager = eager
         self.choice = choice
         self.names = names
         self.entry = names[0]
-        self.blocks = choice.deepest(lm.exits)
+        self.blocks = choice.deepest(exits)
         if isinstance(choice, Cost):
-            choice.bind(names, lm.exits)
+            choice.bind(names, exits)
 
     def assumed_costs(self, target: Target) -> Costs | None:
         """Only the choice by cost cannot do without."""
@@ -205,12 +211,12 @@ class ExitForward:
             node.state_D = found[node.row, node.entry]
         return going
 
-    def pass_timers(self) -> dict[str, PassTimer]:
-        """Each block of layers, together with the head of its exit."""
-        return {name: ExitPassTimer(self.lm, block) for block, name in enumerate(self.names)}
+    def timer(self, name: str) -> PassTimer:
+        """Of a block of layers, together with the head of its exit."""
+        return ExitPassTimer(self.lm, self.names.index(name))
 
 
-def assumed_costs(lm: ModelRunner, names: Sequence[str], target: Target) -> Costs:
+def assumed_costs(lm: DraftRunner, names: Sequence[str], target: Target) -> Costs:
     """Costs in proportion to the weights that a pass reads; only their ratios matter."""
     whole = float(sum(lm.block_bytes) + lm.head_bytes)
     read = {"target": ASSUMED_TARGET * whole if target.model is None else float(weight_bytes(target.model))}

@@ -6,13 +6,12 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from draftsmith.infer.contract.protocols import PassTimer, Target
 from draftsmith.infer.costs.pass_costs import Costs
 from draftsmith.infer.drafters.draft_model import DraftModel, Reaches, Rows, Sample, given_limits
-from draftsmith.infer.drafters.draft_reader import DraftOutput, TextReader
+from draftsmith.infer.drafters.draft_reader import DraftOutput, DraftRunner, TextReader
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
 from draftsmith.infer.models.architectures import prepare
@@ -20,6 +19,7 @@ from draftsmith.infer.models.decoding_runner import decoding_runner
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.products.int8 import Int8, chosen
 from draftsmith.infer.models.runner.entries import Entries
+from draftsmith.infer.models.runner.model_runner import ModelRunner
 
 NAME = "small"
 
@@ -39,6 +39,7 @@ def SmallLM(
     dtype: str = "auto",
     device: str = "auto",
     int8: Int8 = "auto",
+    tp: int = 1,
 ) -> LMDrafter:
     """A small causal LM as drafter.
 
@@ -63,22 +64,31 @@ def SmallLM(
         device: where to load `model`, if it is a name; auto: the target's.
         int8: run the draft's products in int8, on a CPU only; auto: if that is faster, timed when it is loaded by name.
             The target's text does not change.
+        tp: ranks that the draft's weights are split over: the target's, as its own tp says; 1 keeps it whole on the
+            first of them.
     """
     limits = given_limits(4, num_draft_tokens, top_k, nodes, width, min_confidence, sample, replacement, peaked)
-    draft = DraftModel.of(model, dtype, device)
-    layers = int(draft.model.config.get_text_config().num_hidden_layers)
-    choice = draft.may_choose(int8)
-    forward = partial(WholeForward, int8=choice, width=limits.likeliest.width)
-    return LMDrafter(NAME, TextReader(draft, forward), limits, {layers: NAME}, calibration, costs)
+    draft = DraftModel.of(model, dtype, device, tp)
+    layers = int(draft.config.get_text_config().num_hidden_layers)
+    in_int8 = draft.may_choose(int8)
+
+    def load(model: Any) -> ModelRunner:
+        plan = prepare(model)
+        return decoding_runner(chosen(model, plan, in_int8, limits.likeliest.width), plan)
+
+    return LMDrafter(NAME, TextReader(draft, WholeForward(), load), limits, {layers: NAME}, calibration, costs)
 
 
 class WholeForward:
     """Runs every node through the whole model."""
 
-    def __init__(self, model: Any, int8: Int8 = False, width: int = 1) -> None:
-        plan = prepare(model)
-        self.lm = decoding_runner(chosen(model, plan, int8, width), plan)
+    lm: DraftRunner
+    exits: Sequence[int] = ()
+    eager = False
+
+    def __init__(self) -> None:
         self.entry = NAME
+        self.names: Sequence[str] = [NAME]
 
     def assumed_costs(self, target: Target) -> Costs | None:
         return None
@@ -94,5 +104,5 @@ class WholeForward:
         output = self.lm.forward(rows, entries, wanted=[len(nodes) for nodes in reaches])
         return DraftOutput(output.logits_NV[:, :vocab_size])
 
-    def pass_timers(self) -> dict[str, PassTimer]:
-        return {NAME: CachedPassTimer(self.lm)}
+    def timer(self, name: str) -> PassTimer:
+        return CachedPassTimer(self.lm)

@@ -144,6 +144,14 @@ def load_target(name: str, *, dtype: str = "auto", device: str = "auto", tp: int
     return HFTarget(model, tokenizer)
 
 
+def load_config(name: str) -> Any:
+    """The config of the model `name`."""
+    from transformers import AutoConfig
+
+    with loading(name):
+        return AutoConfig.from_pretrained(name)
+
+
 def load_generation_config(name: str) -> Any:
     """The sampling defaults that the model `name` comes with; reads no weights."""
     from transformers import AutoConfig, GenerationConfig

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.contract.protocols import PassTimer
 from draftsmith.infer.costs.timing import SPARE
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.chain_runner import ChainRunner
@@ -91,6 +92,42 @@ class CachedPassTimer:
         return median(taken)
 
 
+class TimerOnceBound:
+    """Times passes of a draft that may be loaded only when its drafter is bound: `make` makes the timer. Before that
+    there is nothing to be timed."""
+
+    def __init__(self, make: Callable[[], PassTimer]) -> None:
+        self._make = make
+        self._made: PassTimer | None = None
+
+    @property
+    def _timer(self) -> PassTimer:
+        self._made = self._made or self._make()
+        return self._made
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        return self._timer.buckets
+
+    @property
+    def device(self) -> torch.device:
+        return self._timer.device
+
+    @property
+    def max_positions(self) -> int:
+        return self._timer.max_positions
+
+    def place(self, rows: int, context: int) -> None:
+        self._timer.place(rows, context)
+
+    def run(self, tokens: int) -> None:
+        self._timer.run(tokens)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+
 def measured_buckets(model: Any, plan: MaskPlan) -> tuple[int, ...]:
     """Numbers of tokens that passes of this model are padded to, because it runs them faster than fewer tokens.
 
@@ -132,7 +169,7 @@ def chain_pass_timer(runner: ChainRunner) -> CachedPassTimer:
 class ExitPassTimer:
     """Times the passes of one block of a sorted draft over new entries, and of the head that reads its exit."""
 
-    def __init__(self, lm: ModelRunner, block: int) -> None:
+    def __init__(self, lm: ModelRunner | LeadingRunner, block: int) -> None:
         self.lm = lm
         self.block = block
         self.buckets, self.device = lm.buckets, lm.device

@@ -81,7 +81,7 @@ def answers(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
-            whole.
+            whole unless they ask for the same: small:DRAFT[tp=2].
         ray: answer on many workers with Ray: local (this machine), or the HOST:PORT of a running cluster. Each loads
             the target; all must see --out under the same path.
         ray_workers: workers of --ray; default: one per core, or per GPU.

@@ -71,7 +71,7 @@ def bench(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
-            whole.
+            whole unless they ask for the same: small:DRAFT[tp=2].
         seed: random seed of sampling, of the order of runs and of the intervals.
         out: a new folder for answers, traces, results and report.html; the same command resumes a run that was stopped,
             but not one of a server.

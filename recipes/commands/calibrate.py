@@ -64,7 +64,7 @@ def calibrate(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
-            whole.
+            whole unless they ask for the same: small:DRAFT[tp=2].
         seed: random seed of sampling, and of the split into fitting and held-out prompts.
         out: a new folder for the results and a reliability plot per source.
         json: print one JSON object on the last line instead of tables.

@@ -66,7 +66,7 @@ def generate(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
-            whole.
+            whole unless they ask for the same: small:DRAFT[tp=2].
         stats: after the text, print tokens/s, accepted_length and times to standard error; the JSON always has them.
         json: print one JSON object on the last line.
     """

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from over_ranks import saved
 from test_eagle_lossless import MAKE, head_of
 from test_lossless import DRAFTERS, EITHER, assert_tried_hard, decode, make_rows, models, retrieved, tokens
-from test_ranks_lossless import KIND, trees
+from test_ranks_lossless import KIND, rounded, trees
 
 from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.drafters.controls import Empty
@@ -45,22 +44,10 @@ def test_all_of_them_in_float32(tmp_path: Path) -> None:
             for name, make in made.items():
                 found = [decode(target, make(target), make_rows(settings), 3) for target in targets]
                 assert tokens(found[1]) == tokens(found[0]) == wanted, name
-                assert rounded(trees(found[1])) == rounded(trees(found[0])), name
+                assert rounded(trees(found[1]), 3) == rounded(trees(found[0]), 3), name
                 assert_tried_hard(found[1], deep=1)
     finally:
         targets[1].close()
-
-
-def rounded(steps: list[list[tuple[Any, ...]]]) -> list[Any]:
-    """Trees with confidences to three digits."""
-    return [
-        [
-            [[one._replace(confidence=round(one.confidence, 3)) for one in part] if i == 5 else part
-             for i, part in enumerate(step)]
-            for step in row
-        ]
-        for row in steps
-    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ Every test asserts that its own run accepted deep, rejected, and varied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_lossless
 import torch
 from over_ranks import saved
 from test_eagle_lossless import MAKE, head_of
@@ -32,8 +34,9 @@ from draftsmith.infer.contract.protocols import Drafter
 from draftsmith.infer.contract.row import Stops
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.contract.trace import Generation
-from draftsmith.infer.drafters import SmallLM
+from draftsmith.infer.drafters import SD2, SmallLM
 from draftsmith.infer.drafters.controls import Empty
+from draftsmith.infer.drafters.registry import load_drafter
 from draftsmith.infer.engine.engine import Engine
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.load import load_target
@@ -41,6 +44,10 @@ from draftsmith.infer.models.load import load_target
 # Over gloo; two CUDA devices are tried in tests/infer/models/tensor_parallel/test_two_devices.py.
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks on the CPU: hide the CUDA devices")
 KIND = "llama"
+# Of what `trees` gives of a step: the trials that were tried, with their confidences.
+TRIED = 5
+# Drafters whose draft models may be split.
+SPLIT = ("tree", "unsure chain", "sd2", "sd2 by cost", "mixed", "mixed by cost")
 OUTRIGHT = ("tree", "sd2", "sd2 by cost", "pld", "recycle", "lookahead", "mixed", "mixed by cost")
 
 
@@ -126,6 +133,115 @@ def test_retrieved_drafts(one: HFTarget, two: HFTarget, name: str, settings: Set
     answered = make_rows(settings)
     decode(one, Empty(), answered, 8)
     check_same(one, two, lambda target: retrieved(name, target, answered, tmp_path / str(target.ranks)), settings, True)
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The draft model in a folder."""
+    return saved(tmp_path_factory.mktemp("draft"), models(KIND)[1])
+
+
+@pytest.fixture
+def splitting(monkeypatch: pytest.MonkeyPatch) -> Callable[[HFTarget], None]:
+    """Lets the drafters of the lossless matrix split their draft models over a target's ranks."""
+
+    def over(target: HFTarget) -> None:
+        monkeypatch.setattr(test_lossless, "SmallLM", partial(SmallLM, tp=target.ranks))
+        monkeypatch.setattr(test_lossless, "SD2", partial(SD2, tp=target.ranks))
+
+    return over
+
+
+def rounded(steps: list[list[tuple[Any, ...]]], digits: int = 9) -> list[Any]:
+    """Trees with rounded confidences: those of a draft that is split round otherwise."""
+    return [
+        [
+            [
+                [one._replace(confidence=round(one.confidence, digits)) for one in part] if i == TRIED else part
+                for i, part in enumerate(step)
+            ]
+            for step in row
+        ]
+        for row in steps
+    ]
+
+
+def check_split(
+    one: HFTarget, two: HFTarget, make: Callable[[HFTarget], Drafter], settings: Settings, deep: int
+) -> None:
+    """A draft over two ranks behind a target over two against both whole."""
+    found = [decode(target, make(target), make_rows(settings), 3) for target in (one, two)]
+    assert tokens(found[1]) == tokens(found[0])
+    assert rounded(trees(found[1])) == rounded(trees(found[0]))
+    assert_tried_hard(found[1], deep)
+
+
+@pytest.mark.parametrize(("name", "settings"), spread(4, SPLIT, EITHER))
+def test_drafts_split_over_the_ranks(
+    one: HFTarget, two: HFTarget, draft: str, splitting: Any, name: str, settings: Settings
+) -> None:
+    def make(target: HFTarget) -> Drafter:
+        splitting(target)
+        return DRAFTERS[name](draft)
+
+    check_split(one, two, make, settings, 2 if settings.greedy else 1)
+
+
+@pytest.mark.parametrize("name", ["coupled sd2", pytest.param("coupled by cost", marks=pytest.mark.slow)])
+def test_coupled_drafts_split_over_the_ranks(
+    one: HFTarget, two: HFTarget, draft: str, splitting: Any, name: str
+) -> None:
+    def make(target: HFTarget) -> Drafter:
+        splitting(target)
+        return COUPLED[name](draft)
+
+    check_split(one, two, make, EITHER["sampled"], 2)
+
+
+@pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_drawn_drafts_split_over_the_ranks(one: HFTarget, two: HFTarget, draft: str, eager: bool) -> None:
+    def make(target: HFTarget) -> Drafter:
+        sizes: dict[str, Any] = {"num_draft_tokens": 4, "top_k": 2, "nodes": 9, "sample": "drawn", "tp": target.ranks}
+        return SD2(draft, [1, 2], "threshold", thresholds=[0.5, 0], eager=eager, **sizes)
+
+    check_split(one, two, make, EITHER["sampled"], 2)
+
+
+def test_a_split_draft_holds_halves_is_loaded_once_and_can_be_timed(two: HFTarget, draft: str) -> None:
+    drafter = SD2(draft, [1, 2], tp=2)
+    assert [*drafter.pass_timers()] == ["sd2:1", "sd2:2"]  # before it is loaded
+    assert (drafter.forward_seconds, drafter.bytes_moved) == (0, 0)
+    drafter.bind(two)
+    model, own = drafter.model, {name: tuple(one.shape) for name, one in drafter.model.named_parameters()}
+    assert own["model.layers.0.self_attn.k_proj.weight"] == (8, 32)
+    assert own["model.embed_tokens.weight"] == (61, 32)
+    assert next(model.parameters()).dtype == torch.float64
+    drafter.bind(two)
+    assert drafter.model is model
+    for timer in drafter.pass_timers().values():
+        timer.place(2, 16)
+        timer.run(3)
+        timer.close()
+    assert drafter.forward_seconds > 0
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = models(KIND)[1](input_ids=ids, use_cache=False).logits
+    assert torch.allclose(model(input_ids=ids, use_cache=False).logits, expected, atol=1e-12)
+    assert tokens(decode(two, Empty(), make_rows(Settings()), 8)) == plain_tokens(KIND, Settings())
+
+
+def test_a_draft_over_other_ranks_than_its_target(one: HFTarget, two: HFTarget, draft: str) -> None:
+    with pytest.raises(ValueError, match=r"\[tp=2\] is to be split over the ranks of its target, which has 1: "):
+        SmallLM(draft, tp=2).bind(one)
+    with pytest.raises(ValueError, match="num_key_value_heads=2, fewer than ranks"):
+        SmallLM(draft, tp=4)
+    with pytest.raises(ValueError, match="give its folder or Hub name"):
+        SmallLM(models(KIND)[1], tp=2)
+    with pytest.raises(ValueError, match="int8 drafts are not split"):
+        SmallLM(draft, tp=2, int8=True)
+    with pytest.raises(ValueError, match="tp must be at least 1, not 0"):
+        SD2(draft, [1, 2], tp=0)
+    with pytest.raises(ValueError, match="'eagle' has no argument 'tp'"):
+        load_drafter(f"eagle:{draft}[tp=2]", two)
 
 
 def test_rows_join_leave_and_are_aborted_at_the_same_rounds(one: HFTarget, two: HFTarget) -> None:

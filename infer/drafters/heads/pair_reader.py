@@ -27,7 +27,7 @@ from draftsmith.infer.drafters.draft_reader import DraftEntries, DraftOutput, Dr
 from draftsmith.infer.drafters.exit_choice import Pricing
 from draftsmith.infer.drafters.heads.pair_head import LoadHead, check_head, lend
 from draftsmith.infer.drafters.heads.text_states import text_states
-from draftsmith.infer.models.pass_timer import CachedPassTimer
+from draftsmith.infer.models.pass_timer import CachedPassTimer, TimerOnceBound
 from draftsmith.infer.models.positions import max_positions
 from draftsmith.infer.models.runner.clock import PassClock
 from draftsmith.infer.models.runner.entries import Entries, PassOutput
@@ -118,7 +118,7 @@ class PairReader:
         return 0 if self._lm is None else self._lm.bytes_moved
 
     def pass_timers(self) -> dict[str, PassTimer]:
-        return {self.entry: PairPassTimer(self)}
+        return {self.entry: TimerOnceBound(lambda: CachedPassTimer(self.lm, self.blank))}
 
     def assumed_costs(self, target: Target) -> Costs | None:
         return None
@@ -357,39 +357,3 @@ class PairReader:
         tokens_N = torch.zeros(count, dtype=torch.long, device=self._nothing.device)
         made: torch.Tensor = self.head.pairs(tokens_N, self._nothing.new_zeros((count, self._nothing.shape[1])))
         return made
-
-
-class PairPassTimer:
-    """Times a head's passes. Before the drafter is bound there is nothing to be timed."""
-
-    def __init__(self, reader: PairReader) -> None:
-        self._reader = reader
-        self._made: CachedPassTimer | None = None
-
-    @property
-    def _timer(self) -> CachedPassTimer:
-        if self._made is None or self._made.lm is not self._reader.lm:
-            self._made = CachedPassTimer(self._reader.lm, self._reader.blank)
-        return self._made
-
-    @property
-    def buckets(self) -> Sequence[int]:
-        return self._timer.buckets
-
-    @property
-    def device(self) -> torch.device:
-        return self._timer.device
-
-    @property
-    def max_positions(self) -> int:
-        return self._timer.max_positions
-
-    def place(self, rows: int, context: int) -> None:
-        self._timer.place(rows, context)
-
-    def run(self, tokens: int) -> None:
-        self._timer.run(tokens)
-
-    def close(self) -> None:
-        if self._made is not None:
-            self._made.close()

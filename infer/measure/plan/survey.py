@@ -27,7 +27,7 @@ from draftsmith.infer.costs.timing import (
     visit,
 )
 from draftsmith.infer.drafters.lm_drafter import LMDrafter
-from draftsmith.infer.drafters.small_lm import SmallLM, WholeForward
+from draftsmith.infer.drafters.small_lm import SmallLM
 from draftsmith.infer.measure.plan.loop_timing import Overhead, overhead
 from draftsmith.infer.measure.plan.memory import check_room
 from draftsmith.infer.measure.plan.schedule import (
@@ -52,6 +52,8 @@ from draftsmith.infer.measure.plan.shapes import (
     shaped_config,
     size_of,
 )
+from draftsmith.infer.models.architectures import prepare
+from draftsmith.infer.models.decoding_runner import decoding_runner
 from draftsmith.infer.models.hf_target import HFTarget
 from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.runner.model_runner import ModelRunner
@@ -145,7 +147,7 @@ def _measure(
 
     for i, shape in enumerate(asked.shapes):
         draft = random_model(shaped_config(config, shape), dtype, device)
-        found.passes[str(shape)] = timed(str(shape), CachedPassTimer(WholeForward(draft).lm))
+        found.passes[str(shape)] = timed(str(shape), CachedPassTimer(decoding_runner(draft, prepare(draft))))
         if not i:
             schedule.begin(LOOP)
             found.overhead = _overhead(asked, target, draft)
@@ -174,7 +176,7 @@ def _timer(target: HFTarget) -> CachedPassTimer:
 
 
 def _overhead(asked: SurveyRequest, target: HFTarget, draft: Any) -> Overhead:
-    target_timer, draft_timer = _timer(target), CachedPassTimer(WholeForward(draft).lm)
+    target_timer, draft_timer = _timer(target), CachedPassTimer(decoding_runner(draft, prepare(draft)))
     # Prompts are read before anything is timed, so they are short.
     context = min(LOOP_CONTEXT, *asked.contexts)
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,23 +19,31 @@ from draftsmith.infer.models.architectures import prepare_target
 from draftsmith.infer.models.load import check_model
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
-from draftsmith.infer.models.tensor_parallel.launch import LOOPBACK, join, own_runner
-from draftsmith.infer.models.tensor_parallel.leading_runner import END
+from draftsmith.infer.models.tensor_parallel.heartbeat import beat
+from draftsmith.infer.models.tensor_parallel.launch import LOOPBACK, draft_share, join, own_runner
+from draftsmith.infer.models.tensor_parallel.leading_runner import END_VERB
 from draftsmith.infer.models.tensor_parallel.ranks import TIMEOUT, Ranks
 from draftsmith.infer.models.tensor_parallel.sharding import load_shard
 
 # How often a rank looks whether rank 0 is there, in seconds.
 POLL_S = 0.5
-ALONE = ("open", "fork", "close", "drop", "shorten", "place", "commit")
+ALONE = ("open", "fork", "close", "drop", "shorten", "place", "place_uncommitted", "commit")
 
 
 def follow(runner: ModelRunner, ranks: Ranks) -> None:
-    """Carry out verbs until rank 0 sends the last one."""
+    """Carry out verbs until rank 0 sends the last one. A message is for one model: 0 is the target, then come drafts as
+    they are loaded."""
+    runners = {0: runner}
     while True:
-        for verb, given in ranks.receive():
-            if verb == END[0]:
+        number, verbs = ranks.receive()
+        for verb, given in verbs:
+            if verb == END_VERB:
                 return
-            carry_out(runner, verb, given)
+            if verb == "load":
+                assert number not in runners
+                runners[number] = draft_share(*given)
+            else:
+                carry_out(runners[number], verb, given)
 
 
 def carry_out(runner: ModelRunner, verb: str, given: tuple[Any, ...]) -> None:
@@ -42,10 +51,15 @@ def carry_out(runner: ModelRunner, verb: str, given: tuple[Any, ...]) -> None:
         getattr(runner, verb)(*given)
     elif verb == "forward":
         rows, entries, wanted = given
-        runner.forward(rows, [Entries(tokens, parents) for tokens, parents in entries], (), wanted)
+        runner.forward(rows, _entries(entries), (), wanted)
+    elif verb == "enter":
+        rows, entries = given
+        runner.enter(rows, _entries(entries))
+    elif verb == "deepen":
+        runner.deepen(*given)
     elif verb == "prefill":
-        rows, tokens, with_logits = given
-        runner.prefill(rows, tokens, on_logits=_ignore if with_logits else None)
+        rows, tokens, blocks, with_logits = given
+        runner.prefill(rows, tokens, (), blocks, on_logits=_ignore if with_logits else None)
     elif verb == "call":
         *args, named = given
         with torch.inference_mode():
@@ -54,6 +68,10 @@ def carry_out(runner: ModelRunner, verb: str, given: tuple[Any, ...]) -> None:
             )
     else:
         raise AssertionError(f"unknown verb {verb}")
+
+
+def _entries(given: Sequence[tuple[list[int], list[int]]]) -> list[Entries]:
+    return [Entries(tokens, parents) for tokens, parents in given]
 
 
 def _on(runner: ModelRunner, value: Any) -> Any:
@@ -74,7 +92,7 @@ def main(words: str) -> None:
     try:
         torch.set_num_threads(given["threads"])
         store = dist.TCPStore(LOOPBACK, given["port"], given["tp"], is_master=False, timeout=TIMEOUT)
-        join(given["tp"], given["rank"], store)
+        beat(join(given["tp"], given["rank"], store), given["rank"])
         load_and_follow(given["name"], given["dtype"])
     except Exception as problem:
         time.sleep(POLL_S)  # what rank 0 held is closed a little before it is gone
@@ -88,7 +106,8 @@ def follow_launcher(name: str, dtype: str, device: str, tp: int) -> int:
     """Another rank than 0 in a process that torchrun started, up to its exit code; rank 0 says what is wrong."""
     try:
         check_model(name, dtype, device, tp)
-        join(tp, int(os.environ["RANK"]), None)
+        rank = int(os.environ["RANK"])
+        beat(join(tp, rank, None), rank)
         load_and_follow(name, dtype)
     except ValueError:
         return 2

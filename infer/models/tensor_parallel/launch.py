@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
@@ -17,16 +18,18 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from draftsmith.infer.models.runner.masks import ChainPlan, MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
+from draftsmith.infer.models.tensor_parallel.heartbeat import LifeWatch
 from draftsmith.infer.models.tensor_parallel.leading_runner import END, LeadingRunner
-from draftsmith.infer.models.tensor_parallel.ranks import TIMEOUT, Ranks
+from draftsmith.infer.models.tensor_parallel.ranks import TIMEOUT, RankLost, Ranks
 
 if TYPE_CHECKING:
     from draftsmith.infer.models.hf_target import HFTarget
@@ -48,16 +51,54 @@ class Shares:
     end: Callable[[], None]
     parameters: int
     fingerprint: str
+    # Of the models that the ranks hold: 0 is the target.
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def runner(self, model: Any, plan: MaskPlan | ChainPlan) -> LeadingRunner:
-        return LeadingRunner(own_runner(model, plan), self.ranks)
+        return LeadingRunner(own_runner(model, plan), self.ranks, next(self.numbers))
+
+    def draft_runner(self, name: str, dtype: str, exits: Sequence[int] = (), eager: bool = False) -> LeadingRunner:
+        """The draft `name`, loaded over the same ranks. A fault in its files ends the target too, like any fault that
+        ranks may find at different moments."""
+        number = next(self.numbers)
+        with _silent_stdout(), loading_together(self.ranks, self.end):
+            self.ranks.send((number, [("load", (name, dtype, tuple(exits), eager))]))
+            own = draft_share(name, dtype, exits, eager)
+        return LeadingRunner(own, self.ranks, number)
 
 
-def own_runner(model: Any, plan: MaskPlan | ChainPlan) -> ModelRunner:
+def own_runner(model: Any, plan: MaskPlan | ChainPlan, exits: Sequence[int] = (), eager: bool = False) -> ModelRunner:
     """A rank's runner: all ranks pad passes alike, and none captures them, which nobody has tried over several."""
     if isinstance(plan, ChainPlan):
         raise ValueError(f"{model.config.model_type} verifies chains only, which is not made for several ranks: --tp 1")
-    return ModelRunner(model, plan)
+    return ModelRunner(model, plan, exits=exits, eager=eager)
+
+
+def draft_share(name: str, dtype: str, exits: Sequence[int], eager: bool) -> ModelRunner:
+    """A rank's runner of its share of a draft; all ranks call it."""
+    from draftsmith.infer.models.architectures import prepare
+    from draftsmith.infer.models.tensor_parallel.sharding import load_shard
+
+    model = load_shard(name, dtype).model
+    return own_runner(model, prepare(model), exits, eager)
+
+
+@contextlib.contextmanager
+def loading_together(ranks: Ranks, end: Callable[[], None]) -> Iterator[None]:
+    """What all ranks load. Unlike in a pass, an interrupt is heard at once: the others end with this process."""
+    if ranks.failure:
+        raise RankLost(ranks.failure)
+    ranks.tokens, ranks.inside = 0, True
+    try:
+        yield
+    except ValueError as problem:  # the model's fault, which all ranks find
+        if isinstance(problem.__cause__, RuntimeError):  # a rank's
+            ranks.fail(problem)
+        end()
+        raise
+    except Exception as problem:
+        ranks.fail(problem)
+    ranks.inside = False
 
 
 def load_leading(name: str, dtype: str, device: str, tp: int) -> HFTarget:
@@ -73,18 +114,9 @@ def load_leading(name: str, dtype: str, device: str, tp: int) -> HFTarget:
     tokenizer = load_tokenizer(name)
     with _silent_stdout():
         ranks, end = _started(name, dtype, tp)
-        ranks.inside = True  # unlike in a pass, an interrupt is heard at once: the others end with this process
-        try:
+        with loading_together(ranks, end):
             shard = load_shard(name, dtype)
             target = HFTarget(shard.model, tokenizer, shares=Shares(ranks, end, shard.parameters, shard.fingerprint))
-        except ValueError as problem:  # the model's fault, which all ranks find
-            if isinstance(problem.__cause__, RuntimeError):  # a rank's
-                ranks.fail(problem)
-            end()
-            raise
-        except Exception as problem:
-            ranks.fail(problem)
-        ranks.inside = False
     return target
 
 
@@ -111,17 +143,27 @@ def _started(name: str, dtype: str, tp: int) -> tuple[Ranks, Callable[[], None]]
     """The ranks, met, and what ends them: at the end of this process, if not before."""
     _share_threads(tp)
     if "WORLD_SIZE" in os.environ:
-        join(tp, 0, None)
-        ranks = Ranks()
-        _ends.append(functools.partial(ranks.close, [END]))
-        return ranks, _ends[-1]
-    store = dist.TCPStore(LOOPBACK, 0, tp, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-    children = [_start(name, dtype, tp, rank, store.port) for rank in range(1, tp)]
-    watch = RankWatch(children)
-    _ends.append(watch.end)
-    join(tp, 0, store)
-    ranks = watch.ranks = Ranks()
-    return ranks, watch.end
+        store, watch = join(tp, 0, None), None
+    else:
+        own = dist.TCPStore(LOOPBACK, 0, tp, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        watch = RankWatch([_start(name, dtype, tp, rank, own.port) for rank in range(1, tp)])
+        _ends.append(watch.end)
+        store = join(tp, 0, own)
+    ranks = Ranks()
+    alive = LifeWatch(store, ranks, functools.partial(ranks.lost, hangs=True))
+    if watch is not None:
+        watch.ranks, ranks.kill = ranks, watch.kill
+
+    def end() -> None:
+        alive.close()
+        if watch is None:
+            ranks.close(END)
+        else:
+            watch.end()
+
+    _ends[:] = [end]
+    alive.start()
+    return ranks, end
 
 
 @atexit.register
@@ -137,15 +179,17 @@ def _share_threads(tp: int) -> None:
         torch.set_num_threads(max(torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", tp)), 1))
 
 
-def join(tp: int, rank: int, store: dist.Store | None) -> None:
-    """Become one of the ranks."""
+def join(tp: int, rank: int, store: dist.Store | None) -> dist.Store:
+    """Become one of the ranks, which meet in `store`, or in the one that torchrun has set up."""
     if not torch.cuda.is_available() and sys.platform == "linux" and store is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name may resolve to no address of this machine
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    given: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": tp}
+    if store is None:
+        store, _, _ = next(rendezvous("env://", rank, tp, timeout=TIMEOUT))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
-    dist.init_process_group(backend, timeout=TIMEOUT, **given)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=tp)
+    return store
 
 
 def _start(name: str, dtype: str, tp: int, rank: int, port: int) -> subprocess.Popen[bytes]:
@@ -175,7 +219,7 @@ class RankWatch:
     def __init__(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
         self.children = children
         self.ranks: Ranks | None = None
-        self._ending = False
+        self._ending = self._killed = False
         self._threads = [
             threading.Thread(target=self._wait, args=(rank, child), daemon=True)
             for rank, child in enumerate(children, start=1)
@@ -188,7 +232,7 @@ class RankWatch:
         with child.stderr:
             said = deque(child.stderr, maxlen=1)
         code = child.wait()
-        if self._ending:
+        if self._ending or self._killed:
             return
         if code < 0:
             reason = f"rank {rank} was ended by signal {-code} ({signal.Signals(-code).name})"
@@ -201,13 +245,19 @@ class RankWatch:
             os._exit(1)
         self.ranks.lost(reason)
 
+    def kill(self) -> None:
+        """End ranks that may hang: nobody is to report that they ended."""
+        self._killed = True
+        for child in self.children:
+            child.kill()
+
     def end(self) -> None:
         """Let the ranks end, or end them."""
         if self._ending:
             return
         self._ending = True
         if self.ranks is not None:
-            self.ranks.close([END])
+            self.ranks.close(END)
         for child in self.children:
             if self.ranks is None or self.ranks.broken:
                 child.kill()

@@ -1,7 +1,7 @@
-"""The runner of a sharded target on rank 0: it runs every verb itself and sends it to the others' runners.
+"""The runner of a sharded target or draft on rank 0: it runs every verb itself and sends it to the others' runners.
 
 Verbs that no other rank need wait for (rows that join and leave, commits) travel with the next pass, so a step costs
-one message. Rows go by numbers there.
+one message. Rows and models go by numbers there.
 
 Legend: N tokens of a pass, V vocabulary, D hidden.
 """
@@ -22,18 +22,21 @@ from draftsmith.infer.models.tensor_parallel.ranks import Ranks, interrupts_wait
 
 # A verb and its arguments.
 Verb = tuple[str, tuple[Any, ...]]
-END: Verb = ("end", ())
+END_VERB = "end"
+# The last message: for the target, as every message is for one model.
+END: tuple[int, list[Verb]] = (0, [(END_VERB, ())])
 
 
 class LeadingRunner:
     """`own` with its counterparts on the other ranks. What is not a verb is the own runner's: all ranks have the same
-    rows, lengths and slots."""
+    rows, lengths and slots. `number`: of the model, among those that the ranks hold."""
 
-    def __init__(self, own: ModelRunner, ranks: Ranks) -> None:
-        self.own, self.ranks = own, ranks
+    def __init__(self, own: ModelRunner, ranks: Ranks, number: int) -> None:
+        self.own, self.ranks, self.number = own, ranks, number
         self.model: Any = own.model
         self.buckets, self.device, self.dtype = own.buckets, own.device, own.dtype
         self.weight_bytes = own.weight_bytes
+        self.exits = own.exits
         self.taps: Taps = own.taps
         self.transfers: Transfers = own.transfers
         self._numbers: dict[Any, int] = {}
@@ -57,6 +60,21 @@ class LeadingRunner:
 
     def uncommitted(self, row: Any) -> int:
         return self.own.uncommitted(row)
+
+    @property
+    def block_bytes(self) -> list[int]:
+        return self.own.block_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        return self.own.head_bytes
+
+    def behind(self, row: Any, block: int, wanted: Sequence[int]) -> int:
+        return self.own.behind(row, block, wanted)
+
+    def logits(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """Of an exit: norm and head are whole on every rank."""
+        return self.own.logits(states_ND)
 
     # verbs that each rank carries out by itself
 
@@ -90,6 +108,11 @@ class LeadingRunner:
             self.own.place(rows, context)
             self._later("place", self._several(rows), context)
 
+    def place_uncommitted(self, row: Any, tokens: int, block: int) -> None:
+        with interrupts_wait():
+            self.own.place_uncommitted(row, tokens, block)
+            self._later("place_uncommitted", self._numbers[row], tokens, block)
+
     def commit(self, rows: Sequence[Any], kept: Sequence[Sequence[int]], picks: Sequence[int] = ()) -> torch.Tensor:
         with interrupts_wait():
             picks_N = self.own.commit(rows, kept, picks)
@@ -106,22 +129,34 @@ class LeadingRunner:
         wanted: Sequence[int] | None = None,
         eagerly: bool = False,
     ) -> PassOutput:
-        assert all(entry.states is None for entry in entries), "a target reads tokens"
-        given = [(entry.tokens, entry.parents) for entry in entries]
-        with self.ranks.together():
-            self._send("forward", self._several(rows), given, None if wanted is None else list(wanted))
+        with self.ranks.together(_count(entries)):
+            self._send("forward", self._several(rows), _plain(entries), None if wanted is None else list(wanted))
             return self.own.forward(rows, entries, taps, wanted, eagerly)
+
+    def enter(self, rows: Sequence[Any], entries: Sequence[Entries]) -> list[torch.Tensor]:
+        with self.ranks.together(_count(entries)):
+            self._send("enter", self._several(rows), _plain(entries))
+            return self.own.enter(rows, entries)
+
+    def deepen(self, rows: Sequence[Any], block: int, wanted: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        tokens = sum(self.own.behind(row, block, some) for row, some in zip(rows, wanted))
+        with self.ranks.together(tokens):
+            self._send("deepen", self._several(rows), block, [list(some) for some in wanted])
+            return self.own.deepen(rows, block, wanted)
 
     def prefill(
         self,
         rows: Sequence[Any],
         tokens: Sequence[list[int]],
         taps: Sequence[str] = (),
+        blocks: int = 1,
         on_logits: OnLogits | None = None,
     ) -> list[dict[str, torch.Tensor]]:
-        with self.ranks.together():
-            self._send("prefill", self._several(rows), list(tokens), on_logits is not None)
-            return self.own.prefill(rows, tokens, taps, on_logits=on_logits)
+        if not any(tokens):
+            return self.own.prefill(rows, tokens, taps, blocks, on_logits)
+        with self.ranks.together(sum(map(len, tokens))):
+            self._send("prefill", self._several(rows), list(tokens), blocks, on_logits is not None)
+            return self.own.prefill(rows, tokens, taps, blocks, on_logits)
 
     # messages
 
@@ -138,7 +173,7 @@ class LeadingRunner:
 
     def _send(self, verb: str, *given: Any) -> None:
         unsent, self._unsent = self._unsent, []
-        self.ranks.send([*unsent, (verb, given)])
+        self.ranks.send((self.number, [*unsent, (verb, given)]))
 
     def call(self, run: Any, *args: Any, **named: Any) -> Any:
         """The model itself, called from outside the runner (to check its parts, say): all ranks call it."""
@@ -157,6 +192,15 @@ def lead_calls(leading: LeadingRunner) -> None:
     """Let a call of the model on rank 0 call it on all ranks."""
     run = leading.model.forward
     leading.model.forward = functools.wraps(run)(functools.partial(leading.call, run))
+
+
+def _plain(entries: Sequence[Entries]) -> list[tuple[list[int], list[int]]]:
+    assert all(entry.states is None for entry in entries), "models over ranks read tokens"
+    return [(entry.tokens, entry.parents) for entry in entries]
+
+
+def _count(entries: Sequence[Entries]) -> int:
+    return sum(len(entry.tokens) for entry in entries)
 
 
 def _on_cpu(value: Any) -> Any:

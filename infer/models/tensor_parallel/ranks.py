@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from draftsmith.infer.models.tensor_parallel.heartbeat import PassTimes
+
 # A pass, or a load, in which one rank waits longer than this for another has failed.
 TIMEOUT = timedelta(minutes=30)
 FOREVER = timedelta(days=365)
@@ -46,6 +48,11 @@ class Ranks:
         self.ended = False
         # Whether all ranks are running something together now, or were when it broke off.
         self.inside = False
+        # Of the pass that they are running: its number, and over how many tokens it goes; 0 if that is not known.
+        self.passes, self.tokens = 0, 0
+        self.times = PassTimes()
+        # Ends the processes of the other ranks that this one has started, if any.
+        self.kill: Callable[[], None] = lambda: None
         self._reasons: list[str] = []
         self._reason_came = threading.Event()
 
@@ -74,18 +81,22 @@ class Ranks:
     # failures
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, tokens: int = 0) -> Iterator[None]:
         """What runs inside needs all ranks: an interrupt waits for its end, and an error of any kind loses the ranks,
-        for the others may be anywhere."""
+        for the others may be anywhere. `tokens`: of the pass, if it may be timed."""
         if self.failure:
             raise RankLost(self.failure)
         with interrupts_wait():
+            self.passes, self.tokens = self.passes + 1, tokens
             self.inside = True
+            began = time.perf_counter()
             try:
                 yield
             except Exception as problem:
                 self.fail(problem)
             self.inside = False
+            if tokens:
+                self.times.note(tokens, time.perf_counter() - began)
 
     @property
     def broken(self) -> bool:
@@ -104,12 +115,15 @@ class Ranks:
             self.end_here()  # nobody would hear of an exception in another thread
         raise RankLost(self.failure) from problem
 
-    def lost(self, reason: str) -> None:
-        """A watching thread has found that a rank ended. Where this process does not notice, it ends here."""
+    def lost(self, reason: str, hangs: bool = False) -> None:
+        """A watching thread has found that a rank ended, or `hangs` and is to be ended. Where this process does not
+        notice, it ends here."""
         if self.ended:
             return
         self._reasons.append(reason)
         self._reason_came.set()
+        if hangs:
+            self.kill()
         time.sleep(GRACE_S)
         if not self.ended:
             self.failure = self.failure or f"draftsmith: the target is gone: {reason}"
@@ -117,6 +131,7 @@ class Ranks:
 
     def end_here(self) -> None:
         """End this process without waiting for anything."""
+        self.kill()
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         with contextlib.suppress(OSError):

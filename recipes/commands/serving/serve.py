@@ -68,7 +68,7 @@ def serve(
         dtype: type of the target's weights, such as bfloat16.
         device: device of the target, such as cuda or cpu.
         tp: ranks that the target's weights are split over, with a device each; they are started for you. Drafts stay
-            whole.
+            whole unless they ask for the same: small:DRAFT[tp=2].
         json: at the end, print what was served as one JSON object on the last line.
     """
     import uvicorn  # noqa: F401  # before a model is loaded: without the extra nothing works

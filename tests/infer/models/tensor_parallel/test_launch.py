@@ -11,68 +11,13 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from over_ranks import saved
+from over_ranks import IN_PREFILL, IN_STEPS, LOAD, alive, children, saved, until
 from tiny_models import tiny_model
 
 # Over gloo; two CUDA devices are tried in tests/infer/models/tensor_parallel/test_two_devices.py.
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks on the CPU: hide the CUDA devices")
 # Seconds for all to end.
 MOST_S = 10.0
-LOAD = """
-import sys
-from draftsmith.infer.contract.row import Row, Stops
-from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.drafters.controls import Empty
-from draftsmith.infer.engine.engine import Engine
-from draftsmith.infer.models.load import load_target
-from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
-
-target = load_target(sys.argv[1], tp=2)
-"""
-IN_STEPS = """
-with Engine(target, Empty()) as engine:
-    while True:
-        engine.add(Row("0", [5, 6, 7], Settings(), Stops(400)))
-        while engine.busy:
-            engine.step()
-            print("again", flush=True)
-"""
-IN_PREFILL = """
-row = Row("0", [5 + i % 50 for i in range(500)], Settings(), Stops(4))
-while True:
-    target.admit([row])
-    target.prefill([row], 512)
-    target.release([row])
-    print("again", flush=True)
-"""
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until(what: object, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():  # type: ignore[operator]
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.fixture
@@ -160,4 +105,26 @@ with Engine(target, Empty()) as engine:
         found = decode(engine, row(), seen)
     wanted = decode(engine, row(), None)
 print(f"{len(seen)} interrupts, the same tokens: {found == wanted}")
+"""
+
+
+@pytest.mark.slow
+def test_a_draft_whose_weights_are_damaged_is_one_line_and_ends_the_target(tmp_path: Path) -> None:
+    target, draft = (saved(tmp_path / name, tiny_model("llama"), torch.float32) for name in ("target", "draft"))
+    weights = tmp_path / "draft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    done = processes.run(LOAD + DAMAGED, target, draft)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{draft} could not be loaded: model.safetensors is damaged or incomplete")
+
+
+DAMAGED = """
+from draftsmith.infer.drafters import SmallLM
+target.tokenizer = None
+try:
+    SmallLM(sys.argv[2], tp=2).bind(target)
+except ValueError as problem:
+    print(problem)
+assert target.shares.ranks.ended
 """
