@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
 from draftsmith.infer.answers.sharded import answer_shards
 from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.files import ray_cluster
 from draftsmith.infer.files.workers import InProcess, Workers, check_workers, open_workers
 from draftsmith.infer.text.records import read_records
 from draftsmith.recipes.cli.main import run
@@ -44,6 +46,34 @@ def test_workers_that_cannot_be_had_are_refused_quickly_in_one_line(ray: str | N
         check_workers(ray, count)
     assert "\n" not in str(refused.value)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0\0"], ids=["silent", "ssh", "stuck"])
+def test_what_listens_and_is_not_ray_is_refused_in_one_line(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_cluster, "GREET_S", 1.0)
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "1 + 1?"}\n')
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            held.append(listener.accept()[0])
+            held[0].sendall(answer)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        words = ["answers", "--target", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "out.jsonl")]
+        began = time.monotonic()
+        assert run([*words, "--ray", address]) == 2
+        assert time.monotonic() - began < 10
+        thread.join()
+        held[0].close()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"what listens at {address} is not Ray: give the HOST:PORT" in said[0]
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
