@@ -73,6 +73,11 @@ def _import_ray(address: str) -> Any:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # As nice as this process. By default workers are nicer, and where a core is shared each is interrupted so often
+        # that the same work costs more.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # Ray's agents end so long after the rest was killed; by default they try for a minute to report it.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     try:
         import ray
     except ModuleNotFoundError as error:

@@ -22,7 +22,8 @@ PR_SET_PDEATHSIG = 1
 # How often a task is begun again after its worker died.
 RETRIES = 3
 START_S = 120.0
-POLL_S = 0.5
+# How often a worker is asked how far it is, which costs it and this process milliseconds.
+ASK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class _Map:
             if self.over and not self.running:
                 return
             assert self.running or self.starting, "the next task waits for a result, and none is on its way"
-            done, _ = self.ray.wait([*self.running, *self.starting], timeout=POLL_S)
+            done, _ = self.ray.wait([*self.running, *self.starting], timeout=ASK_S)
             for call in done:
                 if call in self.starting:
                     self._get(call, "the start of a worker")
