@@ -24,7 +24,7 @@ from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
 from draftsmith.infer.answers.sharded import answer_shards
 from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.files import ray_cluster
-from draftsmith.infer.files.workers import InProcess, Workers, check_workers, open_workers
+from draftsmith.infer.files.workers import Workers, check_workers, open_workers
 from draftsmith.infer.text.records import read_records
 from draftsmith.recipes.cli.main import run
 from draftsmith.recipes.commands.answers import _by_engine
@@ -166,41 +166,70 @@ def test_a_stopped_run_ends_its_workers_and_resumes_to_the_same_bytes(
     assert not left.exists()
 
 
-@pytest.mark.slow
-def test_four_workers_take_hardly_more_cpu_than_one(folders: Any, tmp_path: Path) -> None:
-    """CPU seconds of this process and of the workers' tasks, Ray's threads in them included: without the start of Ray
-    and of the workers, which is constant, and without Ray's own processes.
+# A process without Ray: it loads, answers two prompts, and waits for the file that lets it begin.
+WITHOUT_RAY = """
+import sys, time
+from pathlib import Path
+from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
+from draftsmith.infer.answers.sharded import answer_shards
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.files.workers import InProcess
+from draftsmith.infer.text.records import read_records
+from draftsmith.recipes.commands.answers import _by_engine
+target, data, out, first, last = sys.argv[1:6]
+asked = with_keys(read_records([data], need="questions"))
+answer = _by_engine(target, "", "chat", Settings(temperature=0.7, seed=3), "float32", "cpu", "token", False, 48, 4)
+def spent(path, records):
+    began, alone = time.process_time(), InProcess()
+    with AnswerFile(Path(path), {}) as file:
+        answer_shards(lambda: answer, records, file, alone, 4)
+    return time.process_time() - began
+spent(out + "-warm", asked[:2])
+print("ready", flush=True)
+while not Path(data + "-go").exists():
+    time.sleep(0.05)
+print(spent(out, asked[int(first) : int(last)]), flush=True)
+"""
 
-    What the machine does beside this test changes what the same work costs by half. So both answer the same prompts in
-    turn, in the order ABBA, and every prompt once: what a process has drawn for a prompt is cached.
+
+@pytest.mark.slow
+def test_four_workers_take_hardly_more_cpu_than_four_processes_without_ray(folders: Any, tmp_path: Path) -> None:
+    """CPU seconds of the answers, here and in the workers, Ray's threads in them included: without the start of Ray and
+    of the workers, which is constant, and without Ray's own processes.
+
+    Both answer the same prompts at the same time. What else a core does changes what the same work costs by half, and
+    four processes on one core cost more than one after the other, with Ray or without.
     """
     path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"say {i}"}) + "\n" for i in range(816)))
+    path.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"say {i}"}) + "\n" for i in range(416)))
     asked = with_keys(read_records([path], need="questions"))
     settings, how = Settings(temperature=0.7, seed=3), ("float32", "cpu", "token", False, 48, 4)
     opened = partial(_by_engine, str(folders.target), "", "chat", settings, *how)
 
-    def spent(name: str, records: Any, some: Workers, open_answer: Any) -> float:
+    def spent(name: str, records: Any, some: Workers) -> float:
         before, began = some.cpu_seconds, time.process_time()
         with AnswerFile(tmp_path / name, {}) as file:
-            answer_shards(open_answer, records, file, some, 4)
-        return time.process_time() - began + (0.0 if some.in_process else some.cpu_seconds - before)
+            answer_shards(opened, records, file, some, 4)
+        return time.process_time() - began + some.cpu_seconds - before
 
-    answer = opened()
-    costs: dict[str, list[float]] = {"one": [], "four": []}
-    with open_workers("local", 4) as four:
-        one = (InProcess(), lambda: answer)
-        for name, (some, open_answer) in {"one": one, "four": (four, opened)}.items():
-            spent(f"{name}-warm", asked[:16], some, open_answer)
-        for number, name in enumerate(("one", "four", "four", "one")):
-            half = asked[16:416] if number in (0, 1) else asked[416:]
-            some, open_answer = one if name == "one" else (four, opened)
-            costs[name].append(spent(f"{name}-{number // 2}", half, some, open_answer))
-    alone, together = sum(costs["one"]), sum(costs["four"])
-    print(f"CPU seconds: {alone:.1f} of one process, {together:.1f} of four workers, {together / alone:.3f}x; {costs}")
-    for half in (0, 1):
-        assert (tmp_path / f"one-{half}").read_bytes() == (tmp_path / f"four-{half}").read_bytes()
-    assert alone > 10
+    outs = [tmp_path / f"plain-{first}" for first in range(16, 416, 100)]
+    plain = [
+        processes.Started(WITHOUT_RAY, folders.target, path, out, 16 + 100 * number, 116 + 100 * number)
+        for number, out in enumerate(outs)
+    ]
+    with open_workers("local", 4) as workers:
+        spent("warm", asked[:16], workers)
+        until = time.monotonic() + 120
+        while not all(process.stdout for process in plain):
+            assert time.monotonic() < until, [process.stderr for process in plain]
+            time.sleep(0.1)
+        path.with_name(path.name + "-go").touch()
+        together = spent("four", asked[16:], workers)
+    assert [process.wait() for process in plain] == [0] * 4
+    alone = sum(float(process.stdout.split()[-1]) for process in plain)
+    print(f"CPU seconds: {alone:.1f} without Ray, {together:.1f} of its four workers, {together / alone:.3f}x")
+    assert b"".join(out.read_bytes() for out in outs) == (tmp_path / "four").read_bytes()
+    assert alone > 5
     assert together < 1.15 * alone
 
 
