@@ -23,7 +23,7 @@ from draftsmith.infer.files.workers import InProcess, Workers
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd.calibration import calibrate
-from draftsmith.retrieval.dresd.cells import build_cells, lists_of
+from draftsmith.retrieval.dresd.cells import build_cells
 from draftsmith.retrieval.dresd.embedding import Embedder, Progress, embed_all
 from draftsmith.retrieval.dresd.index import (
     IndexKind,
@@ -31,6 +31,7 @@ from draftsmith.retrieval.dresd.index import (
     check_index,
     check_trainable,
     choose,
+    lists_of,
     load_faiss,
     make_index,
     read_index,

@@ -17,7 +17,16 @@ import numpy as np
 
 from draftsmith.infer.files.workers import Note, Work, Workers
 from draftsmith.retrieval.dresd.embedding import Progress
-from draftsmith.retrieval.dresd.index import BLOCK, Lists, load_faiss, one_thread, train_cells, write_index
+from draftsmith.retrieval.dresd.index import (
+    BLOCK,
+    Lists,
+    lists_of,
+    load_faiss,
+    one_thread,
+    quiet,
+    train_cells,
+    write_index,
+)
 from draftsmith.retrieval.dresd.work import ALL_KEYS, BuildFolder
 
 # Each range's file repeats the trained index, so there are not more of them than this.
@@ -100,12 +109,8 @@ def _merged(work: BuildFolder, ranges: list[KeyRange], out: Path, lists: Lists) 
         return index
     from faiss.contrib.ondisk import merge_ondisk
 
-    merge_ondisk(index, parts, str(lists_of(out)))
+    with quiet():
+        merge_ondisk(index, parts, str(lists_of(out)))
     # Read from the index's own folder, so that the index's bytes don't depend on where it was built.
     faiss.downcast_InvertedLists(index.invlists).filename = lists_of(out).name
     return index
-
-
-def lists_of(index: Path) -> Path:
-    """The file of an index's lists on disk."""
-    return index.with_suffix(".lists")

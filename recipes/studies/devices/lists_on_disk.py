@@ -20,8 +20,8 @@ import numpy as np
 
 from draftsmith.infer.files.workers import open_workers
 from draftsmith.recipes.studies import run_study
-from draftsmith.retrieval.dresd.cells import build_cells, lists_of
-from draftsmith.retrieval.dresd.index import Lists, load_faiss, read_index, search, set_effort
+from draftsmith.retrieval.dresd.cells import build_cells
+from draftsmith.retrieval.dresd.index import Lists, lists_of, load_faiss, read_index, search, set_effort
 from draftsmith.retrieval.dresd.quality import query_ms
 from draftsmith.retrieval.dresd.work import ALL_KEYS, BuildFolder
 

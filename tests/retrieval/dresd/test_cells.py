@@ -20,8 +20,8 @@ from draftsmith.infer.text.rendering import Rendered
 from draftsmith.recipes.cli.main import run
 from draftsmith.retrieval.dresd import cells
 from draftsmith.retrieval.dresd.build import build_store
-from draftsmith.retrieval.dresd.cells import build_cells, key_ranges, lists_of
-from draftsmith.retrieval.dresd.index import Lists, make_index, read_index, search, set_effort, write_index
+from draftsmith.retrieval.dresd.cells import build_cells, key_ranges
+from draftsmith.retrieval.dresd.index import Lists, lists_of, make_index, read_index, search, set_effort, write_index
 from draftsmith.retrieval.dresd.store import DresdStore
 from draftsmith.retrieval.dresd.work import ALL_KEYS, BuildFolder
 
@@ -135,7 +135,9 @@ def counting(documents: int) -> list[Rendered]:
     return [Rendered(generator.integers(3, 61, 60).tolist(), [0] * 4 + [1] * 56) for _ in range(documents)]
 
 
-def test_a_store_drafts_the_same_from_memory_and_from_disk(make_model: Any, tmp_path: Path) -> None:
+def test_a_store_drafts_the_same_from_memory_and_from_disk(
+    make_model: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     target, samples = HFTarget(make_model("llama")), counting(190)
     filled: list[tuple[int, int]] = []
     for lists in ("memory", "disk"):
@@ -144,6 +146,7 @@ def test_a_store_drafts_the_same_from_memory_and_from_disk(make_model: Any, tmp_
             filled=lambda *done: filled.append(done),
         )  # fmt: skip
     stores = [DresdStore(tmp_path / lists) for lists in ("memory", "disk")]
+    assert capfd.readouterr() == ("", "")
     assert filled == [(len(stores[0]), len(stores[0]))] * 2
     queries = spread_keys(50, seed=3)
     (sims, offsets), (other_sims, other_offsets) = (store.search(queries, 10) for store in stores)
