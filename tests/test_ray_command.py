@@ -166,7 +166,7 @@ def test_a_stopped_run_ends_its_workers_and_resumes_to_the_same_bytes(
     assert not left.exists()
 
 
-# A process without Ray: it loads, answers two prompts, and waits for the file that lets it begin.
+# A process without Ray: it loads, answers two prompts, and then others from when one file is there until another is.
 WITHOUT_RAY = """
 import sys, time
 from pathlib import Path
@@ -176,60 +176,74 @@ from draftsmith.infer.contract.sampling import Settings
 from draftsmith.infer.files.workers import InProcess
 from draftsmith.infer.text.records import read_records
 from draftsmith.recipes.commands.answers import _by_engine
-target, data, out, first, last = sys.argv[1:6]
+target, data, out, first = sys.argv[1:5]
 asked = with_keys(read_records([data], need="questions"))
 answer = _by_engine(target, "", "chat", Settings(temperature=0.7, seed=3), "float32", "cpu", "token", False, 48, 4)
-def spent(path, records):
-    began, alone = time.process_time(), InProcess()
+def run(path, records, progress):
     with AnswerFile(Path(path), {}) as file:
-        answer_shards(lambda: answer, records, file, alone, 4)
-    return time.process_time() - began
-spent(out + "-warm", asked[:2])
+        answer_shards(lambda: answer, records, file, InProcess(), 4, progress)
+run(out + "-warm", asked[:2], None)
 print("ready", flush=True)
 while not Path(data + "-go").exists():
     time.sleep(0.05)
-print(spent(out, asked[int(first) : int(last)]), flush=True)
+began = time.process_time()
+def until_stopped(rows, tokens):
+    if Path(data + "-stop").exists():
+        print(tokens, time.process_time() - began, flush=True)
+        sys.exit()
+run(out, asked[int(first):] + asked[16 : int(first)], until_stopped)
 """
 
 
 @pytest.mark.slow
 def test_four_workers_take_hardly_more_cpu_than_four_processes_without_ray(folders: Any, tmp_path: Path) -> None:
-    """CPU seconds of the answers, here and in the workers, Ray's threads in them included: without the start of Ray and
-    of the workers, which is constant, and without Ray's own processes.
+    """CPU seconds per token, here and in the workers, Ray's threads in them included: without the start of Ray and of
+    the workers, which is constant, and without Ray's own processes.
 
-    Both answer the same prompts at the same time. What else a core does changes what the same work costs by half, and
-    four processes on one core cost more than one after the other, with Ray or without.
+    Both work at the same time. What else a core does changes what the same work costs by half, and four processes on
+    one core cost more than one after the other, with Ray or without.
     """
     path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"say {i}"}) + "\n" for i in range(416)))
+    path.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"say {i}"}) + "\n" for i in range(1616)))
     asked = with_keys(read_records([path], need="questions"))
     settings, how = Settings(temperature=0.7, seed=3), ("float32", "cpu", "token", False, 48, 4)
     opened = partial(_by_engine, str(folders.target), "", "chat", settings, *how)
+    answered = 0
+
+    def progress(rows: int, tokens: int) -> None:
+        nonlocal answered
+        answered = tokens
 
     def spent(name: str, records: Any, some: Workers) -> float:
         before, began = some.cpu_seconds, time.process_time()
         with AnswerFile(tmp_path / name, {}) as file:
-            answer_shards(opened, records, file, some, 4)
+            answer_shards(opened, records, file, some, 4, progress)
         return time.process_time() - began + some.cpu_seconds - before
 
-    outs = [tmp_path / f"plain-{first}" for first in range(16, 416, 100)]
     plain = [
-        processes.Started(WITHOUT_RAY, folders.target, path, out, 16 + 100 * number, 116 + 100 * number)
-        for number, out in enumerate(outs)
+        processes.Started(WITHOUT_RAY, folders.target, path, tmp_path / f"plain-{number}", 16 + 400 * number)
+        for number in range(4)
     ]
-    with open_workers("local", 4) as workers:
-        spent("warm", asked[:16], workers)
-        until = time.monotonic() + 120
-        while not all(process.stdout for process in plain):
-            assert time.monotonic() < until, [process.stderr for process in plain]
-            time.sleep(0.1)
-        path.with_name(path.name + "-go").touch()
-        together = spent("four", asked[16:], workers)
-    assert [process.wait() for process in plain] == [0] * 4
-    alone = sum(float(process.stdout.split()[-1]) for process in plain)
-    print(f"CPU seconds: {alone:.1f} without Ray, {together:.1f} of its four workers, {together / alone:.3f}x")
-    assert b"".join(out.read_bytes() for out in outs) == (tmp_path / "four").read_bytes()
-    assert alone > 5
+    try:
+        with open_workers("local", 4) as workers:
+            spent("warm", asked[:16], workers)
+            until = time.monotonic() + 120
+            while not all(process.stdout for process in plain):
+                assert time.monotonic() < until, [process.stderr for process in plain]
+                time.sleep(0.1)
+            path.with_name(path.name + "-go").touch()
+            together = spent("four", asked[16:416], workers)
+            assert all(process.poll() is None for process in plain), [process.stderr for process in plain]
+            path.with_name(path.name + "-stop").touch()
+        assert [process.wait() for process in plain] == [0] * 4
+    finally:
+        for process in plain:
+            process.kill()
+    tokens, seconds = (sum(float(process.stdout.split()[at]) for process in plain) for at in (1, 2))
+    alone, together = 1e3 * seconds / tokens, 1e3 * together / answered
+    print(f"CPU ms per token: {alone:.3f} without Ray, {together:.3f} of four workers, {together / alone:.3f}x")
+    assert tokens > 5_000
+    assert answered > 5_000
     assert together < 1.15 * alone
 
 
