@@ -76,6 +76,23 @@ def test_what_listens_and_is_not_ray_is_refused_in_one_line(
     assert f"what listens at {address} is not Ray: give the HOST:PORT" in said[0]
 
 
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    folders = []
+
+    def late(**given: Any) -> None:
+        folders.append(Path(given["_temp_dir"]))
+        assert folders[0].is_dir()
+        raise RuntimeError("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ValueError, match=r"Ray did not start here \(.*timed out") as refused, open_workers("local", 1):
+        pass
+    assert "\n" not in str(refused.value)
+    assert not folders[0].exists()
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"ray is not installed: pip install 'draftsmith\[ray\]'"):

@@ -114,14 +114,20 @@ def joined(address: str, ray_workers: int | None) -> Iterator[Any]:
     )
     cores = ray_workers or len(os.sched_getaffinity(0))
     try:
-        ray.init(
-            address="local",
-            num_cpus=cores,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-            **quiet,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+                **quiet,
+            )
+        except Exception as problem:  # Ray raises no narrower one where it waited 30 s for its own processes
+            line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+            raise ValueError(
+                f"Ray did not start on this machine ({line}): run again once it has less to do"
+            ) from problem
         yield ray
     finally:
         ray.shutdown()
