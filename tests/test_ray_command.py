@@ -87,7 +87,10 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch:
         raise RuntimeError("The current node timed out during startup.\nmore")
 
     monkeypatch.setattr(ray, "init", late)
-    with pytest.raises(ValueError, match=r"Ray did not start here \(.*timed out") as refused, open_workers("local", 1):
+    with (
+        pytest.raises(ValueError, match=r"Ray did not start on this machine .*timed out") as refused,
+        open_workers("local", 1),
+    ):
         pass
     assert "\n" not in str(refused.value)
     assert not folders[0].exists()
