@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import processes
 import pytest
 
@@ -30,7 +31,11 @@ from draftsmith.infer.text.records import read_records
 from draftsmith.infer.text.rendering import Rendered
 from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.commands.answers import _by_engine
+from draftsmith.retrieval.dresd import cells
 from draftsmith.retrieval.dresd.build import build_store as build_dresd
+from draftsmith.retrieval.dresd.cells import build_cells
+from draftsmith.retrieval.dresd.index import Lists
+from draftsmith.retrieval.dresd.work import ALL_KEYS, BuildFolder
 from draftsmith.retrieval.rest.build import build_store as build_rest
 from draftsmith.retrieval.store.documents import open_reader, stamp
 from draftsmith.train.data.corpus import load_corpus
@@ -291,6 +296,28 @@ def test_a_dresd_store_is_the_same_bytes(workers: Workers, folders: Any, tmp_pat
         return without_times(files(out))
 
     whole = build(tmp_path / "one", InProcess())
+    assert build(tmp_path / "two", some_of(workers, kill, tmp_path / "killed")) == whole
+    assert (tmp_path / "killed").exists() == kill
+
+
+@EITHER
+@pytest.mark.parametrize("lists", ["memory", "disk"])
+def test_compressed_cells_are_the_same_bytes(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: Lists, kill: bool
+) -> None:
+    monkeypatch.setattr(cells, "SMALLEST_RANGE", 1_500)
+    keys = np.random.default_rng(5).normal(size=(11_000, 8)).astype(np.float32)
+
+    def build(out: Path, some: Workers) -> dict[str, bytes]:
+        work = BuildFolder(out / "work")
+        work.folder.mkdir(parents=True)
+        np.save(work.folder / ALL_KEYS, keys)
+        build_cells(work, keys, 4, some, out / "index.faiss", lists)
+        assert len(list(work.folder.glob("cells-*.faiss"))) == 8
+        return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    whole = build(tmp_path / "one", InProcess())
+    assert sorted(whole) == ["index.faiss", *["index.lists"] * (lists == "disk")]
     assert build(tmp_path / "two", some_of(workers, kill, tmp_path / "killed")) == whole
     assert (tmp_path / "killed").exists() == kill
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ import pytest
 from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
 from draftsmith.infer.answers.sharded import answer_shards
 from draftsmith.infer.contract.sampling import Settings
-from draftsmith.infer.files.workers import InProcess, Workers, check_workers, open_workers
+from draftsmith.infer.files import ray_cluster
+from draftsmith.infer.files.workers import Workers, check_workers, open_workers
 from draftsmith.infer.text.records import read_records
 from draftsmith.recipes.cli.main import run
 from draftsmith.recipes.commands.answers import _by_engine
@@ -44,6 +46,54 @@ def test_workers_that_cannot_be_had_are_refused_quickly_in_one_line(ray: str | N
         check_workers(ray, count)
     assert "\n" not in str(refused.value)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0\0"], ids=["silent", "ssh", "stuck"])
+def test_what_listens_and_is_not_ray_is_refused_in_one_line(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_cluster, "GREET_S", 1.0)
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "1 + 1?"}\n')
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            held.append(listener.accept()[0])
+            held[0].sendall(answer)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        words = ["answers", "--target", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "out.jsonl")]
+        began = time.monotonic()
+        assert run([*words, "--ray", address]) == 2
+        assert time.monotonic() - began < 10
+        thread.join()
+        held[0].close()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"what listens at {address} is not Ray: give the HOST:PORT" in said[0]
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    folders = []
+
+    def late(**given: Any) -> None:
+        folders.append(Path(given["_temp_dir"]))
+        assert folders[0].is_dir()
+        raise RuntimeError("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "init", late)
+    with (
+        pytest.raises(ValueError, match=r"Ray did not start on this machine .*timed out") as refused,
+        open_workers("local", 1),
+    ):
+        pass
+    assert "\n" not in str(refused.value)
+    assert not folders[0].exists()
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,27 +186,84 @@ def test_a_stopped_run_ends_its_workers_and_resumes_to_the_same_bytes(
     assert not left.exists()
 
 
+# A process without Ray: it loads, answers two prompts, and then others from when one file is there until another is.
+WITHOUT_RAY = """
+import sys, time
+from pathlib import Path
+from draftsmith.infer.answers.answer_file import AnswerFile, with_keys
+from draftsmith.infer.answers.sharded import answer_shards
+from draftsmith.infer.contract.sampling import Settings
+from draftsmith.infer.files.workers import InProcess
+from draftsmith.infer.text.records import read_records
+from draftsmith.recipes.commands.answers import _by_engine
+target, data, out, first = sys.argv[1:5]
+asked = with_keys(read_records([data], need="questions"))
+answer = _by_engine(target, "", "chat", Settings(temperature=0.7, seed=3), "float32", "cpu", "token", False, 48, 4)
+def run(path, records, progress):
+    with AnswerFile(Path(path), {}) as file:
+        answer_shards(lambda: answer, records, file, InProcess(), 4, progress)
+run(out + "-warm", asked[:2], None)
+print("ready", flush=True)
+while not Path(data + "-go").exists():
+    time.sleep(0.05)
+began = time.process_time()
+def until_stopped(rows, tokens):
+    if Path(data + "-stop").exists():
+        print(tokens, time.process_time() - began, flush=True)
+        sys.exit()
+run(out, asked[int(first):] + asked[16 : int(first)], until_stopped)
+"""
+
+
 @pytest.mark.slow
-def test_four_workers_take_hardly_more_cpu_than_one(folders: Any, questions: Path, tmp_path: Path) -> None:
-    """CPU seconds of this process and of the workers' tasks: without the start of Ray and of the workers, which is
-    constant, and without Ray's own processes."""
-    asked = with_keys(read_records([questions], need="questions"))
+def test_four_workers_take_hardly_more_cpu_than_four_processes_without_ray(folders: Any, tmp_path: Path) -> None:
+    """CPU seconds per token, here and in the workers, Ray's threads in them included: without the start of Ray and of
+    the workers, which is constant, and without Ray's own processes.
+
+    Both work at the same time. What else a core does changes what the same work costs by half, and four processes on
+    one core cost more than one after the other, with Ray or without.
+    """
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"say {i}"}) + "\n" for i in range(1616)))
+    asked = with_keys(read_records([path], need="questions"))
     settings, how = Settings(temperature=0.7, seed=3), ("float32", "cpu", "token", False, 48, 4)
     opened = partial(_by_engine, str(folders.target), "", "chat", settings, *how)
+    answered = 0
 
-    def spent(name: str, some: Workers, open_answer: Any) -> float:
-        began = time.process_time()
+    def progress(rows: int, tokens: int) -> None:
+        nonlocal answered
+        answered = tokens
+
+    def spent(name: str, records: Any, some: Workers) -> float:
+        before, began = some.cpu_seconds, time.process_time()
         with AnswerFile(tmp_path / name, {}) as file:
-            answer_shards(open_answer, asked, file, some, 4)
-        return time.process_time() - began + (0.0 if some.in_process else some.cpu_seconds)
+            answer_shards(opened, records, file, some, 4, progress)
+        return time.process_time() - began + some.cpu_seconds - before
 
-    answer = opened()
-    alone = spent("one", InProcess(), lambda: answer)
-    with open_workers("local", 4) as workers:
-        together = spent("four", workers, opened)
-    print(f"CPU seconds: {alone:.1f} of one process, {together:.1f} of four workers, {together / alone:.3f}x")
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "four").read_bytes()
-    assert alone > 5
+    plain = [
+        processes.Started(WITHOUT_RAY, folders.target, path, tmp_path / f"plain-{number}", 16 + 400 * number)
+        for number in range(4)
+    ]
+    try:
+        with open_workers("local", 4) as workers:
+            spent("warm", asked[:16], workers)
+            until = time.monotonic() + 120
+            while not all(process.stdout for process in plain):
+                assert time.monotonic() < until, [process.stderr for process in plain]
+                time.sleep(0.1)
+            path.with_name(path.name + "-go").touch()
+            together = spent("four", asked[16:416], workers)
+            assert all(process.poll() is None for process in plain), [process.stderr for process in plain]
+            path.with_name(path.name + "-stop").touch()
+        assert [process.wait() for process in plain] == [0] * 4
+    finally:
+        for process in plain:
+            process.kill()
+    tokens, seconds = (sum(float(process.stdout.split()[at]) for process in plain) for at in (1, 2))
+    alone, together = 1e3 * seconds / tokens, 1e3 * together / answered
+    print(f"CPU ms per token: {alone:.3f} without Ray, {together:.3f} of four workers, {together / alone:.3f}x")
+    assert tokens > 5_000
+    assert answered > 5_000
     assert together < 1.15 * alone
 
 

@@ -4,6 +4,7 @@
     ends.bin         uint64: where each document ends in it
     projection.bin   float32: the affine map from a target's state to a key
     index.faiss      the keys; a key's id is the offset of its token in tokens.bin, so no value is stored
+    index.lists      the lists of compressed cells, if they are kept on disk
 
 Key i was made from the state that predicted token i.
 
@@ -25,6 +26,7 @@ from draftsmith.retrieval.store.format import MANIFEST, all_parts, check_parts, 
 
 KIND = "dresd"
 TOKENS, ENDS, PROJECTION, INDEX = PARTS = ("tokens", "ends", "projection", "index")
+LISTS = "lists"
 NEEDED = {"parts", "keys", "vocab_size", "hidden_size", "target", "feature", "calibration"}
 
 

@@ -5,6 +5,9 @@
     sequences.npz        all token ids with their context, which of them have keys, and where documents end
     states-00007.npy     a shard's target states, until the projection is fitted
     keys-00007.npy       a shard's keys
+    all-keys.npy         all keys in the store's order, once every shard has its own
+    trained.faiss        compressed cells without keys
+    cells-00007.faiss    those with a range of all keys
 
 Sequences are cut at `max_length`, each part starting with some of the text before it; documents are not cut, so a
 continuation may cross a cut. Shards are drawn from all documents at random, so that the first ones are a fair sample
@@ -30,6 +33,7 @@ from draftsmith.infer.files.atomic import write_json
 from draftsmith.infer.text.rendering import Rendered
 
 SEQUENCES = "sequences.npz"
+ALL_KEYS = "all-keys.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,13 @@ class BuildFolder:
     @property
     def projection(self) -> Path:
         return self.folder / "projection.npz"
+
+    @property
+    def trained(self) -> Path:
+        return self.folder / "trained.faiss"
+
+    def cells(self, number: int) -> Path:
+        return self.folder / f"cells-{number:05d}.faiss"
 
     def save(self, kind: str, number: int, values: np.ndarray) -> None:
         with whole_file(self.path(kind, number)) as file:

@@ -18,7 +18,7 @@ from draftsmith.infer.text.templates import find_template, load_tokenizer
 from draftsmith.recipes.cli.progress import progress
 from draftsmith.recipes.cli.ranges import IntFrom0, IntFrom1
 from draftsmith.recipes.commands.store.info import show
-from draftsmith.retrieval.dresd.index import IndexKind
+from draftsmith.retrieval.dresd.index import IndexKind, Lists, check_index
 from draftsmith.retrieval.store.documents import Content, open_reader, stamp
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def build_dresd(
     out: str,
     feature: str = "last",
     index: IndexKind = "auto",
+    lists: Lists = "memory",
     dims: IntFrom1 = 64,
     fit_positions: IntFrom1 = 1_000_000,
     batch_positions: IntFrom1 = 8_192,
@@ -143,6 +144,7 @@ def build_dresd(
         out: a new folder.
         feature: the states to look up: last (after the final norm), or layer:k (before layer k).
         index: flat is exact, hnsw a graph, ivfpq compressed; auto chooses by the number of keys.
+        lists: of an ivfpq index: read into memory, or left on disk, for stores larger than memory.
         dims: dimensions of a key, after PCA.
         fit_positions: about how many keys to fit the z-score and the PCA on.
         batch_positions: positions per forward pass, padding included.
@@ -155,8 +157,8 @@ def build_dresd(
         dtype: of the target's weights.
         device: where the target runs.
         seed: of the order of documents and of the index.
-        ray: embed on many workers with Ray: local (this machine), or the HOST:PORT of a running cluster. Each loads
-            the target; all must see --out under the same path.
+        ray: embed, and fill an ivfpq index, on many workers with Ray: local (this machine), or the HOST:PORT of a
+            running cluster. Each loads the target; all must see --out under the same path.
         ray_workers: workers of --ray; default: one per core, or per GPU.
         json: print the manifest as one JSON object on the last line.
     """
@@ -166,6 +168,7 @@ def build_dresd(
     from draftsmith.infer.models.load import check_model, choose_device, load_target
     from draftsmith.retrieval.dresd.build import build_store
 
+    check_index(index, lists)
     check_workers(ray, ray_workers)
     check_writable(out, folder=True)
     check_model(target, dtype, device)
@@ -193,6 +196,7 @@ def build_dresd(
             Path(out),
             feature=feature,
             index=index,
+            lists=lists,
             dims=dims,
             fit_positions=fit_positions,
             batch_positions=batch_positions,
@@ -200,7 +204,8 @@ def build_dresd(
             seed=seed,
             source={"data": stamp(data), "limit": limit, "template": form.fingerprint()},
             facts=facts,
-            progress=_key_progress(),
+            progress=_key_progress("embedded"),
+            filled=_key_progress("added to the index"),
             workers=workers,
             load=partial(load_target, target, dtype=dtype, device=kind),
         )
@@ -213,7 +218,7 @@ def build_dresd(
         print(f"{manifest['documents']} answers or documents; {manifest['build']['seconds']} s")
 
 
-def _key_progress() -> Callable[[int, int], None]:
+def _key_progress(what: str) -> Callable[[int, int], None]:
     first: list[tuple[float, int]] = []
 
     def on_keys(done: int, total: int) -> None:
@@ -221,7 +226,7 @@ def _key_progress() -> Callable[[int, int], None]:
         first.append((now, done))
         rate = (done - first[0][1]) / max(now - first[0][0], 1e-9)
         left = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if rate else ""
-        progress(f"{done}/{total} keys embedded{left}", last=done == total)
+        progress(f"{done}/{total} keys {what}{left}", last=done == total)
         del first[1:]
 
     return on_keys
