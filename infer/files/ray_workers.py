@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from draftsmith.infer.files.workers import OpenWork, Progress, Tasks, Totals, Work
+from draftsmith.infer.files.workers import OpenWork, Progress, Tasks, WorkTotals, Work
 
 PR_SET_PDEATHSIG = 1
 # How often a task is begun again after its worker died.
@@ -117,7 +117,9 @@ class OnRay:
             token.touch()
         try:
             setup = _Setup(self._key, open_work, str(token or ""), os.getcwd(), metadata.version("draftsmith"))
-            yield from _Map(self, self._ray, self._actors, self._ray.put(setup), iter(tasks), Totals(progress)).run()
+            yield from _Map(
+                self, self._ray, self._actors, self._ray.put(setup), iter(tasks), WorkTotals(progress)
+            ).run()
         finally:
             if token is not None:
                 token.unlink(missing_ok=True)
@@ -132,7 +134,7 @@ class _Map:
     actors: Sequence[Any]
     setup: Any
     tasks: Iterator[tuple[int, Any] | None]
-    totals: Totals
+    totals: WorkTotals
     over: bool = False
     # Numbers of workers: those that have started and have no task, and the calls to the others.
     idle: list[int] = field(default_factory=list)

@@ -56,7 +56,7 @@ class InProcess:
         self, open_work: OpenWork, tasks: Tasks, progress: Progress | None = None, shared: Path | None = None
     ) -> Iterator[tuple[int, Any]]:
         work: Work | None = None
-        totals = Totals(progress)
+        totals = WorkTotals(progress)
         for task in tasks:
             assert task is not None, "the next task waits for a result, and none is on its way"
             work = work or open_work()
@@ -68,7 +68,7 @@ class InProcess:
 
 
 @dataclass(slots=True)
-class Totals:
+class WorkTotals:
     """Rows and tokens over all tasks; a task that is begun again counts from its start."""
 
     progress: Progress | None

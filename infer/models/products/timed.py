@@ -41,7 +41,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ProductWay:
-    """`packed`: with packed weights. `columns`: as so many tokens, turned round; 0: not turned."""
+    """`packed`: with packed weights. `columns`: the number of tokens to multiply, turned round; 0: not turned."""
 
     packed: bool = False
     columns: int = 0
