@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from draftsmith.infer.files.workers import OpenWork, Progress, Tasks, WorkTotals, Work
+from draftsmith.infer.files.workers import OpenWork, Progress, Tasks, Work, WorkTotals
 
 PR_SET_PDEATHSIG = 1
 # How often a task is begun again after its worker died.
