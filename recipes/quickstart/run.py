@@ -37,7 +37,7 @@ def quickstart(
     Example: draftsmith quickstart --scale smoke
 
     Args:
-        scale: smoke (a minute), small (about thirteen minutes) or full (about an hour); by default that of the
+        scale: smoke (a minute), small (about fifteen minutes) or full (about an hour); by default that of the
             environment variable SCALE, else small.
         out: the output folder; quickstart/SCALE by default.
         seed: random seed for the text's order, training and measuring.

@@ -69,7 +69,7 @@ SCALES = {
                  "calibration": 6, "bench-greedy": 4, "bench-drawn": 4, "report": 1},
     ),
     "small": QuickstartScale(
-        says="about thirteen minutes on two cores", megabytes=0.8, vocab_size=1024, hidden_size=128,
+        says="about fifteen minutes on two cores", megabytes=0.8, vocab_size=1024, hidden_size=128,
         layers=12, exits="[1,2]", target_steps=330, draft_steps=120, answers=256, held_out=32, questions=16,
         new_tokens=64, documents=48, cost_seconds=20, min_distinct=0.5,
         seconds={"text": 2, "target": 227, "answers.jsonl": 30, "draft-sft": 20, "draft-soft": 37, "draft-distil": 63,
