@@ -206,8 +206,9 @@ class Policy:
         known = self.calibration(row, coupled)
         return list(raw) if known is None else known.probabilities(source, raw)
 
-    def expect(self, rows: Sequence[Row], coupled: bool) -> None:
-        """Prepare the account of these rows for what a draft model is about to draft.
+    def expect(self, rows: Sequence[Row], coupled: bool, calibrations: BandedCalibration | None = None) -> None:
+        """Prepare the account of these rows for what a draft model is about to draft. `calibrations`: the draft model's
+        own, where it is part of a mix.
 
         Before any node was expanded, the share of those with a right child is what was measured at the rows'
         temperatures for the best candidate alone. Coupled drafts gained 1.25x over plain decoding with seconds as
@@ -217,8 +218,9 @@ class Policy:
             return
         warm = coupled and not all(row.settings.greedy for row in rows)
         self._joint.displaced = 1.0 if warm else DISPLACED
-        known = [one.first_accepted for row in rows if (one := self.calibration(row, coupled)) is not None]
-        shares = [share for share in known if share is not None]
+        own = calibrations or self.calibrations
+        known = [own.at(row.settings.temperature, coupled) for row in rows] if own is not None else []
+        shares = [one.first_accepted for one in known if one is not None and one.first_accepted is not None]
         if shares:
             self._joint.prior_coverage = sum(shares) / len(shares)
 

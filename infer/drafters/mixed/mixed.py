@@ -179,12 +179,14 @@ class Mixed:
                 trees[b].graft(number, draft, self._corrected(rows[b], number, draft))
         expansions: dict[int, Expansion] = {}
         for number, model in self._asked.items():
+            self._expect(number, rows, policy)
             calibrated = self._measured.calibrated(number)
             expansions[number] = model.expansion(rows, budgets, trees, policy, calibrated)
         for b, (tree, budget) in enumerate(zip(trees, budgets)):
             room = sum(map(len, proposed[b].values())) + sum(one.limits[b].nodes for one in expansions.values())
             tree.room = min(room, budget.nodes, self.nodes or room)
         for number, model in self._asked.items():
+            self._expect(number, rows, policy)
             self._expand(number, model, expansions[number], rows, budgets, trees, policy)
         if policy is not None and policy.costs is not None:
             self._cut(rows, trees, policy)
@@ -217,6 +219,11 @@ class Mixed:
                 self._band(row).rates.observe(draft, own_verdict(draft, verdict), curves)
         for learned in bands.values():
             learned.pool.refit()
+
+    def _expect(self, number: int, rows: Sequence[Row], policy: Policy | None) -> None:
+        """Account for this draft model as if it drafted alone, by what was measured of it."""
+        if policy is not None:
+            policy.expect(rows, number in self._measured.coupled, self._measured.calibrations.get(number))
 
     def _expand(
         self,

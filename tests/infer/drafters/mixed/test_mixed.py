@@ -287,6 +287,24 @@ def test_costs_need_every_draft_model_s_and_calibrations_are_each_its_own(model:
     assert set(mix.pass_timers()) == {"small"}
 
 
+@pytest.mark.parametrize(("accepted", "drafts"), [(0.05, False), (0.95, True)])
+def test_a_draft_model_begins_in_a_mix_as_it_would_alone(model: Any, shake: Any, accepted: float, drafts: bool) -> None:
+    """What calibration measured of it says whether the first pass pays, beside a source that is silent too."""
+    curve = Calibrator((0.0, 1.0), (accepted, accepted))
+    known = Calibration("any", {"small": curve}, measured={"small": {"first_accepted": accepted}})
+    costs = Costs({"target": PassCost((1, 16), (1.0, 1.1)), "small": PassCost((1, 16), (0.6, 0.62))})
+
+    def begun(mixed: bool) -> bool:
+        draft = SmallLM(shake(model, 0.02), calibration=known, costs=costs, num_draft_tokens=4)
+        drafter = Mixed([Empty(), draft]) if mixed else draft
+        drafter.bind(HFTarget(model))
+        with Engine(HFTarget(model), drafter, batch_size=1) as engine:
+            (done,) = engine.run(rows(1))
+        return any(trace.nodes for trace in done.traces)
+
+    assert [begun(mixed=False), begun(mixed=True)] == [drafts, drafts]
+
+
 def test_a_mix_drafts_before_the_end_of_a_prompt_is_read_if_all_its_drafters_do(model: Any, shake: Any) -> None:
     early = [trace for trace in run(model, Mixed([PromptLookup(), Recycling(nodes=8)])) if trace.read > 1]
     late = [trace for trace in run(model, Mixed([PromptLookup(), small(model, shake)])) if trace.read > 1]
