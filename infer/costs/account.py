@@ -180,7 +180,8 @@ class Account:
         """The cost of a draft pass over this many tokens of each row. `shared`: by which part of the rows alike."""
         seen = sum(self._contexts[row] for row in tokens)
         pairs = sum(count * self._contexts[row] for row, count in tokens.items())
-        return self._costs.of(name)(shared * sum(tokens.values()), shared * seen, shared * pairs) / shared
+        count = shared * sum(tokens.values())
+        return self._costs.of(name)(count, shared * seen, shared * pairs, shared * len(tokens)) / shared
 
     def _shared(self, depth: int) -> float:
         """The part of the rows alike that is expected to share a pass at this depth, from 0."""
@@ -238,12 +239,14 @@ class Account:
             pairs_N[n] = new_N[n] * context
         reach_N, new_N, rows_N, seen_N, pairs_N = (one.cumsum() for one in (reach_N, new_N, rows_N, seen_N, pairs_N))
         cost, further_M = self._costs.of(entry), np.arange(MOST_AHEAD)
-        first_N = np.array([cost(*one) for one in zip(new_N, seen_N, pairs_N)])
-        next_N = np.zeros(len(offers)) if at_once else np.array([cost(*one) for one in zip(rows_N, seen_N, seen_N)])
+        first_N = np.array([cost(*one) for one in zip(new_N, seen_N, pairs_N, rows_N)])
+        later = zip(rows_N, seen_N, seen_N, rows_N)
+        next_N = np.zeros(len(offers)) if at_once else np.array([cost(*one) for one in later])
         draft_NM = (first_N[:, None] + next_N[:, None] * further_M) * self.deepening
         nodes_NM = verified + np.arange(1, len(offers) + 1)[:, None] + rows_N[:, None] * further_M
         pairs = self._seen + nodes_NM.ravel() * self._seen / len(self._contexts)
-        verify = self._target.many(len(self._contexts) + nodes_NM.ravel(), self._seen, pairs) + self._costs.overhead
+        rows = len(self._contexts)
+        verify = self._target.many(rows + nodes_NM.ravel(), self._seen, pairs, rows) + self._costs.overhead
         before = self._step_seconds(verified, verified * self._seen / len(self._contexts))
         verify_NM = verify.reshape(nodes_NM.shape) - before
         tokens_NM = reach_N[:, None] * np.cumsum(coverage ** (1.0 + further_M))
@@ -288,7 +291,7 @@ class Account:
     def _draft_seconds(self, name: str, tokens: int, context: int, depth: int) -> float:
         """One pass for a single row, and the passes through deeper blocks that follow it, as observed."""
         shared = self._shared(depth)
-        seconds = self._costs.of(name)(shared * tokens, shared * context, shared * tokens * context)
+        seconds = self._costs.of(name)(shared * tokens, shared * context, shared * tokens * context, shared)
         return seconds / shared * self.deepening
 
     def keep(self, offers: Sequence[Offer], fixed: Mapping[Row, int]) -> int:
@@ -300,7 +303,8 @@ class Account:
         new_N = np.arange(len(offers) + 1)
         gained_N = np.cumsum([0.0, *(reach for reach, _ in offers)])
         pairs_N = pairs + np.cumsum([0, *(self._contexts[row] for _, row in offers)])
-        seconds_N = self._target.many(len(self._contexts) + base + new_N, self._seen, pairs_N)
+        rows = len(self._contexts)
+        seconds_N = self._target.many(rows + base + new_N, self._seen, pairs_N, rows)
         return int(np.argmax(gained_N * self.seconds_per_token - seconds_N))
 
     def gains(self, kept: Mapping[Row, Sequence[float]], fixed: Mapping[Row, int]) -> dict[Row, float]:
@@ -321,4 +325,5 @@ class Account:
 
     def _step_seconds(self, nodes: int, pairs: float) -> float:
         """A step that verifies `nodes` nodes; `pairs`: of these nodes with the committed tokens of their rows."""
-        return self._target(len(self._contexts) + nodes, self._seen, self._seen + pairs) + self._costs.overhead
+        rows = len(self._contexts)
+        return self._target(rows + nodes, self._seen, self._seen + pairs, rows) + self._costs.overhead

@@ -3,11 +3,11 @@
 A pass is packed: its rows may have different numbers of tokens, and none is padded to the longest. If row i has q_i
 tokens behind c_i committed ones, the pass takes
 
-    f(sum q_i) + per_seen * sum c_i + per_pair * sum q_i c_i     seconds.
+    f(sum q_i) + per_row * rows + per_seen * sum c_i + per_pair * sum q_i c_i     seconds.
 
 f is linear between measured numbers of tokens: weights are read once per pass, matrix products grow with the tokens,
-and attention grows with the context. A pass whose total is padded to a bucket costs what the bucket costs.
-infer/costs/timing.py measures and fits these; infer/costs/policy.py spends them.
+attention begins anew for every row, and grows with the context. A pass whose total is padded to a bucket costs what the
+bucket costs. infer/costs/timing.py measures and fits these; infer/costs/policy.py spends them.
 
 Legend: N passes, P measured points.
 """
@@ -39,7 +39,7 @@ def padded(tokens: Count, buckets: Sequence[Count]) -> Count:
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """Seconds of one kind of pass: `seconds[i]` for `tokens[i]` (ascending), and what the context adds.
+    """Seconds of one kind of pass: `seconds[i]` for `tokens[i]` (ascending), and what rows and context add.
 
     `buckets`: the totals of tokens that a pass is padded to (see `measured_buckets` in infer/models/pass_timer.py).
     """
@@ -49,16 +49,18 @@ class PassCost:
     per_seen: float = 0.0
     per_pair: float = 0.0
     buckets: Sequence[float] = ()
+    per_row: float = 0.0
 
-    def __call__(self, tokens: float, seen: float = 0.0, pairs: float = 0.0) -> float:
+    def __call__(self, tokens: float, seen: float = 0.0, pairs: float = 0.0, rows: float = 1.0) -> float:
         """Seconds for `tokens` tokens of all rows together, behind `seen` committed ones of all rows together.
 
         `pairs`: the sum over the rows of new tokens times committed ones.
         """
-        return self._weights(padded(float(tokens), self.buckets)) + self.per_seen * seen + self.per_pair * pairs
+        beside = self.per_row * rows + self.per_seen * seen + self.per_pair * pairs
+        return self._weights(padded(float(tokens), self.buckets)) + beside
 
-    def many(self, tokens_N: np.ndarray, seen: float, pairs_N: np.ndarray) -> np.ndarray:
-        """[N] the seconds of several passes behind the same committed tokens."""
+    def many(self, tokens_N: np.ndarray, seen: float, pairs_N: np.ndarray, rows: float) -> np.ndarray:
+        """[N] the seconds of several passes of the same rows, behind the same committed tokens."""
         if self.buckets:
             tokens_N = np.array([padded(tokens, self.buckets) for tokens in tokens_N.tolist()])
         known_P, seconds_P = np.asarray(self.tokens, np.float64), np.asarray(self.seconds, np.float64)
@@ -66,16 +68,16 @@ class PassCost:
         if len(known_P) > 1:
             slope = (seconds_P[-1] - seconds_P[-2]) / (known_P[-1] - known_P[-2])
             found_N += slope * np.maximum(tokens_N - known_P[-1], 0.0)
-        return found_N + (self.per_seen * seen + self.per_pair * pairs_N)
+        return found_N + (self.per_row * rows + self.per_seen * seen + self.per_pair * pairs_N)
 
     def even(self, rows: int, tokens: int, context: float) -> float:
         """Seconds for `rows` rows of `tokens` tokens each, behind `context` committed ones each."""
-        return self(rows * tokens, rows * context, rows * tokens * context)
+        return self(rows * tokens, rows * context, rows * tokens * context, rows)
 
     def shared(self, rows: int) -> PassCost:
         """One row's part of the pass, if `rows` rows like it share every pass."""
         tokens, seconds = [count / rows for count in self.tokens], [one / rows for one in self.seconds]
-        return PassCost(tokens, seconds, self.per_seen, self.per_pair, [bucket / rows for bucket in self.buckets])
+        return replace(self, tokens=tokens, seconds=seconds, buckets=[bucket / rows for bucket in self.buckets])
 
     def _weights(self, total: float) -> float:
         """f; beyond the last point its last slope continues."""

@@ -155,18 +155,21 @@ def _wait(device: torch.device) -> None:
 def fit(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> PassCost:
     """Least relative error, with f non-decreasing and no negative slope.
 
-    With a single context the slopes cannot be known: they are 0, and f holds for that context only.
+    With a single context its slopes cannot be known: they are 0, and f holds for that context only. The same for a
+    single number of rows.
     """
     if not points:
         raise ValueError("there are no measured passes to fit costs to")
     totals = sorted({_total(point.shape, buckets) for point in points})
     with_context = len({point.shape.context for point in points}) > 1
-    design_MN = np.array([_features(point.shape, totals, buckets, with_context) for point in points])
+    with_rows = len({point.shape.rows for point in points}) > 1
+    design_MN = np.array([_features(point.shape, totals, buckets) for point in points])
+    design_MN[:, len(totals) :] *= [with_rows, with_context, with_context]
     seconds_M = np.array([point.seconds for point in points])
     found_N = non_negative_fit(design_MN / seconds_M[:, None], np.ones(len(points)))
     f = np.cumsum(found_N[: len(totals)]).tolist()
-    per_seen, per_pair = found_N[-2:] if with_context else (0.0, 0.0)
-    return PassCost(totals, f, float(per_seen), float(per_pair), tuple(buckets))
+    per_row, per_seen, per_pair = found_N[len(totals) :].tolist()
+    return PassCost(totals, f, per_seen, per_pair, tuple(buckets), per_row)
 
 
 def non_negative_fit(design_MN: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
@@ -183,11 +186,11 @@ def _total(shape: PassShape, buckets: Sequence[int]) -> int:
     return padded(shape.rows * shape.tokens, buckets)
 
 
-def _features(shape: PassShape, totals: Sequence[int], buckets: Sequence[int], with_context: bool) -> list[float]:
-    """The terms of a pass's seconds: the rises of f up to its total, tokens of context, and attended pairs."""
+def _features(shape: PassShape, totals: Sequence[int], buckets: Sequence[int]) -> list[float]:
+    """The terms of a pass's seconds: the rises of f up to its total, rows, tokens of context, and attended pairs."""
     total, seen = _total(shape, buckets), shape.rows * shape.context
     rises = [float(total >= knot) for knot in totals]
-    return [*rises, seen, seen * shape.tokens] if with_context else rises
+    return [*rises, shape.rows, seen, seen * shape.tokens]
 
 
 def left_out(points: Sequence[TimedPass], buckets: Sequence[int] = ()) -> list[float]:

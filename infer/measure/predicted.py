@@ -104,8 +104,9 @@ def predict(
     target = costs.of(TARGET)
     shares_N = total_shares([nodes] if isinstance(nodes, int) else nodes, batch_size)
     verify_s = sum(
-        float(shares_N[total]) * target(batch_size + total, batch_size * context, (batch_size + total) * context)
+        float(shares_N[total]) * target(count, batch_size * context, count * context, batch_size)
         for total in map(int, np.flatnonzero(shares_N))
+        for count in [batch_size + total]
     )
     return Prediction(
         batch_size, accepted_length, target.even(batch_size, 1, context), draft_s + verify_s + costs.overhead

@@ -252,6 +252,7 @@ def estimate_cost(measured: Sequence[tuple[Size, PassCost]], wanted: Size) -> Pa
         _at([cost.per_seen for _, cost in measured], seen, _context(wanted), relative=False),
         _at([cost.per_pair for _, cost in measured], seen, _context(wanted), relative=False),
         measured[0][1].buckets,
+        _at([cost.per_row for _, cost in measured], [[size.layers] for size in sizes], [wanted.layers], relative=False),
     )
 
 
@@ -292,7 +293,7 @@ def _at(
     values: Sequence[float], features: Sequence[Sequence[float]], wanted: Sequence[float], relative: bool = True
 ) -> float:
     values_M = np.array(values)
-    # Context costs are fitted absolutely: noise may make one of them 0, and errors relative to 0 are undefined.
+    # Costs of context and rows are fitted absolutely: noise may make one 0, and errors relative to 0 are undefined.
     weight_M = 1.0 / values_M if relative else np.ones(len(values))
     found_N = non_negative_fit(np.array(features) * weight_M[:, None], values_M * weight_M)
     return float(found_N @ np.array(wanted))

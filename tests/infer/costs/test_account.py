@@ -51,6 +51,20 @@ def test_reading_never_pays_for_a_draft_that_does_not() -> None:
     assert not account.reading_pays(found, unread, left, "small")
 
 
+def test_every_row_of_a_pass_costs_what_a_row_does() -> None:
+    """One second a pass, half a second a row: two rows take 2 s together, their draft 0.3 s of 0.1 and 0.1 each."""
+    target, draft = PassCost((1, 64), (1.0, 1.0), per_row=0.5), PassCost((1, 64), (0.1, 0.1), per_row=0.1)
+    account = Account(Costs({"target": target, "small": draft}))
+    rows = [Row(str(i), [5] * 50) for i in range(2)]
+    account.begin(rows)
+    assert account.plain_seconds == pytest.approx(2.0 / 2)
+    assert account.seconds("small", dict.fromkeys(rows, 1)) == pytest.approx(0.3)
+    alike = Account(Costs({"target": target, "small": draft}), alike=2)
+    alike.begin(rows[:1])
+    assert alike.plain_seconds == pytest.approx(2.0 / 2)
+    assert alike.seconds("small", {rows[0]: 1}) == pytest.approx(0.3 / 2)
+
+
 def test_a_pass_is_weighed_with_those_that_may_follow_it() -> None:
     """A second token costs 0.5 s to verify, and seven more nothing: one is not worth it, and four are."""
     cost = PassCost((1, 2, 64), (1.0, 1.5, 1.5))

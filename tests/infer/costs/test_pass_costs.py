@@ -1,6 +1,7 @@
 """Costs of passes: between and beyond the measured points, to a file and back, and refused files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def test_cost_is_linear_between_points_and_keeps_the_last_slope():
 def test_rows_multiply_tokens_and_context():
     assert COST.even(2, 2, 0) == COST.even(1, 4, 0) == COST(4)
     assert COST.even(2, 2, 10) == pytest.approx(2.0 + 0.01 * 20 + 0.001 * 40)
+    assert replace(COST, per_row=0.1).even(2, 2, 10) == pytest.approx(COST.even(2, 2, 10) + 0.2)
 
 
 def test_a_padded_pass_costs_what_its_bucket_costs():
@@ -37,9 +39,9 @@ def test_rows_of_a_pass_may_have_different_numbers_of_tokens_and_none_is_padded_
 
 def test_many_passes_cost_what_each_of_them_does():
     tokens, pairs = np.arange(0, 40), np.arange(0, 400, 10)
-    for cost in (COST, PassCost([1, 4, 16], [1.0, 2.0, 8.0], buckets=(4, 8)), PassCost([3], [2.0])):
-        each = [cost(int(one), 50, float(pair)) for one, pair in zip(tokens, pairs)]
-        assert cost.many(tokens, 50, pairs).tolist() == pytest.approx(each)
+    for cost in (COST, PassCost([1, 4, 16], [1.0, 2.0, 8.0], buckets=(4, 8)), PassCost([3], [2.0], per_row=0.5)):
+        each = [cost(int(one), 50, float(pair), 3) for one, pair in zip(tokens, pairs)]
+        assert cost.many(tokens, 50, pairs, 3).tolist() == pytest.approx(each)
 
 
 def test_costs_come_back_from_a_file(tmp_path):

@@ -24,7 +24,7 @@ from draftsmith.infer.models.pass_timer import CachedPassTimer
 from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 
-TRUTH = PassCost([1, 4, 16, 64], [1.0, 1.2, 2.0, 7.0], per_seen=1e-4, per_pair=1e-5)
+TRUTH = PassCost([1, 4, 16, 64], [0.95, 1.15, 1.95, 6.95], per_seen=1e-4, per_pair=1e-5, per_row=0.05)
 ROWS, TOKENS, CONTEXTS = (1, 4), (1, 4, 16), (0, 100, 1000)
 
 
@@ -123,10 +123,19 @@ def test_a_fit_through_noise_never_falls_and_has_no_negative_slope():
     assert fitted.even(1, 1, 0) > 0
 
 
-def test_one_context_leaves_the_slopes_at_zero():
+def test_one_context_and_one_row_leave_the_slopes_at_zero():
     fitted = fit([TimedPass(shape, TRUTH.even(shape.rows, shape.tokens, 100)) for shape in grid([1], TOKENS, [100])])
-    assert (fitted.per_seen, fitted.per_pair) == (0.0, 0.0)
+    assert (fitted.per_row, fitted.per_seen, fitted.per_pair) == (0.0, 0.0, 0.0)
     assert fitted.even(1, 4, 100) == pytest.approx(TRUTH.even(1, 4, 100))
+
+
+def test_rows_are_not_taken_for_tokens():
+    """Two rows of one token may take longer than one row of two."""
+    shapes = [*grid([1], (1, 2, 4, 8, 16), (0, 100)), *grid([4], (1, 4), (0, 100))]
+    fitted = fit([TimedPass(shape, TRUTH.even(shape.rows, shape.tokens, shape.context)) for shape in shapes])
+    assert fitted.per_row == pytest.approx(0.05)
+    assert fitted.even(2, 1, 0) - fitted.even(1, 2, 0) == pytest.approx(0.05)
+    assert fitted.shared(2)(1.0, 100.0, 100.0, 1.0) == pytest.approx(fitted.even(2, 1, 100) / 2)
 
 
 def test_padded_passes_are_fitted_at_the_size_they_ran_at():
@@ -135,7 +144,8 @@ def test_padded_passes_are_fitted_at_the_size_they_ran_at():
     seconds = []
     for shape in shapes:
         tokens = shape.rows * shape.tokens
-        seconds.append(TRUTH(16 if 4 < tokens < 16 else tokens, shape.rows * shape.context, tokens * shape.context))
+        padded = 16 if 4 < tokens < 16 else tokens
+        seconds.append(TRUTH(padded, shape.rows * shape.context, tokens * shape.context, shape.rows))
     points = [TimedPass(shape, one) for shape, one in zip(shapes, seconds)]
     good, naive = fit(points, buckets=(1, 2, 4, 16)), fit([one for one in points if one.shape.rows != 8])
     assert [good.even(a.rows, a.tokens, a.context) for a in shapes] == pytest.approx(seconds, rel=1e-6)
