@@ -167,7 +167,11 @@ class Recycling:
 
         def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
             ((_, leaves),) = asked
-            return [[rates.candidates(self._known(context(leaf)), self.name) for leaf in leaves]]
+            return [[candidates(leaf, growth.reach(leaf), growth.least) for leaf in leaves]]
+
+        def candidates(leaf: int, above: float, least: float) -> list[Candidate]:
+            """Those that the tree would keep."""
+            return rates.candidates(self._known(context(leaf)), self.name, least / above) if above > least else []
 
         def context(leaf: int) -> list[int]:
             path: list[int] = []
@@ -235,9 +239,12 @@ class SourceRates:
         trust = TRUST[min(own, len(TRUST) - 1)] if longest == own else TRUST_BEHIND
         return trust * MIDDLES[share]
 
-    def candidates(self, known: Sequence[tuple[int, int, int, int]], source: str) -> list[Candidate]:
-        values = self._values
-        found = [Candidate(token, values[state][rank][share], source) for token, state, rank, share in known]
+    def candidates(
+        self, known: Sequence[tuple[int, int, int, int]], source: str, least: float = 0.0
+    ) -> list[Candidate]:
+        """Those of more confidence than `least`, best first."""
+        rates = [(self._values[state][rank][share], token) for token, state, rank, share in known]
+        found = [Candidate(token, rate, source) for rate, token in rates if rate > least]
         found.sort(key=lambda one: -one.confidence)
         return found
 

@@ -9,6 +9,7 @@ pass, and kept only while it is worth the target's; the tree may then be empty.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -108,6 +109,8 @@ class Growth:
     budget: Budget
     leaves: list[Leaf] = field(default_factory=list)
     expanded: set[int] = field(default_factory=set)
+    # (-reach, leaf) of those that the budget keeps, in order.
+    _best: list[tuple[float, int]] = field(default_factory=list)
 
     def wanted(self, width: int, min_reach: float) -> list[int]:
         """The best leaves still to expand, among those that the budget keeps."""
@@ -119,9 +122,13 @@ class Growth:
         """Append the children of `parent` (ROOT, or a leaf's index)."""
         if parent != ROOT:
             self.expanded.add(parent)
-        depth, reach = self.depth(parent) + 1, self.reach(parent)
+        depth, above, least = self.depth(parent) + 1, self.reach(parent), self.least
         for candidate in candidates:
-            self.leaves.append(Leaf(candidate, parent, depth, reach * candidate.confidence))
+            reach = above * candidate.confidence
+            if reach > least:
+                insort(self._best, (-reach, len(self.leaves)))
+            self.leaves.append(Leaf(candidate, parent, depth, reach))
+        del self._best[self.budget.nodes :]
 
     def draft(self) -> tuple[Draft, dict[int, int]]:
         """The tree of the best leaves, and leaf -> node."""
@@ -135,6 +142,12 @@ class Growth:
 
     def reach(self, leaf: int) -> float:
         return 1.0 if leaf == ROOT else self.leaves[leaf].reach
+
+    @property
+    def least(self) -> float:
+        """What the reach of one more leaf has to exceed, to be kept."""
+        full = len(self._best) >= self.budget.nodes
+        return -self._best[-1][0] if full and self._best else -1.0
 
     @property
     def tokens(self) -> list[int]:
@@ -152,10 +165,9 @@ class Growth:
         return [self.leaves[i].reach for i in self.kept()]
 
     def kept(self) -> list[int]:
-        """The indices of the likeliest leaves. A child's reach never exceeds its parent's and it is appended later, so
-        a stable sort puts parents first, and every kept leaf's parent is kept."""
-        order = sorted(range(len(self.leaves)), key=lambda i: -self.leaves[i].reach)
-        return order[: self.budget.nodes]
+        """The indices of the likeliest leaves, of equal ones those that were added first. A child's reach never exceeds
+        its parent's and it is added later, so parents stand first, and every kept leaf's parent is kept."""
+        return [leaf for _, leaf in self._best[: self.budget.nodes]]
 
 
 Expand = Callable[[list[tuple[int, list[int]]]], list[list[list[Candidate]]]]
