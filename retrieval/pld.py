@@ -16,7 +16,7 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow_looked_up
 
 
 class _Match(NamedTuple):
@@ -127,10 +127,7 @@ class PromptLookup:
         growth = Growth(limit)
         members = {ROOT: matches}
 
-        def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
-            return [[self._children(growth, members, leaf) for leaf in leaves] for _, leaves in asked]
-
-        grow([growth], expand, width=limit.nodes)
+        grow_looked_up(growth, lambda leaf: self._children(growth, members, leaf))
         return growth.draft()[0]
 
     def _matches(self, index: _Index, depth: int) -> list[_Match]:
@@ -162,7 +159,7 @@ class PromptLookup:
         counts = {token: sum(match.length + depth for match in some) for token, some in groups.items()}
         total = 1 + sum(counts.values())
         ranked = sorted(groups, key=lambda token: -counts[token])
-        for token in ranked:  # `grow` numbers leaves in the order in which their candidates are returned
+        for token in ranked:  # `grow_looked_up` numbers leaves in the order in which their candidates are returned
             members[len(members) - 1] = groups[token]
         return [Candidate(token, counts[token] / total, self.name) for token in ranked]
 

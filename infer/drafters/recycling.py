@@ -27,7 +27,7 @@ from draftsmith.infer.contract.top_tokens import TopTokens, no_top
 from draftsmith.infer.costs.calibration import band_of
 from draftsmith.infer.costs.policy import Policy
 from draftsmith.infer.costs.rates import Rate
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow_looked_up
 
 # Ranges of the share that a candidate had of the probability of the K likeliest.
 SHARES = np.array([0.01, 0.03, 0.08, 0.16, 0.3, 0.5, 0.7, 0.85, 0.95])
@@ -165,13 +165,9 @@ class Recycling:
         limit = Budget(min(self.nodes, budget.nodes), min(self.num_draft_tokens, budget.depth))
         growth, rates, tail = Growth(limit), self._rates_of(row), row.ids[-self.max_key :]
 
-        def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
-            ((_, leaves),) = asked
-            return [[candidates(leaf, growth.reach(leaf), growth.least) for leaf in leaves]]
-
-        def candidates(leaf: int, above: float, least: float) -> list[Candidate]:
-            """Those that the tree would keep."""
-            return rates.candidates(self._known(context(leaf)), self.name, least / above) if above > least else []
+        def below(leaf: int) -> list[Candidate]:
+            """The candidates that the tree would keep."""
+            return rates.candidates(self._known(context(leaf)), self.name, growth.reach(leaf), growth.least)
 
         def context(leaf: int) -> list[int]:
             path: list[int] = []
@@ -180,7 +176,7 @@ class Recycling:
                 leaf = growth.leaves[leaf].parent
             return [*tail, *path[::-1]][-self.max_key :]
 
-        grow([growth], expand, width=limit.nodes)
+        grow_looked_up(growth, below)
         return growth.draft()[0]
 
     def _rates_of(self, row: Row) -> SourceRates:
@@ -240,11 +236,11 @@ class SourceRates:
         return trust * MIDDLES[share]
 
     def candidates(
-        self, known: Sequence[tuple[int, int, int, int]], source: str, least: float = 0.0
+        self, known: Sequence[tuple[int, int, int, int]], source: str, above: float = 1.0, least: float = -1.0
     ) -> list[Candidate]:
-        """Those of more confidence than `least`, best first."""
+        """Best first. Below a node of the reach `above`, only those of more reach than `least`."""
         rates = [(self._values[state][rank][share], token) for token, state, rank, share in known]
-        found = [Candidate(token, rate, source) for rate, token in rates if rate > least]
+        found = [Candidate(token, rate, source) for rate, token in rates if above * rate > least]
         found.sort(key=lambda one: -one.confidence)
         return found
 

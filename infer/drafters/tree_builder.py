@@ -1,7 +1,8 @@
 """Builds trees of outright trials, best first by cumulated confidence, under a budget of nodes and depth.
 
 Each round expands the likeliest nodes of all rows at once; the tree is the `nodes` best candidates found. Candidates
-are top-k or retrieved tokens, never drawn ones: only trees of outright trials may be cut (see infer/contract/draft.py).
+that need no pass are looked up for one node at a time. They are top-k or retrieved tokens, never drawn ones: only trees
+of outright trials may be cut (see infer/contract/draft.py).
 
 With a policy that has costs (infer/costs/policy.py), nodes are expanded only while their gain is worth the draft's
 pass, and kept only while it is worth the target's; the tree may then be empty.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from draftsmith.infer.contract.draft import ROOT, Draft
@@ -171,6 +173,21 @@ class Growth:
 
 
 Expand = Callable[[list[tuple[int, list[int]]]], list[list[list[Candidate]]]]
+
+
+def grow_looked_up(growth: Growth, below: Callable[[int], Sequence[Candidate]]) -> None:
+    """Grow one row's tree from candidates that are looked up: the likeliest leaf first, until no candidate below any
+    leaf could be among those that the budget keeps. `below` gives the candidates of a leaf, or of ROOT."""
+    waiting = [(-1.0, ROOT)] if growth.budget.nodes and growth.budget.depth else []
+    while waiting and -waiting[0][0] > growth.least:
+        _, leaf = heappop(waiting)
+        first = len(growth.leaves)
+        growth.add(leaf, below(leaf))
+        if growth.depth(leaf) + 1 < growth.budget.depth:
+            least = growth.least
+            for number, child in enumerate(growth.leaves[first:], start=first):
+                if child.reach > least:
+                    heappush(waiting, (-child.reach, number))
 
 
 def grow(

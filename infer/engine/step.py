@@ -48,7 +48,7 @@ def step(
     t0 = time.perf_counter()
     joining = {} if joining is None else joining
     unread = {row: target.unread(row) for row in joining}
-    apart = () if drafts_unread(drafter) else frozenset(joining)
+    apart = frozenset(joining) if joining and not drafts_unread(drafter) else ()
     drafted = [row for row in rows if row not in apart]
     proposed = dict(zip(drafted, _propose(target, drafter, drafted, budget, policy))) if drafted else {}
     drafts = [proposed[row] if row in proposed else Draft() for row in rows]

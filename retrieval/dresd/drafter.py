@@ -21,7 +21,7 @@ from draftsmith.infer.contract.draft import ROOT, Draft
 from draftsmith.infer.contract.protocols import Budget, Feedback, PassTimer, Target, Verdict
 from draftsmith.infer.contract.row import Row
 from draftsmith.infer.costs.policy import Policy
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow_looked_up
 from draftsmith.infer.models.load import check_same_tokenizer
 from draftsmith.infer.text.tokenizer import tokenizer_fingerprint
 from draftsmith.retrieval.dresd.store import DresdStore
@@ -143,7 +143,8 @@ class Dresd:
             if growths[b].budget.nodes and growths[b].budget.depth and self._states[row].position == len(row.ids) - 1
         ]
         if able:
-            self._grow([growths[b] for b in able], self._look_up([rows[b] for b in able]))
+            for b, neighbours in zip(able, self._look_up([rows[b] for b in able])):
+                self._grow(growths[b], neighbours)
         return [growth.draft()[0] for growth in growths]
 
     def _remember(self, row: Row, given: Feedback) -> None:
@@ -167,13 +168,9 @@ class Dresd:
         first_C, later_C = self.store.calibration.first(sims_C), self.store.calibration.later(sims_C)
         return _Neighbours(continuations, (first_C / (1 - first_C)).tolist(), (later_C / (1 - later_C)).tolist())
 
-    def _grow(self, growths: list[Growth], neighbours: list[_Neighbours]) -> None:
-        def expand(asked: list[tuple[int, list[int]]]) -> list[list[list[Candidate]]]:
-            return [[self._children(growths[b], neighbours[b], leaf) for leaf in leaves] for b, leaves in asked]
-
-        for each in neighbours:
-            each.members[ROOT] = list(range(len(each.continuations)))
-        grow(growths, expand, width=self.nodes)
+    def _grow(self, growth: Growth, neighbours: _Neighbours) -> None:
+        neighbours.members[ROOT] = list(range(len(neighbours.continuations)))
+        grow_looked_up(growth, lambda leaf: self._children(growth, neighbours, leaf))
 
     def _children(self, growth: Growth, neighbours: _Neighbours, leaf: int) -> list[Candidate]:
         """The tokens with which the neighbours below a leaf continue, best first; records who continues with each."""
@@ -188,7 +185,7 @@ class Dresd:
         probs = {token: sum(odds[member] for member in members) / total for token, members in groups.items()}
         kept = [token for token in groups if path_prob * probs[token] >= self.min_confidence]
         kept.sort(key=lambda token: -probs[token])
-        # `grow` numbers leaves in the order in which their candidates are returned.
+        # `grow_looked_up` numbers leaves in the order in which their candidates are returned.
         for number, token in enumerate(kept, start=neighbours.leaves):
             neighbours.members[number] = groups[token]
         neighbours.leaves += len(kept)

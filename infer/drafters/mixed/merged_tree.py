@@ -50,10 +50,27 @@ class MergedTree:
     def children(self, parent: int) -> Sequence[int]:
         return self._children.get(parent, ())
 
-    def add(self, source: int, parent: int, candidates: Sequence[Candidate]) -> list[int]:
-        """What `source` has below `parent`, likeliest first; the leaves of its tokens."""
-        if not candidates:
-            return []
+    def add(self, source: int, parent: int, candidates: Sequence[Candidate]) -> None:
+        """What `source` has below `parent`, likeliest first."""
+        if candidates:
+            self._append(source, parent, candidates)
+            self._weigh(parent)
+            self._multiply(self._children[parent])
+
+    def graft(self, drafts: Sequence[tuple[int, Draft, Sequence[float]]]) -> None:
+        """Merge whole drafts: of each the source, the draft, and the probability of each node, given its parent."""
+        for source, draft, probabilities in drafts:
+            places = {ROOT: ROOT}
+            for parent in sorted(draft.trials):
+                trials = draft.trials[parent]
+                found = [Candidate(draft.tokens[one.node], probabilities[one.node], one.source) for one in trials]
+                places.update(zip([one.node for one in trials], self._append(source, places[parent], found)))
+        for parent in self.left:
+            self._weigh(parent)
+        self._multiply(self._children.get(ROOT, ()))
+
+    def _append(self, source: int, parent: int, candidates: Sequence[Candidate]) -> list[int]:
+        """The leaves of these tokens."""
         below = self._children.setdefault(parent, [])
         leaves = []
         for rank, (token, confidence, name) in enumerate(candidates):
@@ -72,31 +89,23 @@ class MergedTree:
             leaves.append(leaf)
         known = self.left.setdefault(parent, {})
         known[source] = max(1.0 - sum(candidate.confidence for candidate in candidates), 0.0)
-        self._weigh(parent)
         return leaves
 
-    def graft(self, source: int, draft: Draft, weigh: Sequence[float]) -> None:
-        """Merge the draft of `source`, whose nodes have the probabilities `weigh`, given their parents."""
-        places = {ROOT: ROOT}
-        for parent in sorted(draft.trials):
-            nodes = [trial.node for trial in draft.trials[parent]]
-            found = [
-                Candidate(draft.tokens[trial.node], weigh[trial.node], trial.source) for trial in draft.trials[parent]
-            ]
-            places.update(zip(nodes, self.add(source, places[parent], found)))
-
     def _weigh(self, parent: int) -> None:
-        """Give the children of `parent` their probabilities, and all leaves below them theirs."""
+        """Give the children of `parent` their probabilities, given that it is accepted."""
         left = self.left[parent]
-        changed = self._children[parent]
-        for leaf in changed:
+        misses = self.pool.misses(left) if len(left) > 1 else {}
+        for leaf in self._children[parent]:
             named = self.named[leaf]
-            if len(left) > 1:
-                self.confidences[leaf] = self.pool.probability(left, named)
+            if misses:
+                self.confidences[leaf] = self.pool.probability(misses, named)
             else:
                 ((_, naming),) = named.items()
                 self.confidences[leaf] = min(naming.confidence, 1.0)
-        going = list(changed)
+
+    def _multiply(self, leaves: Sequence[int]) -> None:
+        """Give these leaves, and all below them, the probability of all tokens down to them."""
+        going = list(leaves)
         while going:
             leaf = going.pop()
             self._reaches[leaf] = self.reach(self.parents[leaf]) * self.confidences[leaf]

@@ -57,6 +57,10 @@ class _Drafted:
     tree: MergedTree
     proposed: Proposed
 
+    def own_verdicts(self, verdict: Verdict) -> dict[int, Verdict]:
+        """By the same number, `verdict` in the numbers of each draft."""
+        return {number: own_verdict(draft, verdict) for number, draft in self.proposed.items()}
+
 
 class Mixed:
     """Merges the drafts of several drafters.
@@ -176,7 +180,8 @@ class Mixed:
             for b, draft in enumerate(drafter.propose(rows, budgets)):
                 _check(drafter, draft, budgets[b], self._vocab_size)
                 proposed[b][number] = draft
-                trees[b].graft(number, draft, self._corrected(rows[b], number, draft))
+        for row, tree, drafts in zip(rows, trees, proposed):
+            tree.graft([(number, draft, self._corrected(row, number, draft)) for number, draft in drafts.items()])
         expansions: dict[int, Expansion] = {}
         for number, model in self._asked.items():
             self._expect(number, rows, policy)
@@ -190,33 +195,30 @@ class Mixed:
             self._expand(number, model, expansions[number], rows, budgets, trees, policy)
         if policy is not None and policy.costs is not None:
             self._cut(rows, trees, policy)
-        drafts = []
+        merged = []
         for b, (row, tree) in enumerate(zip(rows, trees)):
             draft, nodes = tree.draft(self.min_confidence)
             for expansion in expansions.values():
                 expansion.name(b, nodes)
                 draft.exits += expansion.exits[b]
             self._drafted[row] = _Drafted(tree, proposed[b])
-            drafts.append(draft)
-        return drafts
+            merged.append(draft)
+        return merged
 
     def observe(self, rows: Sequence[Row], verdicts: Sequence[Verdict], feedback: Sequence[Feedback]) -> None:
         drafted = [self._drafted.pop(row) for row in rows]
+        own = [one.own_verdicts(verdict) for one, verdict in zip(drafted, verdicts)]
         for number, drafter in enumerate(self.drafters):
-            own = [
-                own_verdict(one.proposed[number], verdict) if number in self._proposing else verdict
-                for one, verdict in zip(drafted, verdicts)
-            ]
-            drafter.observe(rows, own, feedback)
+            drafter.observe(rows, [known.get(number, verdict) for known, verdict in zip(own, verdicts)], feedback)
         bands = {band_of(row.settings.temperature): self._band(row) for row in rows}
         for learned in bands.values():
             learned.rates.next_step()
-        for row, one, verdict in zip(rows, drafted, verdicts):
+        for row, one, verdict, found in zip(rows, drafted, verdicts, own):
             one.tree.grade(verdict.committed)
             for number, draft in one.proposed.items():
                 known = self._measured.calibration(number, row)
                 curves = () if known is None else list(known.curves)
-                self._band(row).rates.observe(draft, own_verdict(draft, verdict), curves)
+                self._band(row).rates.observe(draft, found[number], curves)
         for learned in bands.values():
             learned.pool.refit()
 

@@ -7,7 +7,7 @@ information (arXiv 2510.20064): every source is graded at every node that the co
 candidates were verified. One regression per band of temperatures, refitted by one Newton step after every step of
 decoding; it starts at weights that trust agreement a little.
 
-Legend: S sources, F features.
+Legend: N observations, F features.
 """
 
 from __future__ import annotations
@@ -44,51 +44,57 @@ class Pool:
         self._start_F = np.array(START * sources)
         self._least_FF = PRIOR_WEIGHT * np.eye(len(self._start_F))
         self._certain_FF = self._least_FF.copy()
-        self._slope_F = np.zeros(len(self._start_F))
-        self._curve_FF = np.zeros_like(self._least_FF)
-        self._seen = 0
+        self._seen: list[list[float]] = []
+        self._accepted: list[bool] = []
         self.weights_F = self._start_F.copy()
         self._weights: list[float] = self.weights_F.tolist()
 
-    def probability(self, left: Mapping[int, float], named: Mapping[int, Naming]) -> float:
-        """That a token is accepted, given its parent: `left[s]` is what source s leaves to tokens that it does not
-        name, for each source with candidates there; `named[s]` what it says about this one."""
-        odds, weights = 0.0, self._weights
-        for source, rest in left.items():
+    def misses(self, left: Mapping[int, float]) -> dict[int, float]:
+        """What each source with candidates below a node adds to the log-odds of a token that it does not name there:
+        `left[s]` is what source s leaves to such tokens."""
+        weights = self._weights
+        return {
+            source: weights[PER_SOURCE * source + 3] + weights[PER_SOURCE * source + 4] * log(max(rest, EDGE))
+            for source, rest in left.items()
+        }
+
+    def probability(self, misses: Mapping[int, float], named: Mapping[int, Naming]) -> float:
+        """That a token is accepted, given its parent: `misses` of that parent; `named[s]` is what source s says about
+        this token."""
+        odds, weights = sum(misses.values()), self._weights
+        for source, naming in named.items():
             at = PER_SOURCE * source
-            naming = named.get(source)
-            if naming is None:
-                odds += weights[at + 3] + weights[at + 4] * log(max(rest, EDGE))
-            else:
-                odds += weights[at] + weights[at + 1] * _log_odds(naming.confidence)
-                odds += weights[at + 2] * min(naming.rank, MOST_RANK)
+            odds += weights[at] + weights[at + 1] * _log_odds(naming.confidence) - misses[source]
+            odds += weights[at + 2] * min(naming.rank, MOST_RANK)
         return _sigmoid(odds)
 
     def observe(self, left: Mapping[int, float], named: Mapping[int, Naming], accepted: bool) -> None:
         """Grade the sources by whether this token was committed."""
-        features_F = np.zeros(len(self._start_F))
+        features = [0.0] * len(self._weights)
         for source, rest in left.items():
             at = PER_SOURCE * source
             naming = named.get(source)
             if naming is None:
-                features_F[at + 3 : at + 5] = 1.0, log(max(rest, EDGE))
+                features[at + 3 : at + 5] = 1.0, log(max(rest, EDGE))
             else:
-                features_F[at : at + 3] = 1.0, _log_odds(naming.confidence), min(naming.rank, MOST_RANK)
-        expected = _sigmoid(float(features_F @ self.weights_F))
-        self._slope_F += (accepted - expected) * features_F
-        self._curve_FF += expected * (1 - expected) * np.outer(features_F, features_F)
-        self._seen += 1
+                features[at : at + 3] = 1.0, _log_odds(naming.confidence), min(naming.rank, MOST_RANK)
+        self._seen.append(features)
+        self._accepted.append(accepted)
 
     def refit(self) -> None:
         """One Newton step with what was observed since the last one."""
         if not self._seen:
             return
-        back = FORGOTTEN * self._least_FF
-        self._certain_FF = (1 - FORGOTTEN) * self._certain_FF + back + self._curve_FF
-        self._slope_F += back @ (self._start_F - self.weights_F)
-        self.weights_F = self.weights_F + np.linalg.solve(self._certain_FF, self._slope_F)
+        seen_NF = np.array(self._seen)
+        expected_N = 1 / (1 + np.exp(-np.clip(seen_NF @ self.weights_F, -30.0, 30.0)))
+        slope_F = (np.array(self._accepted) - expected_N) @ seen_NF
+        curve_FF = (expected_N * (1 - expected_N) * seen_NF.T) @ seen_NF
+        back_FF = FORGOTTEN * self._least_FF
+        self._certain_FF = (1 - FORGOTTEN) * self._certain_FF + back_FF + curve_FF
+        slope_F += back_FF @ (self._start_F - self.weights_F)
+        self.weights_F = self.weights_F + np.linalg.solve(self._certain_FF, slope_F)
         self._weights = self.weights_F.tolist()
-        self._slope_F[:], self._curve_FF[:], self._seen = 0.0, 0.0, 0
+        self._seen, self._accepted = [], []
 
 
 def _log_odds(probability: float) -> float:

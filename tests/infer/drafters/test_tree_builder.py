@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.infer.contract.draft import ROOT
 from draftsmith.infer.contract.protocols import Budget
-from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow
+from draftsmith.infer.drafters.tree_builder import Candidate, Growth, grow, grow_looked_up
 
 
 def endless(branching: int, calls: list[int]):
@@ -44,6 +47,29 @@ def test_budgets_hold_for_every_value_and_are_used(
         assert placed[ROOT] == ROOT
         if nodes and depth:
             assert len(draft) == min(nodes, len(growth.leaves))
+
+
+@settings(max_examples=200, deadline=None)
+@given(nodes=st.integers(0, 30), depth=st.integers(0, 7), seed=st.integers(0, 10**6))
+def test_looking_up_one_leaf_at_a_time_gives_the_tree_of_rounds_over_all(nodes: int, depth: int, seed: int) -> None:
+    """Confidences of one decimal, so that many reaches are equal: then those of either tree are the same."""
+
+    def below(growth: Growth, leaf: int) -> list[Candidate]:
+        path = []
+        while leaf != ROOT:
+            path.append(growth.leaves[leaf].candidate.token)
+            leaf = growth.leaves[leaf].parent
+        drawn = random.Random(hash((seed, *path)))
+        confidences = sorted((drawn.randint(0, 10) / 10 for _ in range(drawn.randint(0, 4))), reverse=True)
+        return [Candidate(token, confidence, "s") for token, confidence in enumerate(confidences)]
+
+    rounds, looked_up = Growth(Budget(nodes, depth)), Growth(Budget(nodes, depth))
+    grow([rounds], lambda asked: [[below(rounds, leaf) for leaf in leaves] for _, leaves in asked], width=max(nodes, 1))
+    calls: list[int] = []
+    grow_looked_up(looked_up, lambda leaf: calls.append(leaf) or below(looked_up, leaf))
+    assert looked_up.reaches() == pytest.approx(rounds.reaches())
+    assert len(set(calls)) == len(calls) <= nodes + 1
+    looked_up.draft()[0].check(1000)
 
 
 def test_the_likeliest_paths_are_kept_and_deep_ones_among_them() -> None:

@@ -28,7 +28,7 @@ def test_every_path_is_there_once_with_all_who_name_it(
     drafts = [proposed(first, "a"), proposed(second, "b")]
     tree = MergedTree(Pool(2), room)
     for source, draft in enumerate(drafts):
-        tree.graft(source, draft, [0.4] * len(draft))
+        tree.graft([(source, draft, [0.4] * len(draft))])
     keys = list(zip(tree.parents, tree.tokens))
     assert len(set(keys)) == len(keys)
     assert sum(map(len, tree.named)) == sum(map(len, drafts))
@@ -55,7 +55,7 @@ def test_a_lone_source_keeps_its_own_probabilities() -> None:
 
 def test_a_second_source_changes_the_reach_of_what_lies_below() -> None:
     tree = MergedTree(Pool(2), 9)
-    tree.graft(0, proposed([[5, 6, 7]], "a"), [0.5, 0.5, 0.5])
+    tree.graft([(0, proposed([[5, 6, 7]], "a"), [0.5, 0.5, 0.5])])
     before = [tree.reach(leaf) for leaf in range(3)]
     tree.add(1, ROOT, [Candidate(9, 0.95, "b")])
     assert all(tree.reach(leaf) < old for leaf, old in enumerate(before))
@@ -63,7 +63,7 @@ def test_a_second_source_changes_the_reach_of_what_lies_below() -> None:
 
 def test_what_was_not_read_above_a_leaf_is_read_with_it() -> None:
     tree = MergedTree(Pool(2), 9)
-    tree.graft(0, proposed([[5, 6, 7], [8]], "a"), [0.9, 0.9, 0.9, 0.1])
+    tree.graft([(0, proposed([[5, 6, 7], [8]], "a"), [0.9, 0.9, 0.9, 0.1])])
     tree.wanted(1, 9, 1, 0.0)
     assert [tree.tokens[leaf] for leaf in (0, 2, 3)] == [5, 6, 7]
     assert tree.with_ancestors(1, [3, 0]) == [ROOT, 0, 2, 3]
@@ -73,10 +73,8 @@ def test_what_was_not_read_above_a_leaf_is_read_with_it() -> None:
 
 def test_what_the_text_reached_is_graded_whether_or_not_it_was_kept() -> None:
     tree = MergedTree(Pool(2), 0)
-    tree.graft(0, proposed([[5, 6]], "a"), [0.4, 0.4])
-    tree.graft(1, proposed([[5, 7], [4]], "b"), [0.4, 0.4, 0.4])
+    tree.graft([(0, proposed([[5, 6]], "a"), [0.4, 0.4]), (1, proposed([[5, 7], [4]], "b"), [0.4, 0.4, 0.4])])
     tree.grade([5, 7, 1])
-    seen = tree.pool._seen
-    assert seen == 4, "5 and 4 below the root, 6 and 7 below 5"
+    assert len(tree.pool._seen) == 4, "5 and 4 below the root, 6 and 7 below 5"
     tree.pool.refit()
     assert tree.pool.weights_F[5] > tree.pool.weights_F[0], "the second source was right twice, the first once"
