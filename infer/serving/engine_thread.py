@@ -92,6 +92,7 @@ class EngineThread:
         self._ending = self._aborting = False
         self._failures = 0
         self._row_s = 1.0  # how long a row takes, lately
+        metrics.watch(lambda: self.state()["rows"], lambda: self.state()["waiting"], self._kept_tokens)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -109,6 +110,9 @@ class EngineThread:
         """How many rows decode, wait, and are kept."""
         kept = len(self.cache) if self.cache is not None else 0
         return {"rows": len(self._active), "waiting": len(self._waiting), "kept": kept}
+
+    def _kept_tokens(self) -> int:
+        return self.cache.tokens if self.cache is not None else 0
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Queue rows, all or none; ApiError if there is no room, or the server is going down."""
@@ -172,7 +176,6 @@ class EngineThread:
             if self.cache is not None:
                 self.cache.clear()
             self.engine.close()
-            self.metrics.rows(0, 0, 0)
 
     def _go_on(self) -> bool:
         """Wait for something to do; False when it is time to end."""
@@ -184,13 +187,8 @@ class EngineThread:
     def _round(self) -> None:
         self._let_cancelled_leave()
         self._join_rows()
-        self._show_rows()
         if self.engine.busy:
             self._step()
-            self._show_rows()
-
-    def _show_rows(self) -> None:
-        self.metrics.rows(len(self._active), len(self._waiting), 0 if self.cache is None else self.cache.tokens)
 
     def _step(self) -> None:
         began = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ class ServerMetrics:
         if error:
             self._errors.labels(error).inc()
 
-    def rows(self, active: int, waiting: int, kept_tokens: int) -> None:
-        self._rows.set(active)
-        self._waiting.set(waiting)
-        self._kept.set(kept_tokens)
+    def watch(self, active: Callable[[], int], waiting: Callable[[], int], kept_tokens: Callable[[], int]) -> None:
+        """What to ask for the numbers of now, whenever they are shown."""
+        self._rows.set_function(active)
+        self._waiting.set_function(waiting)
+        self._kept.set_function(kept_tokens)
 
     def aborted(self) -> None:
         self._aborted.inc()

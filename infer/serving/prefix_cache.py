@@ -25,7 +25,7 @@ class PrefixCache:
 
     @property
     def tokens(self) -> int:
-        return sum(len(row.ids) for row in self._rows)
+        return sum(len(row.ids) for row in list(self._rows))  # a copy: another thread may ask
 
     def shared_by(self, row: Row, live: Iterable[Row] = ()) -> int:
         """How many tokens of a row that joins now are in the cache; the row that has them counts as used."""

@@ -46,9 +46,11 @@ def test_as_many_requests_run_at_a_time_as_were_asked_for(serve):
             with lock:
                 running[0] += 1
                 most[level[0]] = max(most[level[0]], running[0])
-            yield from streamed("abcd", PAUSE_S)
-            with lock:
+            *others, last = streamed("abcd", PAUSE_S)
+            yield from others
+            with lock:  # before the client can know that this answer has ended
                 running[0] -= 1
+            yield last
 
         return 200, pieces()
 
