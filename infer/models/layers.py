@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+# Models of layers like Llama's, which differ in biases, norms of heads and windows only.
+LLAMA_LIKE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 

@@ -18,6 +18,7 @@ from draftsmith.infer.models.runner.entries import Entries
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.model_runner import ModelRunner
 from draftsmith.infer.models.tensor_parallel.leading_runner import LeadingRunner
+from draftsmith.infer.models.top_reader import chosen
 
 # Buckets are sought among these numbers of tokens, behind this context, in models of SMALL bytes or more.
 TRIED = (1, 2, 3, 4, 8)
@@ -54,7 +55,7 @@ class TimedRows:
 
     def finish(self, logits: torch.Tensor) -> None:
         """End a pass as greedy decoding does, reading the choices, and commit nothing."""
-        logits.argmax(-1).tolist()
+        chosen(logits).tolist()
         self.lm.drop(self.rows)
 
     def close(self) -> None:

@@ -19,7 +19,14 @@ from draftsmith.infer.models.runner.transfers import Transfers
 
 
 def chosen(logits_NV: torch.Tensor) -> torch.Tensor:
-    """[N] the argmax, -1 where the largest logit is not finite (`max` propagates NaN)."""
+    """[N] the argmax, -1 where the largest logit is not finite (both ways propagate NaN)."""
+    if logits_NV.device.type == "cpu":  # numpy takes a third of torch's time (16 tokens of a vocabulary of 8,192)
+        exact_NV = (logits_NV.float() if logits_NV.element_size() < 4 else logits_NV).numpy()
+        choice_N = torch.empty(len(exact_NV), dtype=torch.long)
+        np.argmax(exact_NV, -1, out=choice_N.numpy())
+        best_N = exact_NV[np.arange(len(exact_NV)), choice_N.numpy()]
+        choice_N.numpy()[~np.isfinite(best_N)] = -1
+        return choice_N
     best_N, choice_N = logits_NV.max(-1)
     return choice_N.masked_fill(~torch.isfinite(best_N), -1)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from draftsmith.infer.models.products.joined import linear_layers
+
 # The largest copy, as a share of the machine's memory.
 SHARE_OF_MEMORY = 0.25
 ROWS_HINT = 8
@@ -67,8 +69,7 @@ class PackedProduct:
 
 
 def _layers(model: Any) -> list[Any]:
-    linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
-    return [layer for layer in linear if _is_packable(layer.weight)]
+    return [layer for layer in linear_layers(model) if _is_packable(layer.weight)]
 
 
 def _is_packable(weight: torch.Tensor) -> bool:

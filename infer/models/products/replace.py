@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from draftsmith.infer.models.products.joined import JoinedPart, join_layers
 from draftsmith.infer.models.products.prepack import PackedProduct, can_prepack, packed_bytes, prepack
 from draftsmith.infer.models.products.timed import TimedProduct, copied_bytes, is_timed, time_products
 
 
 def replace_products(model: Any) -> None:
-    """Packed bfloat16 weights, or else what is timed to be faster, on a CPU; only for a model whose weights will not
-    change."""
+    """On a CPU, layers of one input joined, and packed bfloat16 weights, or else what is timed to be faster; only for a
+    model whose weights will not change."""
     if can_prepack(model):
+        join_layers(model)
         prepack(model)
     elif is_timed(model):
+        join_layers(model)
         time_products(model)
 
 
@@ -44,5 +47,5 @@ def own_products(model: Any) -> Iterator[None]:
 
 
 def _replaced(model: Any) -> list[Any]:
-    ours = (PackedProduct, TimedProduct)
+    ours = (JoinedPart, PackedProduct, TimedProduct)
     return [layer for layer in model.modules() if isinstance(layer.__dict__.get("forward"), ours)]

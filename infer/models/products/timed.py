@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from draftsmith.infer.costs.remembered import choice_path, remember, remembered
+from draftsmith.infer.models.products.joined import linear_layers
 from draftsmith.infer.models.products.prepack import SHARE_OF_MEMORY, total_memory
 
 # Numbers of tokens that are timed: products of others are made like those of the next larger number, or of the last.
@@ -62,11 +63,14 @@ class PackedHalves:
         if torch.equal(exact_OI.half().float(), exact_OI):
             self.scale = 1.0
         self._packed = torch.ops.quantized.linear_prepack_fp16(exact_OI * self.scale, None)
+        self._product = torch.ops.quantized.linear_dynamic_fp16
+        # Tokens are scaled back instead of products, in the operation that makes them float32.
+        self._back_1 = torch.tensor([1 / self.scale])
 
     def product(self, x_NI: torch.Tensor) -> torch.Tensor:
         """[N, O] float32"""
-        product_NO: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x_NI.float(), self._packed)
-        return product_NO if self.scale == 1.0 else product_NO.mul_(1 / self.scale)
+        product_NO: torch.Tensor = self._product(x_NI * self._back_1, self._packed)
+        return product_NO
 
 
 def can_pack() -> bool:
@@ -82,13 +86,15 @@ class TimedProduct:
         self.ways = [OWN, *(ways.get(_size(tokens), OWN) for tokens in range(1, SIZES[-1] + 1))]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        way = self.ways[min(x.numel() // x.shape[-1], SIZES[-1])]
-        if way == OWN:
+        x_NI = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        way = self.ways[min(len(x_NI), SIZES[-1])]
+        if way is OWN:
             return torch.nn.functional.linear(x, self.weight_OI, self.bias_O)
-        product_NO = product(x.reshape(-1, x.shape[-1]), self.weight_OI, self.packed, way)
+        product_NO = product(x_NI, self.weight_OI, self.packed, way)
         if self.bias_O is not None:
             product_NO = product_NO + self.bias_O
-        return product_NO.to(x.dtype).reshape(*x.shape[:-1], -1)
+        product_NO = product_NO.to(x.dtype)
+        return product_NO if x.dim() == 2 else product_NO.view(*x.shape[:-1], -1)
 
 
 def product(x_NI: torch.Tensor, weight_OI: torch.Tensor, packed: PackedHalves | None, way: ProductWay) -> torch.Tensor:
@@ -205,9 +211,10 @@ def _read(known: dict[str, Any], by_shape: dict[Shape, list[Any]]) -> dict[Shape
 
 def _layers(model: Any) -> list[Any]:
     """The layers whose products may be made in other ways: those of the first one's dtype, to the end."""
-    linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
     dtypes = (torch.float32, *HALVES)
-    found = [one for one in linear if one.weight.dtype in dtypes and one.weight.device.type in ("cpu", "meta")]
+    found = [
+        one for one in linear_layers(model) if one.weight.dtype in dtypes and one.weight.device.type in ("cpu", "meta")
+    ]
     return [one for one in found if one.weight.dtype == found[0].weight.dtype]
 
 

@@ -29,6 +29,7 @@ from draftsmith.infer.models.runner.clock import PassClock
 from draftsmith.infer.models.runner.entries import Entries, PassOutput, RunnerRow
 from draftsmith.infer.models.runner.masks import MaskPlan
 from draftsmith.infer.models.runner.pass_inputs import ChosenEntries, PassInputs, PassPlan, pass_inputs
+from draftsmith.infer.models.runner.plain_stack import plain_stack, unhooked
 from draftsmith.infer.models.runner.taps import Taps
 from draftsmith.infer.models.runner.transfers import Transfers
 
@@ -81,6 +82,8 @@ class ModelRunner:
             for block in self.blocks:
                 configs += [one for one in configs_of(block.model) if id(one) not in known]
         self._plan = PassPlan(mask_plan, marks, configs, self.buckets, self.device, self.dtype)
+        bases = [block.model for block in self.blocks] if exits else [None]
+        self._stacks = [plain_stack(model, base) if mask_plan.packed else None for base in bases]
 
     @property
     def forward_seconds(self) -> float:
@@ -234,6 +237,9 @@ class ModelRunner:
     def _run_eagerly(self, ready: ChosenEntries, taps: Sequence[str], keep: Sequence[int]) -> PassOutput:
         total = len(ready.slots)
         inputs = self._inputs(ready, keep if 0 < len(keep) < padded(total, self.buckets) else ())
+        if stack := unhooked(self._stacks[0]):
+            logits_NV, taken = stack.logits(inputs, self.cache, taps, bool(keep))
+            return PassOutput(logits_NV[: len(keep)], {name: taken[name][:total] for name in taps})
         asked: Any = int(not keep) if inputs.keep_K is None else inputs.keep_K
         with self.taps.taking(taps) as taken, inputs.attending:
             output = self.model(**inputs.arguments, logits_to_keep=asked)
@@ -352,9 +358,11 @@ class ModelRunner:
         begun = self._clock.begin()
         if inner.inlet is not None:
             inner.inlet.states = self.cache.states_now(block - 1)[None]
-        with inputs.attending:
-            output = inner.model(**inputs.arguments)
-        states_ND = output.last_hidden_state[0]
+        if stack := unhooked(self._stacks[block]):
+            states_ND, _ = stack.states(inputs, self.cache)
+        else:
+            with inputs.attending:
+                states_ND = inner.model(**inputs.arguments).last_hidden_state[0]
         self._ran(begun, self.block_bytes[block])
         if self.eager or block + 1 < len(self.blocks):
             self.cache.put_states(block, states_ND)

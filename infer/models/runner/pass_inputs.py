@@ -15,7 +15,7 @@ from torch import nn
 
 from draftsmith.infer.costs.pass_costs import padded
 from draftsmith.infer.models.runner.arena import Arena
-from draftsmith.infer.models.runner.attention import PackedPass, RowReads, dense_seen, running
+from draftsmith.infer.models.runner.attention import PackedPass, Reads, RowReads, dense_seen, running
 from draftsmith.infer.models.runner.entries import RunnerRow
 from draftsmith.infer.models.runner.masks import MaskPlan, RowSlots, additive, pieces
 from draftsmith.infer.models.runner.transfers import Transfers
@@ -64,11 +64,12 @@ class ChosenEntries:
 @dataclass(slots=True)
 class PassInputs:
     """A pass that is ready: the model's arguments, and the attention to run it in. `keep_K`: the places that were asked
-    for, if not all or none were."""
+    for, if not all or none were. `reads`: None where layers attend on their own."""
 
     arguments: dict[str, Any]
     attending: Any
     keep_K: torch.Tensor | None
+    reads: Reads | None
 
 
 def pass_inputs(
@@ -96,11 +97,13 @@ def pass_inputs(
     cache.begin(first, tokens, None if run else slots_N)
     windows = plan.masks.windows.items()
     attending: Any = contextlib.nullcontext()
+    reads: Reads | None = None
     masks: Mapping[str, torch.Tensor] = plan.marks
     if plan.masks.packed:
         for (row, piece), mask in zip(masked, on_device):
             row.seen[piece] = mask
-        attending = running(PackedPass({kind: made[window] for kind, window in windows}, plan.marks), plan.configs)
+        reads = PackedPass({kind: made[window] for kind, window in windows}, plan.marks)
+        attending = running(reads, plan.configs)
     else:
         dense = {window: additive(mask, plan.dtype)[None, None] for window, mask in zip(made, on_device)}
         masks = {kind: dense[window] for kind, window in windows}
@@ -110,7 +113,7 @@ def pass_inputs(
     else:
         arguments["inputs_embeds"] = nn.functional.pad(entries.states, (0, 0, 0, len(spare)))[None]
     arguments["attention_mask"] = plan.handed(masks)
-    return PassInputs(arguments, attending, keep_K if len(keep) else None)
+    return PassInputs(arguments, attending, keep_K if len(keep) else None, reads)
 
 
 def _reads(entries: ChosenEntries, window: int | None) -> list[RowReads]:

@@ -202,6 +202,22 @@ def test_logits_that_are_not_finite_give_no_ids() -> None:
     assert (ids_NK[[0, 2]] >= 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_choices_are_torchs_own_argmax_with_ties_and_values_that_are_not_finite(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits_NV = (torch.randn(40, 700) * 3).to(dtype)  # a dozen ties for the largest in 16 bits
+    logits_NV[1, 4] = float("nan")
+    logits_NV[2, 600] = float("inf")
+    logits_NV[3] = -float("inf")
+    logits_NV[4, 9:] = -float("inf")
+    logits_NV[5] = 0
+    logits_NV[6, [77, 300, 699]] = 50
+    wanted = logits_NV.argmax(-1)
+    wanted[1:4] = -1
+    assert wanted[6] == 77
+    assert torch.equal(top_reader.chosen(logits_NV), wanted)
+
+
 def test_recorded_answers_and_wrong_names_are_refused() -> None:
     with pytest.raises(ValueError, match="no likeliest tokens"):
         RecordedTarget({"0": [3]}, 61).admit([Row("0", [3])], ("top:8",))

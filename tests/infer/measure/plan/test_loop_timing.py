@@ -21,13 +21,13 @@ def chain(model, length):
 
 
 def test_accepted_lengths_are_those_of_simulated_drafts_and_plain_is_one(target, make_model):
-    drafters = {str(n): SimulatedDrafter(chain(make_model("llama", seed=9), n)) for n in (2, 5)}
+    drafters = {str(n): SimulatedDrafter(chain(make_model("llama", seed=9), n)) for n in (2, 11)}
     found = time_loop(target, drafters, rows=3, context=10, new_tokens=37)
     assert found["plain"].accepted_length == 1.0
     assert found["plain"].speedup == 1.0
     assert found["2"].accepted_length == pytest.approx(37 / 13)
-    assert found["5"].accepted_length == pytest.approx(37 / 7)
-    assert found["5"].step_s > found["2"].step_s > found["plain"].step_s
+    assert found["11"].accepted_length == pytest.approx(37 / 4)
+    assert found["11"].step_s > found["2"].step_s > found["plain"].step_s  # by 4 and 3 times: noise is smaller
     assert all(0 < one.outside_s < one.step_s for one in found.values())
 
 

@@ -12,6 +12,7 @@ from tiny_folders import tiny_llama
 
 from draftsmith.infer import Engine, HFTarget
 from draftsmith.infer.models.products import timed as timed_products
+from draftsmith.infer.models.products.joined import linear_layers
 from draftsmith.infer.models.products.prepack import can_prepack
 from draftsmith.infer.models.products.replace import added_bytes, own_products, replace_products, restore_products
 from draftsmith.infer.models.products.timed import (
@@ -40,7 +41,7 @@ def worth_timing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def replaced(model: Any) -> list[TimedProduct]:
-    found = [layer.__dict__.get("forward") for layer in model.modules()]
+    found = [layer.__dict__.get("forward") for layer in linear_layers(model)]
     return [one for one in found if isinstance(one, TimedProduct)]
 
 
@@ -84,12 +85,13 @@ def test_zeros_are_packed() -> None:
 def test_weights_that_are_not_finite_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_products, "fastest", all_ways)
     model = tiny_llama().bfloat16()
-    linear = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
-    linear[3].weight.data[2, 5] = torch.inf
+    first, second = (layer.self_attn for layer in model.model.layers)
+    first.o_proj.weight.data[2, 5] = second.v_proj.weight.data[2, 5] = torch.inf
     replace_products(model)
-    assert [isinstance(layer.__dict__.get("forward"), TimedProduct) for layer in linear] == [
-        layer is not linear[3] for layer in linear
-    ]
+    linear = linear_layers(model)
+    kept = [layer for layer in linear if "forward" not in layer.__dict__]
+    assert kept == [first.o_proj, second.v_proj.forward.whole.layer]
+    assert len(replaced(model)) == len(linear) - 2
 
 
 def test_numbers_between_the_timed_ones_are_made_like_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +171,7 @@ def test_products_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     replace_products(model)
     count = len(replaced(model))
-    assert count == sum(type(layer) is torch.nn.Linear for layer in model.modules())
+    assert count == len(linear_layers(model))
     with own_products(model):
         assert not replaced(model)
     assert len(replaced(model)) == count
