@@ -26,8 +26,8 @@ LEARNED = (
 # A few more nodes cost little to verify here, and the policy cuts trees to what pays once costs are measured.
 SMALL = "small:{}[num_draft_tokens=8,nodes=24,width=4]"
 DRAFTERS = {"sft": SMALL, "soft": "sd2:{}", "distil": SMALL}
-# Retrieval and a draft model in one tree; both parts are calibrated above.
-MIX = "mix=(pld+{})[nodes=24]"
+# What needs no training in one tree, and retrieval beside a draft model; all parts are calibrated.
+MIXES = "mix=(pld+recycle+{rest})[nodes=24],mix-distil=(pld+{small})[nodes=24]"
 # transformers' assistant at its defaults and at two fixed lengths: which is best depends on the machine.
 ASSISTANTS = ("", *(
     f"[num_assistant_tokens={tokens},num_assistant_tokens_schedule=constant,assistant_confidence_threshold=0]"
@@ -203,7 +203,8 @@ class QuickstartPlan:
         made |= {f"store-{name}": (name, spec) for name, spec in STORES.items()}
         drafters = ",".join(f"{name}={spec.format(folder / out)}" for out, (name, spec) in made.items())
         distilled = folder / "draft-distil"
-        learning = f"recycle,{MIX.format(SMALL.format(distilled))}"
+        store = STORES["rest-ood"].format(folder / "store-rest-ood")
+        learning = f"recycle,{MIXES.format(rest=store, small=SMALL.format(distilled))}"
         peers = ",".join(["generate", "prompt_lookup", *(f"assistant:{distilled}{how}" for how in ASSISTANTS)])
         common = ["--target", self.target, "--max_new_tokens", size.new_tokens, "--min_distinct", size.min_distinct,
                   *SERVED, "--seed", self.seed]  # fmt: skip

@@ -14,11 +14,10 @@ from draftsmith.infer.models.products.timed import TimedProduct, copied_bytes, i
 def replace_products(model: Any) -> None:
     """On a CPU, layers of one input joined, and packed bfloat16 weights, or else what is timed to be faster; only for a
     model whose weights will not change."""
+    join_layers(model)
     if can_prepack(model):
-        join_layers(model)
         prepack(model)
     elif is_timed(model):
-        join_layers(model)
         time_products(model)
 
 

@@ -12,7 +12,7 @@ from draftsmith.infer.drafters.draft_model import follow
 from draftsmith.infer.models.hf_target import model_fingerprint
 from draftsmith.infer.models.products.int8 import Int8Product, int8_copy
 from draftsmith.infer.models.products.joined import JoinedPart, join_layers, linear_layers
-from draftsmith.infer.models.products.replace import own_products, restore_products
+from draftsmith.infer.models.products.replace import own_products, replace_products, restore_products
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 
@@ -89,13 +89,18 @@ def test_its_own_products_come_back() -> None:
     assert torch.equal(logits(model), wanted)
 
 
-def test_a_model_that_changes_its_dtype_is_joined_no_more() -> None:
+def test_a_model_that_changes_its_dtype_is_joined_anew() -> None:
     model = tiny_model("llama")
-    join_layers(model)
+    wanted = logits(model)
+    replace_products(model)
+    old = parts(model)[0].forward.whole
     assert follow(model, torch.zeros(1, dtype=torch.float32), True, True)
-    assert not parts(model)  # too small for other products
+    assert parts(model)[0].forward.whole is not old
     assert {one.dtype for one in model.parameters()} == {torch.float32}
+    held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in model.parameters()}
+    assert sum(held.values()) == sum(one.nbytes for one in model.parameters())
     assert logits(model).dtype == torch.float32
+    assert 0 < (logits(model) - wanted).abs().max() < 1e-4
 
 
 def test_an_int8_copy_multiplies_each_part_by_itself_and_leaves_the_model() -> None:
