@@ -19,13 +19,18 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class JoinedPart:
-    """Replaces the forward of one of the layers that were joined."""
+    """Replaces the forward of one of the layers that were joined, as long as its weights are part of the joined ones:
+    a model that was copied, or moved to another dtype, multiplies with its own."""
 
-    def __init__(self, whole: JoinedProduct, index: int) -> None:
+    def __init__(self, whole: JoinedProduct, index: int, layer: nn.Linear) -> None:
         self.whole = whole
         self.index = index
+        self.layer = layer
+        self.address = layer.weight.data_ptr()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.layer.weight.data_ptr() != self.address:
+            return nn.functional.linear(x, self.layer.weight, self.layer.bias)
         return self.whole.part(x, self.index)
 
 
@@ -70,7 +75,7 @@ def join_layers(model: Any) -> None:
             if all(_is_free(part) for part in parts) and _fit(parts):
                 whole = JoinedProduct(parts)
                 for index, part in enumerate(parts):
-                    part.forward = JoinedPart(whole, index)
+                    part.forward = JoinedPart(whole, index, part)
 
 
 def linear_layers(model: Any) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import shaken, tiny_model
 
 from draftsmith.infer.drafters.draft_model import follow
 from draftsmith.infer.models.hf_target import model_fingerprint
@@ -101,6 +101,19 @@ def test_a_model_that_changes_its_dtype_is_joined_anew() -> None:
     assert sum(held.values()) == sum(one.nbytes for one in model.parameters())
     assert logits(model).dtype == torch.float32
     assert 0 < (logits(model) - wanted).abs().max() < 1e-4
+
+
+def test_a_copy_and_a_model_in_another_dtype_multiply_with_their_own_weights() -> None:
+    model = tiny_model("llama", torch.float32)
+    join_layers(model)
+    wanted = logits(model)
+    made = shaken(model, 0.5)
+    assert (logits(made) - wanted).abs().max() > 0.1 * wanted.std()
+    restore_products(made)
+    assert torch.equal(logits(shaken(model, 0.5)), logits(made))
+    assert torch.equal(logits(model), wanted)
+    assert (logits(model.double()) - wanted).abs().max() < 1e-4
+    assert logits(model).dtype == torch.float64
 
 
 def test_an_int8_copy_multiplies_each_part_by_itself_and_leaves_the_model() -> None:
