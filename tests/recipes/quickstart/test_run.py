@@ -27,8 +27,8 @@ main()
 COMMAND = [sys.executable, "-c", PROGRAM, "quickstart", "--scale", "smoke", "--out"]
 ASSISTANTS = {"transformers assistant", "transformers assistant#2", "transformers assistant#3"}
 PEERS = {"transformers generate", "transformers prompt_lookup", *ASSISTANTS}
-OURS = {"plain", "pld", "recycle", "mix", "mix-distil", "sft", "soft", "distil", "rest-ood", "dresd-ood", "rest-id", "dresd-id",
-        "empty"}  # fmt: skip
+OURS = {"plain", "pld", "recycle", "mix", "mix-distil", "sft", "soft", "distil", "rest-ood", "dresd-ood", "rest-id",
+        "dresd-id", "empty"}  # fmt: skip
 
 
 class Bench:
