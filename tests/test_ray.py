@@ -50,7 +50,7 @@ TOKENS = 14
 @pytest.fixture(scope="module")
 def before() -> set[str]:
     """The sockets on which another file's tests left this process listening, before there was a Ray."""
-    return set(listening(os.getpid()))
+    return set(processes.listening(os.getpid()))
 
 
 @pytest.fixture(scope="module")
@@ -187,31 +187,13 @@ def test_later_tasks_may_depend_on_earlier_results(workers: Workers) -> None:
         assert results == [4, 16]
 
 
-def listening(pid: int) -> dict[str, str]:
-    """By socket, the local addresses on which a process listens, in the kernel's hexadecimal."""
-    sockets = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            sockets.add(os.readlink(entry))
-        except OSError:
-            continue
-    found = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            socket = f"socket:[{fields[9]}]"
-            if fields[3] == "0A" and socket in sockets:
-                found[socket] = fields[1].split(":")[0]
-    return found
-
-
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def test_a_local_ray_listens_on_loopback_only_and_reports_nothing(before: set[str], workers: Workers) -> None:
     found = {}
     for pid in processes.descendants(os.getpid()):
-        found |= {socket: address for socket, address in listening(pid).items() if socket not in before}
+        found |= {socket: address for socket, address in processes.listening(pid).items() if socket not in before}
     assert len(found) >= 3, "no listener was found at all"
     assert set(found.values()) <= LOOPBACK
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

@@ -138,3 +138,21 @@ def descendants(root: int) -> set[int]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found
+
+
+def listening(pid: int) -> dict[str, str]:
+    """By socket, the local addresses on which a process listens, in the kernel's hexadecimal."""
+    sockets = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(entry))
+        except OSError:
+            continue
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            socket = f"socket:[{fields[9]}]"
+            if fields[3] == "0A" and socket in sockets:
+                found[socket] = fields[1].split(":")[0]
+    return found
