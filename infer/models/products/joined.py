@@ -1,6 +1,6 @@
 """Linear layers of a Llama-like model that multiply the same input, joined: one product for queries, keys and values,
-one for gate and up. A pass over few tokens then makes four products a layer instead of seven, and each of them reads
-more memory in one go (LOG.md has figures).
+one for gate and up. A pass then makes four products a layer instead of seven, and of few tokens a product costs its
+call (LOG.md has figures).
 
 The weights are held once: those of the parts become views of the joined ones. Each part's forward makes the joined
 product when it is first asked with an input, and gives its share of it; so transformers' own layers profit too.
@@ -91,10 +91,9 @@ def linear_layers(model: Any) -> list[Any]:
 
 def _is_free(layer: Any) -> bool:
     """Whether this is a linear layer that nothing was done to."""
-    hooked = type(layer) is nn.Linear and (
-        layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
-    )
-    return type(layer) is nn.Linear and not hooked and "forward" not in layer.__dict__
+    if type(layer) is not nn.Linear or "forward" in layer.__dict__:
+        return False
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _fit(parts: list[Any]) -> bool:

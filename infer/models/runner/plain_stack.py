@@ -1,10 +1,10 @@
 """A pass through a Llama-like model on a CPU without what transformers puts between its products.
 
-Of a pass over few tokens of a small model, a third is spent there: in modules that call modules, in masks that are not
-used and in outputs that record themselves (LOG.md has figures). Here the same operations run in the same order on the
-same weights, so every number is, bit for bit, what transformers' layers give; tests/infer/models/runner holds it to
-that. Which models: LLAMA_LIKE, as transformers made them, on a CPU. Every other model runs as it is, and so does
-one of these with a hook, an adapter, a quantised or a split layer.
+Of a pass over one token of a small model, a fifth to a quarter is spent there: in modules that call modules, in masks
+that are not used and in outputs that record themselves (LOG.md has figures). Here the same operations run in the same
+order on the same weights, so every number is, bit for bit, what transformers' layers give;
+tests/infer/models/runner/test_plain_stack.py holds it to that. Which models: LLAMA_LIKE, as transformers made them, on
+a CPU. Every other model runs as it is, and so does one of these with a hook, an adapter, a quantised or a split layer.
 
 Legend: N tokens of a pass, D hidden, H query heads, G key/value heads, E head size.
 """
